@@ -1,0 +1,47 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each is complete on its own.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?= gemma-3-270m
+
+.PHONY: demo test test-peers check format bench clean
+
+demo: .venv/demo.installed  ## Real text, written by a real Gemma
+	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
+
+test: .venv/dev.installed  ## Prove the house sound
+	$(BIN)/pytest
+
+test-peers: .venv/peers.installed  ## Tests that need llama.cpp, which is compiled for them
+	$(BIN)/pytest -m peer
+
+check: .venv/dev.installed  ## Style, types and the order of the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/dev.installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: .venv/peers.installed  ## gemwright beside its peers, on this machine
+	$(BIN)/python bench/generate.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+
+.venv/python.installed:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo.installed: pyproject.toml | .venv/python.installed
+	$(BIN)/pip install -q -e '.[demo]'
+	touch $@
+
+.venv/dev.installed: pyproject.toml | .venv/python.installed
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+.venv/peers.installed: pyproject.toml | .venv/dev.installed
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/pip install -q llama-cpp-python==0.3.36
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m gemwright`."""
+
+from gemwright.cli import main
+
+main()

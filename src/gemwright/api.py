@@ -1,0 +1,240 @@
+"""A loaded model: text in, text out.
+
+model = gemwright.load("gemma-3-270m")
+print(model.generate("Once upon a time", max_tokens=100).text)
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, cast, overload
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gemwright import memory
+from gemwright.checkpoint.load import Progress, load_weights
+from gemwright.checkpoint.locate import locate
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.errors import GemwrightError
+from gemwright.generate.engine import Engine
+from gemwright.generate.sampling import Sampling
+from gemwright.text import chat, infill
+from gemwright.text.chat import ChatFormat, Message
+from gemwright.text.tokenizer import Tokenizer
+from gemwright.writing import Batch, Completion, Stream
+
+PUBLISHED = Sampling(temperature=1.0, top_k=64, top_p=0.95)
+"""Sampling where a checkpoint says nothing: what Gemma 3 is published with."""
+Conversation = Sequence[Message | Mapping[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """What a call may say; what it does not say is the model's default.
+
+    Attributes:
+        max_tokens: Tokens to write at most (256); never more than fit in the context.
+        stop: Strings that end the text; they are not part of it.
+        alternatives: How many of the likeliest tokens to report at each step, with their log-probabilities (0).
+        seed: One seed, or one for each text.
+        temperature, top_k, top_p, min_p, repetition_penalty: As in `Sampling`.
+    """
+
+    max_tokens: int
+    stop: str | Sequence[str]
+    alternatives: int
+    seed: int | Sequence[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is to a model.
+
+    Attributes:
+        tokens: Ids, BOS first.
+        logprobs: Natural log-probability of each id after the first, given those before it.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean negative log-probability per token; 1.0 for an empty text."""
+        return math.exp(-sum(self.logprobs) / len(self.logprobs)) if self.logprobs else 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its tokenizer. Made by `gemwright.load`.
+
+    Attributes:
+        name: What it was loaded as.
+        engine: The weights and what runs them.
+        tokenizer: Text to ids and back.
+        chat_format: How conversations are written for it.
+        defaults: Sampling where a call does not say otherwise.
+        stop_ids: Ids that end a text.
+        tuned: Whether the checkpoint came with a chat template, as instruction-tuned ones do.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+    defaults: Sampling
+    stop_ids: tuple[int, ...]
+    tuned: bool
+
+    @overload
+    def generate(self, prompt: str, **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Unpack[Options]) -> list[Completion]: ...
+    def generate(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Completion | list[Completion]:
+        """Continue a text, or each of several.
+
+        Raises:
+            GemwrightError: a prompt does not fit in the context, or an option is out of range.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        completions = self._complete([self.encode(text) for text in texts], self.stop_ids, options)
+        return completions[0] if isinstance(prompt, str) else completions
+
+    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
+        """Answer the last message of a conversation.
+
+        Args:
+            messages: `Message`s, or mappings with "role" (system, user or assistant) and "content".
+            **options: As for `generate`.
+
+        Raises:
+            GemwrightError: roles do not alternate, or as for `generate`.
+        """
+        return self._complete([self.encode_chat(messages)], self.chat_stop_ids, options)[0]
+
+    def infill(self, before: str, after: str, **options: Unpack[Options]) -> Completion:
+        """Write what stands between two pieces of code (CodeGemma 2B and 7B); greedy unless told otherwise."""
+        greedy: Options = {"temperature": 0.0}
+        ids = infill.render(self.tokenizer, before, after)
+        return self._complete([ids], infill.stop_ids(self.tokenizer), greedy | options)[0]
+
+    def stream(self, prompt: str | Conversation, **options: Unpack[Options]) -> Stream:
+        """Continue a text or answer a conversation, piece by piece; a piece never holds half a character."""
+        if isinstance(prompt, str):
+            return Stream(self._run([self.encode(prompt)], self.stop_ids, options))
+        return Stream(self._run([self.encode_chat(prompt)], self.chat_stop_ids, options))
+
+    def score(self, text: str) -> Score:
+        """Log-likelihood of a text, token by token.
+
+        Raises:
+            GemwrightError: the text does not fit in the context.
+        """
+        ids = self.encode(text)
+        return Score(ids, self.engine.score([ids])[0].astype(float).tolist())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt: BOS, then the text."""
+        return self.tokenizer.with_bos(self.tokenizer.encode(text))
+
+    def encode_chat(self, messages: Conversation) -> list[int]:
+        """Ids of a conversation, up to where the model speaks."""
+        return chat.render(self.chat_format, self.tokenizer, [_message(message) for message in messages])
+
+    @property
+    def chat_stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
+
+    def _complete(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Iterable[int], options: Options
+    ) -> list[Completion]:
+        if not prompts:
+            return []
+        batch = self._run(prompts, stop_ids, options)
+        for _ in batch:
+            pass
+        return batch.completions
+
+    def _run(self, prompts: Sequence[Sequence[int]], stop_ids: Iterable[int], options: Options) -> Batch:
+        max_tokens, alternatives = options.get("max_tokens", 256), options.get("alternatives", 0)
+        if max_tokens < 1 or not 0 <= alternatives <= 64:
+            raise GemwrightError("max_tokens must be at least 1, and alternatives between 0 and 64.")
+        stop = options.get("stop", ())
+        steps = self.engine.generate(prompts, self._samplings(options, len(prompts)), max_tokens, alternatives)
+        lengths = [len(prompt) for prompt in prompts]
+        return Batch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
+
+    def _samplings(self, options: Options, rows: int) -> list[Sampling]:
+        given: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
+        seed = given.pop("seed", self.defaults.seed)
+        seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+        if len(seeds) != rows:
+            raise GemwrightError(f"There are {len(seeds)} seeds for {rows} texts; give one, or one for each.")
+        return [replace(self.defaults, **given, seed=seed) for seed in seeds]
+
+
+_SAMPLING = frozenset(Sampling.__dataclass_fields__)
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: A path, a name of `gemwright models`, or a hub id.
+        dtype: Of weights and activations. By default float32 on a CPU, whose products are fastest in it, and
+            bfloat16 on an accelerator.
+        variant: Name of the published variant, for an Orbax tree.
+        progress: Called with the bytes read so far and the bytes in all.
+
+    Raises:
+        GemwrightError: it cannot be found, read or held in memory; the message says why.
+    """
+    checkpoint = open_checkpoint(locate(str(model)), variant)
+    config = checkpoint.config
+    precision = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+    memory.require(memory.forecast(config, precision), str(model))
+    params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
+    tokenizer = Tokenizer(checkpoint.vocabulary())
+    third_generation = any(layer.mixer.qk_norm for layer in config.layers)
+    return Model(
+        name=str(model),
+        engine=Engine(config, params, min(tokenizer.size, config.vocab)),
+        tokenizer=tokenizer,
+        chat_format=chat.GEMMA3 if third_generation else chat.GEMMA,
+        defaults=default_sampling(checkpoint.generation),
+        stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
+        tuned=checkpoint.chat_template is not None,
+    )
+
+
+def default_sampling(generation: Mapping[str, Any]) -> Sampling:
+    """Sampling as a `generation_config.json` has it, in the words and with the defaults of that format."""
+    keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {key: generation[key] for key in keys if key in generation}
+    if "do_sample" not in generation and not given:
+        return PUBLISHED
+    if not generation.get("do_sample", False):
+        return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
+    return replace(Sampling(temperature=1.0, top_k=50), **given)
+
+
+def _message(message: Message | Mapping[str, str]) -> Message:
+    if isinstance(message, Message):
+        return message
+    if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
+        raise GemwrightError("A message needs a role (system, user or assistant) and its content as text.")
+    return Message(cast(chat.Role, message["role"]), message["content"])

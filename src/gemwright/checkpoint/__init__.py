@@ -1,0 +1,1 @@
+"""Checkpoints: every format in and out."""

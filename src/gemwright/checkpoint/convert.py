@@ -1,0 +1,176 @@
+"""From any format to Hugging Face safetensors or GGUF: the name tables read backwards, one tensor at a time."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.checkpoint import names
+from gemwright.checkpoint.gguf import GgufTensor, write_gguf
+from gemwright.checkpoint.gguf_configuration import to_gguf
+from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.load import Progress, read_weights, row_chunks
+from gemwright.checkpoint.names import Stored
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.errors import CheckpointError
+from gemwright.text.chat import GEMMA
+from gemwright.text.vocabulary import Vocabulary
+
+Format = Literal["huggingface", "gguf"]
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+"""What each dtype of ours is called in a GGUF."""
+FILE_TYPES = {"float32": 0, "float16": 1, "q4_0": 2, "q8_0": 7, "bfloat16": 32}
+"""`general.file_type` of a GGUF, llama.cpp `include/llama.h`."""
+
+
+def convert(
+    source: Path,
+    target: Path,
+    to: Format,
+    dtype: str | None = None,
+    variant: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
+
+    Args:
+        source: A checkpoint in any format.
+        target: What to make: a folder for Hugging Face, a file for GGUF. It must not exist.
+        to: The format.
+        dtype: float32, float16, bfloat16, and for GGUF q8_0 or q4_0. By default the source's own, or float32 where
+            the source is quantised: no value changes.
+        variant: Name of the published variant, for an Orbax tree.
+        progress: Called with the bytes read so far and the bytes in all.
+
+    Raises:
+        CheckpointError: the source cannot be read or expressed in the format, or the target cannot be written.
+    """
+    checkpoint = open_checkpoint(source, variant)
+    dtype = dtype or _own_dtype(checkpoint)
+    allowed = ENCODINGS if to == "gguf" else DTYPES
+    if dtype not in allowed:
+        raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
+    if target.exists():
+        raise CheckpointError(f"{target} exists; remove it or choose another name.")
+    write = _write_gguf if to == "gguf" else _write_huggingface
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def _own_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype of the source's matrices, or float32 where they are quantised or differ."""
+    largest = checkpoint.file.tensors
+    encodings = {info.encoding for info in largest.values() if len(info.shape) > 1}
+    known = {encoding: name for name, encoding in ENCODINGS.items() if name in DTYPES}
+    return known.get(encodings.pop(), "float32") if len(encodings) == 1 else "float32"
+
+
+def _write_huggingface(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, folder: Path, dtype: str, progress: Progress
+) -> None:
+    plan = names.huggingface(checkpoint.config)
+    weights = read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, DTYPES[dtype], progress)
+
+    def produce(path: str, stored: Stored) -> NDArray[Any]:
+        read, values = next(weights)
+        assert read == path
+        return values.reshape(stored.shape)
+
+    tensors = [
+        SafetensorsTensor(stored.name, stored.shape, DTYPES[dtype], lambda p=path, s=stored: produce(p, s))
+        for path, stored in plan.items()
+    ]
+    documents: dict[str, Mapping[str, Any]] = {
+        "config.json": to_huggingface(checkpoint.config, dtype) | _special_ids(checkpoint, vocabulary),
+        "generation_config.json": _special_ids(checkpoint, vocabulary) | dict(checkpoint.generation),
+        "tokenizer.json": vocabulary.tokenizer_json(),
+        "tokenizer_config.json": vocabulary.tokenizer_config(checkpoint.chat_template),
+    }
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write_safetensors(partial, tensors)
+        for name, document in documents.items():
+            (partial / name).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+        (partial / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
+    index = vocabulary.pieces.index
+    stops = list(checkpoint.stop_ids) or [index("<eos>")]
+    return {
+        "bos_token_id": index("<bos>"),
+        "eos_token_id": stops[0] if len(stops) == 1 else stops,
+        "pad_token_id": index("<pad>"),
+    }
+
+
+def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtype: str, progress: Progress) -> None:
+    # llama.cpp wants exactly one row for each piece of the vocabulary.
+    size = min(vocabulary.size, checkpoint.config.vocab)
+    config = replace(checkpoint.config, vocab=size)
+    vocabulary = replace(
+        vocabulary, pieces=vocabulary.pieces[:size], scores=vocabulary.scores[:size], kinds=vocabulary.kinds[:size]
+    )
+    whole = checkpoint.config.vocab == size
+    source_plan = checkpoint.plan if whole else _plan_of(checkpoint, config)
+    plan = names.gguf(config)
+    host = DTYPES.get(dtype, DTYPES["float32"])
+    weights = read_weights(checkpoint.file, source_plan, config, host, progress)
+
+    def chunks(path: str, stored: Stored) -> Iterator[NDArray[Any]]:
+        read, values = next(weights)
+        assert read == path
+        for rows in row_chunks(stored.shape):
+            part = values.reshape(stored.shape)[rows]
+            yield part + np.float32(stored.offset) if stored.offset else part
+
+    tensors = [
+        GgufTensor(stored.name, stored.shape, _encoding(path, stored, dtype), chunks(path, stored))
+        for path, stored in plan.items()
+    ]
+    write_gguf(file, _gguf_metadata(checkpoint, config, vocabulary, dtype, file.stem), tensors)
+
+
+def _plan_of(checkpoint: Checkpoint, config: Any) -> Mapping[str, Stored]:
+    """The source's plan for a model with fewer rows of vocabulary."""
+    rows = {"embed", "head"} & checkpoint.plan.keys()
+    fewer = {path: replace(checkpoint.plan[path], shape=(config.vocab, config.width)) for path in rows}
+    return {**checkpoint.plan, **fewer}
+
+
+def _encoding(path: str, stored: Stored, dtype: str) -> str:
+    if len(stored.shape) == 1:
+        return "F32"
+    # The table is read by row as well as multiplied by: it keeps more bits than the rest, as is usual.
+    return "Q8_0" if dtype == "q4_0" and path in ("embed", "head") else ENCODINGS[dtype]
+
+
+def _gguf_metadata(
+    checkpoint: Checkpoint, config: Any, vocabulary: Vocabulary, dtype: str, name: str
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = to_gguf(config) | vocabulary.gguf_metadata()
+    metadata |= {"general.name": name, "general.file_type": FILE_TYPES[dtype], "general.quantization_version": 2}
+    if checkpoint.chat_template is not None:
+        metadata["tokenizer.chat_template"] = checkpoint.chat_template
+        metadata["tokenizer.ggml.eot_token_id"] = vocabulary.pieces.index(GEMMA.turn_end)
+    return metadata

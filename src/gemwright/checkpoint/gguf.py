@@ -1,0 +1,378 @@
+"""GGUF, llama.cpp's single-file format: metadata and tensor descriptions, then the tensors' bytes.
+
+Source: ggml-org/ggml docs/gguf.md; ggml-org/llama.cpp ggml/src/gguf.cpp (what its reader refuses).
+"""
+
+import errno
+import math
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.checkpoint import ggml
+from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSION = 3  # version 2 differs only in that big-endian files did not exist
+MAX_ENTRIES = 1 << 16  # keys, or tensors; the largest Gemma has fewer than two thousand tensors
+MAX_NAME = 63  # bytes of a tensor's name that llama.cpp can hold
+MAX_AXES = 4
+DEFAULT_ALIGNMENT = 32
+
+_NUMBERS = {
+    0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
+    5: np.dtype("<i4"), 6: np.dtype("<f4"), 7: np.dtype("?"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}  # fmt: skip
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
+_KINDS = {dtype: kind for kind, dtype in _NUMBERS.items()}
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_LENGTH = struct.Struct("<Q")
+_ENCODING_NAMES = {e.type_id: name for name, e in ggml.ENCODINGS.items()}
+
+Metadata = Mapping[str, bool | int | float | str | Sequence[str] | NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class GgufFile:
+    """An open GGUF file: a `TensorFile` with metadata.
+
+    Attributes:
+        path: The file.
+        version: 2 or 3.
+        metadata: Values as Python's; arrays of numbers as read-only numpy arrays, of strings as lists.
+        tensors: Every tensor, in the file's order.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    _bytes: NDArray[np.uint8]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """Returns a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
+        info = self.tensors[name]
+        return self._bytes[info.offset : info.offset + info.nbytes]
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Returns a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
+        info = self.tensors[name]
+        return _values(info.encoding, self.raw(name), info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Returns `read(name)[start:stop]` and decodes no other row."""
+        info = self.tensors[name]
+        if len(info.shape) < 2:  # its one row may be a single block
+            return self.read(name)[start:stop]
+        rows = self.raw(name).reshape(info.shape[0], -1)[start:stop]
+        return _values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
+
+
+def _values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
+    block = ggml.ENCODINGS[encoding].block
+    if block.names is None:
+        return raw.view(block).reshape(shape)
+    out = np.empty(shape, np.float32)
+    ggml.decode(encoding, raw, out)
+    return out
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
+    """Opens a GGUF file; reads its header and maps the rest.
+
+    Raises:
+        CheckpointError: The file cannot be opened, is damaged, or uses something this reader does not know.
+    """
+    header = _Header(Path(path))
+    version = header.version()
+    n_tensors, n_keys = header.number(_UINT64, "the header"), header.number(_UINT64, "the header")
+    if max(n_tensors, n_keys) > MAX_ENTRIES:
+        raise header.error(f"claims {n_tensors} tensors and {n_keys} keys")
+    metadata = header.metadata(n_keys)
+    tensors = header.tensors(n_tensors, _alignment(header.path, metadata))
+    return GgufFile(header.path, version, metadata, tensors, np.frombuffer(header.data, np.uint8))
+
+
+def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
+    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if isinstance(value, int) and 8 <= value <= 1 << 20 and value.bit_count() == 1:
+        return value
+    raise CheckpointError(f"{path}: key 'general.alignment' is {value!r:.40}, not a power of two from 8 to 2**20.")
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+class _Header:
+    """Reads a header front to back; every length is checked against the file before it is used."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.position = 0
+        self.size = 0
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size < 24:
+                    raise self.error("is too short to be a GGUF file")
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise self.error(f"cannot be read ({error.strerror})", "check the path") from error
+
+    def error(self, what: str, remedy: str = "fetch or convert the file again") -> CheckpointError:
+        return CheckpointError(f"{self.path}: {what}; {remedy}.")
+
+    def skip(self, nbytes: int, where: str) -> int:
+        """Moves past `nbytes` and returns the position they start at."""
+        start = self.position
+        if nbytes > self.size - start:
+            raise self.error(f"ends inside {where}; it is cut short or damaged")
+        self.position = start + nbytes
+        return start
+
+    def number(self, kind: int, where: str) -> Any:
+        dtype = _NUMBERS[kind]
+        return np.frombuffer(self.data, dtype, 1, self.skip(dtype.itemsize, where))[0].item()
+
+    def string(self, where: str) -> str:
+        return self.strings(1, where)[0]
+
+    def strings(self, count: int, where: str) -> list[str]:
+        # Vocabularies have 262144 strings: the loop keeps everything local.
+        data, size, length, position = self.data, self.size, _LENGTH.unpack_from, self.position
+        strings: list[str] = []
+        append = strings.append
+        try:
+            for _ in range(count):
+                start = position + 8
+                position = start + length(data, position)[0] if start <= size else start
+                if position > size:
+                    self.skip(position - self.position, where)
+                append(data[start:position].decode())
+        except UnicodeDecodeError as error:
+            raise self.error(f"{where} holds text that is not UTF-8 near byte {position}") from error
+        self.position = position
+        return strings
+
+    def version(self) -> int:
+        magic = self.data[: self.skip(4, "the header") + 4]
+        version = self.number(_UINT32, "the header")
+        if magic != MAGIC:
+            raise self.error("does not start with 'GGUF'")
+        if version & 0xFFFF == 0:
+            raise self.error("is a big-endian GGUF file; convert the model again on a little-endian machine")
+        if version not in (2, VERSION):
+            raise self.error(f"has GGUF version {version}, and 2 and 3 can be read")
+        return version
+
+    def metadata(self, count: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(count):
+            key = self.string(f"the key after {next(reversed(metadata), 'the header')!r:.80}")
+            if key in metadata:
+                raise self.error(f"key {key!r:.80} is there twice")
+            metadata[key] = self.value(f"key {key!r:.80}")
+        return metadata
+
+    def value(self, where: str) -> Any:
+        kind = self.number(_UINT32, where)
+        if kind == _STRING:
+            return self.string(where)
+        if kind in _NUMBERS:
+            return self.number(kind, where)
+        if kind != _ARRAY:
+            raise self.error(f"{where} has the unknown value type {kind}")
+        kind, count = self.number(_UINT32, where), self.number(_UINT64, where)
+        if kind == _STRING:
+            return self.strings(count, where)
+        if kind not in _NUMBERS:
+            raise self.error(f"{where} is an array of the unsupported value type {kind}")
+        dtype = _NUMBERS[kind]
+        array = np.frombuffer(self.data, dtype, count, self.skip(count * dtype.itemsize, where))
+        return array.view(np.uint8) != 0 if kind == _BOOL else array
+
+    def tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for _ in range(count):
+            name = self.string(f"the tensor name after {next(reversed(tensors), 'the keys')!r:.80}")
+            if name in tensors:
+                raise self.error(f"tensor {name!r:.80} is there twice")
+            tensors[name] = self.tensor(f"tensor {name!r:.80}")
+        start = _aligned(self.position, alignment)
+        tensors = {name: replace(info, offset=start + info.offset) for name, info in tensors.items()}
+        end, last = start, ""
+        for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
+            if (info.offset - start) % alignment:
+                raise self.error(f"tensor {name!r:.80} is not aligned to {alignment} bytes")
+            if info.offset < end:
+                raise self.error(f"tensor {name!r:.80} overlaps tensor {last!r:.80}")
+            end, last = info.offset + info.nbytes, name
+            if end > self.size:
+                raise self.error(f"ends inside tensor {name!r:.80}: {self.size} bytes instead of {end} or more")
+        return tensors
+
+    def tensor(self, where: str) -> TensorInfo:
+        """Reads one description; its offset still counts from the first tensor."""
+        n_axes = self.number(_UINT32, where)
+        if n_axes > MAX_AXES:
+            raise self.error(f"{where} claims {n_axes} axes, more than {MAX_AXES}")
+        shape = tuple(self.number(_UINT64, where) for _ in range(n_axes))[::-1]
+        type_id, offset = self.number(_UINT32, where), self.number(_UINT64, where)
+        encoding = _ENCODING_NAMES.get(type_id)
+        if encoding is None:
+            unknown = ggml.UNSUPPORTED.get(type_id, f"number {type_id}")
+            raise self.error(f"{where} has encoding {unknown}", f"choose a file with {', '.join(ggml.ENCODINGS)}")
+        e = ggml.ENCODINGS[encoding]
+        if 0 in shape or math.prod(shape[-1:]) % e.elements:
+            raise self.error(f"{where} has shape {shape}, which {encoding} cannot have")
+        return TensorInfo(shape, encoding, offset, e.nbytes(math.prod(shape)))
+
+
+class GgufTensor(NamedTuple):
+    """A tensor to write.
+
+    Attributes:
+        name: At most 63 bytes of UTF-8.
+        shape: Row-major, one to four axes.
+        encoding: F32, F16, BF16, Q8_0 or Q4_0.
+        chunks: Float arrays which joined along the first axis give the tensor. A generator makes them one
+            by one while the file is written, so that only one is ever held.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: str
+    chunks: Iterable[NDArray[Any]]
+
+
+def write_gguf(path: str | os.PathLike[str], metadata: Metadata, tensors: Iterable[GgufTensor]) -> None:
+    """Writes a GGUF file beside `path`, then moves it there; a failure leaves nothing behind.
+
+    Args:
+        path: The file to make or replace.
+        metadata: An int is stored as uint32, int32 or uint64, the first that fits, a float as float32, a list
+            of strings as such, a numpy array of one axis in its own type.
+        tensors: The tensors in the order of the file.
+
+    Raises:
+        CheckpointError: A key or tensor cannot be written, or the disk is full or not writable.
+    """
+    path = Path(path)
+    tensors = list(tensors)
+    alignment = _alignment(path, metadata)
+    keys = _packed_metadata(path, metadata)
+    infos = _layout(path, tensors, alignment)
+    header = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)) + keys + _packed_infos(infos)
+    partial = path.with_name(path.name + ".partial")
+    total = _aligned(len(header), alignment) + sum(_aligned(info.nbytes, alignment) for info in infos.values())
+    try:
+        if shutil.disk_usage(path.parent).free < total:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            with partial.open("wb") as file:
+                file.write(header + bytes(-len(header) % alignment))
+                for tensor in tensors:
+                    for encoded in _encoded(path, tensor):
+                        file.write(encoded.data)
+                    file.write(bytes(-file.tell() % alignment))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        remedy = f"free {total / 1e9:.3f} GB" if error.errno == errno.ENOSPC else "choose another place"
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.") from error
+
+
+def _packed_metadata(path: Path, metadata: Metadata) -> bytes:
+    parts: list[bytes] = []
+    for key, value in metadata.items():
+        try:
+            parts += [_packed_string(key), _packed_value(value)]
+        except (TypeError, UnicodeEncodeError) as error:
+            raise CheckpointError(f"{path}: key {key!r} cannot be written: {error}.") from error
+    return b"".join(parts)
+
+
+def _packed_string(text: str) -> bytes:
+    encoded = text.encode()
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+def _packed_value(value: Any) -> bytes:
+    """Packs a value after its type."""
+    match value:
+        case str():
+            return struct.pack("<I", _STRING) + _packed_string(value)
+        case bool():
+            return struct.pack("<I?", _BOOL, value)
+        case int() if 0 <= value < 1 << 32:
+            return struct.pack("<II", _UINT32, value)
+        case int() if -(1 << 31) <= value < 0:
+            return struct.pack("<Ii", _INT32, value)
+        case int() if 0 <= value < 1 << 64:
+            return struct.pack("<IQ", _UINT64, value)
+        case float() if not abs(value) > _MAX_FLOAT32:
+            return struct.pack("<If", _FLOAT32, value)
+        case np.ndarray() if value.ndim == 1 and value.dtype in _KINDS:
+            return struct.pack("<IIQ", _ARRAY, _KINDS[value.dtype], len(value)) + value.tobytes()
+        case list() if all(isinstance(item, str) for item in value):
+            return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_packed_string, value))
+        case _:
+            raise TypeError(f"{value!r:.40} is no number, text, list of texts or flat array that GGUF can hold")
+
+
+def _layout(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[str, TensorInfo]:
+    """Places the tensors one after the other; offsets count from the first."""
+    infos: dict[str, TensorInfo] = {}
+    offset = 0
+    for name, shape, encoding, _ in tensors:
+        e = ggml.ENCODINGS.get(encoding)
+        if e is None or e.encode is None:
+            writable = ", ".join(name for name, e in ggml.ENCODINGS.items() if e.encode)
+            raise CheckpointError(f"{path}: tensor {name!r} cannot be written as {encoding}; choose from {writable}.")
+        if not 1 <= len(shape) <= MAX_AXES or 0 in shape or shape[-1] % e.elements:
+            raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} cannot be written as {encoding}.")
+        if name in infos or len(name.encode()) > MAX_NAME:
+            raise CheckpointError(f"{path}: tensor name {name!r} is there twice or longer than {MAX_NAME} bytes.")
+        infos[name] = TensorInfo(shape, encoding, offset, e.nbytes(math.prod(shape)))
+        offset = _aligned(offset + infos[name].nbytes, alignment)
+    return infos
+
+
+def _packed_infos(infos: Mapping[str, TensorInfo]) -> bytes:
+    parts: list[bytes] = []
+    for name, info in infos.items():
+        type_id = ggml.ENCODINGS[info.encoding].type_id
+        axes = len(info.shape)
+        parts += [_packed_string(name), struct.pack(f"<I{axes}Q", axes, *reversed(info.shape))]
+        parts += [struct.pack("<IQ", type_id, info.offset)]
+    return b"".join(parts)
+
+
+def _encoded(path: Path, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]]:
+    """Yields the bytes of each chunk of a tensor."""
+    rows = 0
+    for chunk in tensor.chunks:
+        assert chunk.shape[1:] == tensor.shape[1:], f"{tensor.name}: {chunk.shape} is no part of {tensor.shape}"
+        rows += len(chunk)
+        try:
+            yield ggml.encode(tensor.encoding, chunk)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: tensor {tensor.name!r}: {error}.") from error
+    assert rows == tensor.shape[0], f"{tensor.name}: {rows} rows instead of {tensor.shape[0]}"

@@ -1,0 +1,222 @@
+"""The model's numbers in the metadata of a GGUF file.
+
+Keys, and what an absent key means: ggml-org/llama.cpp `src/models/{gemma,gemma2,gemma3}.cpp`, `src/llama-model.cpp`,
+`conversion/gemma.py`; Ollama's older Gemma 3 files: ollama/ollama#13452.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gemwright.checkpoint.configuration import (
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    Keys,
+    Uniform,
+    architecture,
+    cannot_write,
+    checked,
+    every,
+    period,
+    uniform,
+)
+from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.errors import CheckpointError
+from gemwright.model.config import Config, Rope
+
+_ARCHITECTURES = ("gemma", "gemma2", "gemma3")
+_PERIODS = {"gemma2": 2, "gemma3": 6}
+_SCALED_DEPTHS = (34, 48, 62)
+"""Depths of Gemma 3 4B, 12B and 27B, whose older files leave their rope scaling of 8 out."""
+
+
+def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Config:
+    """Reads the model's numbers from a GGUF file's metadata, and its vocabulary from its embedding's shape.
+
+    Args:
+        metadata: The file's keys.
+        tensors: The file's tensors.
+        where: The file, for messages.
+
+    Raises:
+        CheckpointError: The architecture is not supported, or a key is missing, absurd or not understood.
+    """
+    kind = metadata.get("general.architecture")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+        supported = ", ".join(_ARCHITECTURES)
+        raise Keys(metadata, where).error("general.architecture", f"a supported one, which are {supported}")
+    prefix = f"{kind}."
+    keys = Keys({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
+
+    depth = keys.size("block_count", most=MAX_LAYERS)
+    width = keys.size("embedding_length")
+    heads = keys.size("attention.head_count", most=width)
+    head_dim = keys.size("attention.key_length", width // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.size(key, head_dim) != head_dim:
+            raise keys.error(key, f"{head_dim}, like attention.key_length")
+    keys.choice("attention.causal", True)
+    window = _window(keys, kind)
+    local = (False,) * depth if window is None else _local(keys, depth, _PERIODS[kind])
+    local_rope, global_rope = _ropes(keys, kind, depth)
+    model = Uniform(
+        width=width,
+        vocab=_vocab(metadata, tensors, width, where),
+        context=keys.size("context_length", most=MAX_POSITIONS),
+        heads=heads,
+        kv_heads=keys.size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        query_scalar=float(_query_scalar(kind, depth, width, heads, head_dim)),
+        hidden=keys.size("feed_forward_length"),
+        local=local,
+        window=window if any(local) else None,
+        local_rope=local_rope,
+        global_rope=global_rope,
+        soft_cap=_number(keys, "attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
+        final_soft_cap=_final_soft_cap(keys, kind),
+        qk_norm=kind == "gemma3",
+        post_norms=kind != "gemma",
+        tied="output.weight" not in tensors,
+        norm_eps=_number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
+    )
+    return checked(model, where)
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """The metadata of a GGUF file that llama.cpp reads with the same meaning; the tokenizer's keys are not among it.
+
+    Raises:
+        CheckpointError: No architecture of the format computes what this model computes.
+    """
+    model = uniform(config)
+    kind = architecture(model)
+    depth = len(model.local)
+    _check_expressible(model, kind)
+    keys: dict[str, Any] = {
+        "context_length": model.context,
+        "embedding_length": model.width,
+        "block_count": depth,
+        "feed_forward_length": model.hidden,
+        "attention.head_count": model.heads,
+        "attention.head_count_kv": model.kv_heads,
+        "attention.key_length": model.head_dim,
+        "attention.value_length": model.head_dim,
+        "attention.layer_norm_rms_epsilon": float(model.norm_eps),
+    }
+    if model.soft_cap is not None:
+        keys["attn_logit_softcapping"] = float(model.soft_cap)
+    if model.final_soft_cap is not None:
+        keys["final_logit_softcapping"] = float(model.final_soft_cap)
+    keys |= _window_keys(model, kind) | _rope_keys(model, kind)
+    return {"general.architecture": kind} | {f"{kind}.{key}": value for key, value in keys.items()}
+
+
+def _number(keys: Keys, key: str, default: float) -> float:
+    """A float32 of the file as the decimal number that was meant: 1e-6, not 9.99999997e-7."""
+    return float(str(np.float32(keys.number(key, default))))
+
+
+def _final_soft_cap(keys: Keys, kind: str) -> float | None:
+    """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
+    if kind == "gemma" or (kind == "gemma3" and keys.number("final_logit_softcapping", 0.0, least=0.0) == 0.0):
+        return None
+    return _number(keys, "final_logit_softcapping", 30.0)
+
+
+def _query_scalar(kind: str, depth: int, width: int, heads: int, head_dim: int) -> int:
+    """The format has no key for it: readers know the two 27B models by their depth."""
+    return width // heads if (kind, depth) in (("gemma2", 46), ("gemma3", 62)) else head_dim
+
+
+def _vocab(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], width: int, where: str) -> int:
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] != width:
+        found = "missing" if embedding is None else f"of shape {embedding.shape}"
+        raise CheckpointError(f"{where}: tensor 'token_embd.weight' is {found}, and it must have rows of {width}.")
+    rows = embedding.shape[0]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {len(tokens)} tokens and tensor 'token_embd.weight' only {rows} rows; "
+            "fetch or convert the file again."
+        )
+    return Keys({"rows of token_embd.weight": rows}, where).size("rows of token_embd.weight")
+
+
+def _window(keys: Keys, kind: str) -> int | None:
+    """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
+    match kind:
+        case "gemma2":
+            return keys.size("attention.sliding_window", 4096, most=MAX_POSITIONS)
+        case "gemma3":
+            return keys.size("attention.sliding_window", 0, least=0, most=MAX_POSITIONS) or None
+        case _:
+            return None
+
+
+def _local(keys: Keys, depth: int, default_period: int) -> tuple[bool, ...]:
+    key = "attention.sliding_window_pattern"
+    value = keys.data.get(key)
+    if isinstance(value, np.ndarray) and value.shape == (depth,):
+        return tuple(bool(flag) for flag in value)
+    return every(keys.size(key, default_period, least=0) or depth + 1, depth)  # 0: every layer is local
+
+
+def _ropes(keys: Keys, kind: str, depth: int) -> tuple[Rope, Rope]:
+    """The rotary embeddings of local and of global layers."""
+    if kind != "gemma3":
+        everywhere = Rope(_number(keys, "rope.freq_base", 1e4), _scale(keys, 1.0))
+        return Rope(_number(keys, "rope.freq_base_swa", everywhere.base), everywhere.scale), everywhere
+    # Ollama's older files have `rope.global.freq_base` and `rope.local.freq_base`, and no scaling.
+    base = _number(keys, "rope.global.freq_base", 1e6)
+    local_base = _number(keys, "rope.local.freq_base", 1e4)
+    everywhere = Rope(_number(keys, "rope.freq_base", base), _scale(keys, 8.0 if depth in _SCALED_DEPTHS else 1.0))
+    return Rope(_number(keys, "rope.freq_base_swa", local_base)), everywhere
+
+
+def _scale(keys: Keys, default: float) -> float:
+    kind = keys.choice("rope.scaling.type", "linear", "none")
+    if kind == "none":
+        return 1.0
+    key = "rope.scaling.factor" if "rope.scaling.factor" in keys.data else "rope.scale_linear"
+    return _number(keys, key, default)
+
+
+def _check_expressible(model: Uniform, kind: str) -> None:
+    query_scalar = _query_scalar(kind, len(model.local), model.width, model.heads, model.head_dim)
+    if model.query_scalar != query_scalar:
+        raise cannot_write(
+            f"GGUF has no key for the query scale, readers would take {query_scalar} for {model.query_scalar}"
+        )
+    if not model.tied and kind != "gemma3":
+        raise cannot_write("GGUF has no output matrix for Gemma 1 and 2")
+    if kind == "gemma2" and None in (model.window, model.soft_cap, model.final_soft_cap):
+        raise cannot_write("in GGUF a Gemma 2 must have local layers and both soft-caps")
+    implied = 1.0 if kind == "gemma3" else model.global_rope.scale
+    if any(model.local) and model.local_rope.scale != implied:
+        raise cannot_write(f"GGUF readers take {implied} for the rope scale of local layers")
+
+
+def _window_keys(model: Uniform, kind: str) -> dict[str, Any]:
+    if model.window is None:
+        return {}
+    keys: dict[str, Any] = {"attention.sliding_window": model.window}
+    if model.local != every(_PERIODS[kind], len(model.local)):
+        pattern = period(model.local)
+        keys["attention.sliding_window_pattern"] = np.array(model.local) if pattern is None else pattern
+    return keys
+
+
+def _rope_keys(model: Uniform, kind: str) -> dict[str, Any]:
+    """Only what differs from what a reader assumes, but for Gemma 3's base, which older readers do not assume."""
+    keys: dict[str, Any] = {}
+    base, local_base = float(model.global_rope.base), float(model.local_rope.base)
+    if kind == "gemma3" or base != 1e4:
+        keys["rope.freq_base"] = base
+    if any(model.local) and local_base != (1e4 if kind == "gemma3" else base):
+        keys["rope.freq_base_swa"] = local_base
+    if model.global_rope.scale != 1.0 or (kind == "gemma3" and len(model.local) in _SCALED_DEPTHS):
+        keys["rope.scaling.type"] = "linear"
+        keys["rope.scaling.factor"] = float(model.global_rope.scale)
+    return keys

@@ -1,0 +1,109 @@
+"""Weights from a file to the device: checked by name and shape first, then read in chunks of rows.
+
+At no time does more than the loaded model and a few chunks stand in memory.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from gemwright import tree
+from gemwright.checkpoint.names import Stored, check, text_name
+from gemwright.checkpoint.tensors import TensorFile
+from gemwright.model.config import Config
+from gemwright.model.spec import ModelWeights, spec
+
+CHUNK = 1 << 21
+"""Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
+ALIGNMENT = 64
+"""Bytes. A host buffer so aligned becomes a CPU device's buffer without a copy."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes in all."""
+
+
+def load_weights(
+    file: TensorFile,
+    plan: Mapping[str, Stored],
+    config: Config,
+    dtype: DTypeLike,
+    progress: Progress = lambda done, total: None,
+) -> ModelWeights:
+    """Read the weights that a plan names, onto the default device.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
+    """
+    weights = {path: jax.device_put(host) for path, host in read_weights(file, plan, config, dtype, progress)}
+    return tree.build(spec(config), weights)
+
+
+def read_weights(
+    file: TensorFile,
+    plan: Mapping[str, Stored],
+    config: Config,
+    dtype: DTypeLike,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Read weights one by one, each as a host array in our shape, by our path.
+
+    Raises:
+        CheckpointError: as for `load_weights`.
+    """
+    names = {text_name(name): name for name in file.tensors}
+    check(plan, {plain: file.tensors[name].shape for plain, name in names.items()}, str(file.path))
+    total = sum(file.tensors[names[stored.name]].nbytes for stored in plan.values())
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, param in tree.flatten(spec(config)).items():
+            stored = plan[path]
+            name = names[stored.name]
+            yield path, _read(pool, file, name, stored, param.shape, np.dtype(dtype))
+            done += file.tensors[name].nbytes
+            progress(done, total)
+
+
+def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of the first axis that hold about `CHUNK` elements each."""
+    rows = max(1, CHUNK // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def _read(
+    pool: ThreadPoolExecutor,
+    file: TensorFile,
+    name: str,
+    stored: Stored,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> NDArray[Any]:
+    out = _aligned_empty(shape, dtype)
+    if stored.index is not None or stored.permute is not None:
+        whole = file.read(name) if stored.index is None else file.read(name)[stored.index]
+        whole = whole if stored.permute is None else whole.transpose(stored.permute)
+        out[...] = whole
+        return out
+    flat = out.reshape(stored.shape)
+
+    def copy(rows: slice) -> None:
+        values = file.read_rows(name, rows.start, rows.stop)
+        flat[rows] = values - np.float32(stored.offset) if stored.offset else values
+
+    list(pool.map(copy, row_chunks(stored.shape)))
+    return out
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array that starts on an `ALIGNMENT` boundary."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)

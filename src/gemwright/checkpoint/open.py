@@ -1,0 +1,183 @@
+"""Open a checkpoint of any format: what it holds, without its weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gemwright.checkpoint import names
+from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.gguf_configuration import from_gguf
+from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config
+from gemwright.checkpoint.names import Stored
+from gemwright.checkpoint.safetensors import open_safetensors
+from gemwright.checkpoint.tensors import TensorFile
+from gemwright.errors import CheckpointError
+from gemwright.model.config import Config
+from gemwright.text.vocabulary import Vocabulary
+from gemwright.variants import VARIANTS
+
+MAX_JSON = 64_000_000
+"""Bytes. The largest file of settings, a tokenizer, is half of it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint. Its weights are on disk until they are loaded.
+
+    Attributes:
+        path: The file or folder.
+        format: Of the weights.
+        file: Their names, shapes and bytes.
+        config: The model, as the checkpoint itself describes it.
+        plan: Where each of our weights lies in the file.
+        generation: What the checkpoint says of sampling, in the words of `generation_config.json`.
+        chat_template: The template of conversations that came with it; None for a pretrained model.
+    """
+
+    path: Path
+    format: Literal["safetensors", "gguf", "orbax"]
+    file: TensorFile
+    config: Config
+    plan: Mapping[str, Stored]
+    generation: Mapping[str, Any]
+    chat_template: str | None
+
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the tokenizer that lies in or beside the weights.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        if self.format == "gguf":
+            from gemwright.checkpoint.gguf import GgufFile
+
+            assert isinstance(self.file, GgufFile)
+            return Vocabulary.from_gguf(self.file.metadata)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        for place in (folder, folder.parent) if self.format == "orbax" else (folder,):
+            if (place / "tokenizer.model").is_file():
+                return Vocabulary.from_sentencepiece(place / "tokenizer.model")
+            if (place / "tokenizer.json").is_file():
+                return Vocabulary.from_tokenizer_json(place / "tokenizer.json")
+        raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one beside the weights.")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that the checkpoint says end a text."""
+        ids = self.generation.get("eos_token_id", ())
+        return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
+    """Open a GGUF file, a Hugging Face folder (or its safetensors file) or an Orbax folder.
+
+    Args:
+        path: The file or folder.
+        variant: Name of the published variant; only an Orbax tree, which does not describe itself, needs it.
+
+    Raises:
+        CheckpointError: nothing is there, it is no checkpoint, or it is damaged; nothing has been read but headers.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; give a file, a folder, a name from `gemwright models` or a hub id."
+        )
+    if path.is_dir():
+        return _open_folder(path, variant)
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    if path.suffix == ".safetensors":
+        return _open_huggingface(path)
+    raise CheckpointError(f"{path} is no checkpoint; give a .gguf or .safetensors file, or a folder that holds one.")
+
+
+def _open_folder(folder: Path, variant: str | None) -> Checkpoint:
+    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
+        return _open_huggingface(folder)
+    match sorted(folder.glob("*.gguf")):
+        case [single]:
+            return _open_gguf(single)
+        case [_, *_] as several:
+            listed = ", ".join(file.name for file in several)
+            raise CheckpointError(f"{folder} holds several GGUF files ({listed}); give the path of one.")
+        case _:
+            return _open_orbax(folder, variant)
+
+
+def _open_huggingface(path: Path) -> Checkpoint:
+    folder = path if path.is_dir() else path.parent
+    settings = read_json(folder / "config.json")
+    config = from_huggingface(settings, str(folder / "config.json"))
+    generation: dict[str, Any] = {}
+    # Older folders keep the end of text in config.json alone.
+    for name, data in (
+        ("config.json", {"eos_token_id": settings.get("eos_token_id")}),
+        ("generation_config.json", None),
+    ):
+        if data is not None or (folder / name).is_file():
+            generation |= read_generation_config(data or read_json(folder / name), str(folder / name))
+    file = open_safetensors(path)
+    plan = names.huggingface(config)
+    return Checkpoint(path, "safetensors", file, config, plan, generation, _chat_template(folder))
+
+
+def _chat_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    settings = folder / "tokenizer_config.json"
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    return template if isinstance(template, str) else None
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = open_gguf(path)
+    config = from_gguf(file.metadata, file.tensors, str(path))
+    plan = names.gguf(config)
+    stops = {int(file.metadata[key]) for key in _GGUF_STOPS if _is_id(file.metadata.get(key))}
+    generation = {"eos_token_id": sorted(stops)} if stops else {}
+    template = file.metadata.get("tokenizer.chat_template")
+    return Checkpoint(path, "gguf", file, config, plan, generation, template if isinstance(template, str) else None)
+
+
+_GGUF_STOPS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
+    from gemwright.checkpoint.orbax import is_orbax, open_orbax
+
+    if not is_orbax(folder):
+        raise CheckpointError(f"{folder} holds no safetensors, GGUF or Orbax checkpoint; give a folder that does.")
+    if variant not in VARIANTS:
+        raise CheckpointError(
+            f"{folder} is an Orbax tree, which does not say what model it is; name it with --variant, "
+            f"one of {', '.join(VARIANTS)}."
+        )
+    config = VARIANTS[variant].config
+    file = open_orbax(folder)
+    plan = names.flax(config, {name: info.shape for name, info in file.tensors.items()})
+    return Checkpoint(folder, "orbax", file, config, plan, {}, None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a small file.
+
+    Raises:
+        CheckpointError: it is missing, too large, not JSON or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path} is larger than any such file can be; fetch it again.")
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; fetch the whole folder.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch it again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object; fetch it again.")
+    return data

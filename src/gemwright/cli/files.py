@@ -1,0 +1,38 @@
+"""`gemwright convert` and `gemwright pull`: checkpoints as files."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path, or a model that is on this machine.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="What to make: a folder, or a .gguf file.")],
+    to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="The format to write.")],
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
+        typer.Option(help="Of the weights; unless given, no value changes. The last two are GGUF's alone."),
+    ] = None,
+    variant: o.VariantOption = None,
+) -> None:
+    """Write a checkpoint in another format, with its tokenizer and settings."""
+    from gemwright.checkpoint.convert import convert as convert_checkpoint
+    from gemwright.cli.loading import Bar, find
+
+    path = find(source, may_download=False)
+    with Bar(f"Converting {source}") as bar:
+        convert_checkpoint(path, target, to, dtype, variant, bar)
+    render.write(f"{target}\n")
+
+
+def pull(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A name of `gemwright models`, or a hub id.")],
+) -> None:
+    """Fetch a model from the hub and print its path."""
+    from gemwright.cli.loading import find
+
+    render.write(f"{find(model)}\n")

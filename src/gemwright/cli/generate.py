@@ -1,0 +1,183 @@
+"""`gemwright generate`: continue texts."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+
+if TYPE_CHECKING:
+    from gemwright.api import Model, Options
+    from gemwright.cli.loading import Loaded
+    from gemwright.generate.sampling import Sampling
+    from gemwright.writing import Completion, Stream
+
+
+def generate(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="Texts to continue; without any, standard input is one."),
+    ] = None,
+    model: o.ModelOption = "gemma-3-270m",
+    max_tokens: o.MaxTokensOption = 256,
+    temperature: o.TemperatureOption = None,
+    top_k: o.TopKOption = None,
+    top_p: o.TopPOption = None,
+    min_p: o.MinPOption = None,
+    repetition_penalty: o.PenaltyOption = None,
+    seed: o.SeedOption = None,
+    stop: o.StopOption = None,
+    logprobs: o.LogprobsOption = 0,
+    dtype: o.DTypeOption = None,
+    variant: o.VariantOption = None,
+    as_json: o.JsonOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Continue a text, or several together.
+
+    Sampling settings that are not given are the model's own.
+    """
+    prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
+    settings = o.settings(
+        max_tokens=max_tokens,
+        stop=stop,
+        seed=seed,
+        alternatives=logprobs,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    from gemwright.cli.loading import load
+
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    if verbose:
+        announce_settings(loaded.model, settings)
+    if len(prompts) == 1:
+        completions = [_stream(loaded, prompts[0], settings, as_json=as_json, verbose=verbose)]
+    else:
+        completions = _batch(loaded, prompts, settings, verbose=verbose)
+    for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if as_json:
+            one = replace(sampling_of(loaded.model, settings), seed=o.seeds(settings["seed"], len(prompts))[index])
+            render.write_json({"prompt": text} | record(loaded, completion, one, settings))
+            continue
+        if len(prompts) > 1:
+            _echo(text)
+            render.write(completion.text + "\n")
+        if logprobs:
+            render.write("\n")
+            tokenizer = loaded.model.tokenizer
+            render.token_lines(tokenizer, completion.tokens, completion.logprobs, completion.alternatives)
+        if index + 1 < len(prompts) and sys.stdout.isatty():
+            render.write("\n")
+
+
+def _piped() -> str:
+    text = render.read_stdin()
+    if text is None:
+        raise o.no_text("prompt")
+    return text
+
+
+def _echo(prompt: str) -> None:
+    """Show on a terminal what the text continues."""
+    if sys.stdout.isatty():
+        render.out().print(prompt, style="dim", end="", soft_wrap=True)
+
+
+def _stream(loaded: "Loaded", prompt: str, settings: "Options", *, as_json: bool, verbose: bool) -> "Completion":
+    if not as_json:
+        _echo(prompt)
+    stream = loaded.model.stream(prompt, **settings)
+    completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
+    if not as_json:
+        render.write("\n")
+    return completion
+
+
+def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | None" = None) -> "Completion":
+    """Write the pieces of a text as they come, unless silent; if `loaded` is given, say how long it all took."""
+    start = time.perf_counter()
+    first = None
+    try:
+        for piece in stream:
+            first = time.perf_counter() if first is None else first
+            if not silent:
+                render.write(piece)
+    except KeyboardInterrupt:
+        render.write("\n")
+        raise
+    if loaded is not None:
+        end = time.perf_counter()
+        _announce_speed(loaded, [stream.completion], first and first - start, end - (first or start))
+    return stream.completion
+
+
+def _batch(loaded: "Loaded", prompts: Sequence[str], settings: "Options", *, verbose: bool) -> "list[Completion]":
+    start = time.perf_counter()
+    each: Options = {**settings, "seed": o.seeds(settings["seed"], len(prompts))}
+    completions = loaded.model.generate(prompts, **each)
+    if verbose:
+        _announce_speed(loaded, completions, None, time.perf_counter() - start)
+    return completions
+
+
+def sampling_of(model: "Model", settings: "Options") -> "Sampling":
+    """How a call samples: the model's defaults with what the person gave."""
+    given: dict[str, Any] = {name: settings[name] for name in model.defaults.__dataclass_fields__ if name in settings}
+    return replace(model.defaults, **given)
+
+
+def announce_settings(model: "Model", settings: "Options") -> None:
+    """Say how the text will be sampled, before it is."""
+    from gemwright.cli.loading import describe
+
+    sampling = sampling_of(model, settings)
+    render.facts([("sampling", f"{describe(sampling)}, seed {sampling.seed}")], render.err())
+
+
+def _announce_speed(
+    loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float
+) -> None:
+    """Say how long loading and writing took; without a first token's time, `seconds` holds that of the prompts too."""
+    completions = list(completions)
+    written = sum(len(completion.tokens) for completion in completions)
+    prompts = sum(completion.prompt_tokens for completion in completions)
+    rows = [("load", f"{loaded.seconds:.2f} s")]
+    if first is not None:
+        rows.append(("first", f"{first:.2f} s to the first token, after {prompts} of the prompt"))
+        written -= 1
+    rows.append(("speed", f"{written / max(seconds, 1e-9):.1f} tokens/s ({written} in {seconds:.2f} s)"))
+    console = render.err()
+    console.print()
+    render.facts(rows, console)
+
+
+def record(loaded: "Loaded", completion: "Completion", sampling: "Sampling", settings: "Options") -> dict[str, Any]:
+    """A completion and how it came about, for JSON."""
+    tokenizer = loaded.model.tokenizer
+    entry: dict[str, Any] = {
+        "text": completion.text,
+        "finish": completion.finish,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": len(completion.tokens),
+        "tokens": completion.tokens,
+        "logprobs": [o.finite(logprob) for logprob in completion.logprobs],
+    }
+    if settings["alternatives"]:
+        entry["alternatives"] = [
+            [
+                {"token": token, "text": render.piece(tokenizer, token), "logprob": o.finite(logprob)}
+                for token, logprob in step.items()
+            ]
+            for step in completion.alternatives
+        ]
+    limits = {"max_tokens": settings["max_tokens"], "stop": list(settings["stop"]), "dtype": loaded.dtype}
+    return entry | {"model": loaded.name, "settings": vars(sampling) | limits}

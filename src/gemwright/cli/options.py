@@ -1,0 +1,89 @@
+"""Options that several commands share, and the settings that they make."""
+
+import math
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from gemwright.errors import GemwrightError
+
+if TYPE_CHECKING:
+    from gemwright.api import Options
+
+DType = Literal["float32", "bfloat16"]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="A path, a name of `gemwright models`, or a hub id.")
+]
+VariantOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The published variant, for an Orbax tree, which does not say.")
+]
+DTypeOption = Annotated[
+    DType | None, typer.Option(help="Of weights and activations: float32 on a CPU, else bfloat16, unless given.")
+]
+MaxTokensOption = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to write at most.")]
+TemperatureOption = Annotated[float | None, typer.Option(metavar="X", help="0 always takes the likeliest token.")]
+TopKOption = Annotated[int | None, typer.Option(metavar="N", help="Choose among the N likeliest tokens; 0: all.")]
+TopPOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Choose among the likeliest tokens that together reach X.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Choose among tokens at least X times as likely as the likeliest.")
+]
+PenaltyOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Above 1, tokens that stand in the text become less likely.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="N", help="The same seed gives the same text; random unless given.")
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End the text before TEXT; may be given several times.")
+]
+LogprobsOption = Annotated[
+    int, typer.Option(min=0, max=64, metavar="N", help="Report the N likeliest tokens at each step.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say on standard error what is loaded and how fast it is.")
+]
+
+
+def settings(
+    *,
+    max_tokens: int,
+    stop: list[str] | None,
+    seed: int | None,
+    alternatives: int = 0,
+    **sampling: float | None,
+) -> "Options":
+    """The options of a call, checked before anything is loaded; a seed is drawn if none was given.
+
+    Raises:
+        GemwrightError: one is out of range.
+    """
+    from gemwright.generate.sampling import Sampling
+    from gemwright.text.stop import StopStrings
+
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    Sampling(**given, seed=seed)
+    StopStrings(stop or ())
+    return cast(
+        "Options", given | {"seed": seed, "max_tokens": max_tokens, "stop": stop or (), "alternatives": alternatives}
+    )
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """A seed for each of several texts: the first as given, then those that follow it."""
+    return [(seed + index) % 2**32 for index in range(count)]
+
+
+def finite(number: float) -> float | None:
+    """The number, or None, JSON's null, where it is none."""
+    return number if math.isfinite(number) else None
+
+
+def no_text(what: str) -> GemwrightError:
+    """The error of a command that was given nothing to work on."""
+    return GemwrightError(f"There is no {what}; give it as an argument, or through a pipe.")

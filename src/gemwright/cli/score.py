@@ -1,0 +1,64 @@
+"""`gemwright score`: how likely a text is to a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.errors import GemwrightError
+
+
+def score(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text; or give --file, or a pipe.")] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the text.")] = None,
+    model: o.ModelOption = "gemma-3-270m",
+    dtype: o.DTypeOption = None,
+    variant: o.VariantOption = None,
+    as_json: o.JsonOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Give the log-likelihood of a text, token by token, and its perplexity."""
+    content = _content(text, file)
+    from gemwright.cli.loading import load
+
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    result = loaded.model.score(content)
+    tokenizer, tokens = loaded.model.tokenizer, result.tokens[1:]
+    total = sum(result.logprobs)
+    if as_json:
+        render.write_json(
+            {
+                "text": content,
+                "tokens": result.tokens,
+                "pieces": [render.piece(tokenizer, token) for token in result.tokens],
+                "logprobs": [o.finite(logprob) for logprob in result.logprobs],
+                "log_likelihood": o.finite(total),
+                "perplexity": o.finite(result.perplexity),
+                "model": loaded.name,
+                "dtype": loaded.dtype,
+            }
+        )
+        return
+    render.token_lines(tokenizer, tokens, result.logprobs)
+    rows = [
+        ("tokens", str(len(tokens))),
+        ("log-likelihood", f"{total:.4f}"),
+        ("perplexity", f"{result.perplexity:.4f}"),
+    ]
+    render.write("\n")
+    render.facts(rows, render.out())
+
+
+def _content(text: str | None, file: Path | None) -> str:
+    if text is not None and file is not None:
+        raise GemwrightError("Both a text and --file are given; give one of them.")
+    if text is not None:
+        return render.argument(text)
+    if file is not None:
+        return render.read_file(file)
+    piped = render.read_stdin()
+    if piped is None:
+        raise o.no_text("text")
+    return piped

@@ -1,0 +1,1 @@
+"""Text or token ids to more tokens."""

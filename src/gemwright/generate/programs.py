@@ -1,0 +1,121 @@
+"""The compiled programs of a model: feed a chunk of a prompt, decode one token, score a chunk."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gemwright import tree
+from gemwright.generate import sampling
+from gemwright.generate.sampling import Knobs
+from gemwright.model import transformer
+from gemwright.model.config import Config
+from gemwright.model.spec import ModelWeights
+from gemwright.model.state import DecodeState
+from gemwright.typing import Array, Bool, Float, Int
+
+SCORED_ROWS = 32
+"""Positions whose logits stand in memory together while a text is scored: 32 MB for the largest vocabulary."""
+
+
+class Decoding(NamedTuple):
+    """What is fixed when a decoding program is compiled.
+
+    Attributes:
+        vocabulary: Ids at and above it are padding of the table and never chosen.
+        greedy: Every row takes the likeliest token.
+        penalty: Some row has a repetition penalty.
+        alternatives: How many of the likeliest tokens to report at each step.
+    """
+
+    vocabulary: int
+    greedy: bool
+    penalty: bool
+    alternatives: int
+
+
+@tree.node
+class Choice:
+    """One decoding step: the token of each row, its log-probability, and the likeliest tokens with theirs."""
+
+    token: Int[Array, " B"]
+    logprob: Float[Array, " B"]
+    top_tokens: Int[Array, "B A"]
+    top_logprobs: Float[Array, "B A"]
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def feed(
+    config: Config,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: DecodeState,
+) -> DecodeState:
+    """Take a chunk of each row's prompt into the state. No logits are computed."""
+    _, after = transformer.forward(config, params, tokens, state, valid=valid)
+    assert after is not None
+    return after
+
+
+@functools.partial(jax.jit, static_argnames=("config", "decoding"), donate_argnames=("state", "seen"))
+def decode(
+    config: Config,
+    decoding: Decoding,
+    params: ModelWeights,
+    token: Int[Array, " B"],
+    state: DecodeState,
+    knobs: Knobs,
+    seen: Bool[Array, "B V"] | None,
+) -> tuple[Choice, DecodeState, Bool[Array, "B V"] | None]:
+    """Take one token of each row into the state and choose the next.
+
+    Log-probabilities are the model's own: before penalty, temperature and filters.
+    """
+    hidden, after = transformer.forward(config, params, token[:, None], state)
+    assert after is not None
+    logits = _real(transformer.logits(config, params, hidden[:, 0]), decoding.vocabulary)
+    scores = logits
+    if seen is not None:
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+        scores = sampling.penalise(logits, seen, knobs.repetition_penalty)
+    if decoding.greedy:
+        chosen = sampling.greedy(scores)
+    else:
+        chosen = sampling.sample(scores, knobs, sampling.uniform(knobs.seed, after.lengths))
+    log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    top, top_tokens = jax.lax.top_k(logits, decoding.alternatives)
+    logprob = jnp.take_along_axis(logits, chosen[:, None], axis=-1) - log_total
+    return Choice(chosen, logprob[:, 0], top_tokens, top - log_total), after, seen
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
+def score(
+    config: Config,
+    vocabulary: int,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: DecodeState,
+) -> tuple[Float[Array, "B T"], DecodeState]:
+    """Take a chunk into the state and give the log-probability of each token's successor."""
+    hidden, after = transformer.forward(config, params, tokens, state, valid=valid)
+    assert after is not None
+
+    def logprobs(part: tuple[Array, Array]) -> Array:
+        hidden, target = part
+        logits = _real(transformer.logits(config, params, hidden), vocabulary)
+        return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+    flat_hidden = hidden.reshape(-1, SCORED_ROWS, hidden.shape[-1])
+    result = jax.lax.map(logprobs, (flat_hidden, targets.reshape(-1, SCORED_ROWS)))
+    return result.reshape(tokens.shape), after
+
+
+def _real(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:
+    """Rows of the table beyond the tokenizer are padding: they can neither be chosen nor take probability."""
+    if vocabulary >= logits.shape[-1]:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)

@@ -1,0 +1,95 @@
+"""Attention: multi-query, grouped or full; local or global; with or without caps and query/key norms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gemwright import ops, weights
+from gemwright.model.config import Attention
+from gemwright.model.spec import AttentionWeights
+from gemwright.model.state import Context, KVState, insert, slot_positions, visible
+from gemwright.typing import Array, Bool, Float
+
+MASKED = -2.3819763e38
+"""Score of what must not be seen: finite in bfloat16, so that a row that sees nothing has no NaN."""
+
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def apply(
+    spec: Attention,
+    params: AttentionWeights,
+    x: Float[Array, "B T D"],
+    context: Context,
+    state: KVState | None,
+    eps: float,
+) -> tuple[Float[Array, "B T D"], KVState | None]:
+    """Mix tokens over time. With a state, earlier tokens are read from it and the new ones are stored in it."""
+    q = weights.matmul(x, params.q)
+    k = weights.matmul(x, params.k)
+    v = weights.matmul(x, params.v)
+    if spec.qk_norm:
+        assert params.q_norm is not None
+        assert params.k_norm is not None
+        q, k = ops.rms_norm(q, params.q_norm, eps), ops.rms_norm(k, params.k_norm, eps)
+    q = ops.rotate(q, context.positions, spec.rope.base, spec.rope.scale)
+    k = ops.rotate(k, context.positions, spec.rope.base, spec.rope.scale)
+
+    keys, values, mask, state = _remembered(spec, k, v, context, state)
+    mixed = attend(q * spec.query_scalar**-0.5, keys, values, mask, spec.soft_cap)
+    return weights.matmul(mixed, params.o, inputs=2), state
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+    cap: float | None,
+) -> Float[Array, "B T N H"]:
+    """softmax(cap(q k)) v in float32. Query head n reads key/value head n // (N / K). The cap precedes the mask."""
+    B, T, N, H = q.shape
+    K = keys.shape[1]
+    grouped = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G T H
+    scores = _product("bkgth,bksh->bkgts", grouped, keys)
+    scores = jnp.where(mask[:, None, None], ops.soft_cap(scores, cap), MASKED)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    mixed = _product("bkgts,bksh->bkgth", probabilities, values)
+    return mixed.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _remembered(
+    spec: Attention,
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    context: Context,
+    state: KVState | None,
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B T S"], KVState | None]:
+    """All keys and values that the new tokens may see, who sees which, and the state after them."""
+    positions = context.positions
+    head_first = (0, 2, 1, 3)
+    if state is None:
+        mask = visible(positions, positions, spec.window)
+        if context.segments is not None:
+            mask &= context.segments[:, :, None] == context.segments[:, None, :]
+        return k.transpose(head_first), v.transpose(head_first), mask, None
+
+    after = insert(state, k, v, context)
+    ring_is_window = spec.window is not None and state.slots >= spec.window
+    if k.shape[1] == 1 or not ring_is_window:
+        # The ring after the insertion still holds all that any of these queries may see.
+        length = context.lengths + jnp.sum(positions >= 0, axis=1)
+        return (
+            after.keys,
+            after.values,
+            visible(positions, slot_positions(state.slots, length), spec.window),
+            after,
+        )
+
+    # The chunk overwrites what its own first queries must see: read the ring as it was, then the chunk.
+    before = slot_positions(state.slots, context.lengths)
+    keys = jnp.concatenate([state.keys, k.transpose(head_first).astype(state.keys.dtype)], axis=2)
+    values = jnp.concatenate([state.values, v.transpose(head_first).astype(state.values.dtype)], axis=2)
+    mask = visible(positions, jnp.concatenate([before, positions], axis=1), spec.window)
+    return keys, values, mask, after

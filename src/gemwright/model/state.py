@@ -1,0 +1,117 @@
+"""What a sequence leaves behind for its next tokens, and where the tokens at hand stand.
+
+Positions and lengths live once, in `DecodeState.lengths` and `Context`; a mixer's own state holds only its arrays.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gemwright import tree
+from gemwright.model.config import Attention, Config
+from gemwright.typing import Array, Bool, Float, Int
+
+
+@tree.node
+class Context:
+    """Where the tokens of one call stand.
+
+    A padding token has position -1: it is never seen, never stored, and its output means nothing.
+    """
+
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"] | None
+    """Document of each token when several are packed in a row (training only); tokens see their own document."""
+    lengths: Int[Array, " B"]
+    """Tokens of each row that the state holds already."""
+
+
+@tree.node
+class KVState:
+    """Keys and values of the last `slots` tokens: a ring, the token at position p lies in slot p % slots."""
+
+    keys: Float[Array, "B K S H"]
+    values: Float[Array, "B K S H"]
+
+    @property
+    def slots(self) -> int:
+        """Number of tokens that fit."""
+        return self.keys.shape[2]
+
+
+@tree.node
+class DecodeState:
+    """The state of a batch of sequences: one entry per layer, and how many tokens each row has seen."""
+
+    lengths: Int[Array, " B"]
+    layers: tuple[KVState, ...]
+
+
+def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
+    """A state for up to `capacity` tokens a row. A local layer never holds more than its window."""
+    return DecodeState(
+        lengths=jnp.zeros((batch,), jnp.int32),
+        layers=tuple(_empty_kv(layer.mixer, batch, capacity, dtype) for layer in config.layers),
+    )
+
+
+def abstract_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
+    """The shapes of `empty_state`, without memory."""
+    return jax.eval_shape(lambda: empty_state(config, batch, capacity, dtype))
+
+
+def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> int:
+    """Memory of a state in bytes."""
+    leaves = jax.tree_util.tree_leaves(abstract_state(config, batch, capacity, dtype))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
+    """The same sequences with room for `capacity` tokens a row (more than before). Rings that are full size stay.
+
+    A ring shorter than its window has not wrapped, so its slots keep their places in a longer one.
+    """
+
+    def longer(layer: KVState, mixer: Attention) -> KVState:
+        extra = _slots(mixer, capacity) - layer.slots
+        pad = ((0, 0), (0, 0), (0, extra), (0, 0))
+        return KVState(jnp.pad(layer.keys, pad), jnp.pad(layer.values, pad)) if extra else layer
+
+    layers = zip(state.layers, config.layers, strict=True)
+    return DecodeState(state.lengths, tuple(longer(kv, layer.mixer) for kv, layer in layers))
+
+
+def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
+    """The position of the token in each slot of a ring after `lengths` tokens; negative where a slot is empty."""
+    last = lengths[:, None] - 1
+    return last - (last - jnp.arange(slots)) % slots
+
+
+def insert(state: KVState, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"], context: Context) -> KVState:
+    """Store tokens. Of a chunk longer than the ring only the last `slots` are kept; padding is dropped."""
+    slots = state.slots
+    newest = jnp.max(context.positions, axis=1, keepdims=True)
+    kept = (context.positions >= 0) & (context.positions > newest - slots)
+    slot = jnp.where(kept, context.positions % slots, slots)  # one past the end: dropped
+    row = jnp.arange(slot.shape[0])[:, None]
+
+    def store(ring: Array, new: Array) -> Array:
+        return ring.at[row, :, slot].set(new.astype(ring.dtype), mode="drop")
+
+    return KVState(store(state.keys, keys), store(state.values, values))
+
+
+def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
+    """Causal mask by position: a query sees itself and what came before, at most `window` tokens in all."""
+    distance = queries[:, :, None] - keys[:, None, :]
+    mask = (distance >= 0) & (keys >= 0)[:, None, :]
+    return mask if window is None else mask & (distance < window)
+
+
+def _slots(mixer: Attention, capacity: int) -> int:
+    return capacity if mixer.window is None else min(mixer.window, capacity)
+
+
+def _empty_kv(mixer: Attention, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
+    shape = (batch, mixer.kv_heads, _slots(mixer, capacity), mixer.head_dim)
+    return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

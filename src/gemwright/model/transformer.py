@@ -1,0 +1,75 @@
+"""The decoder: embed, the layers, the final norm, the head.
+
+`forward` gives the normalised hidden states, and `logits` multiplies them by the vocabulary; they are apart because
+most callers want the logits of a few positions only, and the head is most of a small model.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from gemwright import ops, weights
+from gemwright.model import block
+from gemwright.model.config import Config
+from gemwright.model.spec import ModelWeights
+from gemwright.model.state import Context, DecodeState
+from gemwright.typing import Array, Bool, Float, Int
+
+
+def forward(
+    config: Config,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    state: DecodeState | None = None,
+    *,
+    valid: Bool[Array, "B T"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], DecodeState | None]:
+    """Run the decoder over tokens.
+
+    Args:
+        config: the model.
+        params: its weights; activations have the dtype of the embedding.
+        tokens: token ids.
+        state: what the rows have seen before. None (training, scoring) means nothing and stores nothing.
+        valid: False marks padding, on either side. None means that there is none.
+        segments: the document of each token in packed rows; positions restart with each (training only).
+
+    Returns:
+        The hidden states after the final norm, and the state after these tokens (None if there was none).
+    """
+    context = _context(tokens, state, valid, segments)
+    x = weights.rows(params.embed, tokens)
+    x = x * jnp.asarray(math.sqrt(config.width), x.dtype)  # rounded to the activations' dtype, as in training
+    states = [None] * len(config.layers) if state is None else state.layers
+    after: list[block.KVState | None] = []
+    for layer, layer_params, layer_state in zip(config.layers, params.layers, states, strict=True):
+        x, layer_state = block.apply(layer, layer_params, x, context, layer_state, config.norm_eps)
+        after.append(layer_state)
+    x = ops.rms_norm(x, params.final_norm, config.norm_eps)
+    if state is None:
+        return x, None
+    lengths = state.lengths + jnp.sum(context.positions >= 0, axis=1)
+    return x, DecodeState(lengths, tuple(entry for entry in after if entry is not None))
+
+
+def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+    """Scores of every vocabulary entry, in float32."""
+    head = params.embed if params.head is None else params.head
+    return ops.soft_cap(weights.matmul(hidden, head, out=jnp.float32), config.final_soft_cap)
+
+
+def _context(
+    tokens: Int[Array, "B T"],
+    state: DecodeState | None,
+    valid: Bool[Array, "B T"] | None,
+    segments: Int[Array, "B T"] | None,
+) -> Context:
+    valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+    lengths = jnp.zeros(tokens.shape[:1], jnp.int32) if state is None else state.lengths
+    order = jnp.cumsum(valid, axis=1) - 1
+    if segments is not None:
+        starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], order, 0)
+        order -= jnp.maximum.accumulate(starts, axis=1)
+    positions = jnp.where(valid, lengths[:, None] + order, -1)
+    return Context(positions, segments, lengths)

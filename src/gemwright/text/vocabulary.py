@@ -1,0 +1,225 @@
+"""One vocabulary behind every tokenizer file: SentencePiece `.model`, Hugging Face `tokenizer.json` and GGUF.
+
+A piece is written as SentencePiece writes it, with U+2581 for a space. The readers bring three conventions to
+one form, so that the same tokenizer is the same `Vocabulary` whichever file it came from:
+
+* every piece that stands for something other than text (turn and image markers, `<unused7>`, `<mask>`) is
+  CONTROL; of user-defined pieces only whitespace runs and HTML tags, which are text, stay USER_DEFINED;
+* only learned pieces have a score, which falls with the id; all others have 0;
+* byte pieces are spelled `<0x00>` .. `<0xFF>`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.errors import CheckpointError
+from gemwright.text import sentencepiece_model, tokenizer_json
+from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gemwright.text.tokenizer_json import SPACE
+
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
+"""The pieces that every Gemma vocabulary has, at ids 0 .. 3."""
+
+_HTML_NAMES = (
+    "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
+    "|a|html|body|img|span|bbox|ul|li|div|iframe|footer"
+)
+_TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|</?(?:{_HTML_NAMES})>")
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+# llama.cpp's converter gives this score to every piece that it marks as control or user-defined.
+_GGUF_UNSCORED = -1000.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The pieces of a Gemma tokenizer, by id.
+
+    Attributes:
+        pieces: the text of every id, U+2581 for a space.
+        scores: float32, merge priority of every NORMAL piece, higher first; 0 for all others.
+        kinds: uint8, the SentencePiece type of every id: NORMAL 1, UNKNOWN 2, CONTROL 3, USER_DEFINED 4,
+            UNUSED 5, BYTE 6.
+    """
+
+    pieces: tuple[str, ...]
+    scores: NDArray[np.float32]
+    kinds: NDArray[np.uint8]
+
+    @classmethod
+    def from_sentencepiece(cls, source: Path | bytes) -> "Vocabulary":
+        """Reads a `.model` file, or its content.
+
+        Raises:
+            CheckpointError: the file is damaged or is not a Gemma vocabulary.
+        """
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        return _canonical(*sentencepiece_model.parse(data))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Vocabulary":
+        """Takes the vocabulary from a GGUF file's metadata.
+
+        Args:
+            metadata: `tokenizer.ggml.tokens`, `.scores` and `.token_type` as sequences of equal length.
+
+        Raises:
+            CheckpointError: a key is missing, lengths differ, or it is not a Gemma vocabulary.
+        """
+        try:
+            pieces, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
+            pieces, scores, kinds = list(pieces), np.asarray(scores, np.float32), np.asarray(kinds, np.int64)
+        except KeyError as error:
+            raise CheckpointError(f"The GGUF metadata has no {error}: use a file with its vocabulary.") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                "The GGUF metadata holds a vocabulary of the wrong type: convert it again."
+            ) from error
+        if not np.all((kinds >= NORMAL) & (kinds <= BYTE)):
+            raise CheckpointError("The GGUF metadata has a token type that is not from 1 to 6: convert it again.")
+        return _canonical(pieces, scores, kinds.astype(np.uint8))
+
+    @classmethod
+    def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
+        """Reads a Hugging Face `tokenizer.json`.
+
+        Raises:
+            CheckpointError: the file is damaged or is not a Gemma vocabulary.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8 text: fetch the file again.") from error
+        pieces, added = tokenizer_json.parse(text)
+        kinds = np.array([CONTROL if piece in added else NORMAL for piece in pieces], np.uint8)
+        return _canonical(pieces, None, kinds)
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return len(self.pieces)
+
+    def sentencepiece_model(self) -> bytes:
+        """The content of a `.model` file; as in Google's, markers are user-defined symbols there."""
+        special = np.isin(np.arange(self.size), [self.pieces.index(piece) for piece in SPECIAL])
+        kinds = np.where((self.kinds == CONTROL) & ~special, USER_DEFINED, self.kinds)
+        return sentencepiece_model.serialize(self.pieces, self.scores, kinds.astype(np.uint8))
+
+    def gguf_metadata(self) -> dict[str, Any]:
+        """The `tokenizer.ggml.*` keys of a GGUF file, in the conventions of llama.cpp's converter."""
+        stored = list(self.pieces)
+        for index in np.flatnonzero(self.kinds == USER_DEFINED).tolist():
+            stored[index] = stored[index].replace(SPACE, " ")
+        scored = (self.kinds == NORMAL) | (self.kinds == BYTE)
+        values = {
+            "model": "llama",
+            "pre": "default",
+            "tokens": stored,
+            "scores": np.where(scored, self.scores, np.float32(_GGUF_UNSCORED)),
+            "token_type": self.kinds.astype(np.int32),
+            "bos_token_id": self.pieces.index("<bos>"),
+            "eos_token_id": self.pieces.index("<eos>"),
+            "unknown_token_id": self.pieces.index("<unk>"),
+            "padding_token_id": self.pieces.index("<pad>"),
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "add_space_prefix": False,
+        }
+        return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The document of a Hugging Face `tokenizer.json`, as published with the Gemma models."""
+        return tokenizer_json.document(self.pieces, self.scores, self.kinds)
+
+    def tokenizer_config(self, chat_template: str | None = None) -> dict[str, Any]:
+        """The document of a Hugging Face `tokenizer_config.json`.
+
+        Args:
+            chat_template: jinja source, for an instruction-tuned model.
+        """
+        config: dict[str, Any] = {
+            "tokenizer_class": "GemmaTokenizer",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "spaces_between_special_tokens": False,
+        }
+        return config if chat_template is None else config | {"chat_template": chat_template}
+
+
+def _canonical(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDArray[np.uint8]) -> Vocabulary:
+    """Checks what a file says and brings it to the one form that the module's docstring describes.
+
+    Args:
+        pieces: as read; a space may stand for U+2581.
+        scores: as read; None where the file has none and the order of ids is the order of merging.
+        kinds: as read; NORMAL may stand for symbols too.
+    """
+    if len(pieces) != len(kinds) or (scores is not None and len(pieces) != len(scores)):
+        raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: fetch the file again.")
+    try:
+        "".join(pieces).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise CheckpointError("The vocabulary has a piece that is no text: fetch the file again.") from error
+    pieces = [piece.replace(" ", SPACE) for piece in pieces]
+    distinct = set(pieces)
+    if "" in distinct or len(distinct) < len(pieces):
+        raise CheckpointError("The vocabulary has an empty piece or a piece twice: fetch the file again.")
+    missing = [piece for piece in SPECIAL if piece not in distinct]
+    if missing:
+        raise CheckpointError(f"The vocabulary lacks {', '.join(missing)}, so it is not Gemma's: give Gemma's own.")
+
+    learned = _learned(pieces, distinct, kinds)
+    kinds = np.where(learned, kinds, CONTROL)
+    for index in np.flatnonzero(~learned).tolist():
+        piece = pieces[index]
+        if piece == "<unk>":
+            kinds[index] = UNKNOWN
+        elif _BYTE_PIECE.fullmatch(piece):
+            kinds[index] = BYTE
+        elif _TEXT_LIKE.fullmatch(piece):
+            kinds[index] = USER_DEFINED
+
+    normal = kinds == NORMAL
+    if scores is None:
+        scores = (1 - np.cumsum(normal)).astype(np.float32)
+    scores = np.where(normal, scores, np.float32(0))
+    if not np.all(np.isfinite(scores)):
+        raise CheckpointError("The vocabulary has a score that is not a number: fetch the file again.")
+    return Vocabulary(tuple(pieces), scores, kinds.astype(np.uint8))
+
+
+def _learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which pieces were learned, not declared: a block between the byte pieces and the symbols at the end.
+
+    The kinds in a file are not enough: some converters call every piece NORMAL that is not special, and a
+    tokenizer.json need not list all symbols.
+    """
+
+    def is_symbol(index: int) -> bool:
+        piece = pieces[index]
+        splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        return bool(
+            not learned[index]
+            or (_TEXT_LIKE.fullmatch(piece) and piece != SPACE)
+            or (len(piece) > 1 and not any(left in distinct and right in distinct for left, right in splits))
+        )
+
+    learned = (kinds == NORMAL) | (kinds == UNUSED)
+    learned[[pieces.index(piece) for piece in SPECIAL]] = False
+    first = pieces.index("<0xFF>") + 1 if "<0xFF>" in distinct else 0
+    last = len(pieces)
+    while last > first and is_symbol(last - 1):
+        last -= 1
+    learned[:first] = learned[last:] = False
+    return learned
