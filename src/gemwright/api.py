@@ -18,6 +18,7 @@ from gemwright import memory
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import open_checkpoint
+from gemwright.compilation import enable_cache
 from gemwright.errors import GemwrightError
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
@@ -203,6 +204,7 @@ def load(
     Raises:
         GemwrightError: it cannot be found, read or held in memory; the message says why.
     """
+    enable_cache()
     checkpoint = open_checkpoint(locate(str(model)), variant)
     config = checkpoint.config
     precision = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))

@@ -32,7 +32,7 @@ def enable_cache() -> Path | None:
     """
     import jax
 
-    configured: str | None = jax.config.jax_compilation_cache_dir
+    configured: str | None = jax.config.values["jax_compilation_cache_dir"]
     if configured is not None:
         return Path(configured)
     folder = cache_folder() / "xla"

@@ -92,14 +92,14 @@ def mutated(draw: st.DrawFn, sound: dict[str, Any], values: st.SearchStrategy[An
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_mutated_huggingface_files(data: st.DataObject) -> None:
     file = data.draw(mutated(data.draw(st.sampled_from(HUGGINGFACE)), JSON))
     check(outcome(lambda: from_huggingface(file, "f")))
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_mutated_gguf_files(data: st.DataObject) -> None:
     sound, config = data.draw(st.sampled_from(GGUF))
     file = data.draw(mutated(sound, JSON | ARRAYS))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from orbax import checkpoint as ocp
 
-from gemwright.checkpoint.orbax import open_orbax
+from gemwright.checkpoint.orbax import is_orbax, open_orbax
 from gemwright.errors import CheckpointError
 
 SHAPES = {
@@ -106,6 +106,11 @@ def test_the_present_writer_of_the_gemma_library(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.read(name), np.asarray(weight), strict=True)
 
 
+def test_a_folder_is_known_by_its_marks(folder: Path) -> None:
+    assert is_orbax(folder)
+    assert not is_orbax(folder.parent)
+
+
 def test_a_folder_without_ocdbt(tmp_path: Path) -> None:
     """One small zarr folder per tensor, as Orbax wrote at first."""
     weights = values("BF16")
@@ -143,6 +148,7 @@ def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     for name in ("missing", "file", "other"):
+        assert not is_orbax(tmp_path / name)
         with pytest.raises(CheckpointError, match=name):
             open_orbax(tmp_path / name)
 

@@ -21,6 +21,7 @@ from gemwright.errors import CheckpointError, GemwrightError
 
 _ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _WRAPPERS = ("params/", "rlx_networks/policy_network/")
+_MARKS = ("_METADATA", "manifest.ocdbt", "checkpoint")
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What Orbax lets through when a file is missing, cut short or not what it should be."""
 
@@ -64,6 +65,11 @@ class OrbaxFolder:
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Returns a tensor's values as bytes, `(nbytes,)`."""
         return self.read(name).reshape(-1).view(np.uint8)
+
+
+def is_orbax(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds what Orbax leaves at the root of a tree; Orbax itself need not be installed."""
+    return any((Path(folder) / name).is_file() for name in _MARKS)
 
 
 def open_orbax(folder: str | os.PathLike[str]) -> OrbaxFolder:

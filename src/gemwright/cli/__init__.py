@@ -1,5 +1,6 @@
 """The command line. Nothing here imports JAX before a command needs it, so that help comes at once."""
 
+import io
 import os
 import sys
 
@@ -16,15 +17,15 @@ def main() -> None:
         _fail("Standard output is closed; give it a place to go, such as /dev/null.")
     for stream in (sys.stdout, sys.stderr):
         # What the terminal's encoding cannot show becomes a question mark, not an error.
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         from gemwright.cli.app import app
 
         try:
-            app()
+            app(prog_name="gemwright")
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)  # noqa: T201
     except GemwrightError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -32,7 +33,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _abandon_stdout()
-        _fail(f"{error.filename or 'The output'}: {error.strerror or error}.")
+        place = error.filename or "The output"
+        _fail(f"{place} cannot be read or written ({error.strerror or error}); check the place and its room.")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -19,7 +19,7 @@ def convert(
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
-    """Write a checkpoint in another format, with its tokenizer and settings."""
+    """Write a checkpoint in another format, tokenizer included."""
     from gemwright.checkpoint.convert import convert as convert_checkpoint
     from gemwright.cli.loading import Bar, find
 

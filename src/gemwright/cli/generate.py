@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,16 +11,15 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 
 if TYPE_CHECKING:
-    from gemwright.api import Model, Options
+    from gemwright.api import Model
     from gemwright.cli.loading import Loaded
-    from gemwright.generate.sampling import Sampling
     from gemwright.writing import Completion, Stream
 
 
 def generate(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Texts to continue; without any, standard input is one."),
+        typer.Argument(metavar="PROMPT", help="Texts to continue; without any, standard input is one."),
     ] = None,
     model: o.ModelOption = "gemma-3-270m",
     max_tokens: o.MaxTokensOption = 256,
@@ -43,7 +41,7 @@ def generate(
     Sampling settings that are not given are the model's own.
     """
     prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
-    settings = o.settings(
+    wanted = o.settings(
         max_tokens=max_tokens,
         stop=stop,
         seed=seed,
@@ -58,15 +56,14 @@ def generate(
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
     if verbose:
-        announce_settings(loaded.model, settings)
+        announce_settings(loaded.model, wanted)
     if len(prompts) == 1:
-        completions = [_stream(loaded, prompts[0], settings, as_json=as_json, verbose=verbose)]
+        completions = [_stream(loaded, prompts[0], wanted, as_json=as_json, verbose=verbose)]
     else:
-        completions = _batch(loaded, prompts, settings, verbose=verbose)
+        completions = _batch(loaded, prompts, wanted, verbose=verbose)
     for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
         if as_json:
-            one = replace(sampling_of(loaded.model, settings), seed=o.seeds(settings["seed"], len(prompts))[index])
-            render.write_json({"prompt": text} | record(loaded, completion, one, settings))
+            render.write_json({"prompt": text} | record(loaded, completion, wanted, index))
             continue
         if len(prompts) > 1:
             _echo(text)
@@ -92,10 +89,10 @@ def _echo(prompt: str) -> None:
         render.out().print(prompt, style="dim", end="", soft_wrap=True)
 
 
-def _stream(loaded: "Loaded", prompt: str, settings: "Options", *, as_json: bool, verbose: bool) -> "Completion":
+def _stream(loaded: "Loaded", prompt: str, wanted: o.Settings, *, as_json: bool, verbose: bool) -> "Completion":
     if not as_json:
         _echo(prompt)
-    stream = loaded.model.stream(prompt, **settings)
+    stream = loaded.model.stream(prompt, **wanted.options())
     completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
     if not as_json:
         render.write("\n")
@@ -120,39 +117,29 @@ def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | No
     return stream.completion
 
 
-def _batch(loaded: "Loaded", prompts: Sequence[str], settings: "Options", *, verbose: bool) -> "list[Completion]":
+def _batch(loaded: "Loaded", prompts: Sequence[str], wanted: o.Settings, *, verbose: bool) -> "list[Completion]":
     start = time.perf_counter()
-    each: Options = {**settings, "seed": o.seeds(settings["seed"], len(prompts))}
-    completions = loaded.model.generate(prompts, **each)
+    completions = loaded.model.generate(prompts, **wanted.options(len(prompts)))
     if verbose:
         _announce_speed(loaded, completions, None, time.perf_counter() - start)
     return completions
 
 
-def sampling_of(model: "Model", settings: "Options") -> "Sampling":
-    """How a call samples: the model's defaults with what the person gave."""
-    given: dict[str, Any] = {name: settings[name] for name in model.defaults.__dataclass_fields__ if name in settings}
-    return replace(model.defaults, **given)
-
-
-def announce_settings(model: "Model", settings: "Options") -> None:
+def announce_settings(model: "Model", wanted: o.Settings) -> None:
     """Say how the text will be sampled, before it is."""
     from gemwright.cli.loading import describe
 
-    sampling = sampling_of(model, settings)
-    render.facts([("sampling", f"{describe(sampling)}, seed {sampling.seed}")], render.err())
+    render.facts([("sampling", f"{describe(wanted.resolve(model.defaults))}, seed {wanted.seed}")], render.err())
 
 
-def _announce_speed(
-    loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float
-) -> None:
+def _announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float) -> None:
     """Say how long loading and writing took; without a first token's time, `seconds` holds that of the prompts too."""
     completions = list(completions)
     written = sum(len(completion.tokens) for completion in completions)
     prompts = sum(completion.prompt_tokens for completion in completions)
-    rows = [("load", f"{loaded.seconds:.2f} s")]
+    rows = [("load", f"{loaded.seconds:.2f} s"), ("prompt", f"{prompts} tokens")]
     if first is not None:
-        rows.append(("first", f"{first:.2f} s to the first token, after {prompts} of the prompt"))
+        rows.append(("first", f"{first:.2f} s to the first token"))
         written -= 1
     rows.append(("speed", f"{written / max(seconds, 1e-9):.1f} tokens/s ({written} in {seconds:.2f} s)"))
     console = render.err()
@@ -160,8 +147,8 @@ def _announce_speed(
     render.facts(rows, console)
 
 
-def record(loaded: "Loaded", completion: "Completion", sampling: "Sampling", settings: "Options") -> dict[str, Any]:
-    """A completion and how it came about, for JSON."""
+def record(loaded: "Loaded", completion: "Completion", wanted: o.Settings, text: int = 0) -> dict[str, Any]:
+    """A completion and how it came about, for JSON; `text` is its place among several."""
     tokenizer = loaded.model.tokenizer
     entry: dict[str, Any] = {
         "text": completion.text,
@@ -171,7 +158,7 @@ def record(loaded: "Loaded", completion: "Completion", sampling: "Sampling", set
         "tokens": completion.tokens,
         "logprobs": [o.finite(logprob) for logprob in completion.logprobs],
     }
-    if settings["alternatives"]:
+    if wanted.alternatives:
         entry["alternatives"] = [
             [
                 {"token": token, "text": render.piece(tokenizer, token), "logprob": o.finite(logprob)}
@@ -179,5 +166,6 @@ def record(loaded: "Loaded", completion: "Completion", sampling: "Sampling", set
             ]
             for step in completion.alternatives
         ]
-    limits = {"max_tokens": settings["max_tokens"], "stop": list(settings["stop"]), "dtype": loaded.dtype}
-    return entry | {"model": loaded.name, "settings": vars(sampling) | limits}
+    sampling = vars(wanted.resolve(loaded.model.defaults, text))
+    limits = {"max_tokens": wanted.max_tokens, "stop": wanted.stop, "dtype": loaded.dtype}
+    return entry | {"model": loaded.name, "settings": sampling | limits}

@@ -11,10 +11,11 @@ from gemwright.errors import GemwrightError
 
 
 def infill(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file with the gap at --line.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A file with the gap at --line.")] = None,
     line: Annotated[int | None, typer.Option(min=1, metavar="N", help="Line of the gap; the first is 1.")] = None,
     column: Annotated[
-        int | None, typer.Option(min=1, metavar="M", help="The gap is before this character of the line, else at its end.")
+        int | None,
+        typer.Option(min=1, metavar="M", help="The gap is before this character of the line, else at its end."),
     ] = None,
     before: Annotated[str | None, typer.Option(metavar="TEXT", help="The code before the gap.")] = None,
     after: Annotated[str | None, typer.Option(metavar="TEXT", help="The code after the gap.")] = None,
@@ -28,7 +29,7 @@ def infill(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Write what is missing in a file at a line, or between --before and --after.
+    """Write the code that is missing between other code.
 
     Needs a CodeGemma that can infill: the 2B models, and the 7B that is not instruction-tuned. Greedy unless a
     temperature is given.
@@ -36,19 +37,18 @@ def infill(
     if (file is None) == (before is None and after is None) or (file is None) != (line is None):
         raise GemwrightError("Say where the gap is; give FILE and --line, or --before and --after.")
     ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
-    settings = o.settings(
+    wanted = o.settings(
         max_tokens=max_tokens, stop=stop, seed=seed, temperature=0.0 if temperature is None else temperature
     )
-    from gemwright.cli.generate import announce_settings, record, sampling_of
+    from gemwright.cli.generate import announce_settings, record
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
     if verbose:
-        announce_settings(loaded.model, settings)
-    completion = loaded.model.infill(*ends, **settings)
+        announce_settings(loaded.model, wanted)
+    completion = loaded.model.infill(*ends, **wanted.options())
     if as_json:
-        sampling = sampling_of(loaded.model, settings)
-        render.write_json({"before": ends[0], "after": ends[1]} | record(loaded, completion, sampling, settings))
+        render.write_json({"before": ends[0], "after": ends[1]} | record(loaded, completion, wanted))
     else:
         render.write(completion.text + "\n")
 

@@ -1,5 +1,6 @@
 """From `--model` to a model in memory: the terms, the forecast, the progress bar."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -86,9 +87,14 @@ def chosen_dtype(given: str | None) -> "jnp.dtype":
 
     try:
         backend = jax.default_backend()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise GemwrightError(f"JAX finds no device ({reason}); check JAX_PLATFORMS, and run gemwright doctor.") from error
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an assertion of JAX fails where JAX_PLATFORMS names what is absent
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise GemwrightError(
+            f"JAX finds no device with JAX_PLATFORMS={wanted!r}; unset it, or install JAX for that device."
+        ) from error
     return jnp.dtype(given or ("float32" if backend == "cpu" else "bfloat16"))
 
 
@@ -115,6 +121,13 @@ def needs(forecast: "Forecast") -> str:
         f"{render.size(forecast.total)}: {render.size(forecast.weights)} of weights, "
         f"{render.size(forecast.state)} of state, the rest for the program"
     )
+
+
+def default_settings(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """A checkpoint's sampling defaults by name; the seed is no property of a checkpoint."""
+    from gemwright.api import default_sampling
+
+    return {name: value for name, value in vars(default_sampling(checkpoint.generation)).items() if name != "seed"}
 
 
 def sampling_source(checkpoint: "Checkpoint") -> str:
@@ -151,12 +164,15 @@ class Bar:
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
             self._progress = Progress(*columns, console=render.err(), transient=True)
             self._progress.start()
-            self._task = self._progress.add_task(self._label, total=None)
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        """Show how many bytes have been read."""
+        if self._progress is None:
+            return
+        if not self._progress.tasks:
+            self._progress.add_task(self._label)
+        self._progress.update(self._progress.task_ids[0], completed=done, total=total)
 
     def __exit__(self, *exception: object) -> None:
         if self._progress is not None:

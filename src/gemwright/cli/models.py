@@ -23,7 +23,7 @@ def models(as_json: o.JsonOption = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for header, justify in (("variant", "left"), ("family", "left"), ("parameters", "right")):
+    for header, justify in (("model", "left"), ("family", "left"), ("parameters", "right")):
         table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("bfloat16", justify="right", no_wrap=True)
     table.add_column("context", justify="right", no_wrap=True)
@@ -32,7 +32,7 @@ def models(as_json: o.JsonOption = False) -> None:
         table.add_row(
             name,
             variant.family,
-            f"{variant.parameters / 1e9:.2f} B" if variant.parameters >= 1e9 else f"{variant.parameters / 1e6:.0f} M",
+            f"{variant.parameters / 1e9:.2f} B",
             render.size(2 * variant.parameters),
             f"{variant.config.context:,}",
             ", ".join(variant.checkpoints),

@@ -2,6 +2,8 @@
 
 import math
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
@@ -10,6 +12,7 @@ from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
     from gemwright.api import Options
+    from gemwright.generate.sampling import Sampling
 
 DType = Literal["float32", "bfloat16"]
 
@@ -49,15 +52,48 @@ VerboseOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a person asked of a call, checked.
+
+    Attributes:
+        max_tokens: Tokens to write at most.
+        stop: Strings that end a text.
+        alternatives: How many of the likeliest tokens to report at each step.
+        seed: Of the first text; each further one takes the next number.
+        sampling: The sampling settings that were given, by name; the others are the model's own.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...]
+    alternatives: int
+    seed: int
+    sampling: Mapping[str, float]
+
+    def options(self, texts: int = 1) -> "Options":
+        """The same as `gemwright.Model` takes it, for that many texts."""
+        seeds = self.seed if texts == 1 else [self._seed(index) for index in range(texts)]
+        named = {"max_tokens": self.max_tokens, "stop": self.stop, "alternatives": self.alternatives, "seed": seeds}
+        return cast("Options", {**self.sampling, **named})
+
+    def resolve(self, defaults: "Sampling", text: int = 0) -> "Sampling":
+        """How one of the texts is sampled, by a model with these defaults."""
+        given: dict[str, Any] = dict(self.sampling)
+        return replace(defaults, **given, seed=self._seed(text))
+
+    def _seed(self, text: int) -> int:
+        return (self.seed + text) % 2**32
+
+
 def settings(
     *,
     max_tokens: int,
-    stop: list[str] | None,
     seed: int | None,
+    stop: list[str] | None = None,
     alternatives: int = 0,
     **sampling: float | None,
-) -> "Options":
-    """The options of a call, checked before anything is loaded; a seed is drawn if none was given.
+) -> Settings:
+    """Settings from options, checked before anything is loaded; a seed is drawn if none was given.
 
     Raises:
         GemwrightError: one is out of range.
@@ -65,18 +101,12 @@ def settings(
     from gemwright.generate.sampling import Sampling
     from gemwright.text.stop import StopStrings
 
+    given = {name: value for name, value in sampling.items() if value is not None}
     seed = secrets.randbelow(2**32) if seed is None else seed
-    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
-    Sampling(**given, seed=seed)
-    StopStrings(stop or ())
-    return cast(
-        "Options", given | {"seed": seed, "max_tokens": max_tokens, "stop": stop or (), "alternatives": alternatives}
-    )
-
-
-def seeds(seed: int, count: int) -> list[int]:
-    """A seed for each of several texts: the first as given, then those that follow it."""
-    return [(seed + index) % 2**32 for index in range(count)]
+    checked = Settings(max_tokens, tuple(stop or ()), alternatives, seed, given)
+    StopStrings(checked.stop)
+    checked.resolve(Sampling(seed=seed))  # each checks what it is made of
+    return checked
 
 
 def finite(number: float) -> float | None:

@@ -1,4 +1,4 @@
-"""How things look: text as it comes, rows of facts, JSON lines. Standard output is for results, standard error for news."""
+"""How things look. Standard output is for results, standard error for news."""
 
 import json
 import sys
@@ -75,7 +75,9 @@ def token_lines(
     for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
         line = f"{logprob:10.4f}  {quoted(tokenizer, token)}"
         if alternatives and alternatives[index]:
-            others = "  ".join(f"{value:.4f} {quoted(tokenizer, other)}" for other, value in alternatives[index].items())
+            others = "  ".join(
+                f"{value:.4f} {quoted(tokenizer, other)}" for other, value in alternatives[index].items()
+            )
             line = f"{line:<32}  {others}"
         write(line + "\n")
 

