@@ -6,11 +6,20 @@
 
 namespace gemwright {
 
+// What CMakeLists.txt compiles kernels.cc for, best first.
+#if defined(__x86_64__)
+#define GEMWRIGHT_ISAS(X) X(avx512) X(avxvnni) X(avx2) X(portable)
+#elif defined(__aarch64__)
+#define GEMWRIGHT_ISAS(X) X(neon) X(portable)
+#else
+#define GEMWRIGHT_ISAS(X) X(portable)
+#endif
+
 #define GEMWRIGHT_DECLARE(isa) \
   namespace isa {              \
   extern const Kernels table;  \
   }
-GEMWRIGHT_ISAS(GEMWRIGHT_DECLARE)  // a macro from CMakeLists.txt: X(best) ... X(portable)
+GEMWRIGHT_ISAS(GEMWRIGHT_DECLARE)
 
 namespace {
 

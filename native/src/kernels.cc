@@ -27,6 +27,39 @@ template <int N, class Body>
 }
 #define GEMWRIGHT_INLINE __attribute__((always_inline))
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Cuts rows [row, row + rows) into tiles of kTileRows, then of smaller powers of two: body(first row, constant).
+static_assert(kRowGroup % kTileRows == 0);
+template <class Body>
+inline void for_each_tile(int64_t row, int64_t rows, Body body) {
+  const int64_t end = row + rows;
+  for (; end - row >= kTileRows; row += kTileRows) body(row, std::integral_constant<int, kTileRows>{});
+  unroll<3>([&](auto i) GEMWRIGHT_INLINE {
+    constexpr int kRows = 4 >> i;
+    if constexpr (kRows < kTileRows) {
+      if (end - row >= kRows) {
+        body(row, std::integral_constant<int, kRows>{});
+        row += kRows;
+      }
+    }
+  });
+}
+
+// The lanes of a panel that exist: all 16, but for the last panel.
+inline Floats load_lanes(const float* p, int64_t lanes) {
+  if (lanes == kLanes) return load(p);
+  float all[kLanes] = {};
+  std::memcpy(all, p, lanes * sizeof(float));
+  return load(all);
+}
+inline void store_lanes(float* p, int64_t lanes, Floats x) {
+  if (lanes == kLanes) return store(p, x);
+  float all[kLanes];
+  store(all, x);
+  std::memcpy(p, all, lanes * sizeof(float));
+}
+
 // ---- Unpacking one group: four values of each of the 16 rows, as bytes.
 
 template <int G>
@@ -72,167 +105,203 @@ constexpr bool kSignedWeights = Format::kBits == 8;
 // ---- Activations.
 
 template <class Format>
-void quantise(const float* x, int64_t stripes, Activations* activations) {
+void quantise(const float* x, Activations& a) {
   constexpr int kParts = kStripe / Format::kScaled;
   constexpr int kOffset = Format::kOffset + (kSignedWeights<Format> ? kSignedOffset : 0);
-  for (int64_t s = 0; s < stripes; ++s, x += kStripe) {
-    Activations& a = activations[s];
-    int32_t largest = 0;  // of the magnitudes' bits, which order as the magnitudes do, infinities and NaNs last
-    for (int i = 0; i < kStripe; ++i) {
-      int32_t bits;
-      std::memcpy(&bits, x + i, 4);
-      bits &= 0x7fffffff;
-      largest = bits > largest ? bits : largest;
-    }
-    float magnitude;
-    std::memcpy(&magnitude, &largest, 4);
-    const float scale = magnitude / 127.0f;
-    const bool finite = largest < 0x7f800000;
-    a.scale = finite ? scale : __builtin_nanf("");
-    a.start[0] = a.start[1] = 0;
-    a.sum = 0.0f;
-    if (!finite || scale < FLT_MIN) {  // below, 1 / scale might be infinite
-      std::memset(a.q, 0, kStripe);
-      if (finite) a.scale = 0.0f;
-      continue;
-    }
-    const float inverse = 1.0f / scale;
-    int32_t q[kStripe];
-    for (int i = 0; i < kStripe; ++i) q[i] = int32_t(__builtin_rintf(x[i] * inverse));
-    for (int i = 0; i < kStripe; ++i) a.q[i] = int8_t(q[i]);
-    for (int part = 0; part < kParts; ++part) {
-      int32_t sum = 0;
-      for (int i = 0; i < Format::kScaled; ++i) sum += q[part * Format::kScaled + i];
-      a.start[part] = -kOffset * sum;
-      a.sum += scale * float(sum);
-    }
+  int32_t largest = 0;  // of the magnitudes' bits, which order as the magnitudes do, infinities and NaNs last
+  for (int i = 0; i < kStripe; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
   }
+  float magnitude;
+  std::memcpy(&magnitude, &largest, 4);
+  const float scale = magnitude / 127.0f;
+  const bool finite = largest < 0x7f800000;
+  a.scale = finite ? scale : __builtin_nanf("");
+  a.start[0] = a.start[1] = 0;
+  a.sum = 0.0f;
+  if (!finite || scale < FLT_MIN) {  // below, 1 / scale might be infinite
+    std::memset(a.q, 0, kStripe);
+    if (finite) a.scale = 0.0f;
+    return;
+  }
+  const float inverse = 1.0f / scale;
+  int32_t q[kStripe];
+  for (int i = 0; i < kStripe; ++i) q[i] = int32_t(__builtin_rintf(x[i] * inverse));
+  for (int i = 0; i < kStripe; ++i) a.q[i] = int8_t(q[i]);
+  for (int part = 0; part < kParts; ++part) {
+    int32_t sum = 0;
+    for (int i = 0; i < Format::kScaled; ++i) sum += q[part * Format::kScaled + i];
+    a.start[part] = -kOffset * sum;
+    a.sum += scale * float(sum);
+  }
+}
+
+template <class Format>
+void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
+  const int64_t stripes = args.in / kStripe;
+  for_each_tile(row, rows, [&](int64_t first, auto n) {
+    Activations* tile = static_cast<Activations*>(args.tiles) + first * stripes;
+    for (int r = 0; r < n; ++r) {
+      const float* x = args.x + (first + r) * args.in;
+      for (int64_t s = 0; s < stripes; ++s) quantise<Format>(x + s * kStripe, tile[s * n + r]);
+    }
+  });
+}
+
+void prepare_exact(const MatmulArgs& args, int64_t row, int64_t rows) {
+  for_each_tile(row, rows, [&](int64_t first, auto n) {
+    float* tile = static_cast<float*>(args.tiles) + first * args.in;
+    const float* x = args.x + first * args.in;
+    for (int64_t i = 0; i < args.in; ++i) {
+      for (int r = 0; r < n; ++r) *tile++ = x[r * args.in + i];
+    }
+  });
 }
 
 // ---- Integer products: one panel times `Rows` rows of activations.
 
 template <class Format, int Rows>
 inline void accumulate(const typename Format::Stripe& w, const BlockScales<Format>& scales, const Activations* a,
-                       int64_t stride, Floats (&y)[Rows]) {
+                       Floats (&y)[Rows]) {
   constexpr int kGroups = Format::kScaled / 4;
   unroll<kStripe / Format::kScaled>([&](auto part) GEMWRIGHT_INLINE {
     Ints sum[Rows];
-    for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r * stride].start[part]);
+    for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r].start[part]);
     unroll<kGroups>([&](auto g) GEMWRIGHT_INLINE {
       constexpr int kGroup = part * kGroups + g;
       if constexpr (kSignedWeights<Format>) {
         const Signed q = prepare_signed(group<kGroup>(w.q));
-        for (int r = 0; r < Rows; ++r) sum[r] = dot_signed(sum[r], q, a[r * stride].q + 4 * kGroup);
+        for (int r = 0; r < Rows; ++r) sum[r] = dot_signed(sum[r], q, a[r].q + 4 * kGroup);
       } else {
         const Bytes q = group<kGroup>(w.q);
-        for (int r = 0; r < Rows; ++r) sum[r] = dot(sum[r], q, a[r * stride].q + 4 * kGroup);
+        for (int r = 0; r < Rows; ++r) sum[r] = dot(sum[r], q, a[r].q + 4 * kGroup);
       }
     });
     const Floats scale = scales.template scale<part>(w);
     for (int r = 0; r < Rows; ++r) {
-      y[r] = multiply_add(to_float(sum[r]) * broadcast(a[r * stride].scale), scale, y[r]);
+      y[r] = multiply_add(to_float(sum[r]) * broadcast(a[r].scale), scale, y[r]);
     }
   });
   if constexpr (Format::kMinima) {
     const Floats min = scales.dmin * load(w.min);
-    for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r * stride].sum), y[r]);
+    for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r].sum), y[r]);
   }
 }
 
 template <class Format, int Rows>
-void matmul_tile(const typename Format::Panel* panel, const MatmulArgs& args, int64_t row, Floats (&y)[Rows]) {
-  const int64_t stride = args.in / kStripe;
-  const Activations* a = args.activations + row * stride;
-  for (int64_t block = 0; block < args.in / Format::kElements; ++block) {
-    const BlockScales<Format> scales(panel[block]);
-    for (const typename Format::Stripe& stripe : panel[block].stripes) {
-      accumulate<Format, Rows>(stripe, scales, a++, stride, y);
+void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes) {
+  const auto* block = reinterpret_cast<const typename Format::Panel*>(panel);
+  Floats sum[Rows];
+  for (int r = 0; r < Rows; ++r) sum[r] = zero();
+  for (int64_t b = 0; b < blocks; ++b, ++block) {
+    const BlockScales<Format> scales(*block);
+    for (const typename Format::Stripe& stripe : block->stripes) {
+      accumulate<Format, Rows>(stripe, scales, a, sum);
+      a += Rows;
     }
   }
+  for (int r = 0; r < Rows; ++r) store_lanes(y + r * out, lanes, sum[r]);
 }
 
-// ---- Exact products: float activations times the weights that a decoder would give.
-
-// Calls body(i, values) for the `kElements` values of one block, `values` holding value i of all 16 rows.
-template <class Format, class Body>
-[[gnu::always_inline]] inline void decode_block(const typename Format::Panel& block, Body body) {
-  if constexpr (Format::kPlain) {
-    body(0, load(block.values));
-  } else {
-    const BlockScales<Format> scales(block);
-    int first = 0;
-    for (const typename Format::Stripe& stripe : block.stripes) {
-      Floats min = zero();
-      if constexpr (Format::kMinima) min = scales.dmin * load(stripe.min);
-      unroll<kStripe / 4>([&](auto g) GEMWRIGHT_INLINE {
-        const Bytes q = group<g>(stripe.q);
-        const Floats scale = scales.template scale<4 * g / Format::kScaled>(stripe);
-        unroll<4>([&](auto j) GEMWRIGHT_INLINE {
-          Floats value;
-          if constexpr (kSignedWeights<Format>) {
-            value = to_float(signed_byte<j>(q));
-          } else {
-            value = to_float(unsigned_byte<j>(q));
-          }
-          if constexpr (Format::kOffset != 0) value = value - broadcast(float(Format::kOffset));
-          value = value * scale;
-          if constexpr (Format::kMinima) value = value - min;
-          body(first + 4 * g + j, value);
-        });
-      });
-      first += kStripe;
-    }
-  }
-}
-
-template <class Format, int Rows>
-void exact_tile(const typename Format::Panel* panel, const MatmulArgs& args, int64_t row, Floats (&y)[Rows]) {
-  const float* x = args.x + row * args.in;
-  for (int64_t block = 0; block < args.in / Format::kElements; ++block, x += Format::kElements) {
-    decode_block<Format>(panel[block], [&](int i, Floats w) GEMWRIGHT_INLINE {
-      for (int r = 0; r < Rows; ++r) y[r] = multiply_add(w, broadcast(x[r * args.in + i]), y[r]);
+template <class Format>
+void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
+  const int64_t stripes = args.in / kStripe;
+  for (int64_t panel = first; panel < last; ++panel) {  // a panel stays in the cache for all rows
+    const int64_t column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
+    for_each_tile(row, rows, [&](int64_t r, auto n) {
+      matmul_tile<Format, n>(args.panels + panel * args.panel_bytes,
+                             static_cast<const Activations*>(args.tiles) + r * stripes, args.in / Format::kElements,
+                             args.y + r * args.out + column, args.out, lanes);
     });
   }
 }
 
-// ---- Panels times row tiles.
+// ---- Decoded weights: what a decoder of the format would give, in float32.
 
-// Computes one tile of `Rows` rows and writes the lanes that exist.
-template <class Format, bool Exact, int Rows>
-void tile(const MatmulArgs& args, int64_t panel, int64_t row) {
-  const auto* blocks = reinterpret_cast<const typename Format::Panel*>(args.panels + panel * args.panel_bytes);
-  Floats y[Rows];
-  for (int r = 0; r < Rows; ++r) y[r] = zero();
-  if constexpr (Exact) {
-    exact_tile<Format, Rows>(blocks, args, row, y);
-  } else {
-    matmul_tile<Format, Rows>(blocks, args, row, y);
-  }
-  const int64_t first = panel * kLanes, left = args.out - first;
-  for (int r = 0; r < Rows; ++r) {
-    float* to = args.y + (row + r) * args.out + first;
-    if (left >= kLanes) {
-      store(to, y[r]);
+constexpr int kTileValues = 256;  // one K block; 16 KB of floats stay in the first-level cache
+using Tile = float[kTileValues][kLanes];
+
+// One stripe of a block: tile[i] holds value i of all 16 rows.
+template <class Format>
+void decode_stripe(const BlockScales<Format>& scales, const typename Format::Stripe& stripe, float (*tile)[kLanes]) {
+  Floats min = zero();
+  if constexpr (Format::kMinima) min = scales.dmin * load(stripe.min);
+  unroll<kStripe / 4>([&](auto g) GEMWRIGHT_INLINE {
+    const Bytes q = group<g>(stripe.q);
+    const Floats scale = scales.template scale<4 * g / Format::kScaled>(stripe);
+    unroll<4>([&](auto j) GEMWRIGHT_INLINE {
+      Floats value;
+      if constexpr (kSignedWeights<Format>) {
+        value = to_float(signed_byte<j>(q));
+      } else {
+        value = to_float(unsigned_byte<j>(q));
+      }
+      if constexpr (Format::kOffset != 0) value = value - broadcast(float(Format::kOffset));
+      value = value * scale;
+      if constexpr (Format::kMinima) value = value - min;
+      store(tile[4 * g + j], value);
+    });
+  });
+}
+
+// Values [first, first + count) of a panel's rows; both are multiples of the format's block.
+template <class Format>
+void decode(const uint8_t* panel, int64_t first, int64_t count, Tile& tile) {
+  const auto* block = reinterpret_cast<const typename Format::Panel*>(panel) + first / Format::kElements;
+  for (int64_t i = 0; i < count; ++block) {
+    if constexpr (Format::kPlain) {
+      store(tile[i++], load(block->values));
     } else {
-      float lanes[kLanes];
-      store(lanes, y[r]);
-      std::memcpy(to, lanes, left * sizeof(float));
+      const BlockScales<Format> scales(*block);
+      for (const typename Format::Stripe& stripe : block->stripes) {
+        decode_stripe<Format>(scales, stripe, tile + i);
+        i += kStripe;
+      }
     }
   }
 }
 
-template <class Format, bool Exact>
-void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
-  static_assert((kTileRows & (kTileRows - 1)) == 0, "the tail halves the tile");
-  for (int64_t panel = first; panel < last; ++panel) {  // the panel stays in the cache for all rows
-    int64_t r = row, end = row + rows;
-    for (; end - r >= kTileRows; r += kTileRows) tile<Format, Exact, kTileRows>(args, panel, r);
-    if constexpr (kTileRows > 4) {
-      if (end - r >= 4) tile<Format, Exact, 4>(args, panel, r), r += 4;
-    }
-    if (end - r == 3) tile<Format, Exact, 3>(args, panel, r);
-    if (end - r == 2) tile<Format, Exact, 2>(args, panel, r);
-    if (end - r == 1) tile<Format, Exact, 1>(args, panel, r);
+template <int Rows>
+void exact_tile(const Tile& tile, int64_t count, const float* x, float* y, int64_t out, int64_t lanes,
+                bool first) {
+  constexpr int kChains = Rows < 4 ? 4 / Rows : 1;  // a single sum would wait for itself at each step
+  Floats sum[kChains][Rows];
+  for (int c = 0; c < kChains; ++c) {
+    for (int r = 0; r < Rows; ++r) sum[c][r] = c > 0 || first ? zero() : load_lanes(y + r * out, lanes);
+  }
+  const auto step = [&](int64_t i, int c) GEMWRIGHT_INLINE {
+    const Floats w = load(tile[i]);
+    for (int r = 0; r < Rows; ++r) sum[c][r] = multiply_add(w, broadcast(x[i * Rows + r]), sum[c][r]);
+  };
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains) {
+    for (int c = 0; c < kChains; ++c) step(i + c, c);
+  }
+  for (; i < count; ++i) step(i, 0);
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 1; c < kChains; ++c) sum[0][r] = sum[0][r] + sum[c][r];
+    store_lanes(y + r * out, lanes, sum[0][r]);
+  }
+}
+
+template <class Format>
+void exact(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
+  Tile tile;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
+    int64_t i = 0;
+    do {  // once even where `in` is zero, so that y is written
+      const int64_t count = smaller(kTileValues, args.in - i);
+      decode<Format>(args.panels + panel * args.panel_bytes, i, count, tile);
+      for_each_tile(row, rows, [&](int64_t r, auto n) {
+        const float* x = static_cast<const float*>(args.tiles) + r * args.in + i * n;
+        exact_tile<n>(tile, count, x, args.y + r * args.out + column, args.out, lanes, i == 0);
+      });
+      i += count;
+    } while (i < args.in);
   }
 }
 
@@ -241,24 +310,23 @@ void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, in
 // Decodes each panel once for a run of ids that it holds, so that consecutive ids cost one decoding.
 template <class Format>
 void rows(const RowsArgs& args, int64_t first, int64_t last) {
+  Tile tile;
   while (first < last) {
     const int64_t panel = args.ids[first] < 0 ? args.n_panels : args.ids[first] / kLanes;
-    float* y = args.y + first * args.width;
+    int64_t end = first + 1;
     if (panel >= args.n_panels) {
-      for (int64_t i = 0; i < args.width; ++i) y[i] = __builtin_nanf("");
-      ++first;
+      for (int64_t i = 0; i < args.width; ++i) args.y[first * args.width + i] = __builtin_nanf("");
+      first = end;
       continue;
     }
-    int64_t end = first + 1;
     while (end < last && args.ids[end] >= 0 && args.ids[end] / kLanes == panel) ++end;
-    const auto* blocks = reinterpret_cast<const typename Format::Panel*>(args.panels + panel * args.panel_bytes);
-    for (int64_t block = 0; block < args.width / Format::kElements; ++block) {
-      decode_block<Format>(blocks[block], [&](int i, Floats w) {
-        float lanes[kLanes];
-        store(lanes, w);
-        float* value = y + block * Format::kElements + i;
-        for (int64_t id = first; id < end; ++id, value += args.width) *value = lanes[args.ids[id] % kLanes];
-      });
+    for (int64_t i = 0; i < args.width; i += kTileValues) {
+      const int64_t count = smaller(kTileValues, args.width - i);
+      decode<Format>(args.panels + panel * args.panel_bytes, i, count, tile);
+      for (int64_t id = first; id < end; ++id) {
+        float* y = args.y + id * args.width + i;
+        for (int64_t k = 0; k < count; ++k) y[k] = tile[k][args.ids[id] % kLanes];
+      }
     }
     first = end;
   }
@@ -266,16 +334,16 @@ void rows(const RowsArgs& args, int64_t first, int64_t last) {
 
 template <class Format>
 constexpr void add(Kernels& table, Encoding encoding) {
-  table.exact[encoding] = matmul<Format, true>;
+  table.exact[encoding] = exact<Format>;
   table.rows[encoding] = rows<Format>;
   if constexpr (!Format::kPlain) {
-    table.quantise[encoding] = quantise<Format>;
-    table.matmul[encoding] = matmul<Format, false>;
+    table.prepare[encoding] = prepare<Format>;
+    table.matmul[encoding] = matmul<Format>;
   }
 }
 
 constexpr Kernels make_table() {
-  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, {}, {}};
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

@@ -7,13 +7,16 @@
 
 namespace gemwright {
 
+// Kernels take rows from a multiple of this to the next or to the last row; every set's row tile divides it.
+constexpr int kRowGroup = 8;
+
 // y[rows, out] = x[rows, in] . w[out, in]^T, rows of each array contiguous.
 struct MatmulArgs {
   const uint8_t* panels;
   int64_t panel_bytes;
-  int64_t rows, in, out;
+  int64_t in, out;
   const float* x;
-  const Activations* activations;  // [rows, in / 32], read instead of x by the kernels with integer products
+  void* tiles;  // x as the kernels read it: see `prepare` below
   float* y;
 };
 
@@ -29,10 +32,13 @@ struct RowsArgs {
 struct Kernels {
   const char* name;
   bool (*supported)();  // asks the processor
-  // Quantises `stripes` times 32 floats; the start of a sum depends on the format and the instruction set.
-  void (*quantise[kEncodings])(const float* x, int64_t stripes, Activations* activations);
-  // Outputs of panels [first, last) for the rows [row, row + rows).
+  // A product with activations of 8 bits; null for plain floats. `prepare` quantises rows [row, row + rows) of
+  // x into tiles, an `Activations` for each stripe; within a tile of n rows those of the n rows are neighbours,
+  // so that the product finds them all at fixed distances from one pointer.
+  void (*prepare[kEncodings])(const MatmulArgs&, int64_t row, int64_t rows);
   void (*matmul[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
+  // A product of floats, with tiles of floats: for panels [first, last) and the prepared rows.
+  void (*prepare_exact)(const MatmulArgs&, int64_t row, int64_t rows);
   void (*exact[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
   // Ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);

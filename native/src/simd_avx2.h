@@ -56,6 +56,9 @@ inline void store(float* p, Floats x) {
 inline Floats operator*(Floats a, Floats b) {
   return {_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])};
 }
+inline Floats operator+(Floats a, Floats b) {
+  return {_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1])};
+}
 inline Floats operator-(Floats a, Floats b) {
   return {_mm256_sub_ps(a.v[0], b.v[0]), _mm256_sub_ps(a.v[1], b.v[1])};
 }

@@ -68,6 +68,7 @@ inline void store(float* p, Floats x) {
 }
 inline Floats to_float(Ints x) { GEMWRIGHT_EACH(Floats, vcvtq_f32_s32(x.v[i])); }
 inline Floats operator*(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, vmulq_f32(a.v[i], b.v[i])); }
+inline Floats operator+(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, vaddq_f32(a.v[i], b.v[i])); }
 inline Floats operator-(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, vsubq_f32(a.v[i], b.v[i])); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   GEMWRIGHT_EACH(Floats, vfmaq_f32(c.v[i], a.v[i], b.v[i]));

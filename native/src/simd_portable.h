@@ -9,7 +9,7 @@
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
-constexpr int kTileRows = 4;      // activation rows that share one decoded weight
+constexpr int kTileRows = 1;      // activation rows that share one decoded weight
 constexpr int kSignedOffset = 0;  // what `prepare_signed` adds to a weight
 
 inline bool supported() { return true; }
@@ -63,6 +63,7 @@ inline Floats load(const int8_t* p) { GEMWRIGHT_EACH(Floats, float(p[i])); }
 inline void store(float* p, Floats x) { std::memcpy(p, x.v, sizeof(x.v)); }
 inline Floats to_float(Ints x) { GEMWRIGHT_EACH(Floats, float(x.v[i])); }
 inline Floats operator*(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] * b.v[i]); }
+inline Floats operator+(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] + b.v[i]); }
 inline Floats operator-(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] - b.v[i]); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { GEMWRIGHT_EACH(Floats, a.v[i] * b.v[i] + c.v[i]); }
 

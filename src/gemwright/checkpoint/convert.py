@@ -20,6 +20,7 @@ from gemwright.checkpoint.names import Stored
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.errors import CheckpointError
+from gemwright.model.config import Config
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
@@ -49,8 +50,8 @@ def convert(
         source: A checkpoint in any format.
         target: What to make: a folder for Hugging Face, a file for GGUF. It must not exist.
         to: The format.
-        dtype: float32, float16, bfloat16, and for GGUF q8_0 or q4_0. By default the source's own, or float32 where
-            the source is quantised: no value changes.
+        dtype: float32, float16, bfloat16, and for GGUF q8_0 or q4_0. By default that of the source's matrices, or
+            float32 where they are quantised.
         variant: Name of the published variant, for an Orbax tree.
         progress: Called with the bytes read so far and the bytes in all.
 
@@ -64,18 +65,19 @@ def convert(
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
     if target.exists():
         raise CheckpointError(f"{target} exists; remove it or choose another name.")
+    vocabulary = checkpoint.vocabulary()
     write = _write_gguf if to == "gguf" else _write_huggingface
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
+        write(checkpoint, vocabulary, target, dtype, progress)
     except OSError as error:
-        raise CheckpointError(f"{target} cannot be written ({error.strerror}); choose another place.") from error
+        raise CheckpointError(
+            f"{target} cannot be written ({error.strerror or error}); choose another place."
+        ) from error
 
 
 def _own_dtype(checkpoint: Checkpoint) -> str:
     """The dtype of the source's matrices, or float32 where they are quantised or differ."""
-    largest = checkpoint.file.tensors
-    encodings = {info.encoding for info in largest.values() if len(info.shape) > 1}
+    encodings = {info.encoding for info in checkpoint.file.tensors.values() if len(info.shape) > 1}
     known = {encoding: name for name, encoding in ENCODINGS.items() if name in DTYPES}
     return known.get(encodings.pop(), "float32") if len(encodings) == 1 else "float32"
 
@@ -89,6 +91,11 @@ def _write_huggingface(
     def produce(path: str, stored: Stored) -> NDArray[Any]:
         read, values = next(weights)
         assert read == path
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{folder}: tensor {stored.name} has values that are not finite, or too large for {dtype}; "
+                "repair the model or choose float32."
+            )
         return values.reshape(stored.shape)
 
     tensors = [
@@ -104,7 +111,7 @@ def _write_huggingface(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_safetensors(partial, tensors)
+        write_safetensors(partial, tensors)  # makes the folder, and its parents
         for name, document in documents.items():
             (partial / name).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
         (partial / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
@@ -131,11 +138,9 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
     vocabulary = replace(
         vocabulary, pieces=vocabulary.pieces[:size], scores=vocabulary.scores[:size], kinds=vocabulary.kinds[:size]
     )
-    whole = checkpoint.config.vocab == size
-    source_plan = checkpoint.plan if whole else _plan_of(checkpoint, config)
     plan = names.gguf(config)
-    host = DTYPES.get(dtype, DTYPES["float32"])
-    weights = read_weights(checkpoint.file, source_plan, config, host, progress)
+    # In float32, as the norms' gains are stored in it whatever the dtype of the matrices.
+    weights = read_weights(checkpoint.file, _plan_of(checkpoint, config), config, np.float32, progress)
 
     def chunks(path: str, stored: Stored) -> Iterator[NDArray[Any]]:
         read, values = next(weights)
@@ -148,11 +153,13 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
         GgufTensor(stored.name, stored.shape, _encoding(path, stored, dtype), chunks(path, stored))
         for path, stored in plan.items()
     ]
-    write_gguf(file, _gguf_metadata(checkpoint, config, vocabulary, dtype, file.stem), tensors)
+    metadata = _gguf_metadata(checkpoint, config, vocabulary, dtype, file.stem)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(file, metadata, tensors)
 
 
-def _plan_of(checkpoint: Checkpoint, config: Any) -> Mapping[str, Stored]:
-    """The source's plan for a model with fewer rows of vocabulary."""
+def _plan_of(checkpoint: Checkpoint, config: Config) -> Mapping[str, Stored]:
+    """The source's plan for a model with as many rows of vocabulary, or fewer."""
     rows = {"embed", "head"} & checkpoint.plan.keys()
     fewer = {path: replace(checkpoint.plan[path], shape=(config.vocab, config.width)) for path in rows}
     return {**checkpoint.plan, **fewer}
@@ -166,11 +173,12 @@ def _encoding(path: str, stored: Stored, dtype: str) -> str:
 
 
 def _gguf_metadata(
-    checkpoint: Checkpoint, config: Any, vocabulary: Vocabulary, dtype: str, name: str
+    checkpoint: Checkpoint, config: Config, vocabulary: Vocabulary, dtype: str, name: str
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = to_gguf(config) | vocabulary.gguf_metadata()
     metadata |= {"general.name": name, "general.file_type": FILE_TYPES[dtype], "general.quantization_version": 2}
     if checkpoint.chat_template is not None:
         metadata["tokenizer.chat_template"] = checkpoint.chat_template
+    if checkpoint.chat_template is not None and GEMMA.turn_end in vocabulary.pieces:
         metadata["tokenizer.ggml.eot_token_id"] = vocabulary.pieces.index(GEMMA.turn_end)
     return metadata

@@ -57,12 +57,12 @@ class GgufFile:
     version: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-    _bytes: NDArray[np.uint8]
+    _map: mmap.mmap
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Returns a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
         info = self.tensors[name]
-        return self._bytes[info.offset : info.offset + info.nbytes]
+        return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
         """Returns a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
@@ -76,6 +76,10 @@ class GgufFile:
             return self.read(name)[start:stop]
         rows = self.raw(name).reshape(info.shape[0], -1)[start:stop]
         return _values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that reading has mapped in, be it of this tensor or another."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -100,7 +104,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
         raise header.error(f"claims {n_tensors} tensors and {n_keys} keys")
     metadata = header.metadata(n_keys)
     tensors = header.tensors(n_tensors, _alignment(header.path, metadata))
-    return GgufFile(header.path, version, metadata, tensors, np.frombuffer(header.data, np.uint8))
+    return GgufFile(header.path, version, metadata, tensors, header.data)
 
 
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:

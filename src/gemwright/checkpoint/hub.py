@@ -63,11 +63,11 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     try:
         return _fetch(repo, file, revision)
     except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        cached = _cached(repo, file, revision)
-        if cached is None:
+        here = cached(repo_id, revision)
+        if here is None:
             raise CheckpointError(f"{repo_id}: {_explain(error, repo, revision)}.") from error
         _log.info("%s: taken from the cache, as the hub gave nothing (%s)", repo_id, error)
-        return cached
+        return here
 
 
 def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
@@ -96,11 +96,14 @@ def _is_selected(name: str) -> bool:
     return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _FOLDER["allow_patterns"])
 
 
-def _cached(repo: str, file: str | None, revision: str | None) -> Path | None:
-    """Returns what `_fetch` would, if all of it is there."""
+def cached(repo_id: str, revision: str | None = None) -> Path | None:
+    """Returns what `download` would if it is in the hub's cache, else None; the hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    match = _NAME.fullmatch(repo_id)
+    assert match is not None, f"{repo_id} is no hub repository"
+    repo, file = match.groups()
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_selection(file)))
     except LocalEntryNotFoundError:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gemwright import tree
 from gemwright.checkpoint.names import Stored, check, text_name
 from gemwright.checkpoint.tensors import TensorFile
+from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights, spec
 
@@ -58,16 +59,22 @@ def read_weights(
         CheckpointError: as for `load_weights`.
     """
     names = {text_name(name): name for name in file.tensors}
+    if twice := set(file.tensors).difference(names.values()):
+        raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
     check(plan, {plain: file.tensors[name].shape for plain, name in names.items()}, str(file.path))
     total = sum(file.tensors[names[stored.name]].nbytes for stored in plan.values())
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, param in tree.flatten(spec(config)).items():
-            stored = plan[path]
-            name = names[stored.name]
-            yield path, _read(pool, file, name, stored, param.shape, np.dtype(dtype))
-            done += file.tensors[name].nbytes
-            progress(done, total)
+
+    def read() -> Iterator[tuple[str, NDArray[Any]]]:
+        done = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for path, param in tree.flatten(spec(config)).items():
+                stored = plan[path]
+                name = names[stored.name]
+                yield path, _read(pool, file, name, stored, param.shape, np.dtype(dtype))
+                done += file.tensors[name].nbytes
+                progress(done, total)
+
+    return read()  # not a generator itself, so that the checks are made at once
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -87,15 +94,17 @@ def _read(
 ) -> NDArray[Any]:
     out = _aligned_empty(shape, dtype)
     if stored.index is not None or stored.permute is not None:
-        whole = file.read(name) if stored.index is None else file.read(name)[stored.index]
-        whole = whole if stored.permute is None else whole.transpose(stored.permute)
-        out[...] = whole
+        values = file.read(name)
+        values = values if stored.index is None else values[stored.index]
+        out[...] = values if stored.permute is None else values.transpose(stored.permute)
         return out
     flat = out.reshape(stored.shape)
 
     def copy(rows: slice) -> None:
         values = file.read_rows(name, rows.start, rows.stop)
-        flat[rows] = values - np.float32(stored.offset) if stored.offset else values
+        with np.errstate(over="ignore"):  # what is too large for the dtype becomes infinite
+            flat[rows] = values - np.float32(stored.offset) if stored.offset else values
+        file.release(name)
 
     list(pool.map(copy, row_chunks(stored.shape)))
     return out

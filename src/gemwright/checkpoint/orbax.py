@@ -66,6 +66,9 @@ class OrbaxFolder:
         """Returns a tensor's values as bytes, `(nbytes,)`."""
         return self.read(name).reshape(-1).view(np.uint8)
 
+    def release(self, name: str) -> None:
+        """Does nothing: no file is mapped, and the tensor that is kept is about to be asked for again."""
+
 
 def is_orbax(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds what Orbax leaves at the root of a tree; Orbax itself need not be installed."""

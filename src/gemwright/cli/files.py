@@ -7,6 +7,7 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.imports import import_jax
 
 
 def convert(
@@ -20,11 +21,12 @@ def convert(
     variant: o.VariantOption = None,
 ) -> None:
     """Write a checkpoint in another format, tokenizer included."""
+    import_jax()
     from gemwright.checkpoint.convert import convert as convert_checkpoint
     from gemwright.cli.loading import Bar, find
 
     path = find(source, may_download=False)
-    with Bar(f"Converting {source}") as bar:
+    with Bar(f"Converting {Path(source).name}") as bar:
         convert_checkpoint(path, target, to, dtype, variant, bar)
     render.write(f"{target}\n")
 

@@ -9,6 +9,7 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
     from gemwright.api import Model
@@ -86,7 +87,7 @@ def _piped() -> str:
 def _echo(prompt: str) -> None:
     """Show on a terminal what the text continues."""
     if sys.stdout.isatty():
-        render.out().print(prompt, style="dim", end="", soft_wrap=True)
+        render.out().print(render.printable(prompt), style="dim", end="", soft_wrap=True)
 
 
 def _stream(loaded: "Loaded", prompt: str, wanted: o.Settings, *, as_json: bool, verbose: bool) -> "Completion":
@@ -108,12 +109,13 @@ def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | No
             first = time.perf_counter() if first is None else first
             if not silent:
                 render.write(piece)
-    except KeyboardInterrupt:
-        render.write("\n")
+    except (KeyboardInterrupt, GemwrightError):
+        if sys.stdout.isatty():  # what comes next begins a line
+            render.write("\n")
         raise
     if loaded is not None:
         end = time.perf_counter()
-        _announce_speed(loaded, [stream.completion], first and first - start, end - (first or start))
+        announce_speed(loaded, [stream.completion], first and first - start, end - (first or start))
     return stream.completion
 
 
@@ -121,7 +123,7 @@ def _batch(loaded: "Loaded", prompts: Sequence[str], wanted: o.Settings, *, verb
     start = time.perf_counter()
     completions = loaded.model.generate(prompts, **wanted.options(len(prompts)))
     if verbose:
-        _announce_speed(loaded, completions, None, time.perf_counter() - start)
+        announce_speed(loaded, completions, None, time.perf_counter() - start)
     return completions
 
 
@@ -132,7 +134,7 @@ def announce_settings(model: "Model", wanted: o.Settings) -> None:
     render.facts([("sampling", f"{describe(wanted.resolve(model.defaults))}, seed {wanted.seed}")], render.err())
 
 
-def _announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float) -> None:
+def announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float) -> None:
     """Say how long loading and writing took; without a first token's time, `seconds` holds that of the prompts too."""
     completions = list(completions)
     written = sum(len(completion.tokens) for completion in completions)

@@ -1,5 +1,6 @@
 """`gemwright infill`: write the code between two pieces of code."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +41,21 @@ def infill(
     wanted = o.settings(
         max_tokens=max_tokens, stop=stop, seed=seed, temperature=0.0 if temperature is None else temperature
     )
-    from gemwright.cli.generate import announce_settings, record
+    from gemwright.cli.generate import announce_settings, announce_speed, record
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
     if verbose:
         announce_settings(loaded.model, wanted)
+    start = time.perf_counter()
     completion = loaded.model.infill(*ends, **wanted.options())
+    seconds = time.perf_counter() - start
     if as_json:
         render.write_json({"before": ends[0], "after": ends[1]} | record(loaded, completion, wanted))
     else:
         render.write(completion.text + "\n")
+    if verbose:
+        announce_speed(loaded, [completion], None, seconds)
 
 
 def split(text: str, line: int, column: int | None) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.imports import import_jax
 from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def inspect(
     as_json: o.JsonOption = False,
 ) -> None:
     """Say what a checkpoint holds and needs, without loading it."""
+    import_jax()
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.cli.loading import find
 
@@ -74,7 +76,7 @@ def problem_of(checkpoint: "Checkpoint") -> str | None:
 
     shapes = {text_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
     try:
-        check(checkpoint.plan, shapes, str(checkpoint.path))
+        check(checkpoint.plan, shapes, str(checkpoint.file.path))
     except CheckpointError as error:
         return str(error)
     return None

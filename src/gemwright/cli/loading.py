@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gemwright import compilation
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.cli import render
+from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) ->
     Raises:
         GemwrightError: it cannot be found, read or held in memory.
     """
+    import_jax()
     path = find(name)
     compilation.enable_cache()
     import gemwright
@@ -54,7 +56,7 @@ def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) ->
     if verbose:
         _announce(name, path, precision, variant)
     start = time.perf_counter()
-    with Bar(f"Loading {name}") as bar:
+    with Bar(f"Loading {Path(name).name}") as bar:
         model = gemwright.load(path, dtype=precision, variant=variant, progress=bar)
     return Loaded(model, name, precision.name, time.perf_counter() - start)
 

@@ -22,12 +22,12 @@ def models(as_json: o.JsonOption = False) -> None:
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for header, justify in (("model", "left"), ("family", "left"), ("parameters", "right")):
-        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("bfloat16", justify="right", no_wrap=True)
-    table.add_column("context", justify="right", no_wrap=True)
-    table.add_column("on the hub, under google/", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("variant", no_wrap=True)
+    table.add_column("family", no_wrap=True)
+    for header in ("params", "bfloat16", "context"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("on the hub: google/", overflow="fold")
     for name, variant in VARIANTS.items():
         table.add_row(
             name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def settings(
     Raises:
         GemwrightError: one is out of range.
     """
+    import_jax()
     from gemwright.generate.sampling import Sampling
     from gemwright.text.stop import StopStrings
 

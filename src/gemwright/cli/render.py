@@ -31,9 +31,14 @@ def err() -> "Console":
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """Text without control characters."""
+    return text.translate(_CONTROLS)
+
+
 def write(text: str) -> None:
     """Write text of a model at once, as it is; on a terminal without control characters."""
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -49,7 +54,7 @@ def facts(rows: Sequence[tuple[str, str]], console: "Console") -> None:
 
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
-        first, *rest = value.translate({**_CONTROLS, 9: " "}).split("\n")
+        first, *rest = printable(value).split("\n")
         console.print(Text.assemble((name.ljust(width), "dim"), first), soft_wrap=True)
         for line in rest:
             console.print(" " * width + line, soft_wrap=True)

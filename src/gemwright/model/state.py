@@ -3,6 +3,8 @@
 Positions and lengths live once, in `DecodeState.lengths` and `Context`; a mixer's own state holds only its arrays.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -47,6 +49,7 @@ class DecodeState:
     layers: tuple[KVState, ...]
 
 
+@functools.partial(jax.jit, static_argnames=("config", "batch", "capacity", "dtype"))
 def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """A state for up to `capacity` tokens a row. A local layer never holds more than its window."""
     return DecodeState(
@@ -66,6 +69,7 @@ def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> 
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "capacity"))
 def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
     """The same sequences with room for `capacity` tokens a row (more than before). Rings that are full size stay.
 

@@ -1,0 +1,99 @@
+"""Times `matmul` beside the bandwidth that this machine reads memory with, in the same run.
+
+Usage: python bench.py [--threads 2] [--rows 1 512] [--encodings Q8_0 Q4_0] [--isa avx2]
+
+XLA fixes its number of threads when it starts, so `--threads` is for the whole run. Every line gives the least
+and the median of its times; what the others on the machine do shows in the distance between them.
+"""
+
+import argparse
+import ctypes
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SHAPES = ((262144, 640), (2048, 640), (640, 2048))
+
+
+def times(call: Callable[[], object], seconds: float = 0.6, most: int = 300) -> list[float]:
+    """Repeats a call, at least 5 times, and returns the seconds that each took."""
+    call()
+    taken: list[float] = []
+    while len(taken) < 5 or (sum(taken) < seconds and len(taken) < most):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def read_bandwidth(threads: int) -> float:
+    """Returns the bytes a second that `threads` read from a buffer larger than any cache, at best."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "read.so"
+        source = Path(__file__).with_name("bench_read.cc")
+        command = ["c++", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
+        read = ctypes.CDLL(str(library)).read_bytes
+    data = np.ones(512 << 20, np.uint8)
+    part = data.size // threads
+
+    def run(prefetch: int) -> None:
+        arguments = [(ctypes.c_void_p(data.ctypes.data + i * part), ctypes.c_size_t(part)) for i in range(threads)]
+        pool = [threading.Thread(target=read, args=(*a, ctypes.c_size_t(prefetch))) for a in arguments]
+        for thread in pool:
+            thread.start()
+        for thread in pool:
+            thread.join()
+
+    return max(part * threads / min(times(lambda p=p: run(p), 0.8)) for p in (0, 2048, 4096))
+
+
+def main() -> None:
+    """Prints one line for each encoding, shape and number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--encodings", nargs="+")
+    parser.add_argument("--isa")
+    parser.add_argument("--exact", action="store_true")
+    arguments = parser.parse_args()
+    os.environ["NPROC"] = str(arguments.threads)  # XLA's pool takes its size from here
+    if arguments.isa:
+        os.environ["GEMWRIGHT_NATIVE_ISA"] = arguments.isa
+
+    import gemwright_native as native
+    import jax
+    import numpy as np
+
+    bandwidth = read_bandwidth(arguments.threads)
+    print(f"{native.isa()}, {arguments.threads} threads, reads {bandwidth / 1e9:.1f} GB/s")
+    print(f"{'':5} {'shape':>12} {'rows':>4} {'least':>9} {'median':>9}  {'GB/s':>5} {'of read':>7} {'GFLOP/s':>7}")
+    random = np.random.default_rng(0)
+    for encoding in arguments.encodings or native.ENCODINGS:
+        for out, width in SHAPES:
+            if encoding.endswith("K") and width % 256:
+                continue
+            # Bytes of this range are small normal numbers in every float they may be read as.
+            packed = jax.device_put(random.integers(16, 48, native.packed_bytes(encoding, (out, width)), np.uint8))
+            for rows in arguments.rows:
+                x = jax.device_put(random.standard_normal((rows, width), np.float32))
+                call = jax.jit(lambda x, w, e=encoding, o=out: native.matmul(x, w, e, o, arguments.exact))
+                taken = times(lambda call=call, x=x, w=packed: call(x, w).block_until_ready())
+                least, median = min(taken), statistics.median(taken)
+                speed = packed.size / least
+                print(
+                    f"{encoding:5} {f'{out}x{width}':>12} {rows:4} {least * 1e6:7.0f}us {median * 1e6:7.0f}us  "
+                    f"{speed / 1e9:5.1f} {speed / bandwidth:7.0%} {2 * rows * out * width / least / 1e9:7.0f}"
+                )
+            del packed
+
+
+if __name__ == "__main__":
+    main()

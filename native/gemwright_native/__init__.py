@@ -1,0 +1,226 @@
+"""Matrix products and row look-ups with weights at their own bits, as C++ kernels behind the XLA FFI.
+
+A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is packed once,
+`packed = pack(encoding, raw, (out, in))`, and stays packed in memory: decoding is bound by the bytes it reads.
+`matmul` and `rows` are JAX operations for the CPU backend and work under `jit`.
+
+The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
+"""
+
+import ctypes
+import os
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+__all__ = ["ENCODINGS", "available", "isa", "isas", "matmul", "pack", "packed_bytes", "rows"]
+
+ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+LANES = 16  # rows in a panel, the unit of packing
+ALIGNMENT = 64  # bytes; an array that starts so is handed to XLA without a copy
+
+_LIBRARY = Path(__file__).with_name("libgemwright_native.so")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Loads the kernels, chooses the instruction set and registers the operations with XLA, once."""
+    library = ctypes.CDLL(str(_LIBRARY))
+    library.gemwright_isa.restype = library.gemwright_isa_name.restype = ctypes.c_char_p
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.gemwright_packed_bytes.restype = size
+    library.gemwright_packed_bytes.argtypes = [ctypes.c_char_p, size, size]
+    library.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, size, size, size, pointer, size, ctypes.c_int]
+    forced = os.environ.get("GEMWRIGHT_NATIVE_ISA")
+    if forced:
+        _select(library, forced)
+    for name in ("gemwright_matmul", "gemwright_rows"):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return library
+
+
+def _select(library: ctypes.CDLL, name: str) -> None:
+    if not library.gemwright_select_isa(name.encode()):
+        raise ValueError(
+            f"GEMWRIGHT_NATIVE_ISA={name} cannot run here; choose from {', '.join(_isas(library))} or leave it unset."
+        )
+
+
+def _isas(library: ctypes.CDLL) -> tuple[str, ...]:
+    names: list[str] = []
+    while name := library.gemwright_isa_name(len(names)):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def available() -> bool:
+    """Tells whether the compiled kernels are installed."""
+    return _LIBRARY.is_file()
+
+
+def isa() -> str:
+    """Returns the instruction set in use.
+
+    Raises:
+        ValueError: GEMWRIGHT_NATIVE_ISA names one that this machine or build lacks.
+    """
+    return _library().gemwright_isa().decode()
+
+
+def isas() -> tuple[str, ...]:
+    """Returns the instruction sets that can run here, best first; the last is always `portable`."""
+    return _isas(_library())
+
+
+def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:
+    """Returns the size of a packed weight.
+
+    Args:
+        encoding: One of `ENCODINGS`.
+        shape: `(out, in)`; `in` is a multiple of the encoding's block.
+
+    Raises:
+        ValueError: The encoding or shape is not supported.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding {encoding!r} has no kernels; choose from {', '.join(ENCODINGS)}.")
+    if not all(0 <= size < 2**63 for size in shape):
+        raise ValueError(f"shape {shape} has a size that is negative or too large.")
+    size: int = _library().gemwright_packed_bytes(encoding.encode(), *shape)
+    if size < 0:
+        raise ValueError(f"shape {shape} is too large or its rows are no whole number of {encoding} blocks.")
+    return size
+
+
+def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Rearranges a weight for the kernels without changing a value.
+
+    Sixteen rows are interleaved so that a vector holds one number of each; six-bit scales of the K encodings
+    become bytes, which makes Q4_K 2.8% and Q5_K 2.3% larger. `out` is rounded up to a multiple of 16.
+
+    Args:
+        encoding: One of `ENCODINGS`.
+        raw: The weight's bytes as a GGUF file holds them, contiguous, of any shape.
+        shape: `(out, in)`.
+
+    Returns:
+        The packed bytes, `(packed_bytes(encoding, shape),)`.
+
+    Raises:
+        ValueError: The encoding, shape or size of `raw` is not supported.
+    """
+    size = packed_bytes(encoding, shape)
+    if raw.dtype != np.uint8 or not raw.flags.c_contiguous:
+        raise ValueError(f"raw bytes must be contiguous uint8, and these are {raw.dtype}.")
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    packed = buffer[start : start + size]
+    threads = len(os.sched_getaffinity(0)) if size > 1 << 20 else 1
+    if not _library().gemwright_pack(
+        encoding.encode(), raw.ctypes.data, raw.size, *shape, packed.ctypes.data, size, threads
+    ):
+        raise ValueError(f"{raw.size} bytes are no {encoding} weight of shape {shape}.")
+    return packed
+
+
+def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: bool = False) -> Array:
+    """Multiplies by a packed weight: `x @ w.T`.
+
+    The weight is frozen: the gradient is that of the exact product with respect to `x`.
+
+    Args:
+        x: float32 `[rows, in]`.
+        packed: `pack(encoding, raw, (out_features, in))`.
+        encoding: The weight's encoding.
+        out_features: Rows of the weight.
+        exact: Multiply float32 activations. Otherwise a block format meets activations rounded to 8 bits in
+            blocks of 32 with a float32 scale, and products are summed as integers within a block. A block of
+            `x` that is not finite makes its row of the result NaN.
+
+    Returns:
+        float32 `[rows, out_features]`.
+
+    Raises:
+        ValueError: A dtype, shape or encoding is wrong.
+    """
+    if x.ndim != 2 or x.dtype != jnp.float32:
+        raise ValueError(f"x must be float32 [rows, in], and it is {x.dtype} {list(x.shape)}.")
+    _check_packed(packed, packed_bytes(encoding, (out_features, x.shape[1])), f"{encoding} [{out_features}, in]")
+    return _matmul(encoding, out_features, exact, x, packed)
+
+
+def rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
+    """Looks up rows of a packed table and decodes them.
+
+    Args:
+        packed: `pack(encoding, raw, (n, width))`.
+        ids: int32 `[ids]`. A negative id, or one past the table, gives a row of NaN.
+        encoding: The table's encoding.
+        width: Values in a row.
+
+    Returns:
+        float32 `[ids, width]`.
+
+    Raises:
+        ValueError: A dtype, shape or encoding is wrong.
+    """
+    if ids.ndim != 1 or ids.dtype != jnp.int32:
+        raise ValueError(f"ids must be int32 [ids], and they are {ids.dtype} {list(ids.shape)}.")
+    panel = packed_bytes(encoding, (LANES, width))
+    if panel == 0:
+        raise ValueError("width must be positive.")
+    _check_packed(packed, packed.size // panel * panel, f"{encoding} [n, {width}]")
+    return _rows(packed, ids, encoding, width)
+
+
+def _check_packed(packed: Array, size: int, what: str) -> None:
+    if packed.dtype != jnp.uint8 or packed.shape != (size,):
+        raise ValueError(
+            f"packed must be uint8 [{size}] for {what}, and it is {packed.dtype} {list(packed.shape)}; "
+            "make it with pack()."
+        )
+
+
+def _rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
+    result = jax.ShapeDtypeStruct((ids.shape[0], width), jnp.float32)
+    return jax.ffi.ffi_call("gemwright_rows", result)(packed, ids, encoding=encoding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _matmul(encoding: str, out_features: int, exact: bool, x: Array, packed: Array) -> Array:
+    result = jax.ShapeDtypeStruct((x.shape[0], out_features), jnp.float32)
+    return jax.ffi.ffi_call("gemwright_matmul", result)(x, packed, encoding=encoding, exact=exact)
+
+
+def _matmul_forward(
+    encoding: str, out_features: int, exact: bool, x: Array, packed: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _matmul(encoding, out_features, exact, x, packed), (x, packed)
+
+
+def _matmul_backward(
+    encoding: str, out_features: int, exact: bool, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Any]:
+    """Returns `dy @ w`, decoding the weight a part at a time."""
+    x, packed = saved
+    width, part = x.shape[1], min(out_features, _DECODED_ROWS)
+    steps = -(-out_features // part) if part else 0
+    dy = jnp.pad(dy, ((0, 0), (0, steps * part - out_features)))
+
+    def add(i: Array, dx: Array) -> Array:
+        ids = jnp.minimum(i * part + jnp.arange(part, dtype=jnp.int32), out_features - 1)  # zero in dy past the end
+        w = _rows(packed, ids, encoding, width)
+        return dx + jax.lax.dynamic_slice_in_dim(dy, i * part, part, 1) @ w
+
+    dx = jax.lax.fori_loop(0, steps, add, jnp.zeros_like(x))
+    return dx, np.zeros(packed.shape, jax.dtypes.float0)
+
+
+_DECODED_ROWS = 4096  # of a weight in float32 at a time: 10 MB at a width of 640
+_matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -1,0 +1,205 @@
+#include "packing.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace gemwright {
+namespace {
+
+// ---- Reading source blocks: their small integers in order, as bytes, and their scales.
+
+// Two values per byte: `count` low nibbles come before the `count` high ones.
+void unpack_nibbles(const uint8_t* packed, int count, uint8_t* q) {
+  for (int i = 0; i < count; ++i) {
+    q[i] = packed[i] & 15;
+    q[count + i] = packed[i] >> 4;
+  }
+}
+
+void unpack(const Q4_0::Source& s, uint8_t* q) { unpack_nibbles(s.qs, 16, q); }
+
+void unpack(const Q5_0::Source& s, uint8_t* q) {
+  unpack_nibbles(s.qs, 16, q);
+  for (int i = 0; i < 32; ++i) q[i] |= (s.qh[i / 8] >> (i % 8) & 1) << 4;
+}
+
+void unpack(const Q8_0::Source& s, uint8_t* q) { std::memcpy(q, s.qs, 32); }
+
+void unpack(const Q4_K::Source& s, uint8_t* q) {
+  for (int pair = 0; pair < 4; ++pair) unpack_nibbles(s.qs + 32 * pair, 32, q + 64 * pair);
+}
+
+void unpack(const Q5_K::Source& s, uint8_t* q) {
+  for (int pair = 0; pair < 4; ++pair) unpack_nibbles(s.qs + 32 * pair, 32, q + 64 * pair);
+  for (int part = 0; part < 8; ++part) {
+    for (int i = 0; i < 32; ++i) q[32 * part + i] |= (s.qh[i] >> part & 1) << 4;
+  }
+}
+
+void unpack(const Q6_K::Source& s, uint8_t* q) {
+  for (int half = 0; half < 2; ++half, q += 128) {
+    unpack_nibbles(s.ql + 64 * half, 64, q);
+    for (int part = 0; part < 4; ++part) {
+      for (int i = 0; i < 32; ++i) q[32 * part + i] |= (s.qh[32 * half + i] >> (2 * part) & 3) << 4;
+    }
+  }
+}
+
+// Eight six-bit scales and minima in twelve bytes: the first four of each lie in the low six bits of bytes 0-3
+// and 4-7, whose two high bits top the nibbles of bytes 8-11: the last four scales (low) and minima (high).
+void unpack_scales(const uint8_t (&packed)[12], uint8_t (&scale)[8], uint8_t (&min)[8]) {
+  for (int i = 0; i < 4; ++i) {
+    scale[i] = packed[i] & 63;
+    min[i] = packed[4 + i] & 63;
+    scale[4 + i] = (packed[8 + i] & 15) | packed[i] >> 6 << 4;
+    min[4 + i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
+  }
+}
+
+// ---- Writing one row's 32 values into the zeroed quants of a stripe.
+
+void place(const uint8_t* q, int row, Quants<4>& to) {
+  for (int g = 0; g < 4; ++g) {
+    for (int j = 0; j < 4; ++j) to.low[g][4 * row + j] = (q[4 * g + j] & 15) | (q[16 + 4 * g + j] & 15) << 4;
+  }
+}
+
+void place_low(const uint8_t* q, int row, uint8_t (&low)[4][64]) {
+  place(q, row, reinterpret_cast<Quants<4>&>(low));
+}
+
+void place(const uint8_t* q, int row, Quants<5>& to) {
+  place_low(q, row, to.low);
+  for (int j = 0; j < 4; ++j) {
+    uint8_t bits = 0;
+    for (int g = 0; g < 8; ++g) bits |= (q[4 * g + j] >> 4) << g;
+    to.high[4 * row + j] = bits;
+  }
+}
+
+void place(const uint8_t* q, int row, Quants<6>& to) {
+  place_low(q, row, to.low);
+  for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < 4; ++j) {
+      uint8_t bits = 0;
+      for (int i = 0; i < 4; ++i) bits |= (q[16 * half + 4 * i + j] >> 4) << (2 * i);
+      to.high[half][4 * row + j] = bits;
+    }
+  }
+}
+
+void place(const uint8_t* q, int row, Quants<8>& to) {
+  for (int g = 0; g < 8; ++g) std::memcpy(&to.bytes[g][4 * row], q + 4 * g, 4);
+}
+
+template <class Format>
+void place_block(const typename Format::Source& source, int row, typename Format::Panel& to) {
+  uint8_t q[Format::kElements];
+  unpack(source, q);
+  to.d[row] = source.d;
+  for (int s = 0; s < Format::kElements / kStripe; ++s) place(q + kStripe * s, row, to.stripes[s].q);
+  if constexpr (Format::kMinima) {
+    uint8_t scale[8], min[8];
+    unpack_scales(source.scales, scale, min);
+    to.dmin[row] = source.dmin;
+    for (int s = 0; s < 8; ++s) {
+      to.stripes[s].scale[row] = scale[s];
+      to.stripes[s].min[row] = min[s];
+    }
+  } else if constexpr (Format::kScaled < kStripe) {
+    for (int i = 0; i < 16; ++i) to.stripes[i / 2].scale[i % 2][row] = source.scales[i];
+  }
+}
+
+// ---- A row that the last panel lacks: NaN, so that a look-up there is seen.
+
+constexpr Float16 kNan16{0x7e00};
+void set_nan(float& x) { x = __builtin_nanf(""); }
+void set_nan(Float16& x) { x = kNan16; }
+void set_nan(Bfloat16& x) { x = Bfloat16{0x7fc0}; }
+
+template <class Format>
+void pack_panels(const uint8_t* source, int64_t out, int64_t in, uint8_t* panels, int64_t first, int64_t last) {
+  using Source = typename Format::Source;
+  const int64_t blocks = in / Format::kElements;
+  for (int64_t panel = first; panel < last; ++panel) {
+    auto* to = reinterpret_cast<typename Format::Panel*>(panels) + panel * blocks;
+    const int rows = static_cast<int>(std::min<int64_t>(kLanes, out - panel * kLanes));
+    std::memset(static_cast<void*>(to), 0, blocks * sizeof(*to));
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int row = 0; row < kLanes; ++row) {
+        Source from;  // copied, because a file's bytes may lie at any address
+        if (row < rows) std::memcpy(&from, source + ((panel * kLanes + row) * blocks + block) * sizeof(from), sizeof(from));
+        if constexpr (Format::kPlain) {
+          if (row >= rows) set_nan(from);
+          to[block].values[row] = from;
+        } else if (row < rows) {
+          place_block<Format>(from, row, to[block]);
+        } else {
+          to[block].d[row] = kNan16;
+        }
+      }
+    }
+  }
+}
+
+struct Entry {
+  std::string_view name;
+  int64_t elements, source_bytes, panel_bytes;  // of one block
+  void (*pack)(const uint8_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t);
+};
+
+#define GEMWRIGHT_ENTRY(f) Entry{#f, f::kElements, sizeof(f::Source), sizeof(f::Panel), pack_panels<f>},
+const Entry kEntries[] = {GEMWRIGHT_FORMATS(GEMWRIGHT_ENTRY)};
+#undef GEMWRIGHT_ENTRY
+
+std::optional<int64_t> product(int64_t a, int64_t b) {
+  int64_t c;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &c)) return std::nullopt;
+  return c;
+}
+
+std::optional<int64_t> row_bytes(Encoding encoding, int64_t in, int64_t block_bytes) {
+  if (in % kEntries[encoding].elements != 0) return std::nullopt;
+  return product(in / kEntries[encoding].elements, block_bytes);
+}
+
+int64_t panel_count(int64_t out) { return out / kLanes + (out % kLanes != 0); }
+
+}  // namespace
+
+std::optional<Encoding> find_encoding(std::string_view name) {
+  for (int i = 0; i < kEncodings; ++i) {
+    if (kEntries[i].name == name) return static_cast<Encoding>(i);
+  }
+  return std::nullopt;
+}
+
+std::optional<int64_t> source_bytes(Encoding encoding, int64_t out, int64_t in) {
+  const auto row = row_bytes(encoding, in, kEntries[encoding].source_bytes);
+  return row ? product(out, *row) : std::nullopt;
+}
+
+std::optional<int64_t> panel_bytes(Encoding encoding, int64_t in) {
+  return row_bytes(encoding, in, kEntries[encoding].panel_bytes);
+}
+
+std::optional<int64_t> packed_bytes(Encoding encoding, int64_t out, int64_t in) {
+  const auto panel = panel_bytes(encoding, in);
+  return panel && out >= 0 ? product(panel_count(out), *panel) : std::nullopt;
+}
+
+void pack(Encoding encoding, const uint8_t* source, int64_t out, int64_t in, uint8_t* panels, int threads) {
+  const int64_t count = panel_count(out);
+  const auto part = [&](int64_t i) {
+    kEntries[encoding].pack(source, out, in, panels, count * i / threads, count * (i + 1) / threads);
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back(part, i);
+  part(0);
+  for (std::thread& thread : others) thread.join();
+}
+
+}  // namespace gemwright

@@ -1,0 +1,140 @@
+// Runs every kernel of every instruction set over odd shapes, without Python or XLA, for the sanitizers and for
+// machines that are only emulated. Each buffer is a heap block of its exact size. Results are held against the
+// portable set's, which the Python tests hold against numpy.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "ops.h"
+#include "packing.h"
+
+namespace {
+
+using namespace gemwright;
+
+// Threads of one call each: more disorder than a real pool has.
+class Threads final : public Pool {
+ public:
+  explicit Threads(int64_t count) : count_(count) {}
+  ~Threads() override {
+    for (std::thread& thread : threads_) thread.join();
+  }
+  int64_t threads() const override { return count_; }
+  void schedule(std::function<void()> task) override { threads_.emplace_back(std::move(task)); }
+
+ private:
+  int64_t count_;
+  std::vector<std::thread> threads_;
+};
+
+struct Case {
+  const char* encoding;
+  int64_t out, in, rows;
+};
+
+struct Results {
+  std::vector<float> integers, exact, decoded;
+};
+
+int passed = 0, failed = 0;
+
+void check(bool ok, const Case& c, const char* isa, const char* what) {
+  ++(ok ? passed : failed);
+  if (!ok) std::printf("FAILED %s %s [%ld, %ld] rows %ld: %s\n", isa, c.encoding, long(c.out), long(c.in), long(c.rows), what);
+}
+
+// Bytes that are small normal numbers in any float they may be read as.
+std::vector<uint8_t> random_weight(int64_t bytes, std::mt19937& random) {
+  std::vector<uint8_t> weight(bytes);
+  for (uint8_t& byte : weight) byte = 16 + random() % 32;
+  return weight;
+}
+
+Results run(const Case& c, const std::vector<uint8_t>& packed, const std::vector<float>& x,
+            const std::vector<int32_t>& ids, int64_t threads) {
+  Results results;
+  results.integers.resize(c.rows * c.out);
+  results.exact.resize(c.rows * c.out);
+  results.decoded.resize(ids.size() * c.in);
+  Threads pool(threads);
+  const int64_t size = packed.size();
+  std::string wrong;
+  for (bool exact : {false, true}) {
+    float* y = (exact ? results.exact : results.integers).data();
+    wrong += matmul(pool, c.encoding, exact, x.data(), c.rows, c.in, packed.data(), size, y, c.out);
+  }
+  wrong += rows(pool, c.encoding, packed.data(), size, ids.data(), ids.size(), results.decoded.data(), c.in);
+  check(wrong.empty(), c, kernels().name, wrong.c_str());
+  return results;
+}
+
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    largest = std::fmax(largest, std::fabs(a[i]));
+    difference = std::fmax(difference, std::fabs(double(a[i]) - b[i]));
+  }
+  return difference <= 2e-5 * largest;
+}
+
+void compare(const Case& c, std::mt19937& random) {
+  const Encoding encoding = *find_encoding(c.encoding);
+  const std::vector<uint8_t> source = random_weight(*source_bytes(encoding, c.out, c.in), random);
+  std::vector<uint8_t> packed(*packed_bytes(encoding, c.out, c.in));
+  pack(encoding, source.data(), c.out, c.in, packed.data(), 3);
+  std::vector<float> x(c.rows * c.in);
+  for (float& value : x) value = std::normal_distribution<float>()(random);
+  const int32_t end = static_cast<int32_t>(c.out);
+  const std::vector<int32_t> ids = {0, end - 1, end, 1 << 30, -1, -(1 << 30), end / 2, end / 2};
+
+  select_isa("portable");
+  const Results expected = run(c, packed, x, ids, 1);
+  for (int i = 0; const char* isa = isa_name(i); ++i) {
+    select_isa(isa);
+    for (int64_t threads : {1, 4}) {
+      const Results results = run(c, packed, x, ids, threads);
+      check(close(expected.integers, results.integers), c, isa, "8-bit product");
+      check(close(expected.exact, results.exact), c, isa, "exact product");
+      const size_t bytes = expected.decoded.size() * sizeof(float);
+      check(bytes == 0 || std::memcmp(expected.decoded.data(), results.decoded.data(), bytes) == 0, c, isa, "look-up");
+    }
+  }
+}
+
+void refuse(std::mt19937& random) {
+  Threads pool(2);
+  const Case c{"Q4_K", 16, 256, 1};
+  const std::vector<uint8_t> packed = random_weight(2368, random);
+  std::vector<float> x(256), y(16);
+  const auto call = [&](const char* encoding, int64_t size, int64_t in, int64_t out) {
+    return !matmul(pool, encoding, false, x.data(), 1, in, packed.data(), size, y.data(), out).empty();
+  };
+  check(!call("Q4_K", 2368, 256, 16), c, "", "a right call");
+  check(call("Q4_K", 2367, 256, 16), c, "", "a byte too few");
+  check(call("Q4_K", 2368, 255, 16), c, "", "a broken block");
+  check(call("Q4_K", 2368, 256, 17), c, "", "a row too many");
+  check(call("Q4_K", 2368, int64_t{1} << 40, int64_t{1} << 40), c, "", "a size that overflows");
+  check(call("Q4_1", 2368, 256, 16), c, "", "an encoding without kernels");
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(0);
+  for (const char* encoding : {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"}) {
+    const std::string name(encoding);
+    const int64_t block = name.back() == 'K' ? 256 : name[0] == 'Q' ? 32 : 1;
+    for (int64_t rows : {0, 1, 2, 3, 7, 8, 17}) compare({encoding, 19, 3 * block, rows}, random);
+    for (int64_t out : {1, 15, 16, 33}) compare({encoding, out, block, 5}, random);
+    compare({encoding, 300, 1280, 40}, random);
+    if (block == 1) compare({encoding, 5, 259, 4}, random);
+  }
+  refuse(random);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Builds tests/driver.cc and the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and runs it.
+set -eu
+native=$(dirname "$(dirname "$(realpath "$0")")")
+build=${1:-$native/build/sanitize}
+cmake -S "$native" -B "$build" -DGEMWRIGHT_DRIVER=ON -DCMAKE_BUILD_TYPE=None \
+  -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" >/dev/null
+cmake --build "$build" --parallel
+"$build/driver"

@@ -1,0 +1,20 @@
+"""The one slow import."""
+
+import os
+import signal
+
+
+def import_jax() -> None:
+    """Import JAX and what stands on it; until that is done, Ctrl-C ends the process at once.
+
+    An extension module whose import is interrupted reports something else than the interrupt, or nothing.
+    """
+    before = signal.signal(signal.SIGINT, _leave)
+    try:
+        import gemwright.api  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(130)

@@ -1,0 +1,193 @@
+"""Weights reach the device bit by bit from every format, on memory for little more than themselves."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from checkpoints import KINDS, flax, huggingface
+from orbax import checkpoint as ocp
+from safetensors.numpy import load_file, save_file
+from tiny import tiny_config
+
+from gemwright import tree
+from gemwright.checkpoint import load, names
+from gemwright.checkpoint.gguf import GgufTensor, write_gguf
+from gemwright.checkpoint.gguf_configuration import to_gguf
+from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.checkpoint.orbax import open_orbax
+from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.errors import CheckpointError
+from gemwright.model.config import Mlp
+
+
+def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
+    for kind in KINDS:
+        checkpoint = open_checkpoint(huggingface(tmp_path / kind, kind))
+        expected = load_file(tmp_path / kind / "model.safetensors")
+        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32))
+        assert {checkpoint.plan[path].name for path in weights} == expected.keys()
+        for path, weight in weights.items():
+            reference = expected[checkpoint.plan[path].name]
+            assert weight.dtype == jnp.float32
+            np.testing.assert_array_equal(np.asarray(weight).reshape(reference.shape), reference, err_msg=path)
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["[2, D, F]", "[2, F, D]"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_path: Path) -> None:
+    folder = open_checkpoint(huggingface(tmp_path / "folder", kind))
+    mixer = folder.config.layers[0].mixer
+    original = load_file(tmp_path / "folder" / "model.safetensors")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        made = flax(original, mixer.heads, mixer.kv_heads, swapped=swapped, padding=128)
+        checkpointer.save(tmp_path / "flax", made)
+    file = open_orbax(tmp_path / "flax")
+    plan = names.flax(folder.config, {name: info.shape for name, info in file.tensors.items()})
+    stacked = {stored.name for stored in plan.values() if "qkv_einsum" in stored.name}
+    assert bool(stacked) == (kind == "gemma, full heads")
+
+    ours = dict(read_weights(file, plan, folder.config, np.float32))
+    expected = dict(read_weights(folder.file, folder.plan, folder.config, np.float32))
+    assert ours.keys() == expected.keys()
+    for path, weight in ours.items():
+        np.testing.assert_array_equal(weight, expected[path], err_msg=path)
+
+
+def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
+    folder = open_checkpoint(huggingface(tmp_path / "folder", "gemma"))
+    made = flax(load_file(tmp_path / "folder" / "model.safetensors"), 2, 1, swapped=False)
+    made["transformer/layer_1/attn/kv_einsum"]["w"] = np.zeros((3, 1, 64, 32), np.float32)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "flax", made)
+    file = open_orbax(tmp_path / "flax")
+    plan = names.flax(folder.config, {name: info.shape for name, info in file.tensors.items()})
+    with pytest.raises(CheckpointError, match=r"layer_1/attn/kv_einsum/w has shape \[3, 1, 64, 32\] .* \[2, 1, 64"):
+        load_weights(file, plan, folder.config, np.float32)
+
+
+def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(huggingface(tmp_path))
+    expected = load_file(tmp_path / "model.safetensors")
+    for path, weight in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, ml_dtypes.bfloat16):
+        reference = torch.tensor(expected[checkpoint.plan[path].name]).bfloat16().view(torch.int16).numpy()
+        np.testing.assert_array_equal(weight.view(np.int16).reshape(reference.shape), reference)
+
+
+def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(huggingface(tmp_path))
+    config = replace(checkpoint.config, vocab=checkpoint.config.vocab - 7)
+    weights = dict(read_weights(checkpoint.file, names.huggingface(config), config, np.float32))
+    expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(weights["embed"], expected[: config.vocab])
+
+
+def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(huggingface(tmp_path))
+    whole = dict(read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32))
+    monkeypatch.setattr(load, "CHUNK", 200)  # three rows of most matrices
+    assert [chunk.stop - chunk.start for chunk in row_chunks((10, 64))] == [3, 3, 3, 1]
+    for path, weight in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32):
+        np.testing.assert_array_equal(weight, whole[path])
+
+
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(huggingface(tmp_path))
+    seen: list[tuple[int, int]] = []
+    load_weights(
+        checkpoint.file, checkpoint.plan, checkpoint.config, np.float32, lambda done, all_: seen.append((done, all_))
+    )
+    total = sum(info.nbytes for info in checkpoint.file.tensors.values())
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (total, total)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path)
+    tensors: dict[str, Any] = load_file(folder / "model.safetensors")
+    tensors["language_model.model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is there under two names"):
+        load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+
+
+def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(huggingface(tmp_path))
+    for _, host in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32):
+        device = jax.device_put(host, jax.devices("cpu")[0])
+        assert device.unsafe_buffer_pointer() == host.ctypes.data
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+from gemwright.checkpoint.load import load_weights
+from gemwright.checkpoint.open import open_checkpoint
+
+def memory(key):
+    status = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(status[key].split()[0]) * 1024
+
+jnp.zeros(3).block_until_ready()
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = memory("VmRSS")
+weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.dtype(sys.argv[2]))
+print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
+"""
+RUNTIME = 40_000_000
+"""Bytes of threads, of a chunk for each of them, and of what JAX sets up at its first transfer."""
+
+
+def _peak_and_weights(path: Path, dtype: str) -> tuple[int, int]:
+    command = [sys.executable, "-c", MEASURE, str(path), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    peak, weights = map(int, done.stdout.split())
+    return peak, weights
+
+
+def _write(path: Path, encoding: str) -> None:
+    """A model of 300 MB in bfloat16, most of it in one tensor, so that holding the file's copy of that would show."""
+    config = replace(tiny_config(), width=1024, vocab=110_000, tied=True)
+    config = replace(config, layers=tuple(replace(layer, mlp=Mlp(6144)) for layer in config.layers))
+    random, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
+
+    def values(stored: names.Stored) -> Any:
+        return random.integers(0, 0x4000, stored.shape, np.uint16).view(bfloat16)
+
+    if path.suffix == ".gguf":
+        stored_as = [(s, "F32" if len(s.shape) == 1 else encoding) for s in names.gguf(config).values()]
+        write_gguf(path, to_gguf(config), [GgufTensor(s.name, s.shape, e, iter([values(s)])) for s, e in stored_as])
+        return
+    plan = names.huggingface(config).values()
+    write_safetensors(path, [SafetensorsTensor(s.name, s.shape, bfloat16, lambda s=s: values(s)) for s in plan])
+    (path / "config.json").write_text(json.dumps(to_huggingface(config, "bfloat16")))
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("a.gguf", "BF16"), ("b.gguf", "Q8_0"), ("folder", "BF16")])
+def test_loading_takes_little_more_than_the_weights(name: str, encoding: str, tmp_path: Path) -> None:
+    _write(tmp_path / name, encoding)
+    peak, weights = _peak_and_weights(tmp_path / name, "bfloat16")
+    shutil.rmtree(tmp_path)
+    assert 280e6 < weights < 320e6
+    assert weights < peak < 1.2 * weights + RUNTIME
+
+
+def test_loading_the_demo_takes_little_more_than_the_weights(demo_gguf: Path) -> None:
+    peak, weights = _peak_and_weights(demo_gguf, "float32")
+    assert weights == 1_072_392_704
+    assert weights < peak < 1.2 * weights

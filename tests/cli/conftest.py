@@ -1,0 +1,83 @@
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import pytest
+from tiny import tiny_gguf
+
+from gemwright.api import Model, load
+from gemwright.cli import main
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The command line writes into a cache folder of the tests, and JAX forgets it afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template="{{ messages }}")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: Path) -> Model:
+    return load(tiny)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process: arguments and, perhaps, standard input."""
+
+    def run_main(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["gemwright", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return Result(ended.value.code if isinstance(ended.value.code, int) else 0, written.out, written.err)
+
+    return run_main
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the command line as a process of its own, in its own session."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: object, env: dict[str, str] | None = None, **streams: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "gemwright", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(SOURCE), "JAX_PLATFORMS": "cpu"} | (env or {})
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,174 @@
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_gguf
+
+from gemwright import Message
+
+GREEDY = {"temperature": 0.0, "max_tokens": 8}
+OPTIONS = ("--temperature", 0, "--max-tokens", 8)
+
+
+def answers(model, *lines: str, system: str | None = None) -> list[str]:
+    """What the model replies to each line when it remembers what came before."""
+    talk = [Message("system", system)] if system else []
+    for line in lines:
+        talk.append(Message("user", line))
+        talk.append(Message("assistant", model.chat(talk, **GREEDY).text))
+    return [message.content for message in talk if message.role == "assistant"]
+
+
+def test_piped_lines_are_messages(run, tiny, tiny_model):
+    result = run("chat", "-m", tiny, *OPTIONS, stdin=b"hello\n\n/reset\nthe end")
+    expected = answers(tiny_model, "hello", "/reset", "the end")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "".join(f"{reply}\n" for reply in expected)
+    assert expected[2] != answers(tiny_model, "the end")[0]  # so the history counted
+
+
+def test_json_and_system(run, tiny, tiny_model):
+    result = run("chat", "-m", tiny, *OPTIONS, "--system", "be good", "--json", stdin=b"hello\nhen\n")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert [record["message"] for record in records] == ["hello", "hen"]
+    assert [record["text"] for record in records] == answers(tiny_model, "hello", "hen", system="be good")
+    assert records[1]["prompt_tokens"] > records[0]["prompt_tokens"] + records[0]["completion_tokens"]
+
+
+def test_pretrained_model_warns_once(run, tmp_path: Path):
+    result = run("chat", "-m", tiny_gguf(tmp_path / "pretrained.gguf"), *OPTIONS, stdin=b"a\nb\n")
+    assert result.code == 0
+    assert result.err.count("was not tuned for conversation") == result.err.count("\n") == 1
+
+
+def test_nothing_to_answer(run, tiny):
+    assert run("chat", "-m", tiny) == type(run("chat", "-m", tiny))(0, "", "")
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
+
+
+class Terminal:
+    """A process that believes a person sits at it. `raw` is all that it wrote, `seen` the text of it."""
+
+    def __init__(self, spawn, *arguments: object, **env: str):
+        self.ours, theirs = pty.openpty()
+        env = {"TERM": "xterm", "COLUMNS": "200"} | env
+        self.process: subprocess.Popen[bytes] = spawn(*arguments, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        self.raw, self.taken = "", 0
+
+    @property
+    def seen(self) -> str:
+        return ESCAPES.sub("", self.raw)
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def until(self, pattern: str, seconds: float = 60) -> str:
+        """The text up to the end of the next match of a pattern, read as it comes."""
+        end = time.monotonic() + seconds
+        while not (match := re.compile(pattern, re.DOTALL).search(self.seen, self.taken)):
+            ready, _, _ = select.select([self.ours], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{pattern!r} did not come, but {self.seen[self.taken :]!r}"
+            self.raw += os.read(self.ours, 4096).decode(errors="replace")
+        start, self.taken = self.taken, match.end()
+        return self.seen[start : self.taken]
+
+    def interrupt_until(self, pattern: str) -> None:
+        """Send SIGINT until the pattern comes: one that arrives just before readline waits is not noticed."""
+        for attempt in range(30):
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.until(pattern, seconds=1)
+            except AssertionError:
+                assert attempt < 29
+            else:
+                return
+
+
+@pytest.fixture
+def terminal(spawn):
+    opened: list[Terminal] = []
+
+    def open_one(*arguments: object, **env: str) -> Terminal:
+        opened.append(Terminal(spawn, *arguments, **env))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        os.close(one.ours)
+
+
+PROMPT = r"\n> "
+
+
+def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path):
+    model = tiny_gguf(tmp_path / "long.gguf", context=131_072, chat_template="x")
+    talk = terminal("chat", "-m", model, "--temperature", 0, "--max-tokens", 100_000, "--verbose")
+    assert "/help lists the commands" in talk.until(PROMPT)
+    talk.type("hello\n")
+    talk.until(r"hello\n\n\w{5}")
+    talk.process.send_signal(signal.SIGINT)
+    assert "Stopped." in talk.until(PROMPT)
+
+    talk.interrupt_until(r"Ctrl-D or /exit leaves\..*" + PROMPT)
+
+    talk.type("again\n")  # answered, and what was written before still stands in the conversation
+    talk.until(r"again\n\n\w{5}")
+    talk.process.send_signal(signal.SIGINT)
+    assert "Traceback" not in talk.until(r"Stopped\..*" + PROMPT)
+    talk.type("\x04")
+    assert talk.process.wait(60) == 0
+
+
+def test_conversation_at_a_terminal(terminal, tmp_path: Path):
+    model = tiny_gguf(tmp_path / "short.gguf", context=64)
+    talk = terminal("chat", "-m", model, *OPTIONS, "--verbose", NO_COLOR="1")
+    assert "was not tuned for conversation" in talk.until(PROMPT)
+
+    talk.type("hen\n")
+    told = talk.until(PROMPT)
+    first = int(re.search(r"prompt +(\d+) tokens", told)[1])
+    assert "Cut off after 8 tokens" in told
+    talk.type("hen\n")
+    second = int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1])
+    assert second > first + 8  # the first message, its reply and the second message
+
+    talk.type("/reset\n")
+    assert "Forgotten." in talk.until(PROMPT)
+    talk.type("hen\n")
+    assert int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1]) == first
+
+    talk.type("ab" * 30 + "\n")
+    assert "the model's context is 64; start anew with /reset." in talk.until(PROMPT)
+
+    talk.type("/reset\n")
+    talk.until(PROMPT)
+    talk.type("x" * (62 - first) + "\n")  # "hen" is two tokens, so that four more fit
+    assert "The context is full; /reset starts anew." in talk.until(PROMPT)
+
+    talk.type("/system be good\n")
+    assert "begins anew, with this system message" in talk.until(PROMPT)
+    talk.type("hen\n")
+    assert int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1]) > first
+    talk.type("/help\n")
+    assert "/system TEXT" in talk.until(PROMPT)
+    talk.type("/nonsense\n")
+    assert "There is no command /nonsense; /help lists them." in talk.until(PROMPT)
+    talk.type("/exit\n")
+    assert talk.process.wait(60) == 0
+
+
+def test_terminal_shows_the_prompt_and_no_control_characters(terminal, tiny):
+    window = terminal("generate", "a\x1b[31mb", "-m", tiny, "--max-tokens", 2, "--temperature", 0)
+    window.until("a\ufffd\\[31mb\\S+\n")
+    assert "\x1b[2ma\ufffd[31mb\x1b[0m" in window.raw  # the prompt, dim
+    assert window.process.wait(60) == 0

@@ -1,0 +1,81 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import tiny_gguf
+
+from gemwright.cli import main
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "cut.gguf").write_bytes(tiny.read_bytes()[:5000])
+    (folder / "noise.gguf").write_bytes(bytes(range(256)) * 20)
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "empty").mkdir()
+    tiny_gguf(folder / "short.gguf", context=64)
+    return {"tiny": tiny, "folder": folder}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("generate", "There is no prompt; give it as an argument, or through a pipe."),
+        ("score", "There is no text; give it as an argument, or through a pipe."),
+        ("generate x -m {folder}/none.gguf", "There is no file, folder or published model called"),
+        ("generate x -m nothing-here", "There is no file, folder or published model called 'nothing-here'"),
+        ("generate x -m {folder}/cut.gguf", "it is cut short or damaged"),
+        ("inspect {folder}/noise.gguf", "does not start with 'GGUF'"),
+        ("chat -m {folder}/empty", "holds no safetensors, GGUF or Orbax checkpoint"),
+        ("inspect google/not-here", "fetch it with `gemwright pull google/not-here`"),
+        ("generate {long} -m {folder}/short.gguf", "tokens and the model's context is 64; shorten it"),
+        ("generate x -m {tiny} --temperature nan", "temperature is nan, and it must lie between 0.0 and 100.0."),
+        ("generate x -m {tiny} --temperature=-1", "temperature is -1.0"),
+        ("generate x -m {tiny} --top-k=-3", "top_k is -3"),
+        ("generate x -m {tiny} --top-p 0", "top_p is 0, which keeps no token"),
+        ("generate x -m {tiny} --seed=-3", "seed is -3"),
+        ("generate x -m {tiny} --seed 4294967296", "seed is 4294967296"),
+        ("generate x -m {tiny} --stop=", "A stop string is empty"),
+        ("score x --file {folder}/latin.txt -m {tiny}", "Both a text and --file are given"),
+        ("score --file {folder}/latin.txt -m {tiny}", "latin.txt is not UTF-8 text (byte 3)"),
+        ("score --file {folder}/none.txt -m {tiny}", "none.txt cannot be read (No such file or directory)"),
+        ("score --file {folder} -m {tiny}", "cannot be read (Is a directory)"),
+        ("infill -m {tiny}", "Say where the gap is"),
+        ("infill {folder}/latin.txt -m {tiny}", "Say where the gap is"),
+        ("infill {folder}/latin.txt --line 1 --before x -m {tiny}", "Say where the gap is"),
+        ("convert {tiny} {folder}/empty --to huggingface", "empty exists"),
+        ("pull not//a-name", "There is no file, folder or published model called 'not//a-name'"),
+    ],
+)
+def test_one_sentence_and_code_2(run, places, arguments, sentence):
+    values = {name: str(path) for name, path in places.items()}
+    result = run(*(word.format(**values, long="ab" * 100) for word in arguments.split(" ")))
+    assert result.code == 2
+    assert result.out == ""
+    assert sentence in result.err
+    assert result.err.startswith("gemwright: ")
+    assert result.err.count("\n") == 1
+
+
+def test_input_that_is_no_text(run, tiny):
+    result = run("generate", "-m", tiny, stdin=b"caf\xe9")
+    assert (result.code, result.err) == (2, "gemwright: Standard input is not UTF-8 text (byte 3); convert it first.\n")
+
+
+def test_what_nobody_foresaw_is_not_hidden(monkeypatch):
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gemwright.cli.app.app", broken)
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_device_that_is_not_there(spawn, tiny):
+    process = spawn("generate", "x", "-m", tiny, env={"JAX_PLATFORMS": "nonsense"}, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.decode() == (
+        "gemwright: JAX finds no device with JAX_PLATFORMS='nonsense'; unset it, or install JAX for that device.\n"
+    )

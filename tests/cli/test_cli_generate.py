@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemwright.cli.infill import split
+
+GREEDY = {"temperature": 0.0, "max_tokens": 12}
+
+
+def test_greedy_text_is_the_models(run, tiny, tiny_model):
+    result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 12)
+    assert (result.code, result.out, result.err) == (0, tiny_model.generate("hello", **GREEDY).text + "\n", "")
+
+
+def test_a_pipe_is_one_prompt_less_its_last_newline(run, tiny, tiny_model):
+    result = run("generate", "-m", tiny, "--temperature", 0, "--max-tokens", 12, stdin=b"the\nhen\n")
+    assert result.out == tiny_model.generate("the\nhen", **GREEDY).text + "\n"
+
+
+def test_several_prompts_one_after_another(run, tiny, tiny_model):
+    result = run("generate", "the", "hen and", "-m", tiny, "--temperature", 0, "--max-tokens", 12)
+    assert result.out == "".join(tiny_model.generate(text, **GREEDY).text + "\n" for text in ("the", "hen and"))
+
+
+def test_json_tells_all_and_can_be_repeated(run, tiny, tiny_model):
+    options = ("-m", tiny, "--max-tokens", 9, "--top-k", 8, "--min-p", 0.01, "--stop", "qq", "--logprobs", 2, "--json")
+    records = [json.loads(line) for line in run("generate", "the", "the", *options).out.splitlines()]
+    assert len(records) == 2
+    for record in records:
+        sampling = record["settings"]
+        assert sampling.items() >= {"top_k": 8, "top_p": 0.95, "min_p": 0.01, "max_tokens": 9, "stop": ["qq"]}.items()
+        again = json.loads(run("generate", "the", "--seed", sampling["seed"], *options).out)
+        assert (again["tokens"], again["settings"]) == (record["tokens"], sampling)
+        assert record["text"] == tiny_model.tokenizer.decode(record["tokens"])
+        assert record["completion_tokens"] == len(record["tokens"]) == len(record["logprobs"]) == 9
+        assert record["prompt_tokens"] == len(tiny_model.encode("the"))
+        assert record["finish"] == "length"
+        assert [len(step) for step in record["alternatives"]] == [2] * 9
+        assert all(step[0]["logprob"] >= step[1]["logprob"] for step in record["alternatives"])
+        prefix = tiny_model.encode("the")
+        logprobs = tiny_model.engine.score([[*prefix, *record["tokens"]]])[0][len(prefix) - 1 :]
+        np.testing.assert_allclose(record["logprobs"], logprobs, atol=1e-4)
+    assert records[1]["settings"]["seed"] == (records[0]["settings"]["seed"] + 1) % 2**32
+
+
+def test_seeds_are_random_unless_given(run, tiny):
+    drawn = [json.loads(run("generate", "a", "-m", tiny, "--max-tokens", 1, "--json").out) for _ in range(3)]
+    assert len({record["settings"]["seed"] for record in drawn}) == 3
+
+
+def test_stop_string(run, tiny, tiny_model):
+    whole = tiny_model.generate("hello", **GREEDY).text
+    stop = whole[4:6]
+    result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 12, "--stop", stop, "--json")
+    record = json.loads(result.out)
+    assert (record["text"], record["finish"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_logprobs_as_text(run, tiny, tiny_model):
+    result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 3, "--logprobs", 2)
+    text, _, table = result.out.partition("\n\n")
+    completion = tiny_model.generate("hello", temperature=0.0, max_tokens=3)
+    assert text == completion.text
+    rows = [line.split() for line in table.splitlines()]
+    assert [row[0] for row in rows] == [row[2] for row in rows] == [f"{value:.4f}" for value in completion.logprobs]
+
+
+def test_verbose_speaks_on_standard_error_alone(run, tiny):
+    quiet = run("generate", "a", "-m", tiny, "--max-tokens", 4, "--seed", 7, "--top-k", 5)
+    result = run("generate", "a", "-m", tiny, "--max-tokens", 4, "--seed", 7, "--top-k", 5, "--verbose")
+    assert result.out == quiet.out
+    told = dict(line.split(maxsplit=1) for line in result.err.splitlines() if line)
+    assert told["path"] == str(tiny)
+    assert told["defaults"] == "temperature 1, top-k 64, top-p 0.95, from published defaults"
+    assert told["sampling"] == "temperature 1, top-k 5, top-p 0.95, seed 7"
+    assert {"model", "weights", "memory", "load", "prompt", "first", "speed"} <= told.keys()
+
+
+def test_score(run, tiny, tiny_model, tmp_path: Path):
+    expected = tiny_model.score("the hen\n")
+    (tmp_path / "text").write_text("the hen\n")
+    record = json.loads(run("score", "--file", tmp_path / "text", "-m", tiny, "--json").out)
+    assert record["tokens"] == expected.tokens
+    assert "".join(record["pieces"][1:]) == "the hen\n"
+    np.testing.assert_allclose(record["logprobs"], expected.logprobs, atol=1e-5)
+    assert record["perplexity"] == pytest.approx(float(np.exp(-np.mean(expected.logprobs))), rel=1e-5)
+
+    lines = run("score", "the hen", "-m", tiny).out.splitlines()
+    assert lines[1].split(maxsplit=1) == [f"{expected.logprobs[1]:.4f}", f'"{record["pieces"][2]}"']
+    assert lines[-1] == f"perplexity      {tiny_model.score('the hen').perplexity:.4f}"
+    assert run("score", "-m", tiny, stdin=b"the hen\n").out.splitlines() == lines
+
+
+def test_infill_at_a_place_in_a_file(run, tiny, tiny_model, tmp_path: Path):
+    (tmp_path / "code.py").write_text("def f():\n    return \n\nf()\n")
+    result = run("infill", tmp_path / "code.py", "--line", 2, "-m", tiny, "--max-tokens", 9)
+    middle = tiny_model.infill("def f():\n    return ", "\n\nf()\n", max_tokens=9).text
+    assert result.out == middle + "\n"
+    ends = ("--before", "def f():\n    return ", "--after", "\n\nf()\n")
+    assert json.loads(run("infill", *ends, "-m", tiny, "--max-tokens", 9, "--json").out)["text"] == middle
+
+
+@given(st.text("ab\n\r", max_size=30), st.data())
+def test_split_loses_nothing(text: str, data: st.DataObject):
+    lines = text.split("\n")
+    line = data.draw(st.integers(1, len(lines)))
+    column = data.draw(st.none() | st.integers(1, len(lines[line - 1].removesuffix("\r")) + 1))
+    before, after = split(text, line, column)
+    assert before + after == text
+    assert before.count("\n") == line - 1
+    if column is None:
+        assert after.removeprefix("\r")[:1] in ("", "\n")
+    else:
+        assert len(before.rpartition("\n")[2]) == column - 1
+
+
+@pytest.mark.parametrize(("line", "column"), [(3, None), (1, 4)])
+def test_no_such_place(line: int, column: int | None):
+    with pytest.raises(ValueError, match="has 2 "):
+        split("ab\nc", line, column)
+
+
+def test_real_weights(run, demo_gguf: Path):
+    told = run("inspect", "gemma-3-270m", "--json")
+    assert json.loads(told.out)["variants"] == ["gemma-3-270m"]
+    assert json.loads(told.out)["path"] == str(demo_gguf)
+    assert told.err.count("https://ai.google.dev/gemma/terms") == 1
+    result = run("generate", "Monday, Tuesday, Wednesday,", "--temperature", 0, "--max-tokens", 1)
+    assert (result.code, result.err) == (0, "")  # the terms are told once
+    assert result.out == " Thursday\n"

@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gemwright
+
+SOURCE = Path(__file__).parents[2] / "src"
+COMMANDS = ("generate", "chat", "infill", "score", "models", "inspect", "convert", "pull", "doctor")
+
+LIGHT = """
+import sys
+from gemwright.cli import main
+for arguments in (["--help"], ["--version"], ["models"], ["models", "--json"], *([c, "--help"] for c in sys.argv[1:])):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, arguments
+    heavy = {"jax", "numpy", "sentencepiece", "huggingface_hub"} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def test_help_needs_nothing_heavy():
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-c", LIGHT, *COMMANDS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  generate  Continue a text, or several together." in done.stdout
+    assert "--repetition-penalty" in done.stdout
+
+
+def test_help_names_every_command(run):
+    listed = run("--help").out.partition("Commands:")[2].split("\n")
+    assert tuple(line.split()[0] for line in listed if line.strip()) == COMMANDS
+    assert not [line for line in listed if line.endswith("...")]  # no sentence is cut short
+
+
+def test_version(run):
+    assert run("--version").out == f"gemwright {gemwright.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generat"],
+        ["generate", "x", "--modle", "y"],
+        ["generate", "x", "--max-tokens", "0"],
+        ["generate", "x", "--logprobs", "65"],
+        ["generate", "x", "--dtype", "float8"],
+        ["generate", "x", "--temperature", "warm"],
+        ["convert", "a", "b"],
+        ["inspect"],
+    ],
+)
+def test_usage_errors(run, arguments):
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Error: " in result.err

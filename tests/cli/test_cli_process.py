@@ -1,0 +1,127 @@
+"""What only a process of its own can show: pipes, signals, closed streams, a second start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+PIPE = subprocess.PIPE
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def test_reader_that_goes_away(spawn, tiny):
+    process = spawn("generate", "a", "-m", tiny, "--temperature", 0, "--max-tokens", 2000, stdout=PIPE, stderr=PIPE)
+    assert process.stdout.read(5)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+def test_reader_of_a_table_that_goes_away(spawn):
+    read, write = os.pipe()
+    os.close(read)
+    process = spawn("models", stdout=write, stderr=PIPE)
+    os.close(write)
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"]])
+def test_full_disk(spawn, arguments):
+    with Path("/dev/full").open("wb") as full:
+        process = spawn(*arguments, stdout=full.fileno(), stderr=PIPE)
+    err = process.stderr.read().decode()
+    assert process.wait(60) == 2
+    assert err == (
+        "gemwright: The output cannot be read or written (No space left on device); check the place and its room.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("redirection", "sentence"),
+    [
+        (">&-", "Standard output is closed; give it a place to go, such as /dev/null."),
+        ("<&-", "There is no prompt; give it as an argument, or through a pipe."),
+    ],
+)
+def test_closed_streams(redirection: str, sentence: str):
+    command = f"{sys.executable} -m gemwright generate {redirection}"
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        ["sh", "-c", command], env=environment, stderr=PIPE, stdin=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.decode()) == (2, f"gemwright: {sentence}\n")
+
+
+def test_interrupt(spawn, tiny):
+    options = ("--temperature", 0, "--max-tokens", 4000)
+    process = spawn("generate", "a", "-m", tiny, *options, stdout=PIPE, stderr=PIPE)
+    assert process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"")
+
+
+COUNT = """
+import json, sys
+import jax
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+from gemwright.cli import main
+try:
+    main()
+finally:
+    print(json.dumps(events), file=sys.stderr)
+"""
+
+
+GENERATE = ("generate", "hello", "--max-tokens", "3", "--seed", "1")
+
+
+def compilations(arguments: tuple[str, ...], model: Path, **variables: str) -> Counter[str]:
+    """JAX's events of the compilation cache, in a run of a process of its own."""
+    command = [sys.executable, "-c", COUNT, *arguments, "-m", str(model)]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "JAX_PLATFORMS": "cpu"} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    (line,) = done.stderr.splitlines()  # no warning either
+    prefix = "/jax/compilation_cache/"
+    return Counter(event.removeprefix(prefix) for event in json.loads(line) if event.startswith(prefix))
+
+
+def test_second_start_compiles_nothing(tiny, tmp_path: Path):
+    first = compilations(GENERATE, tiny, XDG_CACHE_HOME=str(tmp_path))
+    assert first["cache_misses"] > 3
+    folder = tmp_path / "gemwright" / "xla"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+    second = compilations(GENERATE, tiny, XDG_CACHE_HOME=str(tmp_path))
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] == second["compile_requests_use_cache"] > 3
+
+    # The person's own folder, here the same one, is used in place of ours.
+    other = tmp_path / "other"
+    third = compilations(GENERATE, tiny, XDG_CACHE_HOME=str(other), JAX_COMPILATION_CACHE_DIR=str(folder))
+    assert third["cache_hits"] == third["compile_requests_use_cache"] > 3
+    assert not other.exists()
+
+
+def test_no_place_for_a_cache(tiny, tmp_path: Path):
+    (tmp_path / "file").touch()  # in the way of the folder, for root too
+    events = compilations(("score", "hello"), tiny, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert events["cache_misses"] == events["cache_hits"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.7])
+def test_interrupt_while_starting(spawn, tiny, seconds: float):
+    process = spawn("generate", "a", "-m", tiny, "--max-tokens", 4000, stdout=PIPE, stderr=PIPE)
+    time.sleep(seconds)  # imports are under way
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130

@@ -1,0 +1,184 @@
+"""The engine against plain passes over the whole text."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import CONFIGS, VOCAB, weights
+
+from gemwright.errors import GemwrightError
+from gemwright.generate import programs, schedule
+from gemwright.generate.engine import Engine, Step
+from gemwright.generate.sampling import Sampling
+from gemwright.model.transformer import forward, logits
+
+GREEDY = Sampling()
+LOGPROB = 1e-5
+"""Absolute tolerance of a log-probability in float32."""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    config = CONFIGS["qk-norm"]
+    return Engine(config, weights(config, seed=3), VOCAB)
+
+
+def _prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+_hidden = jax.jit(forward, static_argnums=0)
+
+
+def _logprobs(engine: Engine, ids: Sequence[int]) -> np.ndarray:
+    """[T, V] of one pass over the whole text, on the right padded to a length that all texts here share."""
+    padded = np.zeros((1, 192), int)
+    padded[0, : len(ids)] = ids
+    hidden, _ = _hidden(engine.config, engine.params, jnp.asarray(padded))
+    scores = logits(engine.config, engine.params, hidden)[0, : len(ids), : engine.vocabulary]
+    return np.asarray(jax.nn.log_softmax(scores))
+
+
+def _naive(engine: Engine, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(_logprobs(engine, ids)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def _steps(
+    engine: Engine, prompts: list[list[int]], count: int, sampling: Sampling = GREEDY, **more: int
+) -> list[Step]:
+    return list(engine.generate(prompts, [sampling] * len(prompts), count, **more))
+
+
+def _tokens(steps: list[Step]) -> list[list[int]]:
+    return np.stack([step.tokens for step in steps], axis=1).tolist()
+
+
+@pytest.mark.parametrize("length", [1, 2, 33, 150])
+def test_greedy_equals_the_naive_loop(engine: Engine, length: int):
+    prompt = _prompt(length)
+    steps = _steps(engine, [prompt], 12, alternatives=3)
+    tokens = _tokens(steps)[0]
+    assert tokens == _naive(engine, prompt, 12)
+    expected = _logprobs(engine, prompt + tokens)[length - 1 : -1]
+    best = np.argsort(-expected, axis=-1)[:, :3]
+    np.testing.assert_array_equal(np.concatenate([step.top_tokens for step in steps]), best)
+    np.testing.assert_allclose(
+        np.concatenate([step.top_logprobs for step in steps]),
+        np.take_along_axis(expected, best, axis=-1),
+        rtol=0,
+        atol=LOGPROB,
+    )
+    np.testing.assert_allclose([step.logprobs[0] for step in steps], expected[range(12), tokens], rtol=0, atol=LOGPROB)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=20, repetition_penalty=1.2, seed=8)])
+def test_a_batch_of_unequal_prompts_equals_single_runs(engine: Engine, sampling: Sampling):
+    prompts = [_prompt(length, seed=length) for length in (1, 5, 40, 70)]
+    together = _tokens(_steps(engine, prompts, 10, sampling))
+    assert together == [_tokens(_steps(engine, [prompt], 10, sampling))[0] for prompt in prompts]
+
+
+def test_the_seed_alone_decides(engine: Engine):
+    prompt, hot = _prompt(9), Sampling(temperature=2.0)
+    runs = [_tokens(_steps(engine, [prompt], 12, replace(hot, seed=seed)))[0] for seed in (1, 1, 2, 2**32 - 1)]
+    assert runs[0] == runs[1]
+    assert len({tuple(run) for run in runs}) == 3
+
+
+def test_the_penalty_counts_prompt_and_answer(engine: Engine):
+    """With a penalty without mercy no token of the text comes again."""
+    prompt = _prompt(20)
+    tokens = _tokens(_steps(engine, [prompt], 30, Sampling(repetition_penalty=100.0)))[0]
+    scores = _logprobs(engine, prompt)
+    assert len(set(tokens)) == 30
+    assert not set(tokens) & set(prompt)
+    assert len(set(_tokens(_steps(engine, [prompt], 30))[0])) < 30
+    assert scores.shape == (20, VOCAB)
+
+
+def test_writing_ends_with_the_context(engine: Engine):
+    small = replace(engine, config=replace(engine.config, context=40))
+    prompts = [_prompt(36), _prompt(7)]
+    assert len(_steps(small, prompts, 100)) == 4
+    assert _tokens(_steps(small, [_prompt(39)], 100)) == [_naive(engine, _prompt(39), 1)]
+
+
+@pytest.mark.parametrize("name", ["qk-norm", "local only", "multi-query"])
+def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, name: str):
+    config = CONFIGS[name]
+    engine = Engine(config, weights(config, seed=3), VOCAB)
+    prompts = [_prompt(3), _prompt(6, seed=1)]
+    roomy = _tokens(_steps(engine, prompts, 40))
+    monkeypatch.setattr(schedule, "CAPACITIES", (8, 16, 32, 64))
+    monkeypatch.setattr(schedule, "CHUNKS", (4, 8))
+    assert _tokens(_steps(engine, prompts, 40)) == roomy
+
+
+def test_score_equals_one_pass(engine: Engine):
+    texts = [_prompt(length, seed=length) for length in (1, 2, 34, 180)]
+    scores = engine.score(texts)
+    for text, found in zip(texts, scores, strict=True):
+        expected = _logprobs(engine, text)[range(len(text) - 1), text[1:]]
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=LOGPROB)
+
+
+def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engine):
+    wide = engine.params.embed
+    fewer = replace(engine, vocabulary=40)
+    prompt = [token % 40 for token in _prompt(10)]
+    steps = _steps(fewer, [prompt], 20, Sampling(temperature=3.0), alternatives=40)
+    assert wide.shape[0] == VOCAB
+    assert max(_tokens(steps)[0]) < 40
+    for step in steps:
+        assert sorted(step.top_tokens[0].tolist()) == list(range(40))
+        assert np.exp(step.top_logprobs[0]).sum() == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(
+        fewer.score([prompt])[0], _logprobs(fewer, prompt)[range(9), prompt[1:]], rtol=0, atol=LOGPROB
+    )
+
+
+def test_few_programs_are_compiled():
+    """However many prompts of whatever length: one feeding program per chunk size, one decoding program."""
+    config = replace(CONFIGS["multi-query"], context=200)  # a configuration of its own, so that nothing is compiled yet
+    engine = Engine(config, weights(config), VOCAB)
+    fed, decoded, scored = (f._cache_size() for f in (programs.feed, programs.decode, programs.score))
+    for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
+        _steps(engine, [_prompt(length)], 3)
+        _steps(engine, [_prompt(length)], 2)
+    used = {size for length in range(200) for size in schedule.chunks(length)}
+    assert 0 < programs.feed._cache_size() - fed <= len(used) <= len(schedule.CHUNKS)
+    assert programs.decode._cache_size() - decoded == 1
+    hot = [
+        Sampling(temperature=t, top_k=k, top_p=p, seed=k) for t, k, p in [(1.0, 3, 0.5), (0.0, 0, 1.0), (2.0, 9, 0.9)]
+    ]
+    for sampling in hot:  # other settings are other numbers, not other programs
+        _steps(engine, [_prompt(5)], 2, sampling)
+    assert programs.decode._cache_size() - decoded == 2
+    for length in (2, 30, 100, 190):
+        engine.score([_prompt(length)])
+    assert programs.score._cache_size() - scored <= len(used)
+
+
+def test_a_caller_may_stop_asking(engine: Engine):
+    endless = engine.generate([_prompt(4)], [GREEDY], 10**9)
+    assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_steps(engine, [_prompt(4)], 5))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "empty"), ([1] * 256, "256"), ([VOCAB], f"between 0 and {VOCAB - 1}"), ([-1], "between 0")],
+    ids=["empty", "longer than the context", "id too high", "negative id"],
+)
+def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str):
+    with pytest.raises(GemwrightError, match=message):
+        _steps(engine, [[1], prompt], 3)
+    with pytest.raises(GemwrightError, match=message):
+        engine.score([prompt])

@@ -1,0 +1,187 @@
+"""The filters against transformers' logits processors, and the draws against exact probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gemwright.errors import GemwrightError
+from gemwright.generate import sampling
+from gemwright.generate.sampling import CANDIDATES, Knobs, Sampling, greedy, knobs, penalise, uniform
+
+sample = jax.jit(sampling.sample)
+many = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def _theirs(logits: np.ndarray, settings: Sampling, seen: list[int]) -> np.ndarray:
+    """The probabilities after transformers' processors, in the order in which its `generate` applies them."""
+    steps: list[Any] = [TemperatureLogitsWarper(float(settings.temperature))]
+    if settings.repetition_penalty != 1.0:
+        steps.insert(0, RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.top_k:
+        steps.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        steps.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p > 0.0:
+        steps.append(MinPLogitsWarper(settings.min_p))
+    scores = LogitsProcessorList(steps)(torch.tensor([seen]), torch.tensor(logits[None]))
+    return torch.softmax(scores.double(), dim=-1)[0].numpy()
+
+
+def _kept(logits: np.ndarray, rows: list[Sampling], seen: list[int]) -> np.ndarray:
+    """Which tokens of each row our own filters leave."""
+    stands = np.isin(np.arange(logits.shape[-1]), seen)[None].repeat(len(rows), 0)
+    return np.asarray(_filtered(jnp.asarray(logits), jnp.asarray(stands), knobs(rows)))
+
+
+@jax.jit
+def _filtered(logits: jax.Array, stands: jax.Array, settings: Knobs) -> jax.Array:
+    scaled = penalise(logits, stands, settings.repetition_penalty) / settings.temperature[:, None]
+    return scaled >= sampling._threshold(scaled, settings)[:, None]
+
+
+settings_of_a_row = st.builds(
+    Sampling,
+    temperature=st.floats(0.3, 3.0),
+    top_k=st.sampled_from([0, 0, 1, 2, 5, 40, 300, 399, 1000]),
+    top_p=st.sampled_from([1.0, 1.0, 0.05, 0.3, 0.7, 0.9, 0.99]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.8, 1.3]),
+)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 400])  # fewer and more than the candidates that are ordered first
+@many
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 6.0), st.lists(settings_of_a_row, min_size=3, max_size=3))
+def test_the_same_tokens_are_kept(vocabulary: int, seed: int, spread: float, rows: list[Sampling]):
+    """Rows with settings of their own in one batch; a token may differ only where its edge is a rounding away."""
+    numbers = np.random.default_rng(seed)
+    logits = np.stack([spread * numbers.standard_normal(vocabulary) for _ in rows]).astype(np.float32)
+    seen = numbers.integers(0, vocabulary, 10).tolist()
+    ours = _kept(logits, rows, seen)
+    for row, settings_ in enumerate(rows):
+        theirs = _theirs(logits[row], settings_, seen) > 0
+        if not np.array_equal(ours[row], theirs):
+            assert _is_on_the_edge(logits[row], settings_, seen, theirs), (settings_, ours[row].sum(), theirs.sum())
+
+
+def _is_on_the_edge(logits: np.ndarray, settings_: Sampling, seen: list[int], theirs: np.ndarray) -> bool:
+    """Whether a change of top-p or min-p by a few float32 roundings makes transformers itself keep other tokens."""
+
+    def kept(factor: float) -> np.ndarray:
+        moved = {name: min(getattr(settings_, name) * factor, 1.0) for name in ("top_p", "min_p")}
+        return _theirs(logits, Sampling(**{**vars(settings_), **moved}), seen) > 0
+
+    return not all(np.array_equal(theirs, kept(1 + change)) for change in (-3e-6, 3e-6))
+
+
+def test_flat_logits_need_more_than_the_candidates():
+    """A nucleus of 900 of 1000 equal tokens lies beyond the first candidates; so does a k of 500."""
+    logits = np.linspace(0, 1e-3, 1000, dtype=np.float32)
+    rows = [Sampling(temperature=1.0, top_p=0.9), Sampling(temperature=1.0, top_k=500), Sampling(temperature=1.0)]
+    kept = _kept(np.stack([logits] * 3), rows, [])
+    assert CANDIDATES < 500
+    for row, settings_ in enumerate(rows):
+        np.testing.assert_array_equal(kept[row], _theirs(logits, settings_, [0]) > 0)
+    assert kept.sum(axis=-1).tolist()[1:] == [500, 1000]
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_k=12),
+        Sampling(temperature=1.5, top_p=0.8),
+        Sampling(temperature=1.2, top_k=30, top_p=0.95, min_p=0.02),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("vocabulary", [40, 1100])  # within one block of the running sums, and over three of them
+def test_draws_follow_the_probabilities(settings_: Sampling, vocabulary: int):
+    """Chi-square at a significance of 1e-4, with a fixed seed."""
+    logits = (2.0 * np.random.default_rng(5).standard_normal(vocabulary)).astype(np.float32)
+    exact = _theirs(logits, settings_, [0])
+    draws, batch = 20_000, 2000
+    numbers = np.random.default_rng(6).random(draws).astype(np.float32).reshape(-1, batch)
+    rows = jnp.broadcast_to(jnp.asarray(logits), (batch, vocabulary))
+    drawn = np.concatenate([sample(rows, knobs([settings_] * batch), jnp.asarray(part)) for part in numbers])
+    counts = np.bincount(drawn, minlength=vocabulary)
+    assert np.all(counts[exact == 0] == 0)
+    common = exact * draws >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(exact[common], exact[~common].sum()) * draws
+    full = expected > 0
+    assert stats.chisquare(observed[full], expected[full]).pvalue > 1e-4
+
+
+def test_the_uniform_numbers_are_uniform_and_belong_to_seed_and_position():
+    seeds, positions = np.divmod(np.arange(4000), 40)
+    numbers = np.asarray(uniform(jnp.asarray(seeds, jnp.uint32), jnp.asarray(positions)))
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-4
+    assert len(np.unique(numbers)) > 3990
+    some = [7, 1234, 3999]
+    again = uniform(jnp.asarray(seeds[some], jnp.uint32), jnp.asarray(positions[some]))
+    np.testing.assert_array_equal(again, numbers[some])
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0 - 2.0**-24])
+def test_the_ends_of_the_interval_give_a_kept_token(number: float):
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 700)), jnp.float32)
+    token = int(sample(logits, knobs([Sampling(temperature=1.0, top_k=3)]), jnp.array([number]))[0])
+    assert token in np.argsort(-np.asarray(logits)[0])[:3]
+
+
+def test_impossible_tokens_are_never_drawn():
+    logits = jnp.full((64, 20), -jnp.inf).at[:, 7].set(0.0).at[:, 11].set(-1.0)
+    drawn = sample(logits, knobs([Sampling(temperature=1.0)] * 64), jnp.arange(64) / 64)
+    assert set(np.asarray(drawn).tolist()) == {7, 11}
+
+
+def test_greedy_takes_the_lowest_id_of_equals():
+    logits = jnp.zeros((2, 1000)).at[0, 700].set(1.0).at[0, 31].set(1.0).at[1, 999].set(-1.0)
+    assert greedy(logits).tolist() == [31, 0]
+    assert sample(logits, knobs([Sampling(), Sampling()]), jnp.array([0.99, 0.99])).tolist() == [31, 0]
+
+
+def test_greedy_and_sampled_rows_share_a_batch():
+    logits = jnp.asarray(np.random.default_rng(1).standard_normal((1, 300)), jnp.float32)
+    rows = [Sampling(), Sampling(temperature=1.0, seed=3), Sampling(temperature=1.0, top_k=1)]
+    batch = jnp.tile(logits, (3, 1))
+    together = sample(batch, knobs(rows), jnp.full(3, 0.37)).tolist()
+    alone = [int(sample(logits, knobs([row]), jnp.array([0.37]))[0]) for row in rows]
+    assert together == alone
+    assert together[0] == together[2] == int(logits.argmax())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, value: float):
+    with pytest.raises(GemwrightError, match=name):
+        Sampling(**{name: value})
