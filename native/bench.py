@@ -68,9 +68,10 @@ def main() -> None:
     if arguments.isa:
         os.environ["GEMWRIGHT_NATIVE_ISA"] = arguments.isa
 
-    import gemwright_native as native
     import jax
     import numpy as np
+
+    import gemwright_native as native
 
     bandwidth = read_bandwidth(arguments.threads)
     print(f"{native.isa()}, {arguments.threads} threads, reads {bandwidth / 1e9:.1f} GB/s")

@@ -72,7 +72,8 @@ inline Bytes group(const Quants<5>& q) {
 }
 template <int G>
 inline Bytes group(const Quants<6>& q) {
-  return group<G>(reinterpret_cast<const Quants<4>&>(q.low)) | shift_and<4 - 2 * (G % 4)>(load_bytes(q.high[G / 4]), 48);
+  const Bytes high = load_bytes(q.high[G / 4]);
+  return group<G>(reinterpret_cast<const Quants<4>&>(q.low)) | shift_and<4 - 2 * (G % 4)>(high, 48);
 }
 template <int G>
 inline Bytes group(const Quants<8>& q) {
@@ -191,6 +192,16 @@ inline void accumulate(const typename Format::Stripe& w, const BlockScales<Forma
   }
 }
 
+// One row of activations is bound by memory; the processor alone does not ask for it early enough. Past the
+// end of the weight a prefetch does nothing, and the address is an integer because no pointer may go there.
+template <class Panel>
+inline void prefetch_ahead(const Panel& block) {
+  constexpr uintptr_t kAhead = 4096, kLine = 64;
+  for (uintptr_t i = 0; i < sizeof(block); i += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&block) + kAhead + i));
+  }
+}
+
 template <class Format, int Rows>
 void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes) {
   const auto* block = reinterpret_cast<const typename Format::Panel*>(panel);
@@ -198,6 +209,7 @@ void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, flo
   for (int r = 0; r < Rows; ++r) sum[r] = zero();
   for (int64_t b = 0; b < blocks; ++b, ++block) {
     const BlockScales<Format> scales(*block);
+    if constexpr (Rows == 1) prefetch_ahead(*block);
     for (const typename Format::Stripe& stripe : block->stripes) {
       accumulate<Format, Rows>(stripe, scales, a, sum);
       a += Rows;

@@ -54,7 +54,8 @@ std::string matmul(Pool& pool, std::string_view encoding_name, bool exact, const
   });
 
   const int64_t panels = (out + kLanes - 1) / kLanes;
-  const int64_t chunk = std::max<int64_t>(kChunkBytes / std::max<int64_t>(row_bytes, 1), kRowGroup) / kRowGroup * kRowGroup;
+  const int64_t group_bytes = std::max<int64_t>(kRowGroup * row_bytes, 1);
+  const int64_t chunk = std::max<int64_t>(kChunkBytes / group_bytes, 1) * kRowGroup;
   const int64_t count = parts(packed_size * groups, std::min(panels, 8 * pool.threads()));
   parallel_for(pool, count, [&](int64_t i) {
     const int64_t first = panels * i / count, last = panels * (i + 1) / count;

@@ -131,7 +131,8 @@ void pack_panels(const uint8_t* source, int64_t out, int64_t in, uint8_t* panels
     for (int64_t block = 0; block < blocks; ++block) {
       for (int row = 0; row < kLanes; ++row) {
         Source from;  // copied, because a file's bytes may lie at any address
-        if (row < rows) std::memcpy(&from, source + ((panel * kLanes + row) * blocks + block) * sizeof(from), sizeof(from));
+        const int64_t index = (panel * kLanes + row) * blocks + block;
+        if (row < rows) std::memcpy(&from, source + index * sizeof(from), sizeof(from));
         if constexpr (Format::kPlain) {
           if (row >= rows) set_nan(from);
           to[block].values[row] = from;

@@ -11,7 +11,7 @@
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 2;  // sums of more rows would not fit sixteen registers
 
 inline bool supported() {
 #ifdef __AVXVNNI__

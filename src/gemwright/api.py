@@ -17,11 +17,12 @@ from jax.typing import DTypeLike
 from gemwright import memory
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
-from gemwright.checkpoint.open import open_checkpoint
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.compilation import enable_cache
 from gemwright.errors import GemwrightError
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
+from gemwright.kernels import packed
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -196,8 +197,7 @@ def load(
 
     Args:
         model: A path, a name of `gemwright models`, or a hub id.
-        dtype: Of weights and activations. By default float32 on a CPU, whose products are fastest in it, and
-            bfloat16 on an accelerator.
+        dtype: Of weights and activations. By default what `choose_dtype` says.
         variant: Name of the published variant, for an Orbax tree.
         progress: Called with the bytes read so far and the bytes in all.
 
@@ -207,8 +207,8 @@ def load(
     enable_cache()
     checkpoint = open_checkpoint(locate(str(model)), variant)
     config = checkpoint.config
-    precision = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
-    memory.require(memory.forecast(config, precision), str(model))
+    precision = choose_dtype(dtype)
+    memory.require(forecast(checkpoint, precision), str(model))
     params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
     tokenizer = Tokenizer(checkpoint.vocabulary())
     third_generation = any(layer.mixer.qk_norm for layer in config.layers)
@@ -221,6 +221,27 @@ def load(
         stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
         tuned=checkpoint.chat_template is not None,
     )
+
+
+def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
+    """The dtype of weights and activations: the one given, or the one that suits the device.
+
+    That is bfloat16 on an accelerator. On a CPU with gemwright-native it is None: weights stay at their own bits and
+    activations are float32. On a CPU without, it is float32, in which XLA's products are fastest.
+    """
+    if given is not None:
+        return jnp.dtype(given)
+    if jax.default_backend() != "cpu":
+        return jnp.dtype(jnp.bfloat16)
+    return None if packed.use_native() else jnp.dtype(jnp.float32)
+
+
+def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None) -> memory.Forecast:
+    """What a checkpoint needs with its weights in a dtype, or at their own bits where that is None."""
+    if dtype is not None:
+        return memory.forecast(checkpoint.config, dtype)
+    stored = sum(info.nbytes for info in checkpoint.file.tensors.values())
+    return memory.forecast(checkpoint.config, jnp.float32, stored=stored)
 
 
 def default_sampling(generation: Mapping[str, Any]) -> Sampling:

@@ -9,12 +9,18 @@ import jax
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True)
+def static() -> Any:
+    """A field that is no child: part of the structure, compared by value."""
+    return dataclasses.field(metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def node(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose fields are all children of a pytree node."""
+    """Make a class a frozen dataclass whose fields are children of a pytree node, but for the static ones."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    children = [field.name for field in fields if not field.metadata]
+    return jax.tree_util.register_dataclass(cls, children, [field.name for field in fields if field.metadata])
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -20,7 +20,7 @@ from transformers import (
 
 VOCAB = tiny_vocabulary().size
 KINDS = ("gemma", "gemma, full heads", "gemma2", "gemma3_text")
-TEXT = "The man and the thing, in QED. <start_of_turn>x\u00e9y"
+TEXT = "The man and the thing, in QED, x\u00e9y  zz"
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,

@@ -17,6 +17,7 @@ from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import forward, logits
 
 GREEDY = Sampling()
+ALTERNATIVES = 3
 LOGPROB = 1e-5
 """Absolute tolerance of a log-probability in float32."""
 
@@ -50,10 +51,8 @@ def _naive(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def _steps(
-    engine: Engine, prompts: list[list[int]], count: int, sampling: Sampling = GREEDY, **more: int
-) -> list[Step]:
-    return list(engine.generate(prompts, [sampling] * len(prompts), count, **more))
+def _steps(engine: Engine, prompts: list[list[int]], count: int, sampling: Sampling = GREEDY) -> list[Step]:
+    return list(engine.generate(prompts, [sampling] * len(prompts), count, ALTERNATIVES))
 
 
 def _tokens(steps: list[Step]) -> list[list[int]]:
@@ -63,11 +62,11 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
 @pytest.mark.parametrize("length", [1, 2, 33, 150])
 def test_greedy_equals_the_naive_loop(engine: Engine, length: int):
     prompt = _prompt(length)
-    steps = _steps(engine, [prompt], 12, alternatives=3)
+    steps = _steps(engine, [prompt], 12)
     tokens = _tokens(steps)[0]
     assert tokens == _naive(engine, prompt, 12)
     expected = _logprobs(engine, prompt + tokens)[length - 1 : -1]
-    best = np.argsort(-expected, axis=-1)[:, :3]
+    best = np.argsort(-expected, axis=-1)[:, :ALTERNATIVES]
     np.testing.assert_array_equal(np.concatenate([step.top_tokens for step in steps]), best)
     np.testing.assert_allclose(
         np.concatenate([step.top_logprobs for step in steps]),
@@ -86,7 +85,7 @@ def test_a_batch_of_unequal_prompts_equals_single_runs(engine: Engine, sampling:
 
 
 def test_the_seed_alone_decides(engine: Engine):
-    prompt, hot = _prompt(9), Sampling(temperature=2.0)
+    prompt, hot = _prompt(9), Sampling(temperature=2.0, repetition_penalty=1.1)
     runs = [_tokens(_steps(engine, [prompt], 12, replace(hot, seed=seed)))[0] for seed in (1, 1, 2, 2**32 - 1)]
     assert runs[0] == runs[1]
     assert len({tuple(run) for run in runs}) == 3
@@ -96,28 +95,27 @@ def test_the_penalty_counts_prompt_and_answer(engine: Engine):
     """With a penalty without mercy no token of the text comes again."""
     prompt = _prompt(20)
     tokens = _tokens(_steps(engine, [prompt], 30, Sampling(repetition_penalty=100.0)))[0]
-    scores = _logprobs(engine, prompt)
     assert len(set(tokens)) == 30
     assert not set(tokens) & set(prompt)
     assert len(set(_tokens(_steps(engine, [prompt], 30))[0])) < 30
-    assert scores.shape == (20, VOCAB)
 
 
 def test_writing_ends_with_the_context(engine: Engine):
     small = replace(engine, config=replace(engine.config, context=40))
     prompts = [_prompt(36), _prompt(7)]
-    assert len(_steps(small, prompts, 100)) == 4
-    assert _tokens(_steps(small, [_prompt(39)], 100)) == [_naive(engine, _prompt(39), 1)]
+    tokens = _tokens(_steps(small, prompts, 100))
+    assert tokens[0] == _naive(engine, prompts[0], 4)
+    assert len(tokens[1]) == 4
 
 
-@pytest.mark.parametrize("name", ["qk-norm", "local only", "multi-query"])
+@pytest.mark.parametrize("name", ["qk-norm", "local only"])
 def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, name: str):
     config = CONFIGS[name]
     engine = Engine(config, weights(config, seed=3), VOCAB)
     prompts = [_prompt(3), _prompt(6, seed=1)]
     roomy = _tokens(_steps(engine, prompts, 40))
-    monkeypatch.setattr(schedule, "CAPACITIES", (8, 16, 32, 64))
-    monkeypatch.setattr(schedule, "CHUNKS", (4, 8))
+    monkeypatch.setattr(schedule, "CAPACITIES", (8, 64))
+    monkeypatch.setattr(schedule, "CHUNKS", (4,))
     assert _tokens(_steps(engine, prompts, 40)) == roomy
 
 
@@ -131,11 +129,10 @@ def test_score_equals_one_pass(engine: Engine):
 
 
 def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engine):
-    wide = engine.params.embed
     fewer = replace(engine, vocabulary=40)
     prompt = [token % 40 for token in _prompt(10)]
-    steps = _steps(fewer, [prompt], 20, Sampling(temperature=3.0), alternatives=40)
-    assert wide.shape[0] == VOCAB
+    steps = list(fewer.generate([prompt], [Sampling(temperature=3.0)], 20, alternatives=40))
+    assert engine.params.embed.shape[0] == VOCAB
     assert max(_tokens(steps)[0]) < 40
     for step in steps:
         assert sorted(step.top_tokens[0].tolist()) == list(range(40))
@@ -168,7 +165,7 @@ def test_few_programs_are_compiled():
 
 
 def test_a_caller_may_stop_asking(engine: Engine):
-    endless = engine.generate([_prompt(4)], [GREEDY], 10**9)
+    endless = engine.generate([_prompt(4)], [GREEDY], 10**9, ALTERNATIVES)
     assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_steps(engine, [_prompt(4)], 5))
 
 

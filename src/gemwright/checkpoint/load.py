@@ -18,8 +18,10 @@ from gemwright import tree
 from gemwright.checkpoint.names import Stored, check, text_name
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
+from gemwright.kernels import packed
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights, spec
+from gemwright.weights import Weight
 
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
@@ -34,16 +36,47 @@ def load_weights(
     file: TensorFile,
     plan: Mapping[str, Stored],
     config: Config,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     progress: Progress = lambda done, total: None,
 ) -> ModelWeights:
     """Read the weights that a plan names, onto the default device.
 
+    Args:
+        file: Where they are.
+        plan: Where each lies in the file.
+        config: The model.
+        dtype: What they become; None keeps matrices at their own bits, for the native kernels.
+        progress: Called as the reading goes on.
+
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
     """
+    if dtype is None:
+        return tree.build(spec(config), dict(_read_packed(file, plan, config, progress)))
     weights = {path: jax.device_put(host) for path, host in read_weights(file, plan, config, dtype, progress)}
     return tree.build(spec(config), weights)
+
+
+def _read_packed(
+    file: TensorFile, plan: Mapping[str, Stored], config: Config, progress: Progress
+) -> Iterator[tuple[str, Weight]]:
+    """Matrices at their own bits where they have kernels and lie in rows as ours do; all else in float32."""
+    names = _checked_names(file, plan)
+    total, done = _nbytes(file, plan, names), 0
+    known = packed.encodings()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, param in tree.flatten(spec(config)).items():
+            stored, name = plan[path], names[plan[path].name]
+            info = file.tensors[name]
+            as_ours = stored.index is None and stored.permute is None
+            if len(stored.shape) > 1 and as_ours and info.encoding in known:
+                raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
+                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0])
+                file.release(name)
+            else:
+                yield path, jax.device_put(_read(pool, file, name, stored, param.shape, np.dtype(np.float32)))
+            done += info.nbytes
+            progress(done, total)
 
 
 def read_weights(
@@ -58,11 +91,8 @@ def read_weights(
     Raises:
         CheckpointError: as for `load_weights`.
     """
-    names = {text_name(name): name for name in file.tensors}
-    if twice := set(file.tensors).difference(names.values()):
-        raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
-    check(plan, {plain: file.tensors[name].shape for plain, name in names.items()}, str(file.path))
-    total = sum(file.tensors[names[stored.name]].nbytes for stored in plan.values())
+    names = _checked_names(file, plan)
+    total = _nbytes(file, plan, names)
 
     def read() -> Iterator[tuple[str, NDArray[Any]]]:
         done = 0
@@ -75,6 +105,19 @@ def read_weights(
                 progress(done, total)
 
     return read()  # not a generator itself, so that the checks are made at once
+
+
+def _checked_names(file: TensorFile, plan: Mapping[str, Stored]) -> dict[str, str]:
+    """The file's own name of each tensor by the plan's; raises unless the file holds just what the plan names."""
+    names = {text_name(name): name for name in file.tensors}
+    if twice := set(file.tensors).difference(names.values()):
+        raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
+    check(plan, {plain: file.tensors[name].shape for plain, name in names.items()}, str(file.path))
+    return names
+
+
+def _nbytes(file: TensorFile, plan: Mapping[str, Stored], names: Mapping[str, str]) -> int:
+    return sum(file.tensors[names[stored.name]].nbytes for stored in plan.values())
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -68,7 +68,7 @@ def _examine() -> dict[str, Any]:
         "backend": backend,
         "devices": devices,
         "dtype": dtype,
-        "implementation": "reference: XLA (native kernels: not installed)",
+        "implementation": _implementation() if backend else None,
         "processor": _processor(warnings),
         "memory": _memory(warnings) if backend else None,
         "disk": _disk(warnings),
@@ -77,6 +77,15 @@ def _examine() -> dict[str, Any]:
         "demo weights": _demo(warnings),
         "warnings": warnings,
     }
+
+
+def _implementation() -> str:
+    """Which matrix products a model is run with when no dtype is asked for."""
+    from gemwright.kernels import packed
+
+    if packed.use_native():
+        return f"native kernels, {packed.instruction_set()}"
+    return "reference: XLA (native kernels: not installed, or not for this device)"
 
 
 def _version(package: str) -> str | None:
@@ -90,7 +99,7 @@ def _version(package: str) -> str | None:
 
 def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
     """JAX's backend, its devices, and the dtype that suits them."""
-    from gemwright.cli.loading import chosen_dtype
+    from gemwright.cli.loading import chosen_dtype, dtype_name
 
     try:
         dtype = chosen_dtype(None)
@@ -102,7 +111,7 @@ def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
     backend = jax.default_backend()
     if backend == "cpu" and Path("/dev/nvidiactl").exists():
         warnings.append("An NVIDIA GPU is here and JAX does not use it; pip install 'gemwright[cuda]'.")
-    return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype.name
+    return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype_name(dtype)
 
 
 def _processor(warnings: list[str]) -> dict[str, Any]:

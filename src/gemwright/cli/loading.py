@@ -58,7 +58,7 @@ def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) ->
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
         model = gemwright.load(path, dtype=precision, variant=variant, progress=bar)
-    return Loaded(model, name, precision.name, time.perf_counter() - start)
+    return Loaded(model, name, dtype_name(precision), time.perf_counter() - start)
 
 
 def find(name: str, *, may_download: bool = True) -> Path:
@@ -78,17 +78,16 @@ def _tell_terms_once() -> None:
         marker.touch()
 
 
-def chosen_dtype(given: str | None) -> "jnp.dtype":
-    """The dtype asked for, or the one that suits the device.
+def chosen_dtype(given: str | None) -> "jnp.dtype | None":
+    """The dtype asked for, or the one that suits the device, as `api.choose_dtype` has it.
 
     Raises:
         GemwrightError: JAX finds no device.
     """
-    import jax
-    import jax.numpy as jnp
+    from gemwright.api import choose_dtype
 
     try:
-        backend = jax.default_backend()
+        return choose_dtype(given)
     except (
         RuntimeError,
         AssertionError,
@@ -97,12 +96,16 @@ def chosen_dtype(given: str | None) -> "jnp.dtype":
         raise GemwrightError(
             f"JAX finds no device with JAX_PLATFORMS={wanted!r}; unset it, or install JAX for that device."
         ) from error
-    return jnp.dtype(given or ("float32" if backend == "cpu" else "bfloat16"))
 
 
-def _announce(name: str, path: Path, dtype: "jnp.dtype", variant: str | None) -> None:
+def dtype_name(dtype: "jnp.dtype | None") -> str:
+    """What a choice of dtype is called."""
+    return "as stored" if dtype is None else dtype.name
+
+
+def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | None) -> None:
     from gemwright import memory
-    from gemwright.api import default_sampling
+    from gemwright.api import default_sampling, forecast
     from gemwright.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(path, variant)
@@ -110,8 +113,8 @@ def _announce(name: str, path: Path, dtype: "jnp.dtype", variant: str | None) ->
     rows = [
         ("model", name),
         ("path", str(path)),
-        ("weights", f"{checkpoint.format}, in {dtype.name} once loaded"),
-        ("memory", needs(memory.forecast(checkpoint.config, dtype)) + (f"; {render.size(free)} free" if free else "")),
+        ("weights", f"{checkpoint.format}, {'at their own bits' if dtype is None else f'in {dtype.name} once loaded'}"),
+        ("memory", needs(forecast(checkpoint, dtype)) + (f"; {render.size(free)} free" if free else "")),
         ("defaults", f"{describe(default_sampling(checkpoint.generation))}, from {sampling_source(checkpoint)}"),
     ]
     render.facts(rows, render.err())

@@ -126,16 +126,14 @@ def _threshold(scaled: Float[Array, "B V"], settings: Knobs) -> Float[Array, " B
     def kept(ordered: Float[Array, "B C"]) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
         """The least logit kept, and whether it is sure that no logit below `ordered` would be kept."""
         in_k = jnp.arange(ordered.shape[-1]) < top_k[:, None]
-        log_k = jnp.where(
-            top_k <= ordered.shape[-1],
-            jax.nn.logsumexp(jnp.where(in_k, ordered, -jnp.inf), axis=-1),
-            log_total,
-        )
+        complete = top_k <= ordered.shape[-1]
+        log_k = jnp.where(complete, jax.nn.logsumexp(jnp.where(in_k, ordered, -jnp.inf), axis=-1), log_total)
         probability = jnp.where(in_k, jnp.exp(ordered - log_k[:, None]), 0.0)
         before = jnp.cumsum(probability, axis=-1) - probability
         keep = in_k & (before < settings.top_p[:, None])
         keep &= probability >= settings.min_p[:, None] * probability[:, :1]
-        return jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1), ~keep[:, -1] | (top_k <= ordered.shape[-1])
+        sure = complete | (~keep[:, -1] & (top_k == vocabulary))  # else the total of the k likeliest is not known
+        return jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1), sure
 
     few, sure = kept(jax.lax.top_k(scaled, min(CANDIDATES, vocabulary))[0])
     cutoff = jax.lax.cond(jnp.all(sure | idle), lambda: few, lambda: kept(-jnp.sort(-scaled, axis=-1))[0])

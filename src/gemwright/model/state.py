@@ -60,7 +60,8 @@ def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> 
 
 def abstract_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """The shapes of `empty_state`, without memory."""
-    return jax.eval_shape(lambda: empty_state(config, batch, capacity, dtype))
+    make = functools.partial(empty_state, config=config, batch=batch, capacity=capacity, dtype=jnp.dtype(dtype))
+    return jax.eval_shape(make)
 
 
 def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> int:

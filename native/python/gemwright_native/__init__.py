@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-__all__ = ["ENCODINGS", "available", "isa", "isas", "matmul", "pack", "packed_bytes", "rows"]
+__all__ = ["ENCODINGS", "available", "isa", "isas", "matmul", "pack", "packed_bytes", "rows", "select_isa"]
 
 ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 LANES = 16  # rows in a panel, the unit of packing
@@ -38,18 +38,12 @@ def _library() -> ctypes.CDLL:
     library.gemwright_packed_bytes.argtypes = [ctypes.c_char_p, size, size]
     library.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, size, size, size, pointer, size, ctypes.c_int]
     forced = os.environ.get("GEMWRIGHT_NATIVE_ISA")
-    if forced:
-        _select(library, forced)
+    if forced and not library.gemwright_select_isa(forced.encode()):
+        names = ", ".join(_isas(library))
+        raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
     for name in ("gemwright_matmul", "gemwright_rows"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
-
-
-def _select(library: ctypes.CDLL, name: str) -> None:
-    if not library.gemwright_select_isa(name.encode()):
-        raise ValueError(
-            f"GEMWRIGHT_NATIVE_ISA={name} cannot run here; choose from {', '.join(_isas(library))} or leave it unset."
-        )
 
 
 def _isas(library: ctypes.CDLL) -> tuple[str, ...]:
@@ -76,6 +70,16 @@ def isa() -> str:
 def isas() -> tuple[str, ...]:
     """Returns the instruction sets that can run here, best first; the last is always `portable`."""
     return _isas(_library())
+
+
+def select_isa(name: str) -> None:
+    """Changes the instruction set of later calls.
+
+    Raises:
+        ValueError: It is not one of `isas()`.
+    """
+    if not _library().gemwright_select_isa(name.encode()):
+        raise ValueError(f"instruction set {name!r} cannot run here; choose from {', '.join(isas())}.")
 
 
 def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:

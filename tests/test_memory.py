@@ -1,0 +1,105 @@
+"""What is forecast is what is used, and too much is refused before it is loaded."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import tiny_config, tiny_gguf
+
+import gemwright
+from gemwright import memory
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.errors import GemwrightError
+from gemwright.memory import RUNTIME, Forecast, forecast
+from gemwright.model.spec import init
+from gemwright.model.state import empty_state
+from gemwright.variants import VARIANTS
+
+
+def nbytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("batch", "capacity"), [(1, 8), (3, 100), (2, 4096)])
+def test_a_tiny_model_is_forecast_to_the_byte(dtype: Any, batch: int, capacity: int) -> None:
+    config = tiny_config()
+    need = forecast(config, dtype, batch, capacity)
+    assert need.weights == nbytes(init(config, jax.random.key(0), dtype))
+    assert need.state == nbytes(empty_state(config, batch, capacity, dtype))
+    assert need.copies == (0 if dtype == jnp.float32 else 2 * need.weights)
+    assert need.total == need.weights + need.state + need.copies + RUNTIME
+
+
+def test_no_more_state_than_the_context_is_forecast() -> None:
+    config = tiny_config(context=64)
+    assert forecast(config, jnp.float32, capacity=10**9) == forecast(config, jnp.float32, capacity=64)
+
+
+def test_the_demo_s_state_is_forecast_to_the_byte(demo_gguf: Path) -> None:
+    config = open_checkpoint(demo_gguf).config
+    need = forecast(config, jnp.float32, batch=2, capacity=2048)
+    assert need.weights == 1_072_392_704
+    assert need.state == nbytes(empty_state(config, 2, 2048, jnp.float32))
+
+
+MEASURE = """
+import sys
+import gemwright
+model = gemwright.load(sys.argv[1], dtype=sys.argv[2])
+model.generate("Once upon a time", max_tokens=64, temperature=0.0)
+model.score("Once upon a time there was a king. " * 60)
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_demo_takes_what_is_forecast(demo_gguf: Path, dtype: str) -> None:
+    """The peak of a process that loads, writes and scores."""
+    command = [sys.executable, "-c", MEASURE, str(demo_gguf), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    peak = int(done.stdout)
+    need = forecast(open_checkpoint(demo_gguf).config, jnp.dtype(dtype))
+    assert 0.8 * need.total < peak < need.total
+
+
+def test_what_is_free_is_what_the_kernel_says() -> None:
+    free = memory.available()
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert free is not None
+    assert 0 < free < int(meminfo["MemTotal"].split()[0]) * 1024
+
+
+def test_what_fits_is_let_through_and_what_does_not_is_told_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 3_000_000_000)
+    memory.require(Forecast(1_600_000_000, 600_000_000), "small")
+    message = (
+        r"^big needs 3\.1 GB \(1\.7 GB of weights, 0\.6 GB of state\) and 3\.0 GB are free; "
+        r"free some memory, or take a smaller model\.$"
+    )
+    with pytest.raises(GemwrightError, match=message):
+        memory.require(Forecast(1_700_000_000, 600_000_000), "big")
+    monkeypatch.setattr(memory, "available", lambda: None)  # where it is not known, one may try
+    memory.require(Forecast(10**15, 0), "huge")
+
+
+def test_too_large_a_model_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really too large: 27 billion weights of whose file there is but the header."""
+    from gemwright import api
+    from gemwright.checkpoint.gguf import GgufFile
+    from gemwright.checkpoint.gguf_configuration import to_gguf
+
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    huge = replace(VARIANTS["gemma-3-27b"].config, vocab=262_144)
+    opened = open_checkpoint(path)
+    assert to_gguf(huge)
+    monkeypatch.setattr(api, "open_checkpoint", lambda *_: replace(opened, config=huge))
+    monkeypatch.delattr(GgufFile, "read_rows")
+    with pytest.raises(GemwrightError, match=r"tiny\.gguf needs 10\d\.\d GB \(10\d\.\d GB of weights, .* are free"):
+        gemwright.load(path, dtype=jnp.float32)
