@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= gemma-3-270m
 
-.PHONY: demo test test-peers check format bench clean
+.PHONY: demo test test-peers test-sanitized check format bench clean
 
 demo: .venv/demo.installed  ## Real text, written by a real Gemma
 	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
 
 test: .venv/dev.installed  ## Prove the house sound
 	$(BIN)/pytest
+	cd native && ../$(BIN)/pytest
+
+test-sanitized:  ## The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	native/tests/sanitize.sh
 
 test-peers: .venv/peers.installed  ## Tests that need llama.cpp, which is compiled for them
 	$(BIN)/pytest -m peer
@@ -34,11 +38,15 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/demo.installed: pyproject.toml | .venv/python.installed
+.venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*) $(wildcard native/python/*/*.py) | .venv/python.installed
+	$(BIN)/pip install -q ./native || echo "gemwright-native could not be built, so XLA multiplies the matrices."
+	touch $@
+
+.venv/demo.installed: pyproject.toml .venv/native.installed
 	$(BIN)/pip install -q -e '.[demo]'
 	touch $@
 
-.venv/dev.installed: pyproject.toml | .venv/python.installed
+.venv/dev.installed: pyproject.toml .venv/native.installed
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@
 

@@ -217,10 +217,10 @@ def test_default_sampling_is_read_as_transformers_reads_it(generation: dict[str,
 
 def test_what_cannot_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "available", lambda: 8_000_000_000)
-    need = memory.forecast(VARIANTS["gemma-3-27b"].config, jnp.bfloat16)
-    assert need.weights == 2 * 27_009_002_240
+    need = memory.forecast(VARIANTS["gemma-3-27b"].config, jnp.float32)
+    assert need.weights == 4 * 27_009_002_240
     with pytest.raises(
-        gemwright.GemwrightError, match=r"needs 54\.\d GB \(54\.0 GB of weights, .* and 8\.0 GB are free"
+        gemwright.GemwrightError, match=r"needs 109\.\d GB \(108\.0 GB of weights, .* and 8\.0 GB are free"
     ):
         memory.require(need, "gemma-3-27b")
     memory.require(memory.forecast(VARIANTS["gemma-3-270m"].config, jnp.bfloat16), "gemma-3-270m")

@@ -3,6 +3,7 @@
 At no time does more than the loaded model and a few chunks stand in memory.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -71,8 +72,8 @@ def _read_packed(
             as_ours = stored.index is None and stored.permute is None
             if len(stored.shape) > 1 and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
-                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0])
-                file.release(name)
+                release = functools.partial(file.release, name)
+                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release)
             else:
                 yield path, jax.device_put(_read(pool, file, name, stored, param.shape, np.dtype(np.float32)))
             done += info.nbytes

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt
 
 from gemwright import tree
 from gemwright.errors import GemwrightError
-from gemwright.typing import Array, Bool, Float, Int
+from gemwright.typing import Array, Bool, Float, Int, UInt
 
 CANDIDATES = 256
 """Logits that are put in order to find a threshold; all of them only where these do not suffice."""

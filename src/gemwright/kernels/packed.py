@@ -6,6 +6,7 @@ Where the package is not installed, or the device is no CPU, weights are plain a
 import importlib
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from gemwright import tree
 from gemwright.errors import GemwrightError
 from gemwright.typing import Array
+
+CHUNK = 1 << 22
+"""Values that are rearranged at a time."""
 
 
 @tree.node
@@ -67,16 +71,28 @@ def use_native() -> bool:
         raise GemwrightError(str(error)) from error
 
 
-def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: int) -> QTensor:
-    """Rearrange a weight's bytes.
+def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: int, done: Callable[[], None]) -> QTensor:
+    """Rearrange a weight's bytes, some rows at a time.
 
     Args:
         encoding: Of the bytes; one of `encodings()`.
         raw: The bytes as a GGUF or safetensors file holds them.
         shape: What the weight stands for.
         rows: Into how many rows the bytes are divided.
+        done: Called when some rows have been read, so that their pages can be given back.
     """
-    packed = _native().pack(encoding, raw, (rows, math.prod(shape) // rows))
+    native = _native()
+    width, row_bytes = math.prod(shape) // rows, len(raw) // rows
+    step = max(1, CHUNK // width // native.LANES) * native.LANES
+    buffer = np.empty(native.packed_bytes(encoding, (rows, width)) + native.ALIGNMENT, np.uint8)
+    packed = buffer[-buffer.ctypes.data % native.ALIGNMENT :][: len(buffer) - native.ALIGNMENT]
+    place = 0
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        part = native.pack(encoding, raw[start * row_bytes : stop * row_bytes], (stop - start, width))
+        packed[place : place + len(part)] = part
+        place += len(part)
+        done()
     return QTensor(jax.device_put(packed), encoding, shape)
 
 

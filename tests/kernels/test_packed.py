@@ -1,0 +1,80 @@
+"""Weights at their own bits against the same weights as float32 arrays."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_gguf
+
+import gemwright
+from gemwright import weights
+from gemwright.checkpoint import ggml
+from gemwright.checkpoint.convert import convert
+from gemwright.kernels import packed
+from gemwright.kernels.packed import QTensor
+
+if not packed.use_native():
+    pytest.skip("gemwright-native is not installed", allow_module_level=True)
+
+
+def q8_0(shape: tuple[int, ...], rows: int) -> tuple[QTensor, jax.Array]:
+    """A random weight in Q8_0, and the array that it stands for."""
+    values = np.random.default_rng(0).normal(size=(rows, np.prod(shape) // rows)).astype(np.float32)
+    raw = ggml.encode("Q8_0", values)
+    decoded = np.empty_like(values)
+    ggml.decode("Q8_0", raw, decoded)
+    return packed.pack("Q8_0", raw, shape, rows, lambda: None), jnp.asarray(decoded.reshape(shape))
+
+
+@pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
+def test_a_packed_weight_multiplies_as_the_array_that_it_stands_for(shape: tuple[int, ...], rows: int, inputs: int):
+    weight, array = q8_0(shape, rows)
+    x = jax.random.normal(jax.random.key(0), (2, 5, *shape[len(shape) - inputs :]))
+    y = jax.jit(lambda w: weights.matmul(x, w, inputs=inputs))(weight)
+    # Activations are rounded to a half of 1/127 of the largest in their block: at most that much of sum |x| |w|.
+    bound = weights.matmul(jnp.full_like(x, jnp.max(jnp.abs(x)) / 254), jnp.abs(array), inputs=inputs)
+    assert y.shape == (2, 5, *shape[: len(shape) - inputs])
+    assert jnp.all(jnp.abs(y - weights.matmul(x, array, inputs=inputs)) <= bound + 1e-4)
+
+
+def test_rows_are_the_very_values():
+    weight, array = q8_0((70, 64), 70)
+    ids = jnp.asarray([[0, 69], [5, 70]])
+    found = weights.rows(weight, ids)
+    assert jnp.array_equal(found[0], array[jnp.asarray([0, 69])])
+    assert jnp.array_equal(found[1, 0], array[5])
+    assert jnp.all(jnp.isnan(found[1, 1]))
+
+
+def test_a_weight_packed_in_parts_is_the_weight_packed_whole(monkeypatch: pytest.MonkeyPatch):
+    whole, _ = q8_0((70, 64), 70)
+    monkeypatch.setattr(packed, "CHUNK", 1)
+    assert jnp.array_equal(q8_0((70, 64), 70)[0].packed, whole.packed)
+
+
+def test_a_frozen_packed_weight_passes_gradients_on():
+    weight, array = q8_0((70, 64), 70)
+    x = jax.random.normal(jax.random.key(1), (4, 64))
+    gradient = jax.grad(lambda x, w: jnp.sum(weights.matmul(x, w) * jnp.arange(70.0)))
+    np.testing.assert_allclose(gradient(x, weight), gradient(x, array), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_plain_weights_at_their_own_bits_give_the_float32_model(tmp_path: Path, dtype: str):
+    convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", "gguf", dtype)
+    own, plain = gemwright.load(tmp_path / "other.gguf"), gemwright.load(tmp_path / "other.gguf", dtype="float32")
+    assert isinstance(own.engine.params.layers[0].mlp.gate, QTensor)
+    text = "the and then " * 5
+    np.testing.assert_allclose(own.score(text).logprobs, plain.score(text).logprobs, atol=1e-4)
+
+
+def test_the_demo_keeps_its_bits_and_its_quality(demo_gguf: Path):
+    """Rounding activations to 8 bits moves the mean log-likelihood by less than 0.3%, and few first choices."""
+    own, plain = gemwright.load(demo_gguf), gemwright.load(demo_gguf, dtype="float32")
+    assert own.engine.params.embed.dtype == jnp.float32
+    assert isinstance(own.engine.params.embed, QTensor)
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    ours, theirs = np.mean(own.score(text).logprobs), np.mean(plain.score(text).logprobs)
+    assert abs(ours / theirs - 1) < 3e-3
