@@ -65,7 +65,7 @@ def require(need: Forecast, name: str) -> None:
     free = available()
     if free is not None and need.total > free:
         raise GemwrightError(
-            f"{name} needs {need.total / 1e9:.1f} GB ({need.weights / 1e9:.1f} GB of weights, {need.state / 1e9:.1f} GB "
-            f"of state, {(need.copies + RUNTIME) / 1e9:.1f} GB to compute with) and {free / 1e9:.1f} GB are free; "
-            "free some memory, or take a smaller model."
+            f"{name} needs {need.total / 1e9:.1f} GB ({need.weights / 1e9:.1f} GB of weights, "
+            f"{need.state / 1e9:.1f} GB of state, {(need.copies + RUNTIME) / 1e9:.1f} GB to compute with) "
+            f"and {free / 1e9:.1f} GB are free; free some memory, or take a smaller model."
         )
