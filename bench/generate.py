@@ -24,6 +24,7 @@ import numpy as np
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.gguf import open_gguf
 from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.kernels import packed
 from gemwright.variants import VARIANTS
 
 SCRIPT = Path(__file__).with_name("engines.py")
@@ -94,9 +95,10 @@ def bandwidth() -> float:
 def report(results: dict[str, dict[str, list[float]]], gguf: Path) -> None:
     speed = bandwidth()
     parameters = VARIANTS[DEMO].parameters
+    stored = sum(info.nbytes for info in open_gguf(gguf).tensors.values())
     bytes_read = {
-        "gemwright": parameters * 4,
-        "llama.cpp": sum(info.nbytes for info in open_gguf(gguf).tensors.values()),
+        "gemwright": stored if packed.use_native() else parameters * 4,
+        "llama.cpp": stored,
         "transformers float32": parameters * 4,
         "transformers bfloat16": parameters * 2,
     }

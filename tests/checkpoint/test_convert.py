@@ -312,7 +312,7 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def demo_text(demo_gguf: Path) -> str:
-    return load(demo_gguf).generate(PROMPT, max_tokens=24, temperature=0.0).text
+    return load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=24, temperature=0.0).text
 
 
 def test_transformers_continues_the_converted_demo_with_the_same_text(
