@@ -80,7 +80,8 @@ def test_what_fits_is_let_through_and_what_does_not_is_told_in_numbers(monkeypat
     monkeypatch.setattr(memory, "available", lambda: 3_000_000_000)
     memory.require(Forecast(1_600_000_000, 600_000_000), "small")
     message = (
-        r"^big needs 3\.1 GB \(1\.7 GB of weights, 0\.6 GB of state\) and 3\.0 GB are free; "
+        r"^big needs 3\.1 GB \(1\.7 GB of weights, 0\.6 GB of state, 0\.8 GB to compute with\) "
+        r"and 3\.0 GB are free; "
         r"free some memory, or take a smaller model\.$"
     )
     with pytest.raises(GemwrightError, match=message):
