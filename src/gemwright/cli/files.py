@@ -16,7 +16,9 @@ def convert(
     to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="The format to write.")],
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
-        typer.Option(help="Of the weights; unless given, no value changes. The last two are GGUF's alone."),
+        typer.Option(
+            help="Of the weights; by default the source's, or float32 if quantised. The last two are GGUF's alone."
+        ),
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
