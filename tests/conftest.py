@@ -1,7 +1,9 @@
 """What all tests share. Under test, the functions that compute check the types and shapes that they state."""
 
 import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -23,3 +25,45 @@ def demo_gguf() -> Path:
     from gemwright.checkpoint.locate import locate
 
     return locate("gemma-3-270m", may_download=False)
+
+
+@pytest.fixture(scope="session")
+def demo(demo_gguf: Path) -> Any:
+    """The same as a `gemwright.Model` in float32: a gigabyte, which the tests of several folders share."""
+    import gemwright
+
+    return gemwright.load(demo_gguf, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def demo_metadata(demo_gguf: Path) -> dict[str, Any]:
+    from gemwright.checkpoint.gguf import open_gguf
+
+    return dict(open_gguf(demo_gguf).metadata)
+
+
+@pytest.fixture(scope="session")
+def demo_oracle(demo_metadata: dict[str, Any]) -> Any:
+    """transformers' own conversion of the GGUF's vocabulary: other code for the pieces, the merges and the BPE."""
+    from transformers.integrations.gguf import convert_gguf_tokenizer
+
+    fields = {key: list(demo_metadata[f"tokenizer.ggml.{key}"]) for key in ("tokens", "scores", "token_type")}
+    return convert_gguf_tokenizer("gemma3", {"tokenizer_type": "llama", **fields})[0]
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """XLA's own passes as ever, but LLVM's off: for many tiny programs, which take longer to compile than to run."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests and the processes that they start share a cache folder, which is empty at first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,17 +1,20 @@
 """Every published variant, without its memory: parameter counts, shapes and the size of the state."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from gemwright import tree
+from gemwright.model.config import Attention, Config, Recurrent
 from gemwright.model.spec import init, parameter_count, spec
 from gemwright.model.state import abstract_state, state_bytes
 from gemwright.model.transformer import forward, logits
 from gemwright.variants import VARIANTS
 
+TOWER_224, TOWER_448, TOWER_896 = 412_442_352, 413_327_088, 416_866_032  # big_vision `models/vit.py`
 EMBEDDING_AND_REST = {
     # KerasHub's presets give the totals; embedding and rest follow from the shapes of google/gemma_pytorch.
     "gemma-2b": (524_288_000, 1_981_884_416),
@@ -23,10 +26,26 @@ EMBEDDING_AND_REST = {
     "gemma-2-27b": (1_179_648_000, 26_047_480_320),
     "gemma-3-270m": (167_772_160, 100_326_016),
     "gemma-3-1b": (301_989_888, 697_896_064),
-    "gemma-3-4b": (671_088_640, 3_209_010_688),
-    "gemma-3-12b": (1_006_632_960, 10_759_155_456),
-    "gemma-3-27b": (1_409_286_144, 25_599_716_096),
+    "gemma-3-4b": (671_088_640, 3_209_010_688 + TOWER_896 + 2_950_272),
+    "gemma-3-12b": (1_006_632_960, 10_759_155_456 + TOWER_896 + 4_424_832),
+    "gemma-3-27b": (1_409_286_144, 25_599_716_096 + TOWER_896 + 6_194_304),
+    "recurrentgemma-2b": (655_360_000, 2_027_502_080),
+    "recurrentgemma-9b": (1_048_576_000, 7_531_401_216),
+    # A decoder without its embedding, the tower and the projector.
+    "paligemma-3b-224": (526_647_296, 1_981_884_416 + TOWER_224 + 2_361_344),
+    "paligemma-3b-448": (526_647_296, 1_981_884_416 + TOWER_448 + 2_361_344),
+    "paligemma-3b-896": (526_647_296, 1_981_884_416 + TOWER_896 + 2_361_344),
+    "paligemma2-3b-224": (592_478_208, 2_024_517_888 + TOWER_224 + 2_656_512),
+    "paligemma2-3b-448": (592_478_208, 2_024_517_888 + TOWER_448 + 2_656_512),
+    "paligemma2-3b-896": (592_478_208, 2_024_517_888 + TOWER_896 + 2_656_512),
+    "paligemma2-10b-224": (921_632_768, 8_324_201_984 + TOWER_224 + 4_132_352),
+    "paligemma2-10b-448": (921_632_768, 8_324_201_984 + TOWER_448 + 4_132_352),
+    "paligemma2-10b-896": (921_632_768, 8_324_201_984 + TOWER_896 + 4_132_352),
+    "paligemma2-28b-224": (1_184_956_416, 26_047_480_320 + TOWER_224 + 5_313_024),
+    "paligemma2-28b-448": (1_184_956_416, 26_047_480_320 + TOWER_448 + 5_313_024),
+    "paligemma2-28b-896": (1_184_956_416, 26_047_480_320 + TOWER_896 + 5_313_024),
 }
+TEXT_ONLY = {"gemma-3-4b": 3_880_099_328, "gemma-3-12b": 11_765_788_416, "gemma-3-27b": 27_009_002_240}
 GLOBAL_LAYERS = {
     "gemma-2-2b": range(1, 26, 2),
     "gemma-2-9b": range(1, 42, 2),
@@ -37,9 +56,22 @@ GLOBAL_LAYERS = {
     "gemma-3-12b": [5, 11, 17, 23, 29, 35, 41, 47],
     "gemma-3-27b": [5, 11, 17, 23, 29, 35, 41, 47, 53, 59],
 }
+GLOBAL_LAYERS |= {
+    f"paligemma2-{size}-{pixels}": GLOBAL_LAYERS[f"gemma-2-{decoder}"]
+    for size, decoder in (("3b", "2b"), ("10b", "9b"), ("28b", "27b"))
+    for pixels in (224, 448, 896)
+}
+GLOBAL_LAYERS |= {"recurrentgemma-2b": [], "recurrentgemma-9b": []}
 QUERY_SCALARS = {"gemma-2-27b": 144, "gemma-3-27b": 168}  # all others: 256, their head width
+QUERY_SCALARS |= {f"paligemma2-28b-{pixels}": 144 for pixels in (224, 448, 896)}
+SHAPES = [name for name in VARIANTS if not name.startswith("codegemma") and not name.endswith(("-448", "-896"))]
 
 variants = pytest.mark.parametrize("name", VARIANTS)
+shapes = pytest.mark.parametrize("name", SHAPES)  # one of those that differ in nothing that matters to a decoder
+
+
+def attention_of(config: Config) -> list[Attention]:
+    return [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
 
 
 def test_the_table_is_complete():
@@ -56,6 +88,11 @@ def test_parameter_counts_are_the_published_ones(name: str):
     assert parameter_count(config) == VARIANTS[name].parameters == embedding + rest
 
 
+@pytest.mark.parametrize("name", TEXT_ONLY)
+def test_decoders_alone_have_the_published_counts_too(name: str):
+    assert parameter_count(replace(VARIANTS[name].config, vision=None)) == TEXT_ONLY[name]
+
+
 @variants
 def test_initial_weights_have_the_shapes_of_the_table(name: str):
     config = VARIANTS[name].config
@@ -68,7 +105,7 @@ def test_initial_weights_have_the_shapes_of_the_table(name: str):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights)) == VARIANTS[name].parameters
 
 
-@variants
+@shapes
 def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
     config = VARIANTS[name].config
     weights = jax.eval_shape(lambda: init(config, jax.random.key(0), jnp.bfloat16))
@@ -87,34 +124,66 @@ def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
     )
 
 
-@variants
-def test_local_layers_never_store_more_than_their_window(name: str):
+@shapes
+def test_layers_never_store_more_than_they_see(name: str):
     config = VARIANTS[name].config
     for capacity in (256, config.context):
         state = abstract_state(config, 3, capacity, jnp.bfloat16)
-        for layer, kv in zip(config.layers, state.layers, strict=True):
+        stored = 0
+        for layer, kept in zip(config.layers, state.layers, strict=True):
             mixer = layer.mixer
+            if isinstance(mixer, Recurrent):
+                assert kept.hidden.shape == (3, mixer.width)
+                assert kept.inputs.shape == (3, mixer.conv_width - 1, mixer.width)
+                stored += 3 * mixer.width * (4 + 2 * (mixer.conv_width - 1))  # the first in float32
+                continue
             slots = capacity if mixer.window is None else min(mixer.window, capacity)
-            assert kv.keys.shape == kv.values.shape == (3, mixer.kv_heads, slots, mixer.head_dim)
-        stored = sum(2 * 2 * 3 * kv.keys.shape[1] * kv.keys.shape[2] * kv.keys.shape[3] for kv in state.layers)
+            assert kept.keys.shape == kept.values.shape == (3, mixer.kv_heads, slots, mixer.head_dim)
+            stored += 2 * 2 * 3 * mixer.kv_heads * slots * mixer.head_dim
         assert state_bytes(config, 3, capacity, jnp.bfloat16) == stored + 3 * 4  # and an int32 length for each row
 
 
 @variants
 def test_local_and_global_layers_stand_where_they_were_published(name: str):
     layers = VARIANTS[name].config.layers
-    everywhere = [index for index, layer in enumerate(layers) if layer.mixer.window is None]
+    everywhere = [i for i, x in enumerate(layers) if isinstance(x.mixer, Attention) and x.mixer.window is None]
     assert everywhere == list(GLOBAL_LAYERS.get(name, range(len(layers))))
 
 
 @variants
 def test_queries_are_scaled_by_the_published_scalar(name: str):
-    assert {layer.mixer.query_scalar for layer in VARIANTS[name].config.layers} == {QUERY_SCALARS.get(name, 256)}
+    assert {mixer.query_scalar for mixer in attention_of(VARIANTS[name].config)} == {QUERY_SCALARS.get(name, 256)}
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "blocks"), [("recurrentgemma-2b", 2560, 10), ("recurrentgemma-9b", 4096, 16)]
+)
+def test_every_third_layer_of_a_recurrentgemma_attends(name: str, width: int, blocks: int):
+    config = VARIANTS[name].config
+    for index, layer in enumerate(config.layers):
+        assert (layer.mlp.hidden, layer.mlp.bias) == (3 * width, True)
+        if index % 3 == 2:
+            assert isinstance(layer.mixer, Attention)
+            assert (layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.window) == (blocks, 1, 2049)
+            assert (layer.mixer.rope.fraction, layer.mixer.out_bias) == (0.5, True)
+        else:
+            assert layer.mixer == Recurrent(width, blocks, conv_width=4)
+    assert isinstance(config.layers[-1].mixer, Recurrent)
+    assert config.embed_scale == float(jnp.sqrt(jnp.float32(width)).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.config.vision])
+def test_pictures_become_the_published_number_of_tokens(name: str):
+    vision = VARIANTS[name].config.vision
+    assert vision is not None
+    if name.startswith("gemma-3"):
+        assert (vision.image_size, vision.grid, vision.tokens, vision.prefix) == (896, 64, 256, False)
+    else:
+        assert (str(vision.image_size), vision.tokens, vision.prefix) == (name[-3:], vision.grid**2, True)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("gemma-3")])
 def test_rope_scaling_is_for_the_global_layers_of_the_large_ones(name: str):
     scale = 1.0 if name in ("gemma-3-270m", "gemma-3-1b") else 8.0
-    for layer in VARIANTS[name].config.layers:
-        rope = layer.mixer.rope
-        assert (rope.base, rope.scale) == ((1e6, scale) if layer.mixer.window is None else (1e4, 1.0))
+    for mixer in attention_of(VARIANTS[name].config):
+        assert (mixer.rope.base, mixer.rope.scale) == ((1e6, scale) if mixer.window is None else (1e4, 1.0))

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from gemwright import memory
@@ -20,9 +21,14 @@ from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.compilation import enable_cache
 from gemwright.errors import GemwrightError
+from gemwright.eyes import Eyes, Picture
 from gemwright.generate.engine import Engine
+from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
+from gemwright.images.preprocess import pan_and_scan
+from gemwright.images.reading import read_image
 from gemwright.kernels import packed
+from gemwright.model.config import Attention
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -30,7 +36,9 @@ from gemwright.writing import Batch, Completion, Stream
 
 PUBLISHED = Sampling(temperature=1.0, top_k=64, top_p=0.95)
 """Sampling where a checkpoint says nothing: what Gemma 3 is published with."""
-Conversation = Sequence[Message | Mapping[str, str]]
+Conversation = Sequence[Message | Mapping[str, Any]]
+Images = Sequence[Any]
+"""Pictures of one text: paths, files' bytes, Pillow images or uint8 arrays [height, width, 3]."""
 
 
 class Options(TypedDict, total=False):
@@ -41,6 +49,7 @@ class Options(TypedDict, total=False):
         stop: Strings that end the text; they are not part of it.
         alternatives: How many of the likeliest tokens to report at each step, with their log-probabilities (0).
         seed: One seed, or one for each text.
+        pan_and_scan: Whether Gemma 3 also sees crops of pictures that are far from square (False).
         temperature, top_k, top_p, min_p, repetition_penalty: As in `Sampling`.
     """
 
@@ -48,6 +57,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     alternatives: int
     seed: int | Sequence[int]
+    pan_and_scan: bool
     temperature: float
     top_k: int
     top_p: float
@@ -60,8 +70,8 @@ class Score:
     """How likely a text is to a model.
 
     Attributes:
-        tokens: Ids, BOS first.
-        logprobs: Natural log-probability of each id after the first, given those before it.
+        tokens: Ids of the text, behind the one that they follow: BOS, or the last of a prompt.
+        logprobs: Natural log-probability of each id after the first, given all before it.
     """
 
     tokens: list[int]
@@ -85,6 +95,7 @@ class Model:
         defaults: Sampling where a call does not say otherwise.
         stop_ids: Ids that end a text.
         tuned: Whether the checkpoint came with a chat template, as instruction-tuned ones do.
+        eyes: What sees pictures, if the model does.
     """
 
     name: str
@@ -94,32 +105,48 @@ class Model:
     defaults: Sampling
     stop_ids: tuple[int, ...]
     tuned: bool
+    eyes: Eyes | None = None
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
+    def generate(self, prompt: str, images: Images = (), **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[Options]) -> list[Completion]: ...
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[Options]) -> Completion | list[Completion]:
+    def generate(
+        self, prompt: Sequence[str], images: Sequence[Images] = (), **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    def generate(
+        self, prompt: str | Sequence[str], images: Images = (), **options: Unpack[Options]
+    ) -> Completion | list[Completion]:
         """Continue a text, or each of several.
 
+        Args:
+            prompt: The text, or several.
+            images: Pictures that go before the text; for several texts, the pictures of each.
+            **options: See `Options`.
+
         Raises:
-            GemwrightError: a prompt does not fit in the context, or an option is out of range.
+            GemwrightError: a prompt does not fit in the context, a picture cannot be read or is given to a model that
+                sees none, or an option is out of range.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        completions = self._complete([self.encode(text) for text in texts], self.stop_ids, options)
-        return completions[0] if isinstance(prompt, str) else completions
+        if isinstance(prompt, str):
+            return self._complete([self._prompt(prompt, images, options)], self.stop_ids, options)[0]
+        if images and len(images) != len(prompt):
+            raise GemwrightError(
+                f"There are pictures for {len(images)} texts and {len(prompt)} texts; give each its own."
+            )
+        pairs = zip(prompt, images or [()] * len(prompt), strict=True)
+        return self._complete([self._prompt(text, own, options) for text, own in pairs], self.stop_ids, options)
 
     def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
         """Answer the last message of a conversation.
 
         Args:
-            messages: `Message`s, or mappings with "role" (system, user or assistant) and "content".
+            messages: `Message`s, or mappings with "role" (system, user or assistant), "content" and perhaps "images".
             **options: As for `generate`.
 
         Raises:
             GemwrightError: roles do not alternate, or as for `generate`.
         """
-        return self._complete([self.encode_chat(messages)], self.chat_stop_ids, options)[0]
+        return self._complete([self._conversation(messages, options)], self.chat_stop_ids, options)[0]
 
     def infill(self, before: str, after: str, **options: Unpack[Options]) -> Completion:
         """Write what stands between two pieces of code (CodeGemma 2B and 7B); greedy unless told otherwise."""
@@ -127,37 +154,59 @@ class Model:
         ids = infill.render(self.tokenizer, before, after)
         return self._complete([ids], infill.stop_ids(self.tokenizer), greedy | options)[0]
 
-    def stream(self, prompt: str | Conversation, **options: Unpack[Options]) -> Stream:
+    def stream(self, prompt: str | Conversation, images: Images = (), **options: Unpack[Options]) -> Stream:
         """Continue a text or answer a conversation, piece by piece; a piece never holds half a character."""
         if isinstance(prompt, str):
-            return Stream(self._run([self.encode(prompt)], self.stop_ids, options))
-        return Stream(self._run([self.encode_chat(prompt)], self.chat_stop_ids, options))
+            return Stream(self._run([self._prompt(prompt, images, options)], self.stop_ids, options))
+        return Stream(self._run([self._conversation(prompt, options)], self.chat_stop_ids, options))
 
-    def score(self, text: str) -> Score:
-        """Log-likelihood of a text, token by token.
+    def score(self, text: str, prompt: str = "", images: Images = ()) -> Score:
+        """Log-likelihood of a text, token by token, after a prompt and pictures if there are any.
 
         Raises:
-            GemwrightError: the text does not fit in the context.
+            GemwrightError: the text does not fit in the context, or a picture as for `generate`.
         """
-        ids = self.encode(text)
-        return Score(ids, self.engine.score([ids])[0].astype(float).tolist())
+        before = self._prompt(prompt, images, {})
+        scored = self.tokenizer.encode(text)
+        both: Ids | Prompt = [*before.ids, *scored] if isinstance(before, Prompt) else [*before, *scored]
+        ids = list(both)
+        if isinstance(before, Prompt):
+            blocks = np.concatenate([before.blocks, np.full(len(scored), -1, np.int32)])
+            both = Prompt(ids, before.rows, blocks)
+        first = len(before) - 1
+        return Score(ids[first:], self.engine.score([both])[0][first:].astype(float).tolist())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: BOS, then the text."""
         return self.tokenizer.with_bos(self.tokenizer.encode(text))
 
     def encode_chat(self, messages: Conversation) -> list[int]:
-        """Ids of a conversation, up to where the model speaks."""
-        return chat.render(self.chat_format, self.tokenizer, [_message(message) for message in messages])
+        """Ids of a conversation, up to where the model speaks; -1 for every row of a picture."""
+        conversation = self._conversation(messages, {})
+        return list(conversation.ids if isinstance(conversation, Prompt) else conversation)
 
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer."""
         return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
 
-    def _complete(
-        self, prompts: Sequence[Sequence[int]], stop_ids: Iterable[int], options: Options
-    ) -> list[Completion]:
+    def _prompt(self, text: str, images: Images, options: Options) -> Ids | Prompt:
+        if self.eyes is None:
+            if images:
+                raise GemwrightError(f"{self.name} sees no pictures; take a model that does, such as gemma-3-4b-it.")
+            return self.encode(text)
+        if not images and not self.eyes.spec.prefix:
+            return self.encode(text)
+        return self.eyes.before(text, [_views(image, options) for image in images])
+
+    def _conversation(self, messages: Conversation, options: Options) -> Ids | Prompt:
+        turns = [_message(message, options) for message in messages]
+        pictures = [view for turn in turns for views in turn.images for view in views]
+        eyes = None if self.eyes is None or self.eyes.spec.prefix else self.eyes
+        ids = chat.render(self.chat_format, self.tokenizer, turns, eyes and eyes.insertion)
+        return eyes.prompt(ids, pictures) if eyes and pictures else ids
+
+    def _complete(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> list[Completion]:
         if not prompts:
             return []
         batch = self._run(prompts, stop_ids, options)
@@ -165,7 +214,7 @@ class Model:
             pass
         return batch.completions
 
-    def _run(self, prompts: Sequence[Sequence[int]], stop_ids: Iterable[int], options: Options) -> Batch:
+    def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> Batch:
         max_tokens, alternatives = options.get("max_tokens", 256), options.get("alternatives", 0)
         if max_tokens < 1 or not 0 <= alternatives <= 64:
             raise GemwrightError("max_tokens must be at least 1, and alternatives between 0 and 64.")
@@ -211,15 +260,21 @@ def load(
     memory.require(forecast(checkpoint, precision), str(model))
     params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
     tokenizer = Tokenizer(checkpoint.vocabulary())
-    third_generation = any(layer.mixer.qk_norm for layer in config.layers)
+    eyes = None
+    if config.vision is not None and params.vision is not None:
+        # The resizing that Gemma 3 and big_vision's PaliGemma were given; the processors of the hub's PaliGemma differ.
+        bicubic = config.vision.prefix and checkpoint.format == "safetensors"
+        eyes = Eyes(config.vision, params.vision, "bicubic" if bicubic else "bilinear", tokenizer)
+    third_generation = any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
     return Model(
         name=str(model),
         engine=Engine(config, params, min(tokenizer.size, config.vocab)),
         tokenizer=tokenizer,
         chat_format=chat.GEMMA3 if third_generation else chat.GEMMA,
-        defaults=default_sampling(checkpoint.generation),
+        defaults=default_sampling(checkpoint),
         stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
         tuned=checkpoint.chat_template is not None,
+        eyes=eyes,
     )
 
 
@@ -244,20 +299,29 @@ def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None) -> memory.Forecast
     return memory.forecast(checkpoint.config, jnp.float32, stored=stored)
 
 
-def default_sampling(generation: Mapping[str, Any]) -> Sampling:
+def default_sampling(checkpoint: Checkpoint) -> Sampling:
     """Sampling as a `generation_config.json` has it, in the words and with the defaults of that format."""
+    generation, vision = checkpoint.generation, checkpoint.config.vision
     keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {key: generation[key] for key in keys if key in generation}
     if "do_sample" not in generation and not given:
-        return PUBLISHED
+        return Sampling() if vision is not None and vision.prefix else PUBLISHED
     if not generation.get("do_sample", False):
         return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
     return replace(Sampling(temperature=1.0, top_k=50), **given)
 
 
-def _message(message: Message | Mapping[str, str]) -> Message:
+def _views(image: Any, options: Options) -> list[Picture]:
+    """A picture, and the crops that are shown after it."""
+    picture = read_image(image)
+    return [picture, *pan_and_scan(picture)] if options.get("pan_and_scan") else [picture]
+
+
+def _message(message: Message | Mapping[str, Any], options: Options) -> Message:
+    """A message whose pictures are read."""
     if isinstance(message, Message):
-        return message
+        return replace(message, images=tuple(_views(image, options) for image in message.images))
     if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
         raise GemwrightError("A message needs a role (system, user or assistant) and its content as text.")
-    return Message(cast(chat.Role, message["role"]), message["content"])
+    images = tuple(_views(image, options) for image in message.get("images", ()))
+    return Message(cast(chat.Role, message["role"]), message["content"], images)

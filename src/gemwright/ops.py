@@ -13,19 +13,37 @@ def rms_norm(x: Float[Array, "*any D"], gain: Float[Array, " D"], eps: float) ->
     return (wide * scale * (1.0 + gain.astype(jnp.float32))).astype(x.dtype)
 
 
+def layer_norm(
+    x: Float[Array, "*any D"], gain: Float[Array, " D"], bias: Float[Array, " D"], eps: float
+) -> Float[Array, "*any D"]:
+    """Layer normalisation, as in SigLIP: (x - mean) / deviation * gain + bias."""
+    wide = x.astype(jnp.float32)
+    wide -= jnp.mean(wide, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale * gain.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
 def rotate(
-    x: Float[Array, "B T heads H"], positions: Int[Array, "B T"], base: float, scale: float
+    x: Float[Array, "B T heads H"], positions: Int[Array, "B T"], base: float, scale: float, fraction: float = 1.0
 ) -> Float[Array, "B T heads H"]:
     """Rotary position embedding, pairing dimension i with i + H / 2; the angle is position / scale * base^(-2i/H).
 
+    Of each head only `fraction`, its front, is rotated, as if it were the whole.
+
     Positions stay integers until the float32 product with the frequencies: in bfloat16, 8190 and 8191 are one.
     """
-    half = x.shape[-1] // 2
+    rotated = int(x.shape[-1] * fraction)
+    half = rotated // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / scale
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, rotated), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
+
+
+def biased(x: Float[Array, "*any D"], bias: Float[Array, " D"] | None) -> Float[Array, "*any D"]:
+    """The sum with a bias, where the model has one."""
+    return x if bias is None else x + bias.astype(x.dtype)
 
 
 def soft_cap(x: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:

@@ -1,12 +1,14 @@
 """Every published variant: what it is and where its weights are published.
 
 Shapes: the tables of google/gemma_pytorch `gemma/config.py` and google-deepmind/gemma `gemma/gm/nn/_gemma.py`
-(Gemma 1: `gemma/transformer.py` of the 2.0.8 wheel). Parameter counts: KerasHub's presets. Names: the hub.
+(Gemma 1: `gemma/transformer.py` of the 2.0.8 wheel), google-deepmind/recurrentgemma `common.py`, google-research/
+big_vision `models/ppp/gemma.py`. Parameter counts: KerasHub's presets; RecurrentGemma's follow from its tensors. Names:
+the hub.
 """
 
 from dataclasses import dataclass, replace
 
-from gemwright.model.config import Attention, Config, Layer, Mlp, Rope, pattern
+from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,31 @@ def _gemma3(
     return Config(width, 262_144, pattern(depth, *kinds), context)
 
 
+def _recurrent(*, width: int, depth: int, heads: int, embed_scale: float) -> Config:
+    mlp = Mlp(3 * width, bias=True)
+    # A token sees 2048 before it, beside itself.
+    attention = Attention(heads, 1, 256, 256, rope=Rope(fraction=0.5), window=2049, out_bias=True)
+    recurrent = Layer(Recurrent(width, blocks=heads), mlp)
+    return Config(
+        width,
+        256_000,
+        pattern(depth, recurrent, recurrent, Layer(attention, mlp)),
+        context=2**31 - 1,  # its state does not grow: only the type of positions, int32, sets a limit
+        final_soft_cap=30.0,
+        embed_scale=embed_scale,  # the square root of the width, rounded to bfloat16 in every dtype
+    )
+
+
+def _paligemma(decoder: Config, image_size: int) -> Config:
+    """Gemma's vocabulary is extended by 1024 places and 128 pieces of masks."""
+    vision = Vision(image_size, (image_size // 14) ** 2, prefix=True, projector="affine")
+    return replace(decoder, vocab=257_152, vision=vision)
+
+
+def _gemma3_vision(decoder: Config) -> Config:
+    return replace(decoder, vision=Vision(896, 256, prefix=False, projector="normed"))
+
+
 GEMMA_2B = _gemma1(width=2048, depth=18, heads=8, kv_heads=1, hidden=16_384)
 GEMMA_7B = _gemma1(width=3072, depth=28, heads=16, kv_heads=16, hidden=24_576)
 GEMMA_2_2B = _gemma2(width=2304, depth=26, heads=8, kv_heads=4, hidden=9216)
@@ -72,6 +99,8 @@ GEMMA_3_1B = _gemma3(width=1152, depth=26, heads=4, kv_heads=1, hidden=6912, win
 GEMMA_3_4B = _gemma3(width=2560, depth=34, heads=8, kv_heads=4, hidden=10_240)
 GEMMA_3_12B = _gemma3(width=3840, depth=48, heads=16, kv_heads=8, hidden=15_360)
 GEMMA_3_27B = _gemma3(width=5376, depth=62, heads=32, kv_heads=16, head_dim=128, query_scalar=168, hidden=21_504)
+RECURRENT_2B = _recurrent(width=2560, depth=26, heads=10, embed_scale=50.5)
+RECURRENT_9B = _recurrent(width=4096, depth=38, heads=16, embed_scale=64.0)
 
 VARIANTS: dict[str, Variant] = {
     "gemma-2b": Variant("Gemma 1", GEMMA_2B, 2_506_172_416, ("gemma-2b", "gemma-2b-it", "gemma-1.1-2b-it")),
@@ -85,7 +114,55 @@ VARIANTS: dict[str, Variant] = {
     "gemma-2-27b": Variant("Gemma 2", GEMMA_2_27B, 27_227_128_320, ("gemma-2-27b", "gemma-2-27b-it")),
     "gemma-3-270m": Variant("Gemma 3", GEMMA_3_270M, 268_098_176, ("gemma-3-270m", "gemma-3-270m-it")),
     "gemma-3-1b": Variant("Gemma 3", GEMMA_3_1B, 999_885_952, ("gemma-3-1b-pt", "gemma-3-1b-it")),
-    "gemma-3-4b": Variant("Gemma 3 (text)", GEMMA_3_4B, 3_880_099_328, ("gemma-3-4b-pt", "gemma-3-4b-it")),
-    "gemma-3-12b": Variant("Gemma 3 (text)", GEMMA_3_12B, 11_765_788_416, ("gemma-3-12b-pt", "gemma-3-12b-it")),
-    "gemma-3-27b": Variant("Gemma 3 (text)", GEMMA_3_27B, 27_009_002_240, ("gemma-3-27b-pt", "gemma-3-27b-it")),
+    "gemma-3-4b": Variant("Gemma 3", _gemma3_vision(GEMMA_3_4B), 4_299_915_632, ("gemma-3-4b-pt", "gemma-3-4b-it")),
+    "gemma-3-12b": Variant(
+        "Gemma 3", _gemma3_vision(GEMMA_3_12B), 12_187_079_280, ("gemma-3-12b-pt", "gemma-3-12b-it")
+    ),
+    "gemma-3-27b": Variant(
+        "Gemma 3", _gemma3_vision(GEMMA_3_27B), 27_432_062_576, ("gemma-3-27b-pt", "gemma-3-27b-it")
+    ),
+    "recurrentgemma-2b": Variant(
+        "RecurrentGemma", RECURRENT_2B, 2_682_862_080, ("recurrentgemma-2b", "recurrentgemma-2b-it")
+    ),
+    "recurrentgemma-9b": Variant(
+        "RecurrentGemma", RECURRENT_9B, 8_579_977_216, ("recurrentgemma-9b", "recurrentgemma-9b-it")
+    ),
+    "paligemma-3b-224": Variant(
+        "PaliGemma", _paligemma(GEMMA_2B, 224), 2_923_335_408, ("paligemma-3b-pt-224", "paligemma-3b-mix-224")
+    ),
+    "paligemma-3b-448": Variant(
+        "PaliGemma", _paligemma(GEMMA_2B, 448), 2_924_220_144, ("paligemma-3b-pt-448", "paligemma-3b-mix-448")
+    ),
+    "paligemma-3b-896": Variant("PaliGemma", _paligemma(GEMMA_2B, 896), 2_927_759_088, ("paligemma-3b-pt-896",)),
+    "paligemma2-3b-224": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_2B, 224), 3_032_094_960, ("paligemma2-3b-pt-224", "paligemma2-3b-mix-224")
+    ),
+    "paligemma2-3b-448": Variant(
+        "PaliGemma 2",
+        _paligemma(GEMMA_2_2B, 448),
+        3_032_979_696,
+        ("paligemma2-3b-pt-448", "paligemma2-3b-mix-448", "paligemma2-3b-ft-docci-448"),
+    ),
+    "paligemma2-3b-896": Variant("PaliGemma 2", _paligemma(GEMMA_2_2B, 896), 3_036_518_640, ("paligemma2-3b-pt-896",)),
+    "paligemma2-10b-224": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_9B, 224), 9_662_409_456, ("paligemma2-10b-pt-224", "paligemma2-10b-mix-224")
+    ),
+    "paligemma2-10b-448": Variant(
+        "PaliGemma 2",
+        _paligemma(GEMMA_2_9B, 448),
+        9_663_294_192,
+        ("paligemma2-10b-pt-448", "paligemma2-10b-mix-448", "paligemma2-10b-ft-docci-448"),
+    ),
+    "paligemma2-10b-896": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_9B, 896), 9_666_833_136, ("paligemma2-10b-pt-896",)
+    ),
+    "paligemma2-28b-224": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_27B, 224), 27_650_192_112, ("paligemma2-28b-pt-224", "paligemma2-28b-mix-224")
+    ),
+    "paligemma2-28b-448": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_27B, 448), 27_651_076_848, ("paligemma2-28b-pt-448", "paligemma2-28b-mix-448")
+    ),
+    "paligemma2-28b-896": Variant(
+        "PaliGemma 2", _paligemma(GEMMA_2_27B, 896), 27_654_615_792, ("paligemma2-28b-pt-896",)
+    ),
 }

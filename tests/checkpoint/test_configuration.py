@@ -20,7 +20,8 @@ from gemwright.model.config import Attention, Config, Layer, Mlp, Rope, pattern
 from gemwright.variants import GEMMA_2_2B, GEMMA_2B, GEMMA_3_4B, GEMMA_3_270M, VARIANTS
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
-CONFIGS = {name: variant.config for name, variant in VARIANTS.items()}
+DECODERS = ("Gemma 1", "CodeGemma", "Gemma 2", "Gemma 3")
+CONFIGS = {n: replace(v.config, vision=None) for n, v in VARIANTS.items() if v.family in DECODERS}
 
 
 def tensors_of(config: Config, rows: int | None = None) -> dict[str, TensorInfo]:
@@ -161,9 +162,9 @@ def test_sparse_files_mean_what_transformers_reads(kind: str, data: st.DataObjec
 @settings(max_examples=50, deadline=None)
 def test_text_tower_of_a_multimodal_file(sparse: dict[str, Any], tied: dict[str, bool]) -> None:
     sparse.pop("tie_word_embeddings", None)
-    data = {"model_type": "gemma3", "text_config": sparse, "vision_config": {"hidden_size": 1152}, **tied}
+    data = {"model_type": "gemma3", "text_config": sparse, "vision_config": {"image_size": 256}, **tied}
     data["architectures"] = ["Gemma3ForConditionalGeneration"]
-    assert from_huggingface(data, "config.json") == as_transformers_reads(data)
+    assert replace(from_huggingface(data, "config.json"), vision=None) == as_transformers_reads(data)
 
 
 def test_the_published_4b_file_is_sparse() -> None:
@@ -394,9 +395,11 @@ def test_the_sizes_are_required(key: str) -> None:
         from_huggingface({k: v for k, v in SOUND.items() if k != key}, "config.json")
 
 
-@pytest.mark.parametrize("kind", ["llama", "recurrent_gemma", "paligemma", "gemma3n", None, 3, ["gemma"]])
+@pytest.mark.parametrize("kind", ["llama", "gemma3n", None, 3, ["gemma"]])
 def test_an_unknown_architecture_is_named_beside_the_known(kind: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"key 'model_type' is .* gemma, gemma2, gemma3_text, gemma3;"):
+    with pytest.raises(
+        CheckpointError, match=r"key 'model_type' is .* gemma2, gemma3_text, gemma3, paligemma, recurrent_gemma;"
+    ):
         from_huggingface({"model_type": kind}, "config.json")
 
 

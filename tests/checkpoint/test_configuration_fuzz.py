@@ -14,13 +14,13 @@ from gemwright.checkpoint.gguf_configuration import from_gguf, to_gguf
 from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config, to_huggingface
 from gemwright.checkpoint.tensors import TensorInfo
 from gemwright.errors import CheckpointError
-from gemwright.model.config import Config
+from gemwright.model.config import Config, Recurrent
 from gemwright.variants import VARIANTS
 
-GEMMA_3_4B = VARIANTS["gemma-3-4b"].config
-HUGGINGFACE = [to_huggingface(variant.config, "bfloat16") for variant in VARIANTS.values()]
-HUGGINGFACE.append({"model_type": "gemma3", "text_config": to_huggingface(GEMMA_3_4B, "bfloat16")})
-GGUF = [(to_gguf(variant.config), variant.config) for variant in VARIANTS.values()]
+DECODERS = [VARIANTS[name].config for name in ("gemma-2b", "gemma-2-27b", "gemma-3-270m", "gemma-3-4b")]
+OTHERS = [VARIANTS[name].config for name in ("recurrentgemma-2b", "paligemma-3b-224", "paligemma2-3b-448")]
+HUGGINGFACE = [to_huggingface(config, "bfloat16") for config in (*DECODERS, *OTHERS)]
+GGUF = [(to_gguf(config), config) for config in DECODERS]
 GENERATION = {
     "do_sample": True,
     "temperature": 1.0,
@@ -42,7 +42,21 @@ NUMBERS = st.one_of(
     st.sampled_from([0.0, -0.0, 1e-300, 1e300, 5e-324]),
 )
 WORDS = st.sampled_from(
-    ["gemma", "gemma2", "gemma3", "gemma3_text", "linear", "default", "yarn", "full_attention", "gelu"]
+    [
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "paligemma",
+        "recurrent_gemma",
+        "recurrent",
+        "attention",
+        "linear",
+        "default",
+        "yarn",
+        "full_attention",
+        "gelu",
+    ]
 )
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, WORDS, st.text(max_size=8)),
@@ -69,8 +83,15 @@ def check(config: Config | None) -> None:
         return
     assert 1 <= len(config.layers) <= MAX_LAYERS
     assert 1 <= config.context <= MAX_POSITIONS
+    if v := config.vision:
+        assert all(1 <= n <= MAX_SIZE for n in (v.tokens, v.patch, v.width, v.depth, v.heads, v.hidden, v.grid**2))
+        assert v.image_size % v.patch == v.width % v.heads == v.grid**2 % v.tokens == 0
     for layer in set(config.layers):
         m = layer.mixer
+        if isinstance(m, Recurrent):
+            assert 1 <= m.width <= MAX_SIZE
+            assert m.width % m.blocks == 0
+            continue
         assert all(1 <= n <= MAX_SIZE for n in (config.width, config.vocab, layer.mlp.hidden, m.heads, m.kv_heads))
         assert m.heads % m.kv_heads == m.head_dim % 2 == 0
         assert np.isfinite([m.query_scalar**-0.5, m.rope.base, m.rope.scale, m.soft_cap or 1.0, config.norm_eps]).all()
@@ -92,14 +113,14 @@ def mutated(draw: st.DrawFn, sound: dict[str, Any], values: st.SearchStrategy[An
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_mutated_huggingface_files(data: st.DataObject) -> None:
     file = data.draw(mutated(data.draw(st.sampled_from(HUGGINGFACE)), JSON))
     check(outcome(lambda: from_huggingface(file, "f")))
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_mutated_gguf_files(data: st.DataObject) -> None:
     sound, config = data.draw(st.sampled_from(GGUF))
     file = data.draw(mutated(sound, JSON | ARRAYS))
@@ -108,7 +129,7 @@ def test_mutated_gguf_files(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_mutated_generation_configs(data: st.DataObject) -> None:
     file = data.draw(mutated(GENERATION, JSON))
     values = outcome(lambda: read_generation_config(file, "f"))
@@ -116,7 +137,7 @@ def test_mutated_generation_configs(data: st.DataObject) -> None:
 
 
 @given(file=st.dictionaries(st.text(max_size=9) | st.sampled_from(sorted(HUGGINGFACE[-2])), JSON, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_junk(file: dict[str, Any]) -> None:
     check(outcome(lambda: from_huggingface(file, "f")))
     check(outcome(lambda: from_gguf(file, {}, "f")))

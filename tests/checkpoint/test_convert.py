@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemwright import load
+from gemwright import Model
 from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.gguf import open_gguf
@@ -307,12 +307,12 @@ def test_an_interrupt_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-PROMPT = "The capital of France is"
+PROMPT, WRITTEN = "The capital of France is", 12
 
 
 @pytest.fixture(scope="module")
-def demo_text(demo_gguf: Path) -> str:
-    return load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=24, temperature=0.0).text
+def demo_text(demo: Model) -> str:
+    return demo.generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
 
 
 def test_transformers_continues_the_converted_demo_with_the_same_text(
@@ -324,7 +324,7 @@ def test_transformers_continues_the_converted_demo_with_the_same_text(
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     (folder / "model.safetensors").unlink()  # a gigabyte; it stays mapped
     given = tokenizer(PROMPT, return_tensors="pt")
-    ids = theirs.generate(**given, max_new_tokens=24, do_sample=False)[0, given.input_ids.shape[1] :]
+    ids = theirs.generate(**given, max_new_tokens=WRITTEN, do_sample=False)[0, given.input_ids.shape[1] :]
     assert demo_text
     assert tokenizer.decode(ids, skip_special_tokens=True) == demo_text
 
@@ -340,4 +340,4 @@ def test_llama_cpp_continues_the_converted_demo_with_the_same_text(
     convert(demo_gguf, path := tmp_path / "demo.gguf", "gguf")
     peer = llama_cpp.Llama(str(path), n_ctx=64, n_threads=2, verbose=False)
     path.unlink()
-    assert peer(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"] == demo_text
+    assert peer(PROMPT, max_tokens=WRITTEN, temperature=0)["choices"][0]["text"] == demo_text

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gguf import quants
+from quick_reader import QuickReader
 
 from gemwright.checkpoint import ggml
 from gemwright.checkpoint.gguf import GgufFile, GgufTensor, open_gguf, write_gguf
@@ -20,24 +21,6 @@ UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
 
 def values(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-
-
-class QuickReader(gguf.GGUFReader):
-    """gguf-py with a quicker slice of the file, of which it takes half a million for a vocabulary's strings.
-
-    It also takes arrays of numbers one by one: here at once.
-    """
-
-    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
-        return np.frombuffer(self.data, dtype, int(count), int(offset))
-
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
-        if raw_type != ARRAY or kind[0] == STRING:
-            return super()._get_field_parts(orig_offs, raw_type)
-        numbers = self._get(orig_offs + 12, self.gguf_scalar_to_np[gguf.GGUFValueType(kind[0])], count[0])
-        types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
-        return 12 + numbers.nbytes, [kind, count, numbers], [2], types
 
 
 def assert_reads_like_gguf_py(file: GgufFile, reader: gguf.GGUFReader) -> None:

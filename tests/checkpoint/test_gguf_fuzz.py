@@ -17,7 +17,7 @@ from gemwright.errors import CheckpointError
 PEAK = 4 << 20  # bytes; the files have a few thousand
 
 fuzz = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=timedelta(seconds=2),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -36,7 +36,8 @@ SHARD = "model-00001-of-00002.safetensors"
 PAGE = "https://huggingface.co/google/gemma"
 
 SCRIPT = """
-import json, os, sys
+import json, os, sys, time
+time.sleep = lambda seconds: None  # between the library's attempts
 from gemwright.checkpoint.hub import download
 from gemwright.errors import GemwrightError
 for token, *arguments in json.loads(sys.argv[1]):

@@ -166,3 +166,8 @@ def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypat
     fetched = asked(monkeypatch)
     locate(DEMO)
     assert fetched == [f"google/{DEMO}"]
+
+
+def test_a_shape_that_was_published_under_other_names_says_which() -> None:
+    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; give one"):
+        locate("gemma-3-4b", may_download=False)

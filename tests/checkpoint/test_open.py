@@ -184,7 +184,7 @@ def test_one_shard_is_no_model(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "model.bin", "empty"])
 def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("no tensors")
-    with pytest.raises(CheckpointError, match=rf"{name} is no checkpoint; give a \.gguf or \.safetensors file"):
+    with pytest.raises(CheckpointError, match=rf"{name} is no checkpoint; give a \.gguf, \.safetensors or \.npz file"):
         open_checkpoint(tmp_path / name)
     with pytest.raises(
         CheckpointError, match="holds no safetensors, GGUF or Orbax checkpoint; give a folder that does"

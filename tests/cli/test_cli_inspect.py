@@ -21,8 +21,8 @@ def test_models(run):
     assert records["gemma-2-9b"]["bfloat16_bytes"] == 18_483_411_968
     assert "google/gemma-2-9b-it" in records["gemma-2-9b"]["checkpoints"]
     table = run("models").out.splitlines()
-    assert table[0].split()[:5] == ["variant", "family", "params", "bfloat16", "context"]
-    assert [line.split()[0] for line in table[1:]] == list(VARIANTS)
+    assert table[0].split() == ["to", "load", "family", "params", "bfloat16", "context"]
+    assert [line.split()[0] for line in table[1:]] == [name for v in VARIANTS.values() for name in v.checkpoints]
 
 
 def test_inspect_json(run, tiny):

@@ -1,21 +1,25 @@
 """The engine against plain passes over the whole text."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from mixers import CONFIGS, VOCAB, weights
+from scipy.special import log_softmax
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import programs, schedule
 from gemwright.generate.engine import Engine, Step
 from gemwright.generate.sampling import Sampling
+from gemwright.model.config import Config
+from gemwright.model.spec import ModelWeights
 from gemwright.model.transformer import forward, logits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 GREEDY = Sampling()
 ALTERNATIVES = 3
 LOGPROB = 1e-5
@@ -32,16 +36,18 @@ def _prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
 
 
-_hidden = jax.jit(forward, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config: Config, params: ModelWeights, tokens: jax.Array) -> jax.Array:
+    hidden, _ = forward(config, params, tokens)
+    return logits(config, params, hidden)
 
 
 def _logprobs(engine: Engine, ids: Sequence[int]) -> np.ndarray:
     """[T, V] of one pass over the whole text, on the right padded to a length that all texts here share."""
-    padded = np.zeros((1, 192), int)
+    padded = np.zeros((1, 256), int)
     padded[0, : len(ids)] = ids
-    hidden, _ = _hidden(engine.config, engine.params, jnp.asarray(padded))
-    scores = logits(engine.config, engine.params, hidden)[0, : len(ids), : engine.vocabulary]
-    return np.asarray(jax.nn.log_softmax(scores))
+    scores = np.asarray(_logits(engine.config, engine.params, padded), np.float64)
+    return log_softmax(scores[0, : len(ids), : engine.vocabulary], axis=-1)
 
 
 def _naive(engine: Engine, prompt: list[int], count: int) -> list[int]:
@@ -101,22 +107,28 @@ def test_the_penalty_counts_prompt_and_answer(engine: Engine):
 
 
 def test_writing_ends_with_the_context(engine: Engine):
-    small = replace(engine, config=replace(engine.config, context=40))
-    prompts = [_prompt(36), _prompt(7)]
-    tokens = _tokens(_steps(small, prompts, 100))
+    prompts = [_prompt(engine.config.context - 4), _prompt(7), _prompt(1), _prompt(2)]
+    tokens = _tokens(_steps(engine, prompts, 100))
     assert tokens[0] == _naive(engine, prompts[0], 4)
-    assert len(tokens[1]) == 4
+    assert [len(row) for row in tokens] == [4] * 4
 
 
-@pytest.mark.parametrize("name", ["qk-norm", "local only"])
-def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, name: str):
-    config = CONFIGS[name]
+def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
+    prompts = [_prompt(length, seed=length) for length in (3, 70, 40, 1)]
+    roomy = _tokens(_steps(engine, prompts, 60))
+    monkeypatch.setattr(schedule, "CAPACITIES", (100,))
+    assert _tokens(_steps(engine, prompts, 60)) == roomy
+
+
+def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyPatch):
+    config = CONFIGS["local only"]
     engine = Engine(config, weights(config, seed=3), VOCAB)
     prompts = [_prompt(3), _prompt(6, seed=1)]
     roomy = _tokens(_steps(engine, prompts, 40))
+    compiled = programs.decode._cache_size()
     monkeypatch.setattr(schedule, "CAPACITIES", (8, 64))
-    monkeypatch.setattr(schedule, "CHUNKS", (4,))
     assert _tokens(_steps(engine, prompts, 40)) == roomy
+    assert programs.decode._cache_size() == compiled
 
 
 def test_score_equals_one_pass(engine: Engine):
@@ -144,13 +156,13 @@ def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engi
 
 def test_few_programs_are_compiled():
     """However many prompts of whatever length: one feeding program per chunk size, one decoding program."""
-    config = replace(CONFIGS["multi-query"], context=200)  # a configuration of its own, so that nothing is compiled yet
+    config = replace(CONFIGS["local only"], context=200)  # a configuration of its own, so that nothing is compiled yet
     engine = Engine(config, weights(config), VOCAB)
     fed, decoded, scored = (f._cache_size() for f in (programs.feed, programs.decode, programs.score))
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
         _steps(engine, [_prompt(length)], 3)
         _steps(engine, [_prompt(length)], 2)
-    used = {size for length in range(200) for size in schedule.chunks(length)}
+    used = {schedule.chunk(length) for length in range(1, 200)}
     assert 0 < programs.feed._cache_size() - fed <= len(used) <= len(schedule.CHUNKS)
     assert programs.decode._cache_size() - decoded == 1
     hot = [

@@ -25,6 +25,8 @@ from gemwright.generate.sampling import CANDIDATES, Knobs, Sampling, greedy, kno
 
 sample = jax.jit(sampling.sample)
 many = settings(max_examples=60, deadline=None, derandomize=True)
+SHAPE = (3, 700)
+"""Of the logits of small batches, alike so that one program serves them; two blocks of the running sums."""
 
 
 def _theirs(logits: np.ndarray, settings: Sampling, seen: list[int]) -> np.ndarray:
@@ -90,14 +92,14 @@ def _is_on_the_edge(logits: np.ndarray, settings_: Sampling, seen: list[int], th
 
 
 def test_flat_logits_need_more_than_the_candidates():
-    """A nucleus of 900 of 1000 equal tokens lies beyond the first candidates; so does a k of 500."""
-    logits = np.linspace(0, 1e-3, 1000, dtype=np.float32)
-    rows = [Sampling(temperature=1.0, top_p=0.9), Sampling(temperature=1.0, top_k=500), Sampling(temperature=1.0)]
+    """A nucleus of 360 of 400 equal tokens lies beyond the first candidates; so does a k of 300."""
+    logits = np.linspace(0, 1e-3, 400, dtype=np.float32)
+    rows = [Sampling(temperature=1.0, top_p=0.9), Sampling(temperature=1.0, top_k=300), Sampling(temperature=1.0)]
     kept = _kept(np.stack([logits] * 3), rows, [])
-    assert CANDIDATES < 500
+    assert CANDIDATES < 300
     for row, settings_ in enumerate(rows):
         np.testing.assert_array_equal(kept[row], _theirs(logits, settings_, [0]) > 0)
-    assert kept.sum(axis=-1).tolist()[1:] == [500, 1000]
+    assert kept.sum(axis=-1).tolist()[1:] == [300, 400]
 
 
 @pytest.mark.parametrize(
@@ -140,31 +142,33 @@ def test_the_uniform_numbers_are_uniform_and_belong_to_seed_and_position():
 
 @pytest.mark.parametrize("number", [0.0, 1.0 - 2.0**-24])
 def test_the_ends_of_the_interval_give_a_kept_token(number: float):
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 700)), jnp.float32)
-    token = int(sample(logits, knobs([Sampling(temperature=1.0, top_k=3)]), jnp.array([number]))[0])
-    assert token in np.argsort(-np.asarray(logits)[0])[:3]
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
+    tokens = sample(logits, knobs([Sampling(temperature=1.0, top_k=3)] * 3), jnp.full(3, number))
+    best = np.argsort(-np.asarray(logits), axis=-1)[:, :3]
+    assert np.all(np.any(np.asarray(tokens)[:, None] == best, axis=-1))
 
 
 def test_impossible_tokens_are_never_drawn():
-    logits = jnp.full((64, 20), -jnp.inf).at[:, 7].set(0.0).at[:, 11].set(-1.0)
-    drawn = sample(logits, knobs([Sampling(temperature=1.0)] * 64), jnp.arange(64) / 64)
-    assert set(np.asarray(drawn).tolist()) == {7, 11}
+    logits = jnp.full(SHAPE, -jnp.inf).at[:, 7].set(0.0).at[:, 600].set(-1.0)
+    settings_ = knobs([Sampling(temperature=1.0)] * 3)
+    numbers = np.arange(66, dtype=np.float32).reshape(-1, 3) / 66
+    drawn = np.concatenate([sample(logits, settings_, jnp.asarray(part)) for part in numbers])
+    assert set(drawn.tolist()) == {7, 600}
 
 
 def test_greedy_takes_the_lowest_id_of_equals():
-    logits = jnp.zeros((2, 1000)).at[0, 700].set(1.0).at[0, 31].set(1.0).at[1, 999].set(-1.0)
-    assert greedy(logits).tolist() == [31, 0]
-    assert sample(logits, knobs([Sampling(), Sampling()]), jnp.array([0.99, 0.99])).tolist() == [31, 0]
+    logits = jnp.zeros(SHAPE).at[0, 690].set(1.0).at[0, 31].set(1.0).at[1, 699].set(-1.0).at[2, 5:].set(1.0)
+    assert greedy(logits).tolist() == [31, 0, 5]
+    assert sample(logits, knobs([Sampling()] * 3), jnp.full(3, 0.99)).tolist() == [31, 0, 5]
 
 
 def test_greedy_and_sampled_rows_share_a_batch():
-    logits = jnp.asarray(np.random.default_rng(1).standard_normal((1, 300)), jnp.float32)
+    logits = jnp.tile(jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE[1]), jnp.float32), (3, 1))
     rows = [Sampling(), Sampling(temperature=1.0, seed=3), Sampling(temperature=1.0, top_k=1)]
-    batch = jnp.tile(logits, (3, 1))
-    together = sample(batch, knobs(rows), jnp.full(3, 0.37)).tolist()
-    alone = [int(sample(logits, knobs([row]), jnp.array([0.37]))[0]) for row in rows]
+    together = sample(logits, knobs(rows), jnp.full(3, 0.37)).tolist()
+    alone = [int(sample(logits, knobs([row] * 3), jnp.full(3, 0.37))[0]) for row in rows]
     assert together == alone
-    assert together[0] == together[2] == int(logits.argmax())
+    assert together[0] == together[2] == int(logits[0].argmax())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemwright.generate.schedule import CAPACITIES, CHUNKS, capacity, chunks
+from gemwright.generate.schedule import CAPACITIES, CHUNKS, capacity, chunk
+
+
+def chunks(length: int) -> list[int]:
+    sizes: list[int] = []
+    while length > 0:
+        sizes.append(chunk(length))
+        length -= sizes[-1]
+    return sizes
 
 
 @given(st.integers(0, 200_000))
@@ -25,6 +33,14 @@ def test_chunks_cover_a_prompt(length: int):
 def test_few_calls_are_made(length: int):
     """At most what one size too many of each kind would make: 512s, then up to three 128s, then up to two 32s."""
     assert len(chunks(length)) <= length // CHUNKS[-1] + sum(b // a for a, b in itertools.pairwise(CHUNKS))
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_what_cannot_be_parted_fits(one: int, other: int):
+    least, rest = sorted((one, other))
+    size = chunk(rest, least)
+    assert size >= least
+    assert size in CHUNKS or (size % CHUNKS[-1] == 0 and size - least < CHUNKS[-1])
 
 
 @given(st.integers(1, 131_072), st.integers(1, 131_072), st.sampled_from([300, 1024, 8192, 32_768, 131_072]))

@@ -23,6 +23,7 @@ from gemwright.model.state import (
 )
 from gemwright.model.transformer import forward
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LENGTH = 4 * WINDOW + 3
 CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -31,6 +32,11 @@ CHUNKS = (1, 3, 2 * WINDOW - 1)
 """A single token, a part of a window, and more than the ring of a local layer holds."""
 few = settings(max_examples=8, deadline=None, derandomize=True)
 configs = pytest.mark.parametrize("name", ["multi-query", "capped", "qk-norm"])
+mixed = pytest.mark.parametrize("name", ["capped"])
+"""A local and a global layer, for what does not depend on how they attend."""
+
+
+_forward = jax.jit(forward, static_argnums=0)
 
 
 @functools.cache
@@ -45,14 +51,19 @@ def _tokens(rows: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
 @functools.cache
 def _whole(name: str) -> np.ndarray:
     """Hidden states [3, LENGTH, D] of `_tokens(3)` in one pass without a state."""
+    return _stateless(name, _tokens(3))
+
+
+def _stateless(name: str, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     config, params = _model(name)
-    return np.asarray(forward(config, params, jnp.asarray(_tokens(3)))[0])
+    mask = np.ones(tokens.shape, bool) if valid is None else valid
+    return np.asarray(_forward(config, params, tokens, valid=mask)[0])
 
 
 def _run(name: str, state: DecodeState, tokens: np.ndarray, valid: np.ndarray | None = None) -> tuple[Any, DecodeState]:
     config, params = _model(name)
-    mask = None if valid is None else jnp.asarray(valid)
-    hidden, after = forward(config, params, jnp.asarray(tokens), state, valid=mask)
+    mask = np.ones(tokens.shape, bool) if valid is None else valid
+    hidden, after = _forward(config, params, tokens, state, valid=mask)
     assert after is not None
     return np.asarray(hidden), after
 
@@ -110,18 +121,17 @@ def test_padding_on_either_side_changes_nothing(name: str, chunks: list[tuple[in
 @configs
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_without_a_state_changes_nothing(name: str, side: str):
-    config, params = _model(name)
     lengths = (LENGTH, 5, WINDOW + 4)
     tokens, valid = np.zeros((3, LENGTH), int), np.zeros((3, LENGTH), bool)
     places = [slice(LENGTH - n, LENGTH) if side == "left" else slice(0, n) for n in lengths]
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
         tokens[row, place], valid[row, place] = _tokens(3)[row, :n], True
-    hidden = np.asarray(forward(config, params, jnp.asarray(tokens), valid=jnp.asarray(valid))[0])
+    hidden = _stateless(name, tokens, valid)
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
         np.testing.assert_allclose(hidden[row, place], _whole(name)[row, :n], **CLOSE)
 
 
-@configs
+@mixed
 def test_growing_keeps_what_is_stored(name: str):
     """From less than a window to more, and on when the ring of the local layers has wrapped."""
     capacities = (WINDOW - 2, WINDOW + 5, CAPACITY)
@@ -156,15 +166,14 @@ def test_a_row_does_not_depend_on_its_batch_mates(name: str):
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-@configs
+@mixed
 def test_the_number_of_rows_changes_only_roundings(name: str):
-    config, params = _model(name)
     for row in range(3):
-        alone, _ = forward(config, params, jnp.asarray(_tokens(3)[row : row + 1]))
-        np.testing.assert_allclose(np.asarray(alone)[0], _whole(name)[row], **CLOSE)
+        alone = _stateless(name, _tokens(3)[row : row + 1])
+        np.testing.assert_allclose(alone[0], _whole(name)[row], **CLOSE)
 
 
-@configs
+@mixed
 def test_packed_documents_equal_separate_ones(name: str):
     config, params = _model(name)
     ends = [(3, 4, 4 + 2 * WINDOW), (WINDOW, 2 * WINDOW, 3 * WINDOW), (1, 2, LENGTH - 1)]  # of three rows' documents
@@ -172,15 +181,14 @@ def test_packed_documents_equal_separate_ones(name: str):
     segments = np.zeros((3, LENGTH), int)
     for row, cuts in enumerate(ends):
         segments[row] = np.repeat([5, 0, 2, 1], np.diff([0, *cuts, LENGTH]))  # neighbours differ, no order
-    packed, _ = forward(config, params, jnp.asarray(texts), segments=jnp.asarray(segments))
+    packed, _ = _forward(config, params, texts, segments=segments)
     for document in (5, 0, 2, 1):
         own = segments == document
         tokens, valid = np.zeros((3, LENGTH), int), np.zeros((3, LENGTH), bool)
         for row in range(3):
             count = own[row].sum()
             tokens[row, :count], valid[row, :count] = texts[row, own[row]], True
-        alone, _ = forward(config, params, jnp.asarray(tokens), valid=jnp.asarray(valid))
-        np.testing.assert_allclose(np.asarray(packed)[own], np.asarray(alone)[valid], **CLOSE)
+        np.testing.assert_allclose(np.asarray(packed)[own], _stateless(name, tokens, valid)[valid], **CLOSE)
 
 
 def test_every_slot_knows_the_last_position_that_fell_into_it():

@@ -1,18 +1,11 @@
 import io
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemwright.checkpoint.gguf import open_gguf
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
-
-
-@pytest.fixture(scope="session")
-def demo_metadata(demo_gguf: Path) -> dict[str, Any]:
-    return dict(open_gguf(demo_gguf).metadata)
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +16,6 @@ def demo_vocabulary(demo_metadata: dict[str, Any]) -> Vocabulary:
 @pytest.fixture(scope="session")
 def demo_tokenizer(demo_vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer(demo_vocabulary)
-
-
-@pytest.fixture(scope="session")
-def demo_oracle(demo_metadata: dict[str, Any]) -> Any:
-    """transformers' own conversion of the GGUF's vocabulary: other code for the pieces, the merges and the BPE."""
-    from transformers.integrations.gguf import convert_gguf_tokenizer
-
-    fields = {key: list(demo_metadata[f"tokenizer.ggml.{key}"]) for key in ("tokens", "scores", "token_type")}
-    return convert_gguf_tokenizer("gemma3", {"tokenizer_type": "llama", **fields})[0]
 
 
 @pytest.fixture(scope="session")

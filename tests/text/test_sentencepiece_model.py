@@ -59,6 +59,32 @@ def test_any_order_of_fields_is_read(message: bytes) -> None:
     np.testing.assert_array_equal(kinds[1:], KINDS)
 
 
+def piece(text: bytes, rest: bytes = b"\x15\x00\x00\x80\x3f") -> bytes:
+    """A record as SentencePiece writes it; without `rest`, one that leaves all to defaults."""
+    message = b"\x0a" + bytes([len(text)]) + text + rest
+    return b"\x0a" + bytes([len(message)]) + message
+
+
+def test_records_of_all_layouts_keep_their_order() -> None:
+    user_defined, byte, settings = b"\x15\x00\x00\x00\x40\x18\x04", b"\x18\x06", b"\x12\x02\x18\x02"
+    wide_length = b"\x0a\x83\x00" + piece(b"c", b"")[2:]
+    data = piece(b"a") + piece(b"b", b"") + piece("\u2581é".encode(), user_defined) + piece(b"", byte) + settings
+    data += piece(b"x\0y") + b"\x0a\x00" + piece(b"") + wide_length
+    texts = ["a", "b", "\u2581é", "", "x\0y", "", "", "c"]
+    pieces, scores, kinds = sentencepiece_model.parse(data)
+    assert pieces == texts
+    assert scores.tolist() == [1, 0, 2, 0, 1, 0, 1, 0]
+    assert kinds.tolist() == [NORMAL, NORMAL, USER_DEFINED, BYTE, NORMAL, NORMAL, NORMAL, NORMAL]
+
+
+def test_a_text_that_reads_as_a_record_is_a_text() -> None:
+    texts = [piece(b"a") + b"z", b"z" + piece(b"a"), piece(piece(b"a")), b"\x0a" * 10, b"\x0a\x0c\x0a\x03b"]
+    texts = [text.replace(b"\x80\x3f", b"\x00\x3f") for text in texts]  # UTF-8
+    pieces, scores, _ = sentencepiece_model.parse(b"".join(map(piece, texts)))
+    assert pieces == [text.decode() for text in texts]
+    assert scores.tolist() == [1] * 5
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -106,6 +106,43 @@ def test_tokenizer_json_without_added_tokens_is_understood(small_vocabulary: Voc
     assert_same(Vocabulary.from_tokenizer_json(path), small_vocabulary)
 
 
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+@pytest.mark.parametrize("layout", [{"indent": 2}, {"indent": None}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_every_layout_of_tokenizer_json_is_read(
+    ensure_ascii: bool, layout: dict[str, Any], reverse: bool, tmp_path: Path
+) -> None:
+    texts = [
+        '"',
+        "\\",
+        '\\"',
+        "a\\",
+        '\\\\"',
+        "}",
+        "{",
+        ":",
+        ",",
+        '":',
+        '":1}',
+        '"vocab":{',
+        '"merges":[',
+        "é",
+        "👍",
+        "\x01",
+    ]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *texts]
+    model = {"byte_fallback": True, "vocab": {text: index for index, text in enumerate(pieces)}, "merges": [["a", "b"]]}
+    document = {"added_tokens": [{"id": 4, "content": '"'}, {"id": len(pieces), "content": "added"}], "model": model}
+    if reverse:
+        document["model"] = dict(reversed(model.items()))
+        document = dict(reversed(document.items()))
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document, ensure_ascii=ensure_ascii, **layout), encoding="utf-8")
+    vocabulary = Vocabulary.from_tokenizer_json(path)
+    assert vocabulary.pieces == (*pieces, "added")
+    assert vocabulary.kinds[[4, -1]].tolist() == [CONTROL, CONTROL]
+
+
 def test_symbols_that_a_converter_calls_normal_are_recognised(small_vocabulary: Vocabulary) -> None:
     metadata = small_vocabulary.gguf_metadata()
     kinds = metadata["tokenizer.ggml.token_type"]
@@ -167,6 +204,29 @@ def test_bad_tokenizer_json_is_one_sentence(content: str, tmp_path: Path) -> Non
     path.write_text(content)
     with pytest.raises(CheckpointError, match=r"\.$"):
         Vocabulary.from_tokenizer_json(path)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "damaged"),
+    [
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}', False),
+        ('{"<pad>", 0, "<eos>", 1, "<bos>", 2, "<unk>", 3}', True),
+        ('{"<pad>": 0: "<eos>": 1, "<bos>": 2, "<unk>": 3}', True),
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, }', True),
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a"}', True),
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3', True),
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a\n": 4}', True),
+        ('{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": {}}', True),
+    ],
+)
+def test_vocab_of_tokenizer_json_is_an_object(vocab: str, damaged: bool, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(f'{{"added_tokens": [], "model": {{"byte_fallback": true, "vocab": {vocab}')
+    if damaged:
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+            Vocabulary.from_tokenizer_json(path)
+    else:
+        assert Vocabulary.from_tokenizer_json(path).pieces == ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
 @pytest.mark.skipif(not PUBLISHED, reason="GEMWRIGHT_TOKENIZER_JSON names no published tokenizer.json files")

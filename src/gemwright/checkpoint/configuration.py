@@ -76,33 +76,34 @@ def uniform(config: Config) -> Uniform:
     Raises:
         CheckpointError: The layers differ in more than window and rotary embedding.
     """
-    if not config.layers:
-        raise cannot_write("it has no layers")
-    first = config.layers[0]
-    local = [layer.mixer for layer in config.layers if layer.mixer.window is not None]
-    everywhere = [layer.mixer for layer in config.layers if layer.mixer.window is None]
+    mixers = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
+    if not mixers or len(mixers) < len(config.layers):
+        raise cannot_write("it has a layer without attention" if config.layers else "it has no layers")
+    first, layer = mixers[0], config.layers[0]
+    local = [mixer for mixer in mixers if mixer.window is not None]
+    everywhere = [mixer for mixer in mixers if mixer.window is None]
     model = Uniform(
         width=config.width,
         vocab=config.vocab,
         context=config.context,
-        heads=first.mixer.heads,
-        kv_heads=first.mixer.kv_heads,
-        head_dim=first.mixer.head_dim,
-        query_scalar=first.mixer.query_scalar,
-        hidden=first.mlp.hidden,
-        local=tuple(layer.mixer.window is not None for layer in config.layers),
+        heads=first.heads,
+        kv_heads=first.kv_heads,
+        head_dim=first.head_dim,
+        query_scalar=first.query_scalar,
+        hidden=layer.mlp.hidden,
+        local=tuple(mixer.window is not None for mixer in mixers),
         window=local[0].window if local else None,
         local_rope=(local or everywhere)[0].rope,
         global_rope=(everywhere or local)[0].rope,
-        soft_cap=first.mixer.soft_cap,
+        soft_cap=first.soft_cap,
         final_soft_cap=config.final_soft_cap,
-        qk_norm=first.mixer.qk_norm,
-        post_norms=first.post_norms,
+        qk_norm=first.qk_norm,
+        post_norms=layer.post_norms,
         tied=config.tied,
         norm_eps=config.norm_eps,
     )
     if model.config() != config:
-        raise cannot_write("its layers differ in more than window and rotary embedding")
+        raise cannot_write("its layers differ in more than window and rotary embedding, or have biases")
     return model
 
 
@@ -142,17 +143,26 @@ def checked(model: Uniform, where: str) -> Config:
     Raises:
         CheckpointError: They do not.
     """
-    if model.heads % model.kv_heads:
-        raise CheckpointError(
-            f"{where}: {model.heads} query heads cannot share {model.kv_heads} key/value heads evenly; "
-            "correct the file or fetch it again."
-        )
-    if model.head_dim % 2:
-        raise CheckpointError(
-            f"{where}: the head width {model.head_dim} is odd, and rotary embeddings turn pairs; "
-            "correct the file or fetch it again."
-        )
+    check_heads(model.heads, model.kv_heads, model.head_dim, where)
     return model.config()
+
+
+def check_heads(heads: int, kv_heads: int, head_dim: int, where: str) -> None:
+    """Raise unless query heads share key/value heads evenly and have a width that can be rotated.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{where}: {heads} query heads cannot share {kv_heads} key/value heads evenly; "
+            "correct the file or fetch it again."
+        )
+    if head_dim % 2:
+        raise CheckpointError(
+            f"{where}: the head width {head_dim} is odd, and rotary embeddings turn pairs; "
+            "correct the file or fetch it again."
+        )
 
 
 def cannot_write(why: str) -> CheckpointError:

@@ -11,11 +11,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint import names
+from gemwright.checkpoint import names, processor
 from gemwright.checkpoint.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.gguf_configuration import to_gguf
 from gemwright.checkpoint.huggingface import to_huggingface
 from gemwright.checkpoint.load import Progress, read_weights, row_chunks
+from gemwright.checkpoint.markers import with_markers
 from gemwright.checkpoint.names import Stored
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
@@ -46,13 +47,15 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
+    A GGUF of a Gemma 3 that sees holds its decoder alone; llama.cpp reads towers from files of another kind.
+
     Args:
         source: A checkpoint in any format.
         target: What to make: a folder for Hugging Face, a file for GGUF. It must not exist.
         to: The format.
         dtype: float32, float16, bfloat16, and for GGUF q8_0 or q4_0. By default that of the source's matrices, or
             float32 where they are quantised.
-        variant: Name of the published variant, for an Orbax tree.
+        variant: Name of the published variant, for an Orbax tree or an `.npz`.
         progress: Called with the bytes read so far and the bytes in all.
 
     Raises:
@@ -96,29 +99,44 @@ def _write_huggingface(
                 f"{folder}: tensor {stored.name} has values that are not finite, or too large for {dtype}; "
                 "repair the model or choose float32."
             )
-        return values.reshape(stored.shape)
+        return stored.as_stored(values)
 
     tensors = [
         SafetensorsTensor(stored.name, stored.shape, DTYPES[dtype], lambda p=path, s=stored: produce(p, s))
         for path, stored in plan.items()
     ]
-    documents: dict[str, Mapping[str, Any]] = {
-        "config.json": to_huggingface(checkpoint.config, dtype) | _special_ids(checkpoint, vocabulary),
-        "generation_config.json": _special_ids(checkpoint, vocabulary) | dict(checkpoint.generation),
-        "tokenizer.json": vocabulary.tokenizer_json(),
-        "tokenizer_config.json": vocabulary.tokenizer_config(checkpoint.chat_template),
-    }
+    documents = _documents(checkpoint, vocabulary, dtype)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write_safetensors(partial, tensors)  # makes the folder, and its parents
         for name, document in documents.items():
             (partial / name).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+        if checkpoint.config.vision and checkpoint.chat_template is not None:  # where processors look for it
+            (partial / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         (partial / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _documents(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: str) -> dict[str, Mapping[str, Any]]:
+    """The JSON files of a folder, by name."""
+    config, special = to_huggingface(checkpoint.config, dtype), _special_ids(checkpoint, vocabulary)
+    settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
+    if vision := checkpoint.config.vision:
+        vocabulary = with_markers(vocabulary, *processor.missing_markers(vision, vocabulary))
+        config |= processor.marker_ids(vision, vocabulary)
+        settings |= processor.tokenizer_keys(vision)
+        documents = processor.processor_documents(vision)
+    return {
+        "config.json": config | special,
+        "generation_config.json": special | dict(checkpoint.generation),
+        "tokenizer.json": vocabulary.tokenizer_json(),
+        "tokenizer_config.json": settings,
+        **documents,
+    }
 
 
 def _special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -134,7 +152,8 @@ def _special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, An
 def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtype: str, progress: Progress) -> None:
     # llama.cpp wants exactly one row for each piece of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
-    config = replace(checkpoint.config, vocab=size)
+    described = to_gguf(replace(checkpoint.config, vocab=size))
+    config = replace(checkpoint.config, vocab=size, vision=None)
     vocabulary = replace(
         vocabulary, pieces=vocabulary.pieces[:size], scores=vocabulary.scores[:size], kinds=vocabulary.kinds[:size]
     )
@@ -153,16 +172,16 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
         GgufTensor(stored.name, stored.shape, _encoding(path, stored, dtype), chunks(path, stored))
         for path, stored in plan.items()
     ]
-    metadata = _gguf_metadata(checkpoint, config, vocabulary, dtype, file.stem)
+    metadata = _gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(file, metadata, tensors)
 
 
 def _plan_of(checkpoint: Checkpoint, config: Config) -> Mapping[str, Stored]:
-    """The source's plan for a model with as many rows of vocabulary, or fewer."""
-    rows = {"embed", "head"} & checkpoint.plan.keys()
-    fewer = {path: replace(checkpoint.plan[path], shape=(config.vocab, config.width)) for path in rows}
-    return {**checkpoint.plan, **fewer}
+    """The source's plan for the decoder alone, with as many rows of vocabulary or fewer."""
+    plan = {path: stored for path, stored in checkpoint.plan.items() if not path.startswith("vision.")}
+    rows = {"embed", "head"} & plan.keys()
+    return plan | {path: replace(plan[path], shape=(config.vocab, config.width)) for path in rows}
 
 
 def _encoding(path: str, stored: Stored, dtype: str) -> str:
@@ -173,9 +192,9 @@ def _encoding(path: str, stored: Stored, dtype: str) -> str:
 
 
 def _gguf_metadata(
-    checkpoint: Checkpoint, config: Config, vocabulary: Vocabulary, dtype: str, name: str
+    checkpoint: Checkpoint, described: Mapping[str, Any], vocabulary: Vocabulary, dtype: str, name: str
 ) -> dict[str, Any]:
-    metadata: dict[str, Any] = to_gguf(config) | vocabulary.gguf_metadata()
+    metadata: dict[str, Any] = {**described, **vocabulary.gguf_metadata()}
     metadata |= {"general.name": name, "general.file_type": FILE_TYPES[dtype], "general.quantization_version": 2}
     if checkpoint.chat_template is not None:
         metadata["tokenizer.chat_template"] = checkpoint.chat_template

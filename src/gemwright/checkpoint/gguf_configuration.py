@@ -5,6 +5,7 @@ Keys, and what an absent key means: ggml-org/llama.cpp `src/models/{gemma,gemma2
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gemwright.checkpoint.configuration import (
     period,
     uniform,
 )
+from gemwright.checkpoint.names import is_recurrent
 from gemwright.checkpoint.tensors import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Rope
@@ -86,10 +88,15 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
 def to_gguf(config: Config) -> dict[str, Any]:
     """The metadata of a GGUF file that llama.cpp reads with the same meaning; the tokenizer's keys are not among it.
 
+    Of a Gemma 3 that sees it is the decoder's: llama.cpp keeps the tower in a file of another kind.
+
     Raises:
         CheckpointError: No architecture of the format computes what this model computes.
     """
-    model = uniform(config)
+    if is_recurrent(config) or (config.vision and config.vision.prefix):
+        name = "PaliGemma" if config.vision else "RecurrentGemma"
+        raise cannot_write(f"GGUF has no architecture for {name}; choose huggingface")
+    model = uniform(replace(config, vision=None))
     kind = architecture(model)
     depth = len(model.local)
     _check_expressible(model, kind)

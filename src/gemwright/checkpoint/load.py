@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from gemwright import tree
-from gemwright.checkpoint.names import Stored, check, text_name
+from gemwright.checkpoint.names import Stored, check, plain_name
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
 from gemwright.kernels import packed
@@ -63,20 +63,20 @@ def _read_packed(
 ) -> Iterator[tuple[str, Weight]]:
     """Matrices at their own bits where they have kernels and lie in rows as ours do; all else in float32."""
     names = _checked_names(file, plan)
-    total, done = _nbytes(file, plan, names), 0
+    total, done = _total(file, plan, names), 0
     known = packed.encodings()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(spec(config)).items():
             stored, name = plan[path], names[plan[path].name]
             info = file.tensors[name]
-            as_ours = stored.index is None and stored.permute is None
-            if len(stored.shape) > 1 and as_ours and info.encoding in known:
+            as_ours = not stored.index and stored.permute is None
+            if param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 release = functools.partial(file.release, name)
                 yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release)
             else:
                 yield path, jax.device_put(_read(pool, file, name, stored, param.shape, np.dtype(np.float32)))
-            done += info.nbytes
+            done += _nbytes(file, stored, name)
             progress(done, total)
 
 
@@ -93,7 +93,7 @@ def read_weights(
         CheckpointError: as for `load_weights`.
     """
     names = _checked_names(file, plan)
-    total = _nbytes(file, plan, names)
+    total = _total(file, plan, names)
 
     def read() -> Iterator[tuple[str, NDArray[Any]]]:
         done = 0
@@ -102,7 +102,7 @@ def read_weights(
                 stored = plan[path]
                 name = names[stored.name]
                 yield path, _read(pool, file, name, stored, param.shape, np.dtype(dtype))
-                done += file.tensors[name].nbytes
+                done += _nbytes(file, stored, name)
                 progress(done, total)
 
     return read()  # not a generator itself, so that the checks are made at once
@@ -110,15 +110,21 @@ def read_weights(
 
 def _checked_names(file: TensorFile, plan: Mapping[str, Stored]) -> dict[str, str]:
     """The file's own name of each tensor by the plan's; raises unless the file holds just what the plan names."""
-    names = {text_name(name): name for name in file.tensors}
-    if twice := set(file.tensors).difference(names.values()):
+    own = {plain_name(name): name for name in file.tensors}
+    if twice := set(file.tensors).difference(own.values()):
         raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
-    check(plan, {plain: file.tensors[name].shape for plain, name in names.items()}, str(file.path))
-    return names
+    check(plan, {plain: file.tensors[name].shape for plain, name in own.items()}, str(file.path))
+    return {stored.name: own[plain_name(stored.name)] for stored in plan.values()}
 
 
-def _nbytes(file: TensorFile, plan: Mapping[str, Stored], names: Mapping[str, str]) -> int:
-    return sum(file.tensors[names[stored.name]].nbytes for stored in plan.values())
+def _total(file: TensorFile, plan: Mapping[str, Stored], names: Mapping[str, str]) -> int:
+    return sum(_nbytes(file, stored, names[stored.name]) for stored in plan.values())
+
+
+def _nbytes(file: TensorFile, stored: Stored, name: str) -> int:
+    """Bytes of a weight in the file: its part of a tensor in which several are stacked."""
+    info = file.tensors[name]
+    return info.nbytes // math.prod(info.shape[: len(stored.index)])
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -137,10 +143,12 @@ def _read(
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     out = _aligned_empty(shape, dtype)
-    if stored.index is not None or stored.permute is not None:
-        values = file.read(name)
-        values = values if stored.index is None else values[stored.index]
-        out[...] = values if stored.permute is None else values.transpose(stored.permute)
+    if stored.index or stored.permute is not None:
+        values = file.read(name)[stored.index]
+        values = values if stored.permute is None else values.transpose(stored.permute)
+        with np.errstate(over="ignore"):  # what is too large for the dtype becomes infinite
+            out.reshape(values.shape)[...] = values
+        file.release(name)
         return out
     flat = out.reshape(stored.shape)
 

@@ -32,7 +32,11 @@ def locate(model: str, *, may_download: bool = True) -> Path:
         return packaged
     published = {name for variant in VARIANTS.values() for name in variant.checkpoints}
     repository = f"google/{model}" if model in published else model
-    is_file_name = ":" not in model and path.suffix in (".gguf", ".safetensors")
+    is_file_name = ":" not in model and path.suffix in (".gguf", ".safetensors", ".npz")
+    if model in VARIANTS and model not in published:
+        raise CheckpointError(
+            f"{model} was published as {', '.join(VARIANTS[model].checkpoints)}; give one of these names."
+        )
     if not is_repo_id(repository) or is_file_name:
         raise CheckpointError(
             f"There is no file, folder or published model called {model!r:.200}; `gemwright models` lists the names."

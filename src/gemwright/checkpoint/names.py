@@ -1,15 +1,16 @@
-"""Where each weight lies in each format: tables, read one way to load and the other way to write.
+"""Where each weight lies in Hugging Face's and llama.cpp's files: tables, read one way to load and the other to write.
 
-Hugging Face and GGUF store every matrix as [outputs, inputs], which is our own order with the axes merged, so those
-tables are names alone. DeepMind's flax tree stacks some weights and orders the axes differently.
-Sources: transformers' modeling files; llama.cpp `conversion/gemma.py`; google-deepmind/gemma `gm/ckpts/_checkpoint.py`.
+Both formats store nearly every matrix as [outputs, inputs], which is our own order with the axes merged, so the tables
+are names alone. Sources: transformers' modeling files; llama.cpp `conversion/gemma.py`.
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.errors import CheckpointError
@@ -24,7 +25,7 @@ class Stored:
     Attributes:
         name: The tensor's name in the file.
         shape: Its shape in the file, of the part at `index` where several weights are stacked.
-        index: Place on the leading axis where several weights are stacked in one tensor.
+        index: Place on the leading axes where several weights are stacked in one tensor.
         permute: Order of the file's axes that gives ours, before any reshape.
         offset: What the file adds to the value (GGUF stores 1 + gain).
         extra_rows: Whether the file may hold more rows than the model (padding of the vocabulary).
@@ -32,169 +33,214 @@ class Stored:
 
     name: str
     shape: tuple[int, ...]
-    index: int | None = None
+    index: tuple[int, ...] = ()
     permute: tuple[int, ...] | None = None
     offset: float = 0.0
     extra_rows: bool = False
 
+    def as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Our values in the order and shape of the file."""
+        if self.permute is None:
+            return values.reshape(self.shape)
+        permuted = values.reshape([self.shape[axis] for axis in self.permute])
+        return permuted.transpose([self.permute.index(axis) for axis in range(len(self.shape))])
 
-# Ours                              Hugging Face                                GGUF
+
+# Ours                     Hugging Face                        GGUF
 LAYER = {
-    "mixer_norm":                  ("input_layernorm",                          "attn_norm"),
-    "mixer.q":                     ("self_attn.q_proj",                         "attn_q"),
-    "mixer.k":                     ("self_attn.k_proj",                         "attn_k"),
-    "mixer.v":                     ("self_attn.v_proj",                         "attn_v"),
-    "mixer.o":                     ("self_attn.o_proj",                         "attn_output"),
-    "mixer.q_norm":                ("self_attn.q_norm",                         "attn_q_norm"),
-    "mixer.k_norm":                ("self_attn.k_norm",                         "attn_k_norm"),
-    "mixer_post_norm":             ("post_attention_layernorm",                 "post_attention_norm"),
-    "mlp_norm":                    ("pre_feedforward_layernorm",                "ffn_norm"),
-    "mlp.gate":                    ("mlp.gate_proj",                            "ffn_gate"),
-    "mlp.up":                      ("mlp.up_proj",                              "ffn_up"),
-    "mlp.down":                    ("mlp.down_proj",                            "ffn_down"),
-    "mlp_post_norm":               ("post_feedforward_layernorm",               "post_ffw_norm"),
+    "mixer_norm":         ("input_layernorm",                  "attn_norm"),
+    "mixer.q":            ("self_attn.q_proj",                 "attn_q"),
+    "mixer.k":            ("self_attn.k_proj",                 "attn_k"),
+    "mixer.v":            ("self_attn.v_proj",                 "attn_v"),
+    "mixer.o":            ("self_attn.o_proj",                 "attn_output"),
+    "mixer.q_norm":       ("self_attn.q_norm",                 "attn_q_norm"),
+    "mixer.k_norm":       ("self_attn.k_norm",                 "attn_k_norm"),
+    "mixer_post_norm":    ("post_attention_layernorm",         "post_attention_norm"),
+    "mlp_norm":           ("pre_feedforward_layernorm",        "ffn_norm"),
+    "mlp.gate":           ("mlp.gate_proj",                    "ffn_gate"),
+    "mlp.up":             ("mlp.up_proj",                      "ffn_up"),
+    "mlp.down":           ("mlp.down_proj",                    "ffn_down"),
+    "mlp_post_norm":      ("post_feedforward_layernorm",       "post_ffw_norm"),
 }  # fmt: skip
 MODEL = {
-    "embed":                       ("model.embed_tokens",                       "token_embd"),
-    "final_norm":                  ("model.norm",                               "output_norm"),
-    "head":                        ("lm_head",                                  "output"),
+    "embed":              ("model.embed_tokens",               "token_embd"),
+    "final_norm":         ("model.norm",                       "output_norm"),
+    "head":               ("lm_head",                          "output"),
 }  # fmt: skip
-FLAX = {  # name, index on the stacked axis, order of axes
-    "embed":                       ("embedder/input_embedding",                 None, None),
-    "final_norm":                  ("final_norm/scale",                         None, None),
-    "mixer_norm":                  ("pre_attention_norm/scale",                 None, None),
-    "mixer_post_norm":             ("post_attention_norm/scale",                None, None),
-    "mlp_norm":                    ("pre_ffw_norm/scale",                       None, None),
-    "mlp_post_norm":               ("post_ffw_norm/scale",                      None, None),
-    "mixer.q":                     ("attn/q_einsum/w",                          None, (0, 2, 1)),
-    "mixer.k":                     ("attn/kv_einsum/w",                         0,    (0, 2, 1)),
-    "mixer.v":                     ("attn/kv_einsum/w",                         1,    (0, 2, 1)),
-    "mixer.o":                     ("attn/attn_vec_einsum/w",                   None, (2, 0, 1)),
-    "mixer.q_norm":                ("attn/_query_norm/scale",                   None, None),
-    "mixer.k_norm":                ("attn/_key_norm/scale",                     None, None),
-    "mlp.gate":                    ("mlp/gating_einsum/w",                      0,    (1, 0)),
-    "mlp.up":                      ("mlp/gating_einsum/w",                      1,    (1, 0)),
-    "mlp.down":                    ("mlp/linear/w",                             None, (1, 0)),
+RECURRENT = {  # Hugging Face's names in a RecurrentGemma
+    "embed":               "model.embed_tokens",
+    "final_norm":          "model.final_norm",
+    "head":                "lm_head",
+    "mixer_norm":          "temporal_pre_norm",
+    "mixer.q":             "temporal_block.q_proj",
+    "mixer.k":             "temporal_block.k_proj",
+    "mixer.v":             "temporal_block.v_proj",
+    "mixer.o":             "temporal_block.o_proj",
+    "mixer.x":             "temporal_block.linear_x",
+    "mixer.y":             "temporal_block.linear_y",
+    "mixer.conv":          "temporal_block.conv_1d",
+    "mixer.input_gate":    "temporal_block.rg_lru.input_gate_weight",
+    "mixer.decay_gate":    "temporal_block.rg_lru.recurrent_gate_weight",
+    "mixer.decay":         "temporal_block.rg_lru.recurrent_param",
+    "mixer.out":           "temporal_block.linear_out",
+    "mlp_norm":            "channel_pre_norm",
+    "mlp.gate":            "mlp_block.gate_proj",
+    "mlp.up":              "mlp_block.up_proj",
+    "mlp.down":            "mlp_block.down_proj",
 }  # fmt: skip
-STACKED_QKV = {"mixer.q": 0, "mixer.k": 1, "mixer.v": 2}
-"""Index of each in flax's `attn/qkv_einsum/w`, which replaces the two tensors where K = N."""
+VISION = {  # Hugging Face's names of the tower, and of the two projectors
+    "vision.patch":        "embeddings.patch_embedding",
+    "vision.positions":    "embeddings.position_embedding",
+    "vision.mixer_norm":   "encoder.layers.{}.layer_norm1",
+    "vision.q":            "encoder.layers.{}.self_attn.q_proj",
+    "vision.k":            "encoder.layers.{}.self_attn.k_proj",
+    "vision.v":            "encoder.layers.{}.self_attn.v_proj",
+    "vision.o":            "encoder.layers.{}.self_attn.out_proj",
+    "vision.mlp_norm":     "encoder.layers.{}.layer_norm2",
+    "vision.up":           "encoder.layers.{}.mlp.fc1",
+    "vision.down":         "encoder.layers.{}.mlp.fc2",
+    "vision.final_norm":   "post_layernorm",
+}  # fmt: skip
+PROJECTORS = {
+    "affine": {"vision.project": "linear"},
+    "normed": {"vision.project": "mm_input_projection_weight", "vision.project_norm": "mm_soft_emb_norm"},
+}
 
 
 def huggingface(config: Config) -> dict[str, Stored]:
-    """Name and shape of every weight in the Hugging Face format, by our path."""
+    """Name and shape of every weight as the hub's files have them, by our path."""
+    recurrent = is_recurrent(config)
 
     def stored(path: str, param: Param) -> Stored:
-        name = _place(path, "model.layers.{}.{}.weight", "{}.weight", column=0)
-        if not _has_post_norms(config, path):  # the older layer calls the norm before its MLP by this name
-            name = name.replace("pre_feedforward_layernorm", "post_attention_layernorm")
+        name = _huggingface_name(config, path, recurrent=recurrent)
+        _, leaf = split(path)
+        if leaf == "mixer.conv":  # torch's depthwise convolution: [R, 1, taps]
+            return Stored(name, (param.shape[1], 1, param.shape[0]), permute=(2, 1, 0))
+        if leaf == "vision.patch" and config.vision:
+            return Stored(name, (param.shape[0], 3, config.vision.patch, config.vision.patch))
+        if name.endswith("mm_input_projection_weight"):  # the one matrix that is [inputs, outputs]
+            return Stored(name, param.shape[::-1], permute=(1, 0))
         return Stored(name, _matrix_shape(path, param), extra_rows=path in ("embed", "head"))
 
     return {path: stored(path, param) for path, param in tree.flatten(spec(config)).items()}
 
 
 def gguf(config: Config) -> dict[str, Stored]:
-    """Name and shape of every weight in the GGUF format, by our path."""
+    """Name and shape of every weight in the GGUF format, by our path; for what `to_gguf` can describe."""
 
     def stored(path: str, param: Param) -> Stored:
-        name = _place(path, "blk.{}.{}.weight", "{}.weight", column=1)
+        layer, leaf = split(path)
+        name = MODEL[leaf][1] if layer is None else f"blk.{layer}.{LAYER[leaf][1]}"
         offset = 1.0 if path.endswith("norm") else 0.0
-        return Stored(name, _matrix_shape(path, param), offset=offset, extra_rows=path in ("embed", "head"))
+        shape = _matrix_shape(path, param)
+        return Stored(f"{name}.weight", shape, offset=offset, extra_rows=path in ("embed", "head"))
 
     return {path: stored(path, param) for path, param in tree.flatten(spec(config)).items()}
 
 
-def flax(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """Name and place of every weight in DeepMind's flax tree, by our path.
+def _huggingface_name(config: Config, path: str, *, recurrent: bool) -> str:
+    layer, leaf = split(path)
+    leaf, kind = leaf.removesuffix("_bias"), "bias" if leaf.endswith("_bias") else "weight"
+    if config.vision and leaf in PROJECTORS[config.vision.projector]:
+        name = f"multi_modal_projector.{PROJECTORS[config.vision.projector][leaf]}"
+    elif leaf in VISION:
+        name = f"vision_tower.vision_model.{VISION[leaf]}".format(layer)
+    else:
+        name = RECURRENT[leaf] if recurrent else (MODEL if layer is None else LAYER)[leaf][0]
+        if layer is not None and not config.layers[layer].post_norms:
+            # The older layer calls the norm before its MLP by this name.
+            name = name.replace("pre_feedforward_layernorm", "post_attention_layernorm")
+        name = name if layer is None else f"model.layers.{layer}.{name}"
+        name = f"language_model.{name}" if config.vision else name
+    if name.endswith(("_weight", "_param")):  # parameters of no module of their own
+        return name.removesuffix("weight") + kind if kind == "bias" else name
+    return f"{name}.{kind}"
 
-    `shapes` are those of the file: releases differ in how they orient the MLP's gates, which is read off the shape.
-    """
 
-    def stored(path: str, param: Param) -> Stored:
-        layer, leaf = _split(path)
-        mixer = None if layer is None else config.layers[layer].mixer
-        name, index, permute = FLAX[leaf]
-        if leaf in STACKED_QKV and mixer is not None and mixer.heads == mixer.kv_heads:
-            name, index = "attn/qkv_einsum/w", STACKED_QKV[leaf]
-        name = f"transformer/{name}" if layer is None else f"transformer/layer_{layer}/{name}"
-        if leaf in ("mlp.gate", "mlp.up") and shapes.get(name, ())[1:] == param.shape:
-            permute = None
-        shape = param.shape if permute is None else tuple(param.shape[permute.index(i)] for i in range(len(permute)))
-        return Stored(name, shape, index, permute, extra_rows=leaf == "embed")
-
-    return {path: stored(path, param) for path, param in tree.flatten(spec(config)).items()}
+def is_recurrent(config: Config) -> bool:
+    """Whether it is a RecurrentGemma, the one architecture whose MLPs have biases."""
+    return any(layer.mlp.bias for layer in config.layers)
 
 
 IGNORED = (
     r".*rotary_emb\.inv_freq",  # a buffer that older exports kept
-    r"(language_model\.|model\.)?lm_head\.weight",  # a copy of a tied embedding
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # the towers of a multimodal file
+    r"lm_head\.weight",  # a copy of a tied embedding
+    r"vision_tower\.head\..*",  # a pooling head that no Gemma uses
+    r"transformer/embedder/mm_(output_embedding|input_embedding_extra)(/w)?",
+)
+VISION_IGNORED = (
+    r"(vision_tower|multi_modal_projector)\..*",
     r"SigLiPFromPatches_0/.*",
     r"transformer/embedder/mm_.*",
-    r"(v|mm)\..*",  # the same in a GGUF that holds both
+    r"(v|mm)\..*",  # in a GGUF that holds both
 )
+"""What a model without vision passes over in a file that has it."""
 PREFIXES = (
     ("language_model.model.", "model."),
-    ("model.language_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+    ("model.lm_head.", "lm_head."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("vision_tower.vision_model.", "vision_tower."),
 )
-"""Prefixes under which a multimodal file keeps the names of the text model."""
+"""Prefixes that releases of transformers give to the same names in a multimodal file, and what stands for them here."""
 
 
-def text_name(name: str) -> str:
-    """The plain name of a tensor of the text model, whatever prefix the file gives it."""
+def plain_name(name: str) -> str:
+    """One name for a tensor, whatever prefixes the file gives it."""
     for prefix, plain in PREFIXES:
         if name.startswith(prefix):
-            return plain + name.removeprefix(prefix)
+            name = plain + name.removeprefix(prefix)
     return name
 
 
 def check(plan: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raise unless the file holds exactly the tensors of the plan, in their shapes.
 
+    Args:
+        plan: Where each weight should lie.
+        shapes: The file's tensors, by their plain names.
+        where: The file, for messages.
+
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape; nothing has been read yet.
     """
-    wanted = {stored.name for stored in plan.values()}
-    if missing := sorted(wanted - shapes.keys()):
+    parts: dict[str, list[Stored]] = {}
+    for stored in plan.values():
+        parts.setdefault(plain_name(stored.name), []).append(stored)
+    if missing := sorted(parts.keys() - shapes.keys()):
         raise CheckpointError(f"{where}: {_some(missing)} missing; the file is incomplete, fetch or convert it again.")
-    known = re.compile("|".join(IGNORED))
-    if extra := sorted(name for name in shapes.keys() - wanted if not known.fullmatch(name)):
+    sees = any(path.startswith("vision.") for path in plan)
+    known = re.compile("|".join(IGNORED if sees else IGNORED + VISION_IGNORED))
+    if extra := sorted(name for name in shapes.keys() - parts.keys() if not known.fullmatch(name)):
         raise CheckpointError(
             f"{where}: {_some(extra)} not part of this model; its config does not describe this file."
         )
-    parts = Counter(stored.name for stored in plan.values())
-    for stored in plan.values():
-        found = shapes[stored.name]
-        needed = stored.shape if stored.index is None else (parts[stored.name], *stored.shape)
-        more_rows = stored.extra_rows and found[:1] > needed[:1] and found[1:] == needed[1:]
+    for name, stacked in parts.items():
+        found, needed = shapes[name], _whole_shape(stacked)
+        more_rows = stacked[0].extra_rows and found[:1] > needed[:1] and found[1:] == needed[1:]
         if found != needed and not more_rows:
             raise CheckpointError(
-                f"{where}: tensor {stored.name} has shape {list(found)} where the model needs {list(needed)}; "
+                f"{where}: tensor {name} has shape {list(found)} where the model needs {list(needed)}; "
                 "its config does not describe this file."
             )
 
 
-def _place(path: str, in_layer: str, outside: str, column: int) -> str:
-    layer, leaf = _split(path)
-    return outside.format(MODEL[leaf][column]) if layer is None else in_layer.format(layer, LAYER[leaf][column])
+def split(path: str) -> tuple[int | None, str]:
+    """`layers.3.mixer.q` -> (3, "mixer.q"), `vision.layers.3.q` -> (3, "vision.q"), `embed` -> (None, "embed")."""
+    match = re.fullmatch(r"(vision\.)?layers\.(\d+)\.(.+)", path)
+    return (int(match[2]), (match[1] or "") + match[3]) if match else (None, path)
 
 
-def _split(path: str) -> tuple[int | None, str]:
-    """`layers.3.mixer.q` -> (3, "mixer.q"), `embed` -> (None, "embed")."""
-    if not path.startswith("layers."):
-        return None, path
-    _, layer, leaf = path.split(".", 2)
-    return int(layer), leaf
-
-
-def _has_post_norms(config: Config, path: str) -> bool:
-    layer, _ = _split(path)
-    return layer is None or config.layers[layer].post_norms
+def _whole_shape(stacked: list[Stored]) -> tuple[int, ...]:
+    """The shape of a tensor by its parts: as many on each leading axis as their indices count."""
+    return tuple(max(places) + 1 for places in zip(*(part.index for part in stacked), strict=True)) + stacked[0].shape
 
 
 def _matrix_shape(path: str, param: Param) -> tuple[int, ...]:
     """Our shape with the output axes merged into rows and the input axes into columns."""
-    if len(param.shape) < 3:
+    if len(param.shape) < 3 or not param.linear:
         return param.shape
     outputs = 1 if path.endswith(".o") else 2
     return math.prod(param.shape[:outputs]), math.prod(param.shape[outputs:])

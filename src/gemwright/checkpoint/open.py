@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gemwright.checkpoint import names
+from gemwright.checkpoint import flax_names, names
 from gemwright.checkpoint.gguf import GgufFile, open_gguf
 from gemwright.checkpoint.gguf_configuration import from_gguf
 from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config
+from gemwright.checkpoint.markers import with_places
 from gemwright.checkpoint.names import Stored
+from gemwright.checkpoint.npz import open_npz
 from gemwright.checkpoint.safetensors import open_safetensors
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
@@ -40,7 +42,7 @@ class Checkpoint:
     """
 
     path: Path
-    format: Literal["safetensors", "gguf", "orbax"]
+    format: Literal["safetensors", "gguf", "orbax", "npz"]
     file: TensorFile
     config: Config
     plan: Mapping[str, Stored]
@@ -55,6 +57,8 @@ class Checkpoint:
         """
         path = self.path if isinstance(self.file, GgufFile) else self._tokenizer_file()
         try:
+            if not isinstance(self.file, GgufFile) and path.stat().st_size > MAX_JSON:
+                raise CheckpointError("it is larger than any tokenizer; fetch it again.")
             if isinstance(self.file, GgufFile):
                 vocabulary = Vocabulary.from_gguf(self.file.metadata)
             elif path.suffix == ".model":
@@ -65,6 +69,8 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+        if self.config.vision and self.config.vision.prefix:
+            vocabulary = with_places(vocabulary, self.config.vocab)
         # Markers may lie beyond the table, as Gemma 3's for images do in its text models; text may not.
         rows = self.config.vocab
         if abs(vocabulary.size - rows) > MAX_PADDING or (vocabulary.kinds[rows:] != CONTROL).any():
@@ -89,11 +95,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder (or its safetensors file) or an Orbax folder.
+    """Open a GGUF or `.npz` file, a Hugging Face folder (or its safetensors file) or an Orbax folder.
 
     Args:
         path: The file or folder.
-        variant: Name of the published variant; only an Orbax tree, which does not describe itself, needs it.
+        variant: Name of the published variant; only an Orbax tree and an `.npz`, which do not describe themselves,
+            need it.
 
     Raises:
         CheckpointError: nothing is there, it is no checkpoint, or it is damaged; nothing has been read but headers.
@@ -108,7 +115,11 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         return _open_gguf(path)
     if path.suffix == ".safetensors":
         return _open_huggingface(path)
-    raise CheckpointError(f"{path} is no checkpoint; give a .gguf or .safetensors file, or a folder that holds one.")
+    if path.suffix == ".npz":
+        return _open_npz(path, variant)
+    raise CheckpointError(
+        f"{path} is no checkpoint; give a .gguf, .safetensors or .npz file, or a folder that holds one."
+    )
 
 
 def _open_folder(folder: Path, variant: str | None) -> Checkpoint:
@@ -173,15 +184,30 @@ def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
 
     if not is_orbax(folder):
         raise CheckpointError(f"{folder} holds no safetensors, GGUF or Orbax checkpoint; give a folder that does.")
-    if variant not in VARIANTS:
-        raise CheckpointError(
-            f"{folder} is an Orbax tree, which does not say what model it is; name it with --variant, "
-            f"one of {', '.join(VARIANTS)}."
-        )
-    config = VARIANTS[variant].config
+    config = _variant(variant, "an Orbax tree", folder)
     file = open_orbax(folder)
-    plan = names.flax(config, {name: info.shape for name, info in file.tensors.items()})
-    return Checkpoint(folder, "orbax", file, config, plan, {}, None)
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    if not any(name.startswith("SigLiPFromPatches_0/") for name in shapes):
+        config = replace(config, vision=None)  # trees are saved without the tower too
+    return Checkpoint(folder, "orbax", file, config, flax_names.deepmind(config, shapes), {}, None)
+
+
+def _open_npz(path: Path, variant: str | None) -> Checkpoint:
+    config = _variant(variant, "an .npz", path, family="PaliGemma")
+    file = open_npz(path)
+    plan = flax_names.big_vision(config, {name: info.shape for name, info in file.tensors.items()})
+    return Checkpoint(path, "npz", file, config, plan, {}, None)
+
+
+def _variant(variant: str | None, what: str, where: Path, family: str = "") -> Config:
+    """The model that a person names, for files which do not describe themselves."""
+    known = [name for name, published in VARIANTS.items() if published.family.startswith(family)]
+    if variant not in known:
+        raise CheckpointError(
+            f"{where} is {what}, which does not say what model it is; name it with --variant, "
+            f"one of {', '.join(known)}."
+        )
+    return VARIANTS[variant].config
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
 from gemwright.cli.models import models
 from gemwright.cli.score import score
+from gemwright.cli.see import see
 
 app = typer.Typer(
     name="gemwright",
@@ -39,5 +40,5 @@ def _gemwright(
     """The whole life of a Gemma model."""
 
 
-for command in (generate, chat, infill, score, models, inspect, convert, pull, doctor):
+for command in (generate, chat, see, infill, score, models, inspect, convert, pull, doctor):
     app.command()(command)

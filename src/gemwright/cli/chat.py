@@ -10,8 +10,12 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gemwright.cli.loading import Loaded
     from gemwright.text.chat import Message
     from gemwright.writing import Completion
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 HELP = """\
 /reset         forget the conversation
 /system TEXT   begin anew with this system message; without TEXT, with none
+/image FILE    show a picture with the next message, to a model that sees
 /help          show this
 /exit          leave; so does Ctrl-D
 Ctrl-C         stop the reply that is being written"""
@@ -26,16 +31,25 @@ Ctrl-C         stop the reply that is being written"""
 
 @dataclass
 class Conversation:
-    """What has been said: an optional system message, then user and assistant in turn."""
+    """What has been said: an optional system message, then user and assistant in turn; pictures for what comes next."""
 
     system: str | None
     turns: "list[Message]" = field(default_factory=list)
+    images: "list[NDArray[np.uint8]]" = field(default_factory=list)
 
-    def messages(self) -> "list[Message]":
-        """All of it, as a model takes it."""
+    def messages(self, text: str) -> "list[Message]":
+        """All of it and what the user says now, as a model takes it."""
         from gemwright.text.chat import Message
 
-        return [Message("system", self.system), *self.turns] if self.system else self.turns
+        before = [Message("system", self.system)] if self.system else []
+        return [*before, *self.turns, Message("user", text, tuple(self.images))]
+
+    def add(self, text: str, reply: str) -> None:
+        """Keep what the user said and the model answered."""
+        from gemwright.text.chat import Message
+
+        self.turns += [Message("user", text, tuple(self.images)), Message("assistant", reply)]
+        self.images.clear()
 
 
 def chat(
@@ -48,6 +62,9 @@ def chat(
     min_p: o.MinPOption = None,
     repetition_penalty: o.PenaltyOption = None,
     seed: o.SeedOption = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="A picture for the first message; may be given again.")
+    ] = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
@@ -78,6 +95,8 @@ def chat(
             f"{model} was not tuned for conversation, so its replies ramble; the names of those that were end in -it."
         )
     talk = Conversation(render.argument(system) if system else None)
+    for file in image or []:
+        _show(file, talk, loaded)
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
         _converse(loaded, talk, wanted, verbose=verbose)
     else:
@@ -102,35 +121,50 @@ def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbo
         if text == "/exit":
             return
         if text.startswith("/"):
-            _obey(text, talk)
+            _obey(text, talk, loaded)
         elif text:
             _reply(loaded, talk, render.argument(text), wanted, loaded if verbose else None)
 
 
-def _obey(text: str, talk: Conversation) -> None:
+def _obey(text: str, talk: Conversation, loaded: "Loaded") -> None:
     command, _, rest = text.partition(" ")
     match command:
         case "/reset":
             talk.turns.clear()
+            talk.images.clear()
             render.news("Forgotten.")
         case "/system":
             talk.system = rest.strip() or None
             talk.turns.clear()
             render.news("The conversation begins anew" + (", with this system message." if talk.system else "."))
+        case "/image":
+            _show(rest.strip(), talk, loaded)
         case "/help":
             render.news(HELP)
         case _:
             render.news(f"There is no command {command}; /help lists them.")
 
 
+def _show(file: str, talk: Conversation, loaded: "Loaded") -> None:
+    """Read a picture for the next message."""
+    from gemwright.images.reading import read_image
+
+    if loaded.model.eyes is None or loaded.model.eyes.spec.prefix:
+        return render.warn(f"{loaded.name} takes no pictures in a conversation; gemma-3-4b-it and larger do.")
+    try:
+        talk.images.append(read_image(file))
+    except GemwrightError as error:
+        return render.warn(str(error))
+    return render.news(f"{len(talk.images)} with the next message.")
+
+
 def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, timed: "Loaded | None") -> None:
     """Stream the reply to a message. Ctrl-C ends it, and what was written stays in the conversation."""
     from gemwright.cli.generate import write_stream
-    from gemwright.text.chat import Message
 
     if not _fits(loaded, talk, text):
         return
-    stream = loaded.model.stream([*talk.messages(), Message("user", text)], **wanted.options())
+    stream = loaded.model.stream(talk.messages(text), **wanted.options())
     render.write("\n")
     try:
         write_stream(stream, loaded=timed)
@@ -141,7 +175,7 @@ def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, 
     if note:
         render.news(note)
     if stream.completion.text:
-        talk.turns += [Message("user", text), Message("assistant", stream.completion.text)]
+        talk.add(text, stream.completion.text)
 
 
 def _cut_off(reply: "Completion", max_tokens: int) -> str | None:
@@ -155,9 +189,7 @@ def _cut_off(reply: "Completion", max_tokens: int) -> str | None:
 
 def _fits(loaded: "Loaded", talk: Conversation, text: str) -> bool:
     """Whether the model can take the conversation with one more message; if not, says so."""
-    from gemwright.text.chat import Message
-
-    tokens = len(loaded.model.encode_chat([*talk.messages(), Message("user", text)]))
+    tokens = len(loaded.model.encode_chat(talk.messages(text)))
     context = loaded.model.engine.config.context
     if tokens >= context:
         way_out = "start anew with /reset" if talk.turns else "shorten the message"
@@ -168,13 +200,11 @@ def _fits(loaded: "Loaded", talk: Conversation, text: str) -> bool:
 def _answer_lines(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, as_json: bool, verbose: bool) -> None:
     """Answer every line of standard input."""
     from gemwright.cli.generate import record, write_stream
-    from gemwright.text.chat import Message
 
     for text in _lines():
-        talk.turns.append(Message("user", text))
-        stream = loaded.model.stream(talk.messages(), **wanted.options())
+        stream = loaded.model.stream(talk.messages(text), **wanted.options())
         completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
-        talk.turns.append(Message("assistant", completion.text))
+        talk.add(text, completion.text)
         if as_json:
             render.write_json({"message": text} | record(loaded, completion, wanted))
         else:

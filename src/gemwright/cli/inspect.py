@@ -14,7 +14,7 @@ from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gemwright.checkpoint.open import Checkpoint
-    from gemwright.model.config import Config
+    from gemwright.model.config import Config, Mixer
 
 DTYPES = ("float32", "bfloat16")
 
@@ -72,9 +72,9 @@ def encodings_of(checkpoint: "Checkpoint") -> dict[str, Encoding]:
 
 def problem_of(checkpoint: "Checkpoint") -> str | None:
     """Why the weights could not be loaded: a tensor is missing, unexpected or mis-shaped; None if all is well."""
-    from gemwright.checkpoint.names import check, text_name
+    from gemwright.checkpoint.names import check, plain_name
 
-    shapes = {text_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
+    shapes = {plain_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
     try:
         check(checkpoint.plan, shapes, str(checkpoint.file.path))
     except CheckpointError as error:
@@ -137,7 +137,7 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
     stored = [f"{name} {e.tensors} tensors, {render.size(e.nbytes)}" for name, e in encodings.items()]
     problem = problem_of(checkpoint)
     memory = [
-        f"{dtype:<8} {render.size(need.total):>8} for {tokens:,} tokens" for dtype, tokens, need in _needs(checkpoint)
+        f"{dtype:<8} {render.size(need.total):>8} for {_tokens(tokens)}" for dtype, tokens, need in _needs(checkpoint)
     ]
     return [
         ("path", str(checkpoint.path)),
@@ -147,7 +147,7 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
         ("encodings", "\n".join(stored)),
         *_shape_rows(config),
         ("chat", "came with a template" if checkpoint.chat_template else "no template: not tuned for conversation"),
-        ("sampling", f"{describe(default_sampling(checkpoint.generation))}, from {sampling_source(checkpoint)}"),
+        ("sampling", f"{describe(default_sampling(checkpoint))}, from {sampling_source(checkpoint)}"),
         ("memory", "\n".join(memory)),
         *([("problem", problem)] if problem else []),
     ]
@@ -155,17 +155,42 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
 
 def _shape_rows(config: "Config") -> list[tuple[str, str]]:
     """Layers of equal make are counted together."""
-    windows = Counter(layer.mixer.window for layer in config.layers)
-    attention = [
-        f"{count} with a window of {window:,}" if window else f"{count} over everything"
-        for window, count in windows.items()
-    ]
-    heads = Counter((layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim) for layer in config.layers)
+    from gemwright.model.config import Attention
+
+    mixers = [layer.mixer for layer in config.layers]
+    makes = ", ".join(f"{count} {make}" for make, count in Counter(map(_make, mixers)).items())
+    attention = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    heads = Counter((mixer.heads, mixer.kv_heads, mixer.head_dim) for mixer in attention)
     hidden = sorted({layer.mlp.hidden for layer in config.layers})
     return [
-        ("layers", f"{len(config.layers)}: {', '.join(attention)}"),
+        ("layers", f"{len(config.layers)}: {makes}"),
         ("width", f"{config.width}, MLP {', '.join(map(str, hidden))}"),
         ("heads", "\n".join(f"{q} for queries, {kv} for keys and values, {width} wide" for q, kv, width in heads)),
-        ("context", f"{config.context:,} tokens"),
+        ("context", _tokens(config.context)),
         ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', with a head of its own'}"),
+        *_vision_rows(config),
     ]
+
+
+def _make(mixer: "Mixer") -> str:
+    from gemwright.model.config import Recurrent
+
+    if isinstance(mixer, Recurrent):
+        return f"recurrent ({mixer.width} wide)"
+    return f"with a window of {mixer.window:,}" if mixer.window else "over everything"
+
+
+def _vision_rows(config: "Config") -> list[tuple[str, str]]:
+    vision = config.vision
+    if vision is None:
+        return []
+    return [
+        ("pictures", f"{vision.image_size} x {vision.image_size} pixels, {vision.tokens:,} tokens each"),
+        ("tower", f"{vision.depth} layers, {vision.width} wide, MLP {vision.hidden}, {vision.heads} heads"),
+    ]
+
+
+def _tokens(count: int) -> str:
+    from gemwright.checkpoint.configuration import MAX_POSITIONS
+
+    return "any number of tokens" if count == MAX_POSITIONS else f"{count:,} tokens"

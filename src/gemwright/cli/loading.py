@@ -115,7 +115,7 @@ def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | N
         ("path", str(path)),
         ("weights", f"{checkpoint.format}, {'at their own bits' if dtype is None else f'in {dtype.name} once loaded'}"),
         ("memory", needs(forecast(checkpoint, dtype)) + (f"; {render.size(free)} free" if free else "")),
-        ("defaults", f"{describe(default_sampling(checkpoint.generation))}, from {sampling_source(checkpoint)}"),
+        ("defaults", f"{describe(default_sampling(checkpoint))}, from {sampling_source(checkpoint)}"),
     ]
     render.facts(rows, render.err())
 
@@ -132,7 +132,7 @@ def default_settings(checkpoint: "Checkpoint") -> dict[str, Any]:
     """A checkpoint's sampling defaults by name; the seed is no property of a checkpoint."""
     from gemwright.api import default_sampling
 
-    return {name: value for name, value in vars(default_sampling(checkpoint.generation)).items() if name != "seed"}
+    return {name: value for name, value in vars(default_sampling(checkpoint)).items() if name != "seed"}
 
 
 def sampling_source(checkpoint: "Checkpoint") -> str:

@@ -6,7 +6,7 @@ from gemwright.variants import VARIANTS
 
 
 def models(as_json: o.JsonOption = False) -> None:
-    """List the published models and their names on the hub."""
+    """List the published models by the names that load them, those of one shape together."""
     if as_json:
         for name, variant in VARIANTS.items():
             render.write_json(
@@ -23,18 +23,17 @@ def models(as_json: o.JsonOption = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("variant", no_wrap=True)
+    table.add_column("to load", no_wrap=True)
     table.add_column("family", no_wrap=True)
     for header in ("params", "bfloat16", "context"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("on the hub: google/", overflow="fold")
-    for name, variant in VARIANTS.items():
+    for variant in VARIANTS.values():
+        context = variant.config.context
         table.add_row(
-            name,
+            "\n".join(variant.checkpoints),
             variant.family,
             f"{variant.parameters / 1e9:.2f} B",
             render.size(2 * variant.parameters),
-            f"{variant.config.context:,}",
-            ", ".join(variant.checkpoints),
+            "any" if context == 2**31 - 1 else f"{context:,}",
         )
     render.out().print(table)

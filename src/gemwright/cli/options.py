@@ -21,7 +21,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="MODEL", help="A path, a name of `gemwright models`, or a hub id.")
 ]
 VariantOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The published variant, for an Orbax tree, which does not say.")
+    str | None,
+    typer.Option(metavar="NAME", help="The published variant, for an Orbax tree or an .npz, which do not say."),
 ]
 DTypeOption = Annotated[
     DType | None, typer.Option(help="Of weights and activations: float32 on a CPU, else bfloat16, unless given.")

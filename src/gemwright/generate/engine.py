@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from gemwright.errors import GemwrightError
 from gemwright.generate import programs, schedule
 from gemwright.generate.programs import Choice, Decoding
+from gemwright.generate.prompts import ROW, Ids, Prompt, chunks
 from gemwright.generate.sampling import Sampling, knobs
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
-from gemwright.model.state import DecodeState, empty_state, grow
-
-Ids = Sequence[int]
+from gemwright.model.state import DecodeState, empty_state, grow, room
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Engine:
     vocabulary: int
 
     def generate(
-        self, prompts: Sequence[Ids], samplings: Sequence[Sampling], max_tokens: int, alternatives: int = 0
+        self, prompts: Sequence[Ids | Prompt], samplings: Sequence[Sampling], max_tokens: int, alternatives: int = 0
     ) -> Iterator[Step]:
         """Continue every prompt, one step at a time, until `max_tokens` or until the caller stops asking.
 
@@ -63,14 +62,17 @@ class Engine:
         self._check(prompts)
         longest = max(len(prompt) for prompt in prompts)
         max_tokens = min(max_tokens, self.config.context - longest)
-        state = self._feed([prompt[:-1] for prompt in prompts])
+        state, hidden = self._feed(prompts)
         seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
         greedy = all(sampling.temperature == 0 for sampling in samplings)
         decoding = Decoding(self.vocabulary, greedy, seen is not None, alternatives)
         settings = knobs(list(samplings))
-        token = jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32)
+        token = jnp.asarray([_ids(prompt)[-1] for prompt in prompts], jnp.int32)
 
         pending: Choice | None = None
+        if hidden is not None:
+            choice = programs.choose(self.config, decoding, self.params, hidden, state.lengths, settings, seen)
+            pending, token, max_tokens, longest = choice, choice.token, max_tokens - 1, longest + 1
         for length in range(longest, longest + max_tokens):
             state = self._room(state, length)
             choice, state, seen = programs.decode(self.config, decoding, self.params, token, state, settings, seen)
@@ -81,75 +83,82 @@ class Engine:
         if pending is not None:
             yield _step(pending)
 
-    def score(self, prompts: Sequence[Ids]) -> list[NDArray[np.float32]]:
+    def score(self, prompts: Sequence[Ids | Prompt]) -> list[NDArray[np.float32]]:
         """Natural log-probability of every id of each row given those before it, from the second on.
+
+        Within a block, whose tokens see what comes after them, the numbers mean nothing.
 
         Raises:
             GemwrightError: as for `generate`.
         """
         self._check(prompts)
-        inputs, targets = [p[:-1] for p in prompts], [p[1:] for p in prompts]
-        state = self._empty(inputs)
-        parts: list[NDArray[np.float32]] = []
-        for rows, successors in zip(_chunks(inputs), _chunks(targets), strict=True):
+        state = self._empty(prompts)
+        successors = [np.asarray([*_ids(prompt)[1:], 0]) for prompt in prompts]
+        scores = [np.zeros(len(prompt), np.float32) for prompt in prompts]
+        done = [0] * len(prompts)
+        for chunk in chunks(_fed(prompts)):
+            targets = np.zeros(chunk.valid.shape, np.int32)
+            stops = [start + int(count) for start, count in zip(done, chunk.valid.sum(1), strict=True)]
+            for row, (start, stop) in enumerate(zip(done, stops, strict=True)):
+                targets[row, : stop - start] = np.maximum(successors[row][start:stop], 0)
             part, state = programs.score(
-                self.config, self.vocabulary, self.params, rows.tokens, successors.tokens, rows.valid, state
+                self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.pictured
             )
-            parts.append(np.asarray(part))
-        scores = np.concatenate([np.zeros((len(prompts), 0), np.float32), *parts], axis=1)
-        return [row[: len(target)] for row, target in zip(scores, targets, strict=True)]
+            for row, (start, stop) in enumerate(zip(done, stops, strict=True)):
+                scores[row][start:stop] = np.asarray(part)[row, : stop - start]
+            done = stops
+        return [row[:-1] for row in scores]
 
-    def _check(self, prompts: Sequence[Ids]) -> None:
+    def _check(self, prompts: Sequence[Ids | Prompt]) -> None:
         for prompt in prompts:
-            if not prompt:
+            if not len(prompt):
                 raise GemwrightError("A prompt is empty; it needs at least one token.")
             if len(prompt) >= self.config.context:
                 raise GemwrightError(
                     f"The prompt has {len(prompt)} tokens and the model's context is {self.config.context}; shorten it."
                 )
-            if not 0 <= min(prompt) <= max(prompt) < self.vocabulary:
+            lowest = ROW if isinstance(prompt, Prompt) else 0
+            if not lowest <= min(_ids(prompt)) <= max(_ids(prompt)) < self.vocabulary:
                 raise GemwrightError(f"Token ids must lie between 0 and {self.vocabulary - 1}.")
 
-    def _empty(self, rows: Sequence[Ids]) -> DecodeState:
-        room = schedule.capacity(max(len(row) for row in rows) + 1, self.config.context)
-        return empty_state(self.config, len(rows), room, self.params.embed.dtype)
+    def _empty(self, prompts: Sequence[Ids | Prompt]) -> DecodeState:
+        capacity = schedule.capacity(max(map(len, prompts)), self.config.context)
+        return empty_state(self.config, len(prompts), capacity, self.params.embed.dtype)
 
-    def _feed(self, rows: Sequence[Ids]) -> DecodeState:
-        state = self._empty(rows)
-        for chunk in _chunks(rows):
-            state = programs.feed(self.config, self.params, chunk.tokens, chunk.valid, state)
-        return state
+    def _feed(self, prompts: Sequence[Ids | Prompt]) -> tuple[DecodeState, jax.Array | None]:
+        """The state of all but the last token of each row; or of all, and what the last ones gave."""
+        state, hidden = self._empty(prompts), None
+        for chunk in chunks(_fed(prompts)):
+            state, last = programs.feed(self.config, self.params, chunk.tokens, chunk.valid, state, chunk.pictured)
+            if last is not None:
+                hidden = last if hidden is None else jnp.where(chunk.valid[:, :1], last, hidden)
+        return state, hidden if _ends_in_block(prompts) else None
 
     def _room(self, state: DecodeState, length: int) -> DecodeState:
         """The state with room for `length` tokens."""
-        room = max(layer.slots for layer in state.layers)
-        if all(spec.mixer.window is not None and spec.mixer.window <= room for spec in self.config.layers):
+        fits = room(state, self.config)
+        if fits is None or length <= fits:
             return state
-        return state if length <= room else grow(state, self.config, schedule.capacity(length, self.config.context))
+        return grow(state, self.config, schedule.capacity(length, self.config.context))
 
-    def _seen(self, prompts: Sequence[Ids]) -> jax.Array:
+    def _seen(self, prompts: Sequence[Ids | Prompt]) -> jax.Array:
         seen = np.zeros((len(prompts), self.config.vocab), bool)
         for row, prompt in zip(seen, prompts, strict=True):
-            row[list(prompt)] = True
+            row[[token for token in _ids(prompt) if token != ROW]] = True
         return jnp.asarray(seen)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    tokens: jax.Array
-    valid: jax.Array
+def _fed(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:
+    """What goes into the state before the first token is chosen: all but the last, unless that is part of a block."""
+    return prompts if _ends_in_block(prompts) else [prompt[:-1] for prompt in prompts]
 
 
-def _chunks(rows: Sequence[Ids]) -> Iterator[_Chunk]:
-    """Cut rows of any lengths into the scheduled sizes; short rows are padded at the end."""
-    start = 0
-    for size in schedule.chunks(max(len(row) for row in rows)):
-        tokens, valid = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
-        for r, row in enumerate(rows):
-            part = row[start : start + size]
-            tokens[r, : len(part)], valid[r, : len(part)] = part, True
-        yield _Chunk(jnp.asarray(tokens), jnp.asarray(valid))
-        start += size
+def _ends_in_block(prompts: Sequence[Ids | Prompt]) -> bool:
+    return any(isinstance(prompt, Prompt) and prompt.blocks[-1] >= 0 for prompt in prompts)
+
+
+def _ids(prompt: Ids | Prompt) -> Ids:
+    return prompt.ids if isinstance(prompt, Prompt) else prompt
 
 
 def _step(choice: Choice) -> Step:

@@ -13,6 +13,7 @@ from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
 from gemwright.model.state import DecodeState
+from gemwright.model.transformer import Pictured
 from gemwright.typing import Array, Bool, Float, Int
 
 SCORED_ROWS = 32
@@ -52,11 +53,17 @@ def feed(
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     state: DecodeState,
-) -> DecodeState:
-    """Take a chunk of each row's prompt into the state. No logits are computed."""
-    _, after = transformer.forward(config, params, tokens, state, valid=valid)
+    pictured: Pictured | None = None,
+) -> tuple[DecodeState, Float[Array, "B D"] | None]:
+    """Take a chunk of each row's prompt into the state. No logits are computed.
+
+    Where there are pictures, what the last token of each row gives comes too: a block may end the prompt, and then its
+    last token cannot wait to be decoded.
+    """
+    hidden, after = transformer.forward(config, params, tokens, state, valid=valid, pictured=pictured)
     assert after is not None
-    return after
+    last = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
+    return after, None if pictured is None else hidden[jnp.arange(tokens.shape[0]), last]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "decoding"), donate_argnames=("state", "seen"))
@@ -69,25 +76,38 @@ def decode(
     knobs: Knobs,
     seen: Bool[Array, "B V"] | None,
 ) -> tuple[Choice, DecodeState, Bool[Array, "B V"] | None]:
-    """Take one token of each row into the state and choose the next.
+    """Take one token of each row into the state and choose the next."""
+    hidden, after = transformer.forward(config, params, token[:, None], state)
+    assert after is not None
+    if seen is not None:
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+    return choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen), after, seen
+
+
+@functools.partial(jax.jit, static_argnames=("config", "decoding"))
+def choose(
+    config: Config,
+    decoding: Decoding,
+    params: ModelWeights,
+    hidden: Float[Array, "B D"],
+    lengths: Int[Array, " B"],
+    knobs: Knobs,
+    seen: Bool[Array, "B V"] | None,
+) -> Choice:
+    """Choose the token that follows.
 
     Log-probabilities are the model's own: before penalty, temperature and filters.
     """
-    hidden, after = transformer.forward(config, params, token[:, None], state)
-    assert after is not None
-    logits = _real(transformer.logits(config, params, hidden[:, 0]), decoding.vocabulary)
-    scores = logits
-    if seen is not None:
-        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
-        scores = sampling.penalise(logits, seen, knobs.repetition_penalty)
+    logits = _real(transformer.logits(config, params, hidden), decoding.vocabulary)
+    scores = logits if seen is None else sampling.penalise(logits, seen, knobs.repetition_penalty)
     if decoding.greedy:
         chosen = sampling.greedy(scores)
     else:
-        chosen = sampling.sample(scores, knobs, sampling.uniform(knobs.seed, after.lengths))
+        chosen = sampling.sample(scores, knobs, sampling.uniform(knobs.seed, lengths))
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     top, top_tokens = jax.lax.top_k(logits, decoding.alternatives)
     logprob = jnp.take_along_axis(logits, chosen[:, None], axis=-1) - log_total
-    return Choice(chosen, logprob[:, 0], top_tokens, top - log_total), after, seen
+    return Choice(chosen, logprob[:, 0], top_tokens, top - log_total)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
@@ -99,9 +119,10 @@ def score(
     targets: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     state: DecodeState,
+    pictured: Pictured | None = None,
 ) -> tuple[Float[Array, "B T"], DecodeState]:
     """Take a chunk into the state and give the log-probability of each token's successor."""
-    hidden, after = transformer.forward(config, params, tokens, state, valid=valid)
+    hidden, after = transformer.forward(config, params, tokens, state, valid=valid, pictured=pictured)
     assert after is not None
 
     def logprobs(part: tuple[Array, Array]) -> Array:

@@ -9,20 +9,17 @@ CAPACITIES = (1024, 4096, 16_384, 65_536, 131_072)
 """Tokens that a cache has room for."""
 
 
-def chunks(length: int) -> list[int]:
-    """Chunk sizes that cover `length` tokens, at most half of the last one padding unless it is the smallest."""
-    sizes: list[int] = []
-    while length > 0:
-        sizes.append(_next_chunk(length))
-        length -= sizes[-1]
-    return sizes
+def chunk(rest: int, least: int = 0) -> int:
+    """The next chunk of a prompt that has `rest` tokens left, the first `least` of which cannot be parted.
 
-
-def _next_chunk(rest: int) -> int:
+    At most half of it is padding, unless it is the smallest or one that cannot be parted.
+    """
+    if least > CHUNKS[-1]:
+        return -(-least // CHUNKS[-1]) * CHUNKS[-1]
     covering = [size for size in CHUNKS if size >= rest]
     if covering and (covering[0] <= 2 * rest or covering[0] == CHUNKS[0]):
         return covering[0]
-    return max(size for size in CHUNKS if size <= rest)
+    return next(size for size in CHUNKS if size >= max(least, max(size for size in CHUNKS if size <= rest)))
 
 
 def capacity(length: int, context: int) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gemwright import ops, weights
 from gemwright.model.config import Attention
 from gemwright.model.spec import AttentionWeights
-from gemwright.model.state import Context, KVState, insert, slot_positions, visible
+from gemwright.model.state import Context, KVState, insert, slot_positions, together, visible
 from gemwright.typing import Array, Bool, Float
 
 MASKED = -2.3819763e38
@@ -33,12 +33,12 @@ def apply(
         assert params.q_norm is not None
         assert params.k_norm is not None
         q, k = ops.rms_norm(q, params.q_norm, eps), ops.rms_norm(k, params.k_norm, eps)
-    q = ops.rotate(q, context.positions, spec.rope.base, spec.rope.scale)
-    k = ops.rotate(k, context.positions, spec.rope.base, spec.rope.scale)
+    q = ops.rotate(q, context.positions, spec.rope.base, spec.rope.scale, spec.rope.fraction)
+    k = ops.rotate(k, context.positions, spec.rope.base, spec.rope.scale, spec.rope.fraction)
 
     keys, values, mask, state = _remembered(spec, k, v, context, state)
     mixed = attend(q * spec.query_scalar**-0.5, keys, values, mask, spec.soft_cap)
-    return weights.matmul(mixed, params.o, inputs=2), state
+    return ops.biased(weights.matmul(mixed, params.o, inputs=2), params.o_bias), state
 
 
 def attend(
@@ -73,11 +73,13 @@ def _remembered(
         mask = visible(positions, positions, spec.window)
         if context.segments is not None:
             mask &= context.segments[:, :, None] == context.segments[:, None, :]
+        if context.blocks is not None:
+            mask |= together(context.blocks, context.blocks)
         return k.transpose(head_first), v.transpose(head_first), mask, None
 
     after = insert(state, k, v, context)
     ring_is_window = spec.window is not None and state.slots >= spec.window
-    if k.shape[1] == 1 or not ring_is_window:
+    if context.blocks is None and (k.shape[1] == 1 or not ring_is_window):
         # The ring after the insertion still holds all that any of these queries may see.
         length = context.lengths + jnp.sum(positions >= 0, axis=1)
         return (
@@ -87,9 +89,12 @@ def _remembered(
             after,
         )
 
-    # The chunk overwrites what its own first queries must see: read the ring as it was, then the chunk.
+    # The chunk overwrites what its own first queries must see: read the ring as it was, then the chunk. A block lies
+    # within the chunk, and may be longer than the window, which then does not part it.
     before = slot_positions(state.slots, context.lengths)
     keys = jnp.concatenate([state.keys, k.transpose(head_first).astype(state.keys.dtype)], axis=2)
     values = jnp.concatenate([state.values, v.transpose(head_first).astype(state.values.dtype)], axis=2)
     mask = visible(positions, jnp.concatenate([before, positions], axis=1), spec.window)
+    if context.blocks is not None:
+        mask |= together(context.blocks, jnp.pad(context.blocks, ((0, 0), (state.slots, 0)), constant_values=-1))
     return keys, values, mask, after

@@ -1,14 +1,19 @@
 """What a model is: numbers only. A configuration is frozen, hashable and knows no file, device or tokenizer."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: the angle of dimension i at position p is p / scale * base^(-2i / H)."""
+    """Rotary position embedding: the angle of dimension i at position p is p / scale * base^(-2i / H).
+
+    `fraction` of each head is rotated, its front, and H is then the width of that part.
+    """
 
     base: float = 10_000.0
     scale: float = 1.0
+    fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,17 @@ class Attention:
     window: int | None = None
     soft_cap: float | None = None
     qk_norm: bool = False
+    out_bias: bool = False
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Griffin's recurrent block (arXiv:2402.19427): a short convolution and an RG-LRU, beside a gating branch."""
+
+    width: int
+    blocks: int
+    """The maps of the RG-LRU's gates are block-diagonal, with so many blocks."""
+    conv_width: int = 4
 
 
 @dataclass(frozen=True)
@@ -31,20 +47,51 @@ class Mlp:
     """Gated MLP: down(gelu(gate(x)) * up(x)), each branch `hidden` wide."""
 
     hidden: int
+    bias: bool = False
+
+
+Mixer: TypeAlias = Attention | Recurrent
 
 
 @dataclass(frozen=True)
 class Layer:
     """One residual layer: a mixer over time, then an MLP, each normalised before and, optionally, after."""
 
-    mixer: Attention
+    mixer: Mixer
     mlp: Mlp
     post_norms: bool = False
 
 
 @dataclass(frozen=True)
+class Vision:
+    """A SigLIP tower over square pictures, and how its patches become rows of the decoder.
+
+    The picture is cut into patches of `patch` x `patch` pixels; the tower's outputs are averaged down to `tokens` rows,
+    then projected to the decoder's width.
+    """
+
+    image_size: int
+    tokens: int
+    prefix: bool
+    """Whether a whole prompt sees itself both ways (PaliGemma), or only the rows of each picture (Gemma 3)."""
+    projector: Literal["affine", "normed"]
+    """A linear map with a bias, or an RMSNorm and a linear map without."""
+    patch: int = 14
+    width: int = 1152
+    depth: int = 27
+    heads: int = 16
+    hidden: int = 4304
+    norm_eps: float = 1e-6
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the picture."""
+        return self.image_size // self.patch
+
+
+@dataclass(frozen=True)
 class Config:
-    """A whole decoder. `layers` says which mixer stands where."""
+    """A whole model. `layers` says which mixer stands where."""
 
     width: int
     vocab: int
@@ -53,6 +100,9 @@ class Config:
     final_soft_cap: float | None = None
     tied: bool = True
     norm_eps: float = 1e-6
+    embed_scale: float | None = None
+    """Factor of the embeddings. None is the square root of `width`, rounded to the activations' dtype."""
+    vision: Vision | None = None
 
 
 def pattern(depth: int, *kinds: Layer) -> tuple[Layer, ...]:

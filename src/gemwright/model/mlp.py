@@ -7,6 +7,6 @@ from gemwright.typing import Array, Float
 
 def apply(params: MlpWeights, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """down(gelu(gate(x)) * up(x))."""
-    gate = weights.matmul(x, params.gate)
-    up = weights.matmul(x, params.up)
-    return weights.matmul(ops.gelu(gate) * up, params.down)
+    gate = ops.biased(weights.matmul(x, params.gate), params.gate_bias)
+    up = ops.biased(weights.matmul(x, params.up), params.up_bias)
+    return ops.biased(weights.matmul(ops.gelu(gate) * up, params.down), params.down_bias)

@@ -2,36 +2,62 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gemwright import tree
-from gemwright.model.config import Attention, Config, Layer, Mlp
+from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Vision
 from gemwright.weights import Weight
 
 
 @tree.node
 class AttentionWeights:
-    """q [N, H, D], k and v [K, H, D], o [D, N, H]; the norms' gains [H] where the model has them."""
+    """q [N, H, D], k and v [K, H, D], o [D, N, H]; o's bias [D] and the norms' gains [H] where the model has them."""
 
     q: Weight
     k: Weight
     v: Weight
     o: Weight
+    o_bias: Array | None
     q_norm: Array | None
     k_norm: Array | None
 
 
 @tree.node
+class RecurrentWeights:
+    """x and y [R, D], conv [taps, R], gates [blocks, in, out], decay [R], out [D, R]; biases as wide as the outputs.
+
+    `conv[-1]` multiplies the token at hand. A channel forgets at the rate softplus(decay).
+    """
+
+    x: Weight
+    x_bias: Array
+    y: Weight
+    y_bias: Array
+    conv: Array
+    conv_bias: Array
+    input_gate: Array
+    input_gate_bias: Array
+    decay_gate: Array
+    decay_gate_bias: Array
+    decay: Array
+    out: Weight
+    out_bias: Array
+
+
+@tree.node
 class MlpWeights:
-    """gate and up [F, D], down [D, F]."""
+    """gate and up [F, D], down [D, F]; biases as wide as the outputs where the model has them."""
 
     gate: Weight
+    gate_bias: Array | None
     up: Weight
+    up_bias: Array | None
     down: Weight
+    down_bias: Array | None
 
 
 @tree.node
@@ -39,7 +65,7 @@ class LayerWeights:
     """One layer; the norms' gains are [D], and the post norms are None where the model has none."""
 
     mixer_norm: Array
-    mixer: AttentionWeights
+    mixer: AttentionWeights | RecurrentWeights
     mixer_post_norm: Array | None
     mlp_norm: Array
     mlp: MlpWeights
@@ -47,23 +73,72 @@ class LayerWeights:
 
 
 @tree.node
+class VisionLayerWeights:
+    """One layer of the tower, E wide: q, k, v and o [E, E], up [F, E], down [E, F], the gains [E]; each has a bias."""
+
+    mixer_norm: Array
+    mixer_norm_bias: Array
+    q: Weight
+    q_bias: Array
+    k: Weight
+    k_bias: Array
+    v: Weight
+    v_bias: Array
+    o: Weight
+    o_bias: Array
+    mlp_norm: Array
+    mlp_norm_bias: Array
+    up: Weight
+    up_bias: Array
+    down: Weight
+    down_bias: Array
+
+
+@tree.node
+class VisionWeights:
+    """The tower and the projector.
+
+    patch [E, 3 * side * side] over channel, row and column; positions [patches, E]; the final LayerNorm's gain and bias
+    [E]; project [D, E], with a bias [D], or after an RMSNorm whose gain is [E].
+    """
+
+    patch: Weight
+    patch_bias: Array
+    positions: Array
+    layers: tuple[VisionLayerWeights, ...]
+    final_norm: Array
+    final_norm_bias: Array
+    project_norm: Array | None
+    project: Weight
+    project_bias: Array | None
+
+
+@tree.node
 class ModelWeights:
-    """The whole model: embed [V, D], the layers, final_norm [D], and head [V, D] unless it is tied to embed."""
+    """The whole model: embed [V, D], the layers, final_norm [D], head [V, D] unless tied to embed, and the tower."""
 
     embed: Weight
     layers: tuple[LayerWeights, ...]
     final_norm: Array
     head: Weight | None
+    vision: VisionWeights | None
+
+
+Init: TypeAlias = Literal["normal", "zeros", "ones", "decay"]
 
 
 @dataclass(frozen=True)
 class Param:
-    """The description of one weight that stands in its place in an abstract tree."""
+    """The description of one weight that stands in its place in an abstract tree.
+
+    A `linear` weight is only ever multiplied by or looked up, so it may be any kind of `Weight`.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    init: Literal["normal", "zeros"]
+    init: Init
     fan_in: int = 1
+    linear: bool = False
 
     @property
     def size(self) -> int:
@@ -77,19 +152,26 @@ def spec(config: Config) -> ModelWeights:
     return ModelWeights(
         embed=table,
         layers=tuple(_layer(config.width, layer) for layer in config.layers),
-        final_norm=_gain(config.width),
+        final_norm=_zeros(config.width),
         head=None if config.tied else table,
+        vision=None if config.vision is None else _vision(config.width, config.vision),
     )
 
 
 def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> ModelWeights:
-    """Random weights: truncated normal with variance 1 / fan-in, and zero gains."""
+    """Random weights: truncated normal with variance 1 / fan-in, gains that change nothing, zero biases.
+
+    The decay of an RG-LRU starts so that a channel keeps 0.9 to 0.999 of its state a step (arXiv:2402.19427, 2.4).
+    """
     leaves = tree.flatten(spec(config))
     keys = dict(zip(leaves, jax.random.split(key, len(leaves)), strict=True))
 
     def start(path: str, param: Param) -> jax.Array:
-        if param.init == "zeros":
-            return jnp.zeros(param.shape, dtype)
+        if param.init in ("zeros", "ones"):
+            return jnp.full(param.shape, float(param.init == "ones"), dtype)
+        if param.init == "decay":
+            kept = jnp.sqrt(jax.random.uniform(keys[path], param.shape, jnp.float32, 0.9**2, 0.999**2))
+            return jnp.log(jnp.expm1(-jnp.log(kept))).astype(dtype)
         normal = jax.random.truncated_normal(keys[path], -2.0, 2.0, param.shape, jnp.float32)
         return (normal * param.fan_in**-0.5).astype(dtype)
 
@@ -102,12 +184,12 @@ def parameter_count(config: Config) -> int:
 
 
 def _layer(width: int, layer: Layer) -> LayerWeights:
-    post = _gain(width) if layer.post_norms else None
+    post = _zeros(width) if layer.post_norms else None
     return LayerWeights(
-        mixer_norm=_gain(width),
-        mixer=_attention(width, layer.mixer),
+        mixer_norm=_zeros(width),
+        mixer=_recurrent(width, layer.mixer) if isinstance(layer.mixer, Recurrent) else _attention(width, layer.mixer),
         mixer_post_norm=post,
-        mlp_norm=_gain(width),
+        mlp_norm=_zeros(width),
         mlp=_mlp(width, layer.mlp),
         mlp_post_norm=post,
     )
@@ -115,14 +197,35 @@ def _layer(width: int, layer: Layer) -> LayerWeights:
 
 def _attention(D: int, mixer: Attention) -> AttentionWeights:
     N, K, H = mixer.heads, mixer.kv_heads, mixer.head_dim
-    head_norm = _gain(H, "head_dim") if mixer.qk_norm else None
+    head_norm = _zeros(H, "head_dim") if mixer.qk_norm else None
     return AttentionWeights(
         q=_matrix((N, H, D), ("heads", "head_dim", "embed"), fan_in=D),
         k=_matrix((K, H, D), ("kv_heads", "head_dim", "embed"), fan_in=D),
         v=_matrix((K, H, D), ("kv_heads", "head_dim", "embed"), fan_in=D),
         o=_matrix((D, N, H), ("embed", "heads", "head_dim"), fan_in=N * H),
+        o_bias=_zeros(D) if mixer.out_bias else None,
         q_norm=head_norm,
         k_norm=head_norm,
+    )
+
+
+def _recurrent(D: int, mixer: Recurrent) -> RecurrentWeights:
+    R, block = mixer.width, mixer.width // mixer.blocks
+    gate_axes = ("blocks", "recurrent_in", "recurrent_out")
+    return RecurrentWeights(
+        x=_matrix((R, D), ("recurrent", "embed"), fan_in=D),
+        x_bias=_zeros(R, "recurrent"),
+        y=_matrix((R, D), ("recurrent", "embed"), fan_in=D),
+        y_bias=_zeros(R, "recurrent"),
+        conv=_array((mixer.conv_width, R), ("taps", "recurrent"), "normal", mixer.conv_width),
+        conv_bias=_zeros(R, "recurrent"),
+        input_gate=_array((mixer.blocks, block, block), gate_axes, "normal", block),
+        input_gate_bias=_array((mixer.blocks, block), gate_axes[::2], "zeros"),
+        decay_gate=_array((mixer.blocks, block, block), gate_axes, "normal", block),
+        decay_gate_bias=_array((mixer.blocks, block), gate_axes[::2], "zeros"),
+        decay=_array((R,), ("recurrent",), "decay"),
+        out=_matrix((D, R), ("embed", "recurrent"), fan_in=R),
+        out_bias=_zeros(D),
     )
 
 
@@ -130,15 +233,61 @@ def _mlp(D: int, mlp: Mlp) -> MlpWeights:
     F = mlp.hidden
     return MlpWeights(
         gate=_matrix((F, D), ("hidden", "embed"), fan_in=D),
+        gate_bias=_zeros(F, "hidden") if mlp.bias else None,
         up=_matrix((F, D), ("hidden", "embed"), fan_in=D),
+        up_bias=_zeros(F, "hidden") if mlp.bias else None,
         down=_matrix((D, F), ("embed", "hidden"), fan_in=F),
+        down_bias=_zeros(D) if mlp.bias else None,
+    )
+
+
+def _vision(D: int, vision: Vision) -> VisionWeights:
+    E, pixels = vision.width, 3 * vision.patch**2
+    return VisionWeights(
+        patch=_matrix((E, pixels), ("vision", "pixels"), fan_in=pixels),
+        patch_bias=_zeros(E, "vision"),
+        positions=_array((vision.grid**2, E), ("patches", "vision"), "normal", E),
+        layers=(_vision_layer(vision),) * vision.depth,
+        final_norm=_array((E,), ("vision",), "ones"),
+        final_norm_bias=_zeros(E, "vision"),
+        project_norm=_zeros(E, "vision") if vision.projector == "normed" else None,
+        project=_matrix((D, E), ("embed", "vision"), fan_in=E),
+        project_bias=_zeros(D) if vision.projector == "affine" else None,
+    )
+
+
+def _vision_layer(vision: Vision) -> VisionLayerWeights:
+    E, F = vision.width, vision.hidden
+    square = _matrix((E, E), ("vision_out", "vision"), fan_in=E)
+    gain, bias = _array((E,), ("vision",), "ones"), _zeros(E, "vision")
+    return VisionLayerWeights(
+        mixer_norm=gain,
+        mixer_norm_bias=bias,
+        q=square,
+        q_bias=bias,
+        k=square,
+        k_bias=bias,
+        v=square,
+        v_bias=bias,
+        o=square,
+        o_bias=bias,
+        mlp_norm=gain,
+        mlp_norm_bias=bias,
+        up=_matrix((F, E), ("hidden", "vision"), fan_in=E),
+        up_bias=_zeros(F, "hidden"),
+        down=_matrix((E, F), ("vision", "hidden"), fan_in=F),
+        down_bias=bias,
     )
 
 
 # A description stands where a weight will stand, so both are typed as the leaf's place: Any.
 def _matrix(shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> Any:
-    return Param(shape, axes, "normal", fan_in)
+    return Param(shape, axes, "normal", fan_in, linear=True)
 
 
-def _gain(size: int, axis: str = "embed") -> Any:
+def _array(shape: tuple[int, ...], axes: tuple[str, ...], init: Init, fan_in: int = 1) -> Any:
+    return Param(shape, axes, init, fan_in)
+
+
+def _zeros(size: int, axis: str = "embed") -> Any:
     return Param((size,), (axis,), "zeros")

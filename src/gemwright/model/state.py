@@ -4,13 +4,14 @@ Positions and lengths live once, in `DecodeState.lengths` and `Context`; a mixer
 """
 
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gemwright import tree
-from gemwright.model.config import Attention, Config
+from gemwright.model.config import Attention, Config, Mixer, Recurrent
 from gemwright.typing import Array, Bool, Float, Int
 
 
@@ -26,6 +27,9 @@ class Context:
     """Document of each token when several are packed in a row (training only); tokens see their own document."""
     lengths: Int[Array, " B"]
     """Tokens of each row that the state holds already."""
+    blocks: Int[Array, "B T"] | None = None
+    """Tokens of a row with the same number, from 0, see each other both ways; those at -1 see only backwards.
+    A block never spans two calls."""
 
 
 @tree.node
@@ -42,11 +46,22 @@ class KVState:
 
 
 @tree.node
+class RecurrentState:
+    """The hidden state after the last token, in float32, and the convolution's last inputs, newest at the end."""
+
+    hidden: Float[Array, "B R"]
+    inputs: Float[Array, "B C R"]
+
+
+MixerState: TypeAlias = KVState | RecurrentState
+
+
+@tree.node
 class DecodeState:
     """The state of a batch of sequences: one entry per layer, and how many tokens each row has seen."""
 
     lengths: Int[Array, " B"]
-    layers: tuple[KVState, ...]
+    layers: tuple[MixerState, ...]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch", "capacity", "dtype"))
@@ -54,7 +69,7 @@ def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> 
     """A state for up to `capacity` tokens a row. A local layer never holds more than its window."""
     return DecodeState(
         lengths=jnp.zeros((batch,), jnp.int32),
-        layers=tuple(_empty_kv(layer.mixer, batch, capacity, dtype) for layer in config.layers),
+        layers=tuple(_empty(layer.mixer, batch, capacity, dtype) for layer in config.layers),
     )
 
 
@@ -77,13 +92,26 @@ def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
     A ring shorter than its window has not wrapped, so its slots keep their places in a longer one.
     """
 
-    def longer(layer: KVState, mixer: Attention) -> KVState:
+    def longer(layer: MixerState, mixer: Mixer) -> MixerState:
+        if isinstance(layer, RecurrentState) or isinstance(mixer, Recurrent):
+            return layer
         extra = _slots(mixer, capacity) - layer.slots
         pad = ((0, 0), (0, 0), (0, extra), (0, 0))
         return KVState(jnp.pad(layer.keys, pad), jnp.pad(layer.values, pad)) if extra else layer
 
     layers = zip(state.layers, config.layers, strict=True)
-    return DecodeState(state.lengths, tuple(longer(kv, layer.mixer) for kv, layer in layers))
+    return DecodeState(state.lengths, tuple(longer(entry, layer.mixer) for entry, layer in layers))
+
+
+def room(state: DecodeState, config: Config) -> int | None:
+    """How many tokens of a row fit; None where no number is too large, as local and recurrent layers forget."""
+    rings = [
+        entry.slots
+        for entry, layer in zip(state.layers, config.layers, strict=True)
+        if isinstance(entry, KVState) and isinstance(layer.mixer, Attention)
+        if layer.mixer.window is None or entry.slots < layer.mixer.window
+    ]
+    return min(rings, default=None)
 
 
 def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
@@ -117,6 +145,14 @@ def _slots(mixer: Attention, capacity: int) -> int:
     return capacity if mixer.window is None else min(mixer.window, capacity)
 
 
-def _empty_kv(mixer: Attention, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
+def together(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
+    """Which tokens are of one block."""
+    return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
+
+
+def _empty(mixer: Mixer, batch: int, capacity: int, dtype: DTypeLike) -> MixerState:
+    if isinstance(mixer, Recurrent):
+        hidden = jnp.zeros((batch, mixer.width), jnp.float32)
+        return RecurrentState(hidden, jnp.zeros((batch, mixer.conv_width - 1, mixer.width), dtype))
     shape = (batch, mixer.kv_heads, _slots(mixer, capacity), mixer.head_dim)
     return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -8,12 +8,23 @@ import math
 
 import jax.numpy as jnp
 
-from gemwright import ops, weights
+from gemwright import ops, tree, weights
 from gemwright.model import block
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
-from gemwright.model.state import Context, DecodeState
+from gemwright.model.state import Context, DecodeState, MixerState
 from gemwright.typing import Array, Bool, Float, Int
+
+
+@tree.node
+class Pictured:
+    """What a call over tokens has to know of pictures.
+
+    rows stand in place of the embeddings where a token is negative, and are not scaled; blocks are as in `Context`.
+    """
+
+    rows: Float[Array, "B T D"]
+    blocks: Int[Array, "B T"]
 
 
 def forward(
@@ -24,6 +35,7 @@ def forward(
     *,
     valid: Bool[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
+    pictured: Pictured | None = None,
 ) -> tuple[Float[Array, "B T D"], DecodeState | None]:
     """Run the decoder over tokens.
 
@@ -34,15 +46,19 @@ def forward(
         state: what the rows have seen before. None (training, scoring) means nothing and stores nothing.
         valid: False marks padding, on either side. None means that there is none.
         segments: the document of each token in packed rows; positions restart with each (training only).
+        pictured: what comes from pictures, for calls that hold any.
 
     Returns:
         The hidden states after the final norm, and the state after these tokens (None if there was none).
     """
-    context = _context(tokens, state, valid, segments)
-    x = weights.rows(params.embed, tokens)
-    x = x * jnp.asarray(math.sqrt(config.width), x.dtype)  # rounded to the activations' dtype, as in training
+    context = _context(tokens, state, valid, segments, pictured)
+    x = weights.rows(params.embed, jnp.maximum(tokens, 0))
+    scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
+    x = x * jnp.asarray(scale, x.dtype)  # rounded to the activations' dtype, as in training
+    if pictured is not None:
+        x = jnp.where(tokens[:, :, None] < 0, pictured.rows.astype(x.dtype), x)
     states = [None] * len(config.layers) if state is None else state.layers
-    after: list[block.KVState | None] = []
+    after: list[MixerState | None] = []
     for layer, layer_params, layer_state in zip(config.layers, params.layers, states, strict=True):
         x, layer_state = block.apply(layer, layer_params, x, context, layer_state, config.norm_eps)
         after.append(layer_state)
@@ -64,6 +80,7 @@ def _context(
     state: DecodeState | None,
     valid: Bool[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
+    pictured: Pictured | None,
 ) -> Context:
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     lengths = jnp.zeros(tokens.shape[:1], jnp.int32) if state is None else state.lengths
@@ -72,4 +89,5 @@ def _context(
         starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], order, 0)
         order -= jnp.maximum.accumulate(starts, axis=1)
     positions = jnp.where(valid, lengths[:, None] + order, -1)
-    return Context(positions, segments, lengths)
+    blocks = None if pictured is None else jnp.where(valid, pictured.blocks, -1)
+    return Context(positions, segments, lengths, blocks)

@@ -4,8 +4,8 @@ Markers are ids and content is encoded apart from them: nothing that a user writ
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from gemwright.errors import GemwrightError
 from gemwright.text.tokenizer import Tokenizer
@@ -15,10 +15,17 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        role: Who says it.
+        content: What is said.
+        images: Pictures that go before the text, of a user: anything that `gemwright.images.reading` reads.
+    """
 
     role: Role
     content: str
+    images: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,12 @@ FORMATS = {row.name: row for row in (GEMMA, GEMMA3)}
 """Every chat format, by name."""
 
 
-def render(chat_format: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def render(
+    chat_format: ChatFormat,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    insertion: Callable[[Any], list[int]] | None = None,
+) -> list[int]:
     """Ids of a conversation up to the point where the model speaks next; exactly one BOS stands at the front.
 
     None of these models has a system role: a first system message goes before the first user message, with
@@ -88,9 +100,11 @@ def render(chat_format: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mes
         chat_format: the model's format.
         tokenizer: the model's tokenizer.
         messages: an optional system message, then user and assistant in turn, ending with user.
+        insertion: the ids that stand for a picture; None where the model sees none.
 
     Raises:
-        GemwrightError: roles are out of order, or the vocabulary lacks the format's markers.
+        GemwrightError: roles are out of order, a model that sees none is given a picture, or the vocabulary lacks the
+            format's markers.
     """
     system, turns = _split_system(messages)
     start, end = tokenizer.id_of(chat_format.turn_start), tokenizer.id_of(chat_format.turn_end)
@@ -98,7 +112,15 @@ def render(chat_format: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mes
     ids = [tokenizer.bos_id]
     for message in turns:
         speaker = chat_format.user if message.role == "user" else chat_format.model
-        ids += [start, *tokenizer.encode(f"{speaker}\n{system}{message.content.strip()}"), end, *newline]
+        before, text = f"{speaker}\n{system}", message.content.strip()
+        if message.images and insertion is None:
+            raise GemwrightError("This model sees no pictures; take one that does, such as gemma-3-4b-it.")
+        pictures = [token for image in message.images for token in insertion(image)] if insertion else []
+        if pictures:
+            said = [*tokenizer.encode(before), *pictures, *tokenizer.encode(text)]
+        else:
+            said = tokenizer.encode(before + text)
+        ids += [start, *said, end, *newline]
         system = ""
     return [*ids, start, *tokenizer.encode(f"{chat_format.model}\n")]
 

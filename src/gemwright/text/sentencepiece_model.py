@@ -28,7 +28,6 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # A piece's message as SentencePiece writes it: text, score, kind. A NORMAL piece may omit its kind.
 _PIECE_TAG, _TEXT_TAG, _SCORE_TAG, _KIND_TAG = 0x0A, 0x0A, 0x15, 0x18
 _TAIL = np.dtype([("score_tag", "u1"), ("score", "<f4"), ("kind_tag", "u1"), ("kind", "u1")])
-_NORMAL_KIND = bytes([_KIND_TAG, NORMAL])
 
 
 def parse(data: bytes) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8]]:
@@ -43,39 +42,15 @@ def parse(data: bytes) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8
     Raises:
         CheckpointError: not a protocol buffer, not a BPE model, or a piece that is not UTF-8.
     """
-    texts: list[bytes] = []
-    tails: list[bytes] = []
-    model_type = _BPE
-    position = 0
     try:
-        while position < len(data):
-            if data[position] == _PIECE_TAG and data[position + 1] < 0x80 and data[position + 2] == _TEXT_TAG:
-                start = position + 4
-                middle = start + data[position + 3]
-                position += 2 + data[position + 1]
-                if middle > position:
-                    raise IndexError("the text of a piece runs past the piece")
-                texts.append(data[start:middle])
-                tails.append(data[middle:position])
-                continue
-            number, value, position = _field(data, position)
-            if number == _PIECES:
-                message = _message(value)
-                texts.append(_as_bytes(message.get(_TEXT, b"")))
-                tails.append(_tail(message))
-            elif number == _TRAINER:
-                model_type = _message(value).get(_MODEL_TYPE, _UNIGRAM)
-        if position > len(data):
-            raise IndexError("the last piece runs past the end")
-        pieces = [text.decode() for text in texts]
-        table = _tail_table(tails)
+        pieces, tails, model_type = _read(data)
     except (IndexError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             "The SentencePiece model is damaged or is something else: fetch the file again."
         ) from error
     if model_type != _BPE:
         raise CheckpointError("The SentencePiece model is not of type BPE as every Gemma's is: give Gemma's own file.")
-    return pieces, table["score"].astype(np.float32), table["kind"].copy()
+    return pieces, tails["score"].astype(np.float32), tails["kind"].copy()
 
 
 def serialize(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> bytes:
@@ -89,22 +64,108 @@ def serialize(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray
     Returns:
         The content of a `.model` file.
     """
-    texts = [piece.encode() for piece in pieces]
-    tails = np.empty(len(pieces), _TAIL)
-    tails["score_tag"], tails["score"], tails["kind_tag"], tails["kind"] = (
-        _SCORE_TAG,
-        scores,
-        _KIND_TAG,
-        kinds,
-    )
-    heads = [_piece_head(size) for size in range(max(map(len, texts)) + 1)]
+    text = np.frombuffer("".join(pieces).encode(), np.uint8)
+    characters = np.append(np.flatnonzero(text & 0xC0 != 0x80), len(text))  # where each begins
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    sizes = np.diff(characters[np.cumsum(lengths)], prepend=0)
 
-    parts = [b""] * (3 * len(pieces))  # one flat join: no message, no concatenation a piece
-    parts[0::3] = [heads[len(text)] for text in texts]
-    parts[1::3] = texts
-    parts[2::3] = tails.view(f"V{_TAIL.itemsize}").tolist()
-    parts += [_trainer_spec(pieces), _normalizer_spec()]
-    return b"".join(parts)
+    # All lengths are as wide as the longest, one byte in every Gemma, so that what stands around the texts is a table.
+    width = len(_varint(int(sizes.max()) + 2 * _TAIL.itemsize))
+    head = [("piece_tag", "u1"), ("piece_size", "u1", (width,)), ("text_tag", "u1"), ("text_size", "u1", (width,))]
+    around = np.empty(len(pieces), [*head, *_TAIL.descr])
+    head_size = around.itemsize - _TAIL.itemsize
+    around["piece_tag"], around["piece_size"] = _PIECE_TAG, _varints(1 + width + sizes + _TAIL.itemsize, width)
+    around["text_tag"], around["text_size"] = _TEXT_TAG, _varints(sizes, width)
+    around["score_tag"], around["score"] = _SCORE_TAG, scores
+    around["kind_tag"], around["kind"] = _KIND_TAG, kinds
+
+    counts = np.column_stack([np.full_like(sizes, head_size), sizes, np.full_like(sizes, _TAIL.itemsize)])
+    is_text = np.repeat(np.tile([False, True, False], len(pieces)), counts.ravel())
+    content = np.empty(len(is_text), np.uint8)
+    content[is_text] = text
+    content[~is_text] = around.view(np.uint8)
+    return content.tobytes() + _trainer_spec(pieces) + _normalizer_spec()
+
+
+def _read(data: bytes) -> tuple[list[str], NDArray[np.void], int | bytes]:
+    """Text and tail of every piece, and the type of the model."""
+    starts, text_ends, ends, tails = _find_usual(data)
+    is_piece, others, model_type = _walk(data, starts, ends)
+    starts, text_ends, tails = starts[is_piece], text_ends[is_piece], tails[is_piece]
+    pieces = _texts(data, starts + 4, text_ends)
+    if others:
+        other_pieces = [_as_bytes(message.get(_TEXT, b"")).decode() for message in others.values()]
+        other_tails = np.frombuffer(b"".join(map(_tail, others.values())), _TAIL)
+        places = np.searchsorted(starts, list(others))
+        pieces = np.insert(np.array(pieces, np.object_), places, other_pieces).tolist()
+        tails = np.insert(tails, places, other_tails)
+    return pieces, tails, model_type
+
+
+def _find_usual(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.void]]:
+    """All places that read as a piece that SentencePiece wrote, of which a few may lie inside of another field.
+
+    Returns:
+        Where each starts, where its text ends and where it ends itself, all ascending, and its tail.
+    """
+    padded = data + bytes(_TAIL.itemsize)
+    content = np.frombuffer(padded, np.uint8)
+    starts = np.flatnonzero((content[:-2] == _PIECE_TAG) & (content[2:] == _TEXT_TAG))
+    sizes, text_sizes = content[starts + 1].astype(np.int64), content[starts + 3].astype(np.int64)
+    ends, text_ends = starts + 2 + sizes, starts + 4 + text_sizes
+    without_kind = ends - text_ends == _TAIL.itemsize - 2
+    fits = (sizes < 0x80) & (ends <= len(data)) & (without_kind | (ends - text_ends == _TAIL.itemsize))
+    starts, text_ends, ends, without_kind = starts[fits], text_ends[fits], ends[fits], without_kind[fits]
+
+    tail_at = np.ndarray(len(data) + 1, f"V{_TAIL.itemsize}", padded, strides=(1,))
+    tails = tail_at[text_ends].view(_TAIL)
+    tails["kind_tag"][without_kind], tails["kind"][without_kind] = _KIND_TAG, NORMAL
+    is_tail = (tails["score_tag"] == _SCORE_TAG) & (tails["kind_tag"] == _KIND_TAG)
+    is_tail &= (tails["kind"] >= NORMAL) & (tails["kind"] <= BYTE)
+    return starts[is_tail], text_ends[is_tail], ends[is_tail], tails[is_tail]
+
+
+def _walk(
+    data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], dict[int, dict[int, int | bytes]], int | bytes]:
+    """Goes from field to field, over a run of usual pieces in one step.
+
+    Returns:
+        Which of the usual places are pieces, the messages of all other pieces by position, and the type of the model.
+    """
+    run_ends = np.flatnonzero(ends != np.append(starts[1:], -1))
+    is_start = np.zeros(len(data), np.bool_)
+    is_start[starts] = True
+    is_piece = np.zeros(len(starts), np.bool_)
+    others: dict[int, dict[int, int | bytes]] = {}
+    model_type: int | bytes = _BPE
+    position = 0
+    while position < len(data):
+        if is_start[position]:
+            first = np.searchsorted(starts, position)
+            last = run_ends[np.searchsorted(run_ends, first)]
+            is_piece[first : last + 1] = True
+            position = int(ends[last])
+            continue
+        start = position
+        field, value, position = _field(data, start)
+        if field == _PIECES:
+            others[start] = _message(value)
+        elif field == _TRAINER:
+            model_type = _message(value).get(_MODEL_TYPE, _UNIGRAM)
+    return is_piece, others, model_type
+
+
+def _texts(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
+    """The texts between the given positions, decoded as one with a zero byte in front of each."""
+    content = np.frombuffer(data, np.uint8).copy()
+    content[begins - 1] = 0
+    gaps_and_texts = np.diff(np.column_stack([begins - 1, ends]).ravel(), prepend=0)
+    is_text = np.repeat(np.tile([False, True], len(begins)), gaps_and_texts)
+    pieces = content[: len(is_text)][is_text].tobytes().decode().split("\0")[1:]
+    if len(pieces) == len(begins):
+        return pieces
+    return [data[begin:end].decode() for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
 def _field(data: bytes, position: int) -> tuple[int, int | bytes, int]:
@@ -157,18 +218,6 @@ def _tail(message: dict[int, int | bytes]) -> bytes:
     return bytes([_SCORE_TAG, *score, _KIND_TAG, kind])
 
 
-def _tail_table(tails: list[bytes]) -> NDArray[np.void]:
-    """One row of _TAIL for each piece."""
-    standard = [tail + _NORMAL_KIND if len(tail) == 5 else tail for tail in tails]
-    joined = b"".join(standard)
-    if all(len(tail) == _TAIL.itemsize for tail in standard):
-        table = np.frombuffer(joined, _TAIL)
-        tags = (table["score_tag"] == _SCORE_TAG) & (table["kind_tag"] == _KIND_TAG)
-        if np.all(tags & (table["kind"] >= NORMAL) & (table["kind"] <= BYTE)):
-            return table
-    return np.frombuffer(b"".join(_tail(_message(tail)) for tail in tails), _TAIL)
-
-
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
@@ -185,10 +234,11 @@ def _delimited(field: int, content: bytes) -> bytes:
     return _varint(field << 3 | _BYTES) + _varint(len(content)) + content
 
 
-def _piece_head(size: int) -> bytes:
-    """What stands before the text of a piece of `size` bytes: two tags and two lengths."""
-    inner = bytes([_TEXT_TAG]) + _varint(size)
-    return bytes([_PIECE_TAG]) + _varint(len(inner) + size + _TAIL.itemsize) + inner
+def _varints(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Shape (number, width): the bytes of every number, with leading zeros to one width."""
+    groups = values[:, np.newaxis] >> np.arange(0, 7 * width, 7) & 0x7F
+    groups[:, :-1] |= 0x80
+    return groups
 
 
 def _trainer_spec(pieces: Sequence[str]) -> bytes:

@@ -19,34 +19,34 @@ _TAB_BYTE = "<0x09>"
 _SPECIAL = re.compile(r"<(?:pad|eos|bos|unk|image_soft_token|(?:start|end)_of_(?:turn|image))>")
 
 
-def parse(text: str) -> tuple[list[str], set[str]]:
+def parse(data: bytes) -> tuple[list[str], list[int]]:
     """Reads the pieces of a `tokenizer.json`.
 
-    The merges, most of the file, are not parsed: they are all pairs of pieces that make up a learned piece, in the
+    The merges, most of the file, are not read: they are all pairs of pieces that make up a learned piece, in the
     order of that piece's id.
 
     Returns:
-        The pieces by id, and which of them are matched whole before any merging.
+        The pieces by id, and the ids of those that are matched whole before any merging.
 
     Raises:
         CheckpointError: damaged, or not a byte-fallback BPE with dense ids.
     """
     try:
-        by_id = {index: piece for piece, index in _member(text, "vocab", "{").items()}
-        added = {entry["content"]: entry["id"] for entry in _member(text, "added_tokens", "[")}
+        sections = _sections(data)
+        added_tokens = json.JSONDecoder().raw_decode(sections["added_tokens"].decode())[0]
+        added = {entry["content"]: entry["id"] for entry in added_tokens}
+        by_id = _vocab(sections["vocab"])
         by_id |= {index: piece for piece, index in added.items()}
         pieces = [by_id[index] for index in range(len(by_id))]
-        "".join(pieces).encode()  # raises where a piece is no text
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError("The tokenizer.json is damaged or has gaps in its ids: fetch the file again.") from error
-    if not re.search(r'"byte_fallback"\s*:\s*true', text):
+    if not re.search(rb'"byte_fallback"\s*:\s*true', data):
         raise CheckpointError(
             "The tokenizer.json is not a BPE with byte fallback as every Gemma's is: give Gemma's own."
         )
-    if "\t" not in pieces or _TAB_BYTE in pieces:
-        return pieces, set(added)
-    pieces[pieces.index("\t")] = _TAB_BYTE  # renamed in the files of Gemma 1 and 2, so that runs of tabs can merge
-    return pieces, set(added)
+    if "\t" in pieces and _TAB_BYTE not in pieces:
+        pieces[pieces.index("\t")] = _TAB_BYTE  # renamed in the files of Gemma 1 and 2, so that runs of tabs can merge
+    return pieces, [int(index) for index in added.values()]
 
 
 def document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
@@ -95,12 +95,38 @@ def document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[
     }
 
 
-def _member(text: str, name: str, opening: str) -> Any:
-    """The array or object that stands in a JSON text as the value of `name`."""
-    found = re.search(rf'(?<!\\)"{name}"\s*:\s*(?={re.escape(opening)})', text)
-    if found is None:
-        raise ValueError(f"no {name}")
-    return json.JSONDecoder().raw_decode(text, found.end())[0]
+def _sections(data: bytes) -> dict[str, bytes]:
+    """The JSON text from the value of each long member up to the value of the next."""
+    begins: dict[str, int] = {}
+    for name, opening in (("added_tokens", "["), ("vocab", "{"), ("merges", "[")):
+        # In a piece, a quote follows a backslash. To look behind at the end lets the search run from name to name.
+        found = re.search(rf'"{name}"(?<!\\"{name}")\s*:\s*(?={re.escape(opening)})'.encode(), data)
+        if found is not None:
+            begins[name] = found.end()
+    ends = [*begins.values(), len(data)]
+    begins.pop("merges", None)
+    return {name: data[begin : min(end for end in ends if end > begin)] for name, begin in begins.items()}
+
+
+def _vocab(data: bytes) -> dict[int, str]:
+    """The pieces by id of the object `{"a": 0, "b": 1}` at the front of a JSON text.
+
+    It is read as the list `["a", 0, "b", 1]`, which takes the json module a third of the time.
+    """
+    unescaped = data.replace(rb"\\", b"__").replace(rb"\"", b"__")  # every quote left is one around a piece
+    content = np.frombuffer(unescaped, np.uint8)
+    outside = ~np.logical_xor.accumulate(content == ord('"'))
+    end = int(np.argmax(outside & (content == ord("}"))))  # 0, where the text is "{", if there is none
+    content, outside = content[:end], outside[:end]
+    colons = outside & (content == ord(":"))
+    separators = content[colons | outside & (content == ord(","))].tobytes()
+    if end == 0 or separators != (b":," * len(separators))[: len(separators)]:
+        raise ValueError("no object of pieces and ids")
+    flat = np.frombuffer(data[: end + 1], np.uint8).copy()
+    flat[0], flat[end] = b"[]"
+    flat[:end][colons] = ord(",")
+    pieces_and_ids = json.loads(flat.tobytes().decode())
+    return dict(zip(pieces_and_ids[1::2], pieces_and_ids[0::2], strict=True))
 
 
 def _added_token(index: int, piece: str) -> dict[str, Any]:

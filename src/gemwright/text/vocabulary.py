@@ -4,7 +4,8 @@ A piece is written as SentencePiece writes it, with U+2581 for a space. The read
 one form, so that the same tokenizer is the same `Vocabulary` whichever file it came from:
 
 * every piece that stands for something other than text (turn and image markers, `<unused7>`, `<mask>`) is
-  CONTROL; of user-defined pieces only whitespace runs and HTML tags, which are text, stay USER_DEFINED;
+  CONTROL; of user-defined pieces only whitespace runs, HTML tags and PaliGemma's places, which are text, stay
+  USER_DEFINED;
 * only learned pieces have a score, which falls with the id; all others have 0;
 * byte pieces are spelled `<0x00>` .. `<0xFF>`.
 """
@@ -30,7 +31,7 @@ _HTML_NAMES = (
     "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
     "|a|html|body|img|span|bbox|ul|li|div|iframe|footer"
 )
-_TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|</?(?:{_HTML_NAMES})>")
+_TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|</?(?:{_HTML_NAMES})>|<loc[0-9]{{4}}>|<seg[0-9]{{3}}>")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 # llama.cpp's converter gives this score to every piece that it marks as control or user-defined.
@@ -92,12 +93,9 @@ class Vocabulary:
         Raises:
             CheckpointError: the file is damaged or is not a Gemma vocabulary.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} is not UTF-8 text: fetch the file again.") from error
-        pieces, added = tokenizer_json.parse(text)
-        kinds = np.array([CONTROL if piece in added else NORMAL for piece in pieces], np.uint8)
+        pieces, added = tokenizer_json.parse(path.read_bytes())
+        kinds = np.full(len(pieces), NORMAL, np.uint8)
+        kinds[added] = CONTROL
         return _canonical(pieces, None, kinds)
 
     @property
@@ -168,10 +166,12 @@ def _canonical(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDA
     if len(pieces) != len(kinds) or (scores is not None and len(pieces) != len(scores)):
         raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: fetch the file again.")
     try:
-        "".join(pieces).encode()
+        text = "".join(pieces)
+        text.encode()
     except (TypeError, UnicodeEncodeError) as error:
         raise CheckpointError("The vocabulary has a piece that is no text: fetch the file again.") from error
-    pieces = [piece.replace(" ", SPACE) for piece in pieces]
+    if " " in text:
+        pieces = [piece.replace(" ", SPACE) for piece in pieces]
     distinct = set(pieces)
     if "" in distinct or len(distinct) < len(pieces):
         raise CheckpointError("The vocabulary has an empty piece or a piece twice: fetch the file again.")

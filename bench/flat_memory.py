@@ -1,0 +1,136 @@
+"""Time and memory per generated token: a RecurrentGemma beside a model of the same size that attends to everything.
+
+python bench/flat_memory.py      prints a table and draws docs/flat-memory.png
+
+Both models have random weights, the same width, depth and MLPs, and as many heads; they generate the same number of
+tokens one by one, each in a process of its own, through the engine that `gemwright generate` uses.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+TOKENS = 16_384
+WINDOW = 512
+"""Tokens whose median time is one point of the curve."""
+PICTURE = Path(__file__).parent.parent / "docs" / "flat-memory.png"
+LABELS = {"griffin": "RecurrentGemma's layers", "attention": "global attention in every layer"}
+COLOURS = {"griffin": "#0b7a75", "attention": "#c8553d"}
+
+
+def config(kind: str) -> Any:
+    """Six layers with RecurrentGemma's pattern, proportions and window; or with attention in all of them."""
+    from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
+
+    width, heads, depth = 384, 4, 6
+    local = Attention(heads, 1, width // heads, width // heads, Rope(fraction=0.5), window=2049, out_bias=True)
+    attend = replace(local, window=None)
+    mixers = (Recurrent(width, heads), Recurrent(width, heads), local) if kind == "griffin" else (attend,)
+    # An attention block has fewer weights than a recurrent one; a wider MLP makes up for it.
+    hidden = 3 * width if kind == "griffin" else 3 * width + 88
+    layers = pattern(depth, *(Layer(mixer, Mlp(hidden, bias=True)) for mixer in mixers))
+    return Config(width, vocab=8192, layers=layers, context=2**31 - 1 if kind == "griffin" else 2 * TOKENS)
+
+
+def measure(kind: str) -> None:
+    """Generate, and print one JSON object a window: tokens so far, milliseconds a token, bytes of state and process."""
+    import jax
+
+    from gemwright.generate.engine import Engine
+    from gemwright.generate.sampling import Sampling
+    from gemwright.generate.schedule import capacity
+    from gemwright.model.spec import init, parameter_count
+    from gemwright.model.state import state_bytes
+
+    model = config(kind)
+    print(json.dumps({"parameters": parameter_count(model)}), flush=True)
+    engine = Engine(model, init(model, jax.random.key(0)), model.vocab)
+    steps = engine.generate([[2]], [Sampling(temperature=0.0)], TOKENS)
+    times, start = [], time.perf_counter()
+    for count, _ in enumerate(steps, start=1):
+        times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        if count % WINDOW:
+            continue
+        room = capacity(count, model.context)
+        row = {
+            "tokens": count,
+            "milliseconds": 1e3 * statistics.median(times[-WINDOW:]),
+            "state": state_bytes(model, 1, room, "float32"),
+            "resident": resident(),
+        }
+        print(json.dumps(row), flush=True)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def curves() -> dict[str, list[dict[str, float]]]:
+    """What each model measured; the first line of each holds its parameters."""
+    found = {}
+    for kind in LABELS:
+        command = [sys.executable, __file__, kind]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        found[kind] = [json.loads(line) for line in lines]
+    return found
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> None:
+    for kind, (head, *rows) in found.items():
+        print(f"\n{LABELS[kind]}, {head['parameters'] / 1e6:.1f}M parameters")
+        print("  tokens   ms/token   state MB   process MB")
+        shown = [row for row in rows if row["tokens"] & (row["tokens"] - 1) == 0]  # powers of two
+        for row in shown:
+            print(
+                f"  {row['tokens']:6d}   {row['milliseconds']:8.2f}"
+                f"   {row['state'] / 1e6:8.2f}   {row['resident'] / 1e6:10.0f}"
+            )
+
+
+def draw(found: dict[str, list[dict[str, float]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axes, key, scale, title in (
+        (left, "milliseconds", 1.0, "Time per token, ms"),
+        (right, "state", 1e-6, "State, MB"),
+    ):
+        for kind, (_, *rows) in found.items():
+            tokens, values = [row["tokens"] for row in rows], [scale * row[key] for row in rows]
+            axes.plot(tokens, values, color=COLOURS[kind], linewidth=2)
+            axes.annotate(
+                LABELS[kind],
+                (tokens[-1], values[-1]),
+                (-4, 6),
+                textcoords="offset points",
+                ha="right",
+                color=COLOURS[kind],
+            )
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("tokens generated")
+        axes.set_xlim(0, TOKENS)
+        axes.set_ylim(0, None)
+        axes.set_xticks(range(0, TOKENS + 1, 4096), [f"{n:,}" for n in range(0, TOKENS + 1, 4096)])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    figure.savefig(PICTURE, dpi=150)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(sys.argv[1])
+    else:
+        found = curves()
+        table(found)
+        draw(found)

@@ -1,0 +1,185 @@
+"""`config.json` of the decoder-only models, and the decoder's part of it in those that see.
+
+Keys, and what an absent key means: huggingface/transformers `models/{gemma,gemma2,gemma3}/configuration_*.py` (5.23).
+"""
+
+from typing import Any
+
+from gemwright.checkpoint.configuration import (
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    Keys,
+    Uniform,
+    architecture,
+    cannot_write,
+    checked,
+    every,
+    period,
+    uniform,
+)
+from gemwright.model.config import Config, Rope
+
+GELU_TANH = "gelu_pytorch_tanh"
+ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor")
+TEXT_CLASSES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+"""The class of each `model_type`."""
+
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma": {"vocab": 256_000, "context": 8192, "heads": 16, "kv_heads": 16},
+    "gemma2": {"vocab": 256_000, "context": 8192, "heads": 8, "kv_heads": 4},
+    "gemma3_text": {"vocab": 262_208, "context": 131_072, "heads": 8, "kv_heads": 4},
+}
+
+
+def read_text(keys: Keys, kind: str, *, tied: bool, kv_heads: int | None = None) -> Config:
+    """Reads a decoder.
+
+    Args:
+        keys: Its keys. The sizes must be there, anything else may be absent.
+        kind: Its `model_type`.
+        tied: Whether the output matrix is the embedding's.
+        kv_heads: Their number where the key is absent, instead of the number that transformers takes.
+
+    Raises:
+        CheckpointError: A key is missing, absurd or not understood.
+    """
+    default = _DEFAULTS[kind]
+    keys.choice("partial_rotary_factor", 1.0, 1, None)
+    depth = keys.size("num_hidden_layers", most=MAX_LAYERS)
+    head_dim = keys.size("head_dim", 256)
+    local = (False,) * depth if kind == "gemma" else _local(keys, depth, 2 if kind == "gemma2" else 6)
+    local_rope, global_rope = _local_and_global_rope(keys) if kind == "gemma3_text" else _one_rope(keys)
+    model = Uniform(
+        width=keys.size("hidden_size"),
+        vocab=keys.size("vocab_size", default["vocab"]),
+        context=keys.size("max_position_embeddings", default["context"], most=MAX_POSITIONS),
+        heads=keys.size("num_attention_heads", default["heads"]),
+        kv_heads=keys.size("num_key_value_heads", kv_heads or default["kv_heads"]),
+        head_dim=head_dim,
+        query_scalar=float(head_dim) if kind == "gemma" else keys.number("query_pre_attn_scalar", 256),
+        hidden=keys.size("intermediate_size"),
+        local=local,
+        window=keys.size("sliding_window", 4096, most=MAX_POSITIONS) if any(local) else None,
+        local_rope=local_rope,
+        global_rope=global_rope,
+        soft_cap=keys.optional_number("attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
+        final_soft_cap=_final_soft_cap(keys, kind),
+        qk_norm=kind == "gemma3_text",
+        post_norms=kind != "gemma",
+        tied=tied,
+        norm_eps=keys.number("rms_norm_eps", 1e-6),
+    )
+    if kind == "gemma3_text":  # its class has the key, its attention does not use it
+        keys.choice("attn_logit_softcapping", None)
+    return checked(model, keys.where)
+
+
+def write_text(config: Config, dtype: str) -> dict[str, Any]:
+    """The keys of a decoder, as transformers 4.50 and later reads them.
+
+    Raises:
+        CheckpointError: No supported architecture computes what this model computes.
+    """
+    model = uniform(config)
+    kind = architecture(model).replace("gemma3", "gemma3_text")
+    data: dict[str, Any] = {
+        "architectures": [TEXT_CLASSES[kind]],
+        "model_type": kind,
+        "torch_dtype": dtype,
+        "vocab_size": model.vocab,
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden,
+        "num_hidden_layers": len(model.local),
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.norm_eps,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": model.tied,
+        "hidden_act" if kind == "gemma" else "hidden_activation": GELU_TANH,
+        **_rope_keys(model, kind),
+    }
+    return data if kind == "gemma" else data | _later_keys(model)
+
+
+def _final_soft_cap(keys: Keys, kind: str) -> float | None:
+    if kind == "gemma":
+        return None
+    return keys.optional_number("final_logit_softcapping", 30.0 if kind == "gemma2" else None)
+
+
+def _local(keys: Keys, depth: int, default_period: int) -> tuple[bool, ...]:
+    types = keys.data.get("layer_types")
+    if types is None:
+        return every(keys.size("sliding_window_pattern", default_period), depth)
+    if not isinstance(types, list) or len(types) != depth or any(t not in (_LOCAL, _GLOBAL) for t in types):
+        raise keys.error("layer_types", f"a list of {depth} times {_LOCAL} or {_GLOBAL}")
+    return tuple(t == _LOCAL for t in types)
+
+
+def _one_rope(keys: Keys) -> tuple[Rope, Rope]:
+    """Gemma 1 and 2: one rope for all layers."""
+    scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
+    rope = read_rope(scaling if scaling.data else keys.mapping("rope_parameters", *ROPE_KEYS), keys, "rope_theta", 1e4)
+    return rope, rope
+
+
+def _local_and_global_rope(keys: Keys) -> tuple[Rope, Rope]:
+    """Gemma 3: the old `rope_scaling` concerns the global layers alone."""
+    parameters = keys.mapping("rope_parameters", _LOCAL, _GLOBAL)
+    local, everywhere = parameters.mapping(_LOCAL, *ROPE_KEYS), parameters.mapping(_GLOBAL, *ROPE_KEYS)
+    scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
+    if scaling.data:
+        everywhere = Keys({**everywhere.data, **scaling.data}, keys.where, scaling.prefix)
+    return read_rope(local, keys, "rope_local_base_freq", 1e4), read_rope(everywhere, keys, "rope_theta", 1e6)
+
+
+def read_rope(group: Keys, keys: Keys, base_key: str, default_base: float) -> Rope:
+    """A rotary embedding from its group of keys; the base may lie beside the group in a key of its own."""
+    base = group.number("rope_theta") if "rope_theta" in group.data else keys.number(base_key, default_base)
+    type_key = "rope_type" if "rope_type" in group.data else "type"
+    if group.choice(type_key, "default", "linear") == "linear":
+        return Rope(base, group.number("factor"))
+    if group.number("factor", 1.0) != 1.0:
+        raise group.error("factor", "absent, or used by the rope_type 'linear'")
+    return Rope(base)
+
+
+def _rope_keys(model: Uniform, kind: str) -> dict[str, Any]:
+    """The keys of old and new releases side by side."""
+    local, everywhere = rope_parameters(model.local_rope), rope_parameters(model.global_rope)
+    keys: dict[str, Any] = {"rope_theta": model.global_rope.base, "rope_scaling": None}
+    if model.global_rope.scale != 1.0:
+        keys["rope_scaling"] = {"rope_type": "linear", "factor": model.global_rope.scale}
+    if kind == "gemma3_text":
+        parameters = {_LOCAL: local, _GLOBAL: everywhere}
+        return keys | {"rope_local_base_freq": model.local_rope.base, "rope_parameters": parameters}
+    if local != everywhere:
+        raise cannot_write("local and global layers of a Gemma 2 share their rotary embedding")
+    return keys | {"rope_parameters": everywhere}
+
+
+def rope_parameters(rope: Rope) -> dict[str, Any]:
+    """The group of keys that `read_rope` reads."""
+    if rope.scale == 1.0:
+        return {"rope_type": "default", "rope_theta": rope.base}
+    return {"rope_type": "linear", "factor": rope.scale, "rope_theta": rope.base}
+
+
+def _later_keys(model: Uniform) -> dict[str, Any]:
+    """What Gemma 2 and 3 have and Gemma 1 has not."""
+    if model.query_scalar != int(model.query_scalar):
+        raise cannot_write(f"query_pre_attn_scalar must be whole and is {model.query_scalar}")
+    if model.width % model.heads:
+        raise cannot_write(f"transformers wants the width {model.width} to be a multiple of the {model.heads} heads")
+    pattern = period(model.local)
+    return {
+        "query_pre_attn_scalar": int(model.query_scalar),
+        "attn_logit_softcapping": model.soft_cap,
+        "final_logit_softcapping": model.final_soft_cap,
+        "sliding_window": model.window,
+        "layer_types": [_LOCAL if local else _GLOBAL for local in model.local],
+    } | ({} if pattern is None else {"sliding_window_pattern": pattern})

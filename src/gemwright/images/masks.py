@@ -1,0 +1,188 @@
+"""Outlines of objects: the decoder that turns PaliGemma's 16 mask codes into a mask.
+
+Layers and weights: google-research/big_vision `evaluators/proj/paligemma/transfers/segmentation.py`; the network is
+the mask VQ-VAE of Ning et al., "All in Tokens" (2023), https://arxiv.org/abs/2301.02229. Published as
+`gs://big_vision/paligemma/vae-oid.npz`. Activations are [height, width, channels].
+"""
+
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.errors import CheckpointError, GemwrightError
+from gemwright.images.locations import CODEBOOK, MASK_CODES, Box, Found, is_mask
+
+SIDE: Final = 64  # pixels of a decoded mask
+_GRID = 4  # codes along a side
+
+# torch's layouts: a convolution's kernel is [out, in, height, width], a transposed one's [in, out, height, width].
+_CONVOLUTIONS = {
+    "decoder.0": (128, 512, 1, 1),
+    **{f"decoder.{block}.net.{layer}": (128, 128, k, k) for block in (2, 3) for layer, k in ((0, 3), (2, 3), (4, 1))},
+    "decoder.12": (1, 16, 1, 1),
+}
+_TRANSPOSED = {
+    "decoder.4": (128, 128, 4, 4),
+    "decoder.6": (128, 64, 4, 4),
+    "decoder.8": (64, 32, 4, 4),
+    "decoder.10": (32, 16, 4, 4),
+}
+_CODEBOOK = "_vq_vae._embedding"
+LAYOUT: Final[Mapping[str, tuple[int, ...]]] = {
+    _CODEBOOK: (CODEBOOK, 512),
+    **{f"{name}.weight": shape for name, shape in (_CONVOLUTIONS | _TRANSPOSED).items()},
+    **{f"{name}.bias": shape[:1] for name, shape in _CONVOLUTIONS.items()},
+    **{f"{name}.bias": shape[1:2] for name, shape in _TRANSPOSED.items()},
+}
+"""Name and shape of every array that a decoder needs."""
+
+# What numpy writes, which is all of Python that this header may be: nothing here is evaluated or unpickled.
+_NPY = re.compile(rb"\{'descr': '(<f[248])', 'fortran_order': (False|True), 'shape': (\([0-9, ]{0,100}\)), \}\s*+")
+_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class MaskDecoder:
+    """The network that draws masks.
+
+    Attributes:
+        arrays: Its weights, named and shaped as in `LAYOUT`.
+    """
+
+    arrays: Mapping[str, NDArray[np.float32]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MaskDecoder":
+        """Reads the published `vae-oid.npz`; the arrays of the encoder in it are not read.
+
+        Raises:
+            CheckpointError: The file is not one, or an array is missing, damaged or of another shape.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return cls({name: _read(archive, name, shape) for name, shape in LAYOUT.items()})
+        except GemwrightError as error:
+            raise CheckpointError(f"{path}: {error}: give the published vae-oid.npz.") from error
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged or is no .npz file ({error}): download it again.") from error
+
+    def decode(self, codes: tuple[int, ...]) -> NDArray[np.float32]:
+        """Draws the mask of 16 codes.
+
+        Args:
+            codes: `Found.mask_codes`: a grid of 4 x 4, row by row.
+
+        Returns:
+            [64, 64], about -1 (outside) to 1 (inside); to be stretched over the object's box by `place`.
+
+        Raises:
+            GemwrightError: These are not 16 codes below 128.
+        """
+        if not is_mask(codes):
+            raise GemwrightError(f"A mask has {MASK_CODES} codes from 0 to {CODEBOOK - 1}, not {str(codes)[:80]}.")
+        x = self.arrays[_CODEBOOK][np.array(codes)].reshape(_GRID, _GRID, -1)
+        x = _relu(self._convolve("decoder.0", x))
+        for block in ("decoder.2.net", "decoder.3.net"):
+            inner = _relu(self._convolve(f"{block}.0", x))
+            inner = _relu(self._convolve(f"{block}.2", inner))
+            x = x + self._convolve(f"{block}.4", inner)
+        for name in _TRANSPOSED:
+            x = _relu(self._double(name, x))
+        return self._convolve("decoder.12", x)[..., 0]
+
+    def _convolve(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convolution that keeps the size."""
+        kernel = self.arrays[f"{name}.weight"]
+        margin = kernel.shape[-1] // 2
+        padded = np.pad(x, ((margin, margin), (margin, margin), (0, 0)))
+        return _correlate(padded, kernel) + self.arrays[f"{name}.bias"]
+
+    def _double(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Transposed convolution of width 4, stride 2 and padding 1, which doubles height and width."""
+        height, width, channels = x.shape
+        spread = np.zeros((2 * height + 3, 2 * width + 3, channels), np.float32)
+        spread[2:-2:2, 2:-2:2] = x
+        kernel = self.arrays[f"{name}.weight"].swapaxes(0, 1)[..., ::-1, ::-1]
+        return _correlate(spread, kernel) + self.arrays[f"{name}.bias"]
+
+
+def place(mask: NDArray[np.float32], box: Box, height: int, width: int) -> NDArray[np.bool_]:
+    """Stretches a decoded mask over its box, as PaliGemma's evaluation does.
+
+    Args:
+        mask: [64, 64], inside where above 0.
+        box: Where it belongs.
+        height: Of the picture, in pixels.
+        width: Of the picture, in pixels.
+
+    Returns:
+        [height, width], True where the object is: the mask resized bilinearly (smoothed where it shrinks), cut at 0.
+    """
+    from PIL import Image
+
+    picture = np.zeros((height, width), np.bool_)
+    top, left, bottom, right = box.pixels(height, width)
+    if top < bottom and left < right:
+        resized = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        picture[top:bottom, left:right] = np.asarray(resized) > 0
+    return picture
+
+
+def outlines(
+    decoder: MaskDecoder | None, found: Sequence[Found], height: int, width: int
+) -> Iterator[NDArray[np.bool_] | None]:
+    """The mask of each object, one at a time as each is as large as the picture; None for those without."""
+    for item in found:
+        if decoder is None or item.mask_codes is None:
+            yield None
+        else:
+            yield place(decoder.decode(item.mask_codes), item.box, height, width)
+
+
+def _correlate(x: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Slides a kernel [out, in, height, width] over `x` wherever it fits."""
+    outputs, _, rows, columns = kernel.shape
+    height, width = x.shape[0] - rows + 1, x.shape[1] - columns + 1
+    total = np.zeros((height, width, outputs), np.float32)
+    for row, column in np.ndindex(rows, columns):
+        total += x[row : row + height, column : column + width] @ kernel[:, :, row, column].T
+    return total
+
+
+def _relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.maximum(x, 0)
+
+
+def _read(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Reads one array, never more than its shape is worth."""
+    member = archive.NameToInfo.get(f"{name}.npy")
+    if member is None or member.compress_type not in _PLAIN:
+        raise GemwrightError(f"it has no array {name}" if member is None else f"{name} is compressed in another way")
+    with archive.open(member) as file:
+        header = _NPY.fullmatch(_npy_header(file))
+        if header is None or header[3] != repr(shape).encode():
+            kind = "no array of floats" if header is None else f"of shape {header[3].decode()}"
+            raise GemwrightError(f"{name} is {kind}, not of shape {shape}")
+        dtype = np.dtype(header[1].decode())
+        data = file.read(dtype.itemsize * math.prod(shape))
+        if len(data) < dtype.itemsize * math.prod(shape) or file.read(1):  # at its end the zip checks its sum
+            raise GemwrightError(f"{name} does not hold what its shape says")
+    values = np.frombuffer(data, dtype)
+    return values.reshape(shape, order="F" if header[2] == b"True" else "C").astype(np.float32)
+
+
+def _npy_header(file: IO[bytes]) -> bytes:
+    """The dictionary at the start of numpy's format, version 1.0, whose length is a u16."""
+    start = file.read(10)
+    return file.read(int.from_bytes(start[8:], "little")) if start[:8] == b"\x93NUMPY\x01\x00" else b""

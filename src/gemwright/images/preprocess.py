@@ -1,0 +1,61 @@
+"""Pictures as the vision tower takes them: square, and every channel in [-1, 1].
+
+Source: huggingface/transformers models/siglip/image_processing_pil_siglip.py (PaliGemma) and
+models/gemma3/image_processing_pil_gemma3.py (Gemma 3), whose results these equal bit by bit.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+
+
+def resize_square(image: NDArray[np.uint8], size: int, resample: Literal["bilinear", "bicubic"]) -> NDArray[np.float32]:
+    """Squeezes a picture into a square, whatever its proportions, and scales its values.
+
+    transformers takes "bicubic" for PaliGemma and "bilinear" for Gemma 3; both average over all pixels that they merge.
+    PaliGemma's own code takes bilinear, with or without that average (google-research/big_vision
+    big_vision/pp/ops_image.py).
+
+    Args:
+        image: [height, width, 3].
+        size: Side of the square in pixels.
+        resample: Filter.
+
+    Returns:
+        [size, size, 3] in [-1, 1].
+    """
+    from PIL import Image
+
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    return _LEVELS[np.asarray(Image.fromarray(image).resize((size, size), filters[resample]))]
+
+
+def pan_and_scan(
+    image: NDArray[np.uint8], *, min_ratio: float = 1.2, min_crop: int = 256, max_crops: int = 4
+) -> list[NDArray[np.uint8]]:
+    """Cuts a long picture into crops along its long side, which Gemma 3 may see after the whole picture.
+
+    Args:
+        image: [height, width, 3].
+        min_ratio: Long side over short side from which a picture is cut (1.5 in google/gemma_pytorch).
+        min_crop: Pixels that the shorter side of a crop must have.
+        max_crops: Most crops.
+
+    Returns:
+        The crops, left to right or top to bottom, as views; none where the picture is not long or large enough.
+    """
+    height, width, _ = image.shape
+    axis = 1 if width >= height else 0
+    long, short = max(height, width), min(height, width)
+    if long / short < min_ratio:
+        return []
+    count = min(math.floor(long / short + 0.5), long // min_crop)
+    count = min(max(count, 2), max_crops)
+    length = math.ceil(long / count)
+    if min(length, short) < min_crop:
+        return []
+    return np.split(image, range(length, length * count, length), axis)

@@ -1,0 +1,111 @@
+"""Prompts with pictures: how they are cut, and that the engine gives for each row what one pass over it gives."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixers import CONFIGS, VOCAB, WINDOW, weights
+
+from gemwright.errors import GemwrightError
+from gemwright.generate.engine import Engine
+from gemwright.generate.prompts import ROW, Chunk, Ids, Prompt, chunks
+from gemwright.generate.sampling import Sampling
+from gemwright.generate.schedule import CHUNKS
+from gemwright.model.transformer import Pictured, forward, logits
+
+WIDTH = CONFIGS["capped"].width
+LOGPROB = 2e-5
+"""Absolute tolerance of log-probabilities that are computed over another shape."""
+
+
+def _prompt(layout: list[tuple[str, int]], seed: int = 0) -> Prompt:
+    """Made of ("text" | "picture" | "prefix", length) parts; a prefix is text within a block."""
+    numbers = np.random.default_rng(seed)
+    ids, blocks = list[int](), list[int]()
+    for number, (kind, length) in enumerate(layout):
+        ids += [ROW] * length if kind == "picture" else numbers.integers(1, VOCAB, length).tolist()
+        blocks += [-1 if kind == "text" else number] * length
+    rows = numbers.standard_normal((ids.count(ROW), WIDTH)).astype(np.float32)
+    return Prompt(ids, rows, np.asarray(blocks, np.int32))
+
+
+_PARTS = st.tuples(st.sampled_from(["text", "picture", "prefix"]), st.integers(1, 700))
+_LAYOUTS = st.lists(_PARTS, min_size=1, max_size=5) | st.integers(1, 900)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_LAYOUTS, min_size=1, max_size=3))
+def test_chunks_hold_every_token_once_and_part_no_block(layouts: list[Any]):
+    prompts: list[Ids | Prompt] = [[7] * layout if isinstance(layout, int) else _prompt(layout) for layout in layouts]
+    cut: list[Chunk] = list(chunks(prompts))
+    for row, prompt in enumerate(prompts):
+        ids = prompt.ids if isinstance(prompt, Prompt) else prompt
+        assert np.concatenate([np.asarray(c.tokens)[row, c.valid[row]] for c in cut]).tolist() == list(ids)
+        if not isinstance(prompt, Prompt):
+            continue
+        kept = [(np.asarray(c.pictured.blocks)[row, c.valid[row]]) for c in cut if c.pictured is not None]
+        assert np.concatenate(kept).tolist() == prompt.blocks.tolist()
+        homes = [set(part[part >= 0].tolist()) for part in kept]
+        assert sum(map(len, homes)) == len(set().union(*homes))
+        places = np.asarray(ids) == ROW
+        rows = np.concatenate([np.asarray(c.pictured.rows)[row, c.valid[row]] for c in cut if c.pictured is not None])
+        np.testing.assert_array_equal(rows[places], prompt.rows)
+    assert all(c.tokens.shape[1] in CHUNKS or c.tokens.shape[1] % CHUNKS[-1] == 0 for c in cut)
+
+
+def _alone(engine: Engine, prompt: Prompt | list[int], after: list[int]) -> np.ndarray:
+    """Log-probabilities of what follows each token of a prompt and what came after it, in one pass without a state."""
+    ids = list(prompt.ids if isinstance(prompt, Prompt) else prompt) + after
+    pictured = None
+    if isinstance(prompt, Prompt):
+        rows = np.zeros((1, len(ids), WIDTH), np.float32)
+        rows[0, np.asarray(ids) == ROW] = prompt.rows
+        blocks = np.concatenate([prompt.blocks, np.full(len(after), -1, np.int32)])
+        pictured = Pictured(jnp.asarray(rows), jnp.asarray(blocks)[None])
+    hidden, _ = forward(engine.config, engine.params, jnp.asarray([ids]), pictured=pictured)
+    scores = np.asarray(logits(engine.config, engine.params, hidden[0]), np.float64)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+LAYOUTS: dict[str, list[Any]] = {
+    "pictures within text": [[("text", 3), ("picture", 6), ("text", 9), ("picture", 6), ("text", 2)]],
+    "a prefix longer than the window": [[("prefix", 3 * WINDOW)]],
+    "rows of several kinds": [[("text", 40), ("picture", 6), ("text", 1)], [("picture", 6), ("text", 30)], None],
+    "prefixes of several lengths": [[("prefix", 9)], [("prefix", 40)], [("prefix", 33)]],
+}
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+def test_rows_equal_one_pass_over_each(layouts: list[Any]):
+    config = CONFIGS["capped"]
+    engine = Engine(config, weights(config), VOCAB)
+    prompts = [
+        np.random.default_rng(5).integers(1, VOCAB, 20).tolist() if layout is None else _prompt(layout, seed)
+        for seed, layout in enumerate(layouts)
+    ]
+    steps = list(engine.generate(prompts, [Sampling()] * len(prompts), WINDOW + 3))
+    for row, prompt in enumerate(prompts):
+        tokens = [int(step.tokens[row]) for step in steps]
+        expected = _alone(engine, prompt, tokens)[len(prompt) - 1 : -1]
+        assert tokens == expected.argmax(-1).tolist()
+        got = [float(step.logprobs[row]) for step in steps]
+        np.testing.assert_allclose(got, expected.max(-1), rtol=0, atol=LOGPROB)
+
+
+def test_a_text_is_scored_behind_a_picture():
+    config = CONFIGS["capped"]
+    engine = Engine(config, weights(config), VOCAB)
+    prompt, text = _prompt([("prefix", 2), ("text", 1)]), [5, 9, 2, 30]
+    whole = Prompt([*prompt.ids, *text], prompt.rows, np.append(prompt.blocks, [-1] * 4).astype(np.int32))
+    expected = _alone(engine, prompt, text)[2:-1][range(4), text]
+    np.testing.assert_allclose(engine.score([whole])[0][2:], expected, rtol=0, atol=LOGPROB)
+
+
+def test_rows_are_for_prompts_with_pictures():
+    config = CONFIGS["capped"]
+    engine = Engine(config, weights(config), VOCAB)
+    with pytest.raises(GemwrightError, match="between 0"):
+        list(engine.generate([[3, ROW, 4]], [Sampling()], 3))

@@ -1,0 +1,158 @@
+"""Whole small models that see, from pictures and text to text, beside transformers and its processors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import huggingface
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import gemwright
+from gemwright.checkpoint.convert import convert
+from gemwright.eyes import Picture
+from gemwright.generate.prompts import ROW, Prompt
+
+KINDS = ("paligemma", "paligemma2", "gemma3")
+TOKENS = 10
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as gemwright writes it, with all that transformers wants beside it."""
+    place = tmp_path_factory.mktemp(request.param)
+    convert(huggingface(place / "theirs", request.param), place / "ours", "huggingface")
+    return place / "ours"
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> gemwright.Model:
+    return gemwright.load(folder, dtype="float32")
+
+
+def _picture(seed: int, height: int = 40, width: int = 60) -> Picture:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _theirs(folder: Path, prompt: Prompt, rows: Any) -> list[int]:
+    """What transformers continues the same ids with, greedily."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.tensor([prompt.ids])
+    ids[ids == ROW] = model.config.image_token_index
+    # PaliGemma's kinds tell prefix (0) from suffix, Gemma 3's a picture's rows (1) from text.
+    kinds = torch.zeros_like(ids)
+    if model.config.model_type == "gemma3":
+        kinds += torch.tensor(prompt.blocks >= 0)
+    given = {"input_ids": ids, "pixel_values": rows, "attention_mask": torch.ones_like(ids), "token_type_ids": kinds}
+    with torch.no_grad():
+        made = model.generate(**given, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+    return made[0, ids.shape[1] :].tolist()
+
+
+def _pixels(model: gemwright.Model, pictures: list[Picture]) -> torch.Tensor:
+    from gemwright.images.preprocess import resize_square
+
+    assert model.eyes is not None
+    sized = [resize_square(p, model.eyes.spec.image_size, model.eyes.resample) for p in pictures]
+    return torch.tensor(np.stack(sized)).permute(0, 3, 1, 2)
+
+
+def test_the_text_is_what_transformers_writes(folder: Path, model: gemwright.Model):
+    picture = _picture(1)
+    assert model.eyes is not None
+    prompt = model.eyes.before("the cat", [[picture]])
+    completion = model.generate("the cat", [picture], max_tokens=TOKENS, temperature=0.0)
+    theirs = _theirs(folder, prompt, _pixels(model, [picture]))
+    assert completion.tokens == theirs[: len(completion.tokens)]
+    assert len(completion.tokens) == TOKENS or theirs[len(completion.tokens)] in model.stop_ids
+    assert completion.prompt_tokens == len(prompt)
+
+
+def test_a_batch_equals_each_alone(model: gemwright.Model):
+    texts, images = ["the", "and then a dog"], [[_picture(2)], [_picture(3)]]
+    options: Any = {"max_tokens": 6, "temperature": 1.0}
+    together = model.generate(texts, images, seed=[4, 5], **options)
+    alone = [
+        model.generate(text, own, seed=seed, **options) for text, own, seed in zip(texts, images, (4, 5), strict=True)
+    ]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert "".join(model.stream(texts[0], images[0], seed=4, **options)) == alone[0].text
+
+
+def test_a_text_is_scored_after_what_was_seen(model: gemwright.Model):
+    picture = _picture(1)
+    completion = model.generate("the", [picture], max_tokens=4, temperature=0.0, alternatives=1)
+    score = model.score(completion.text, "the", [picture])
+    if score.tokens[1:] == completion.tokens:  # text that is encoded as it was written
+        np.testing.assert_allclose(score.logprobs, completion.logprobs, rtol=0, atol=1e-4)
+    other = model.score(completion.text, "the", [_picture(9)])
+    assert other.logprobs != score.logprobs
+    assert len(score.logprobs) == len(score.tokens) - 1
+
+
+def test_prompts_are_those_of_the_processor(folder: Path, model: gemwright.Model):
+    """Id by id, but that ours never merges a picture's empty lines with newlines beside them."""
+    processor, eyes = AutoProcessor.from_pretrained(folder, backend="pil"), model.eyes
+    assert eyes is not None
+    picture = _picture(5)
+    marker = "<image>" if eyes.spec.prefix else "<start_of_image>"
+    given = processor(text=f"{marker}the cat", images=Image.fromarray(picture), return_tensors="np")
+    row = processor.tokenizer.convert_tokens_to_ids("<image>" if eyes.spec.prefix else "<image_soft_token>")
+    theirs = [ROW if token == row else token for token in given["input_ids"][0].tolist()]
+    assert list(eyes.before("the cat", [[picture]]).ids) == theirs
+    np.testing.assert_array_equal(given["pixel_values"], _pixels(model, [picture]).numpy())
+
+
+def test_a_picture_is_looked_at_once(model: gemwright.Model, monkeypatch: pytest.MonkeyPatch):
+    from gemwright import eyes
+
+    picture = _picture(6)
+    first = model.generate("the", [picture], max_tokens=3, temperature=0.0)
+    monkeypatch.setattr(eyes.vision, "encode", None)
+    assert model.generate("the", [picture], max_tokens=3, temperature=0.0).tokens == first.tokens
+
+
+def test_conversations_hold_pictures(model: gemwright.Model):
+    talk: Any = [
+        {"role": "user", "content": "the cat", "images": [_picture(7), _picture(8)]},
+        {"role": "assistant", "content": "and"},
+        {"role": "user", "content": "the dog", "images": [_picture(7)]},
+    ]
+    assert model.eyes is not None
+    if model.eyes.spec.prefix:
+        with pytest.raises(gemwright.GemwrightError, match="sees no pictures"):
+            model.encode_chat(talk)
+        return
+    ids = model.encode_chat(talk)
+    assert ids.count(ROW) == 3 * model.eyes.spec.tokens
+    assert ids.count(model.tokenizer.id_of("<start_of_image>")) == 3
+    assert (
+        "".join(model.stream(talk, max_tokens=5, temperature=0.0))
+        == model.chat(talk, max_tokens=5, temperature=0.0).text
+    )
+
+
+def test_long_pictures_may_be_cut(model: gemwright.Model):
+    assert model.eyes is not None
+    wide = _picture(9, 300, 900)
+    whole = model.generate("the", [wide], max_tokens=1)
+    cut = model.generate("the", [wide], max_tokens=1, pan_and_scan=True)
+    rows = model.eyes.spec.tokens
+    assert cut.prompt_tokens >= whole.prompt_tokens + 3 * rows
+
+
+def test_pictures_are_for_models_that_see(tmp_path: Path):
+    from tiny import tiny_gguf
+
+    blind = gemwright.load(tiny_gguf(tmp_path / "tiny.gguf"))
+    for call in (
+        lambda: blind.generate("the", [_picture(0)]),
+        lambda: blind.score("the", images=[_picture(0)]),
+        lambda: blind.chat([{"role": "user", "content": "the", "images": [_picture(0)]}]),
+    ):
+        with pytest.raises(gemwright.GemwrightError, match="sees no pictures"):
+            call()
+    with pytest.raises(gemwright.GemwrightError, match="pictures for 1 texts and 2 texts"):
+        blind.generate(["a", "b"], [[_picture(0)]])
