@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from gemwright import tree
-from gemwright.model.config import Attention, Config, Recurrent
+from gemwright.model.config import Attention, Config, Recurrent, stages
 from gemwright.model.spec import init, parameter_count, spec
 from gemwright.model.state import abstract_state, state_bytes
 from gemwright.model.transformer import forward, logits
@@ -187,3 +187,14 @@ def test_rope_scaling_is_for_the_global_layers_of_the_large_ones(name: str):
     scale = 1.0 if name in ("gemma-3-270m", "gemma-3-1b") else 8.0
     for mixer in attention_of(VARIANTS[name].config):
         assert (mixer.rope.base, mixer.rope.scale) == ((1e6, scale) if mixer.window is None else (1e4, 1.0))
+
+
+def test_stages_say_how_layers_repeat():
+    found = {name: stages(variant.config.layers) for name, variant in VARIANTS.items()}
+    sizes = {name: [(len(pattern), repeats) for pattern, repeats in parts] for name, parts in found.items()}
+    assert sizes["gemma-2b"] == [(1, 18)]
+    assert sizes["gemma-2-2b"] == [(2, 13)]
+    assert sizes["gemma-3-1b"] == [(6, 4), (2, 1)]
+    assert sizes["recurrentgemma-2b"] == [(3, 8), (2, 1)]
+    for name, parts in found.items():
+        assert VARIANTS[name].config.layers == tuple(layer for pattern, n in parts for layer in pattern * n)

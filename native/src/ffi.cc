@@ -1,5 +1,6 @@
 // The shared library's surface: two XLA FFI handlers, and plain C functions that Python calls through ctypes.
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -47,6 +48,35 @@ ffi::Error rows(ffi::ThreadPool threads, ffi::BufferR1<ffi::U8> packed, ffi::Buf
                                 y_shape[0], y->typed_data(), y_shape[1]));
 }
 
+// The rings come in and go out as the same memory.
+ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::BufferR4<ffi::F32> k,
+                     ffi::BufferR4<ffi::F32> v, ffi::BufferR4<ffi::F32> ring_keys, ffi::BufferR4<ffi::F32> ring_values,
+                     ffi::BufferR2<ffi::S32> positions, ffi::BufferR1<ffi::S32> lengths,
+                     ffi::BufferR4<ffi::F32> rotation, ffi::BufferR1<ffi::F32> q_gain, ffi::BufferR1<ffi::F32> k_gain,
+                     ffi::ResultBufferR4<ffi::F32> y, ffi::ResultBufferR4<ffi::F32> keys_after,
+                     ffi::ResultBufferR4<ffi::F32> values_after, int64_t window, float scale, float cap, float eps) {
+  const auto shape = q.dimensions(), ring = ring_keys.dimensions(), turns = rotation.dimensions();
+  const std::pair<ffi::BufferR4<ffi::F32>*, ffi::ResultBufferR4<ffi::F32>*> rings[] = {{&ring_keys, &keys_after},
+                                                                                    {&ring_values, &values_after}};
+  for (const auto& [before, after] : rings) {
+    if (before->typed_data() != (*after)->typed_data()) {
+      std::memcpy((*after)->typed_data(), before->typed_data(), before->size_bytes());
+    }
+  }
+  gemwright::AttentionArgs args{};
+  args.batch = shape[0], args.tokens = shape[1], args.heads = shape[2], args.width = shape[3];
+  args.kv_heads = ring[1], args.slots = ring[2], args.rotated = 2 * turns[3];
+  args.q = q.typed_data(), args.k = k.typed_data(), args.v = v.typed_data();
+  args.positions = positions.typed_data(), args.lengths = lengths.typed_data(), args.rotation = rotation.typed_data();
+  args.q_gain = q_gain.element_count() > 0 ? q_gain.typed_data() : nullptr;
+  args.k_gain = k_gain.element_count() > 0 ? k_gain.typed_data() : nullptr;
+  args.window = window, args.scale = scale, args.cap = cap, args.eps = eps;
+  args.ring_keys = keys_after->typed_data(), args.ring_values = values_after->typed_data();
+  args.y = y->typed_data();
+  XlaPool pool(threads);
+  return result(gemwright::attention(pool, args));
+}
+
 }  // namespace
 
 // What the library exports; all else is hidden.
@@ -68,6 +98,27 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_rows, rows,
                                   .Arg<ffi::BufferR1<ffi::S32>>()
                                   .Ret<ffi::BufferR2<ffi::F32>>()
                                   .Attr<std::string_view>("encoding"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_attention, attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::S32>>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Arg<ffi::BufferR4<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Ret<ffi::BufferR4<ffi::F32>>()
+                                  .Ret<ffi::BufferR4<ffi::F32>>()
+                                  .Ret<ffi::BufferR4<ffi::F32>>()
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("scale")
+                                  .Attr<float>("cap")
+                                  .Attr<float>("eps"));
 
 extern "C" {
 

@@ -14,6 +14,9 @@
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
+
+extern const AttentionKernels attention;
+
 namespace {
 
 // Calls body(integral_constant 0), ..., body(integral_constant N - 1); the indices are constants, as shifts need.
@@ -355,7 +358,7 @@ constexpr void add(Kernels& table, Encoding encoding) {
 }
 
 constexpr Kernels make_table() {
-  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}};
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "format.h"
 
 namespace gemwright {
@@ -42,6 +43,7 @@ struct Kernels {
   void (*exact[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
   // Ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
+  const AttentionKernels& attention;
 };
 
 // The chosen instruction set: the best that this processor has, unless `select_isa` chose another.

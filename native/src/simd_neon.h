@@ -74,6 +74,10 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
   GEMWRIGHT_EACH(Floats, vfmaq_f32(c.v[i], a.v[i], b.v[i]));
 }
 
+inline float add_lanes(Floats x) {
+  return vaddvq_f32(vaddq_f32(vaddq_f32(x.v[0], x.v[1]), vaddq_f32(x.v[2], x.v[3])));
+}
+
 inline Ints broadcast(int32_t x) { GEMWRIGHT_EACH(Ints, vdupq_n_s32(x)); }
 
 inline Bytes load_bytes(const uint8_t* p) { GEMWRIGHT_EACH(Bytes, vld1q_u8(p + 16 * i)); }

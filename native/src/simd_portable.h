@@ -67,6 +67,12 @@ inline Floats operator+(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] + b.
 inline Floats operator-(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] - b.v[i]); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { GEMWRIGHT_EACH(Floats, a.v[i] * b.v[i] + c.v[i]); }
 
+inline float add_lanes(Floats x) {
+  float sum = 0.0f;
+  for (float lane : x.v) sum += lane;
+  return sum;
+}
+
 inline Ints broadcast(int32_t x) { GEMWRIGHT_EACH(Ints, x); }
 
 inline Bytes load_bytes(const uint8_t* p) {

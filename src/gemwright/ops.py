@@ -23,21 +23,22 @@ def layer_norm(
     return (wide * scale * gain.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def rotate(
-    x: Float[Array, "B T heads H"], positions: Int[Array, "B T"], base: float, scale: float, fraction: float = 1.0
-) -> Float[Array, "B T heads H"]:
-    """Rotary position embedding, pairing dimension i with i + H / 2; the angle is position / scale * base^(-2i/H).
-
-    Of each head only `fraction`, its front, is rotated, as if it were the whole.
+def rotation(positions: Int[Array, "B T"], width: int, base: float, scale: float) -> Float[Array, "B T 2 half"]:
+    """Cosines and sines of the angles position / scale * base^(-2i / width), for i below width / 2.
 
     Positions stay integers until the float32 product with the frequencies: in bfloat16, 8190 and 8191 are one.
     """
-    rotated = int(x.shape[-1] * fraction)
-    half = rotated // 2
+    half = width // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / scale
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second, rest = jnp.split(x.astype(jnp.float32), (half, rotated), axis=-1)
+    angle = positions[:, :, None].astype(jnp.float32) * frequency
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=2)
+
+
+def rotate(x: Float[Array, "B T heads H"], rotation: Float[Array, "B T 2 half"]) -> Float[Array, "B T heads H"]:
+    """Rotary position embedding, pairing dimension i with i + half; what lies beyond both halves stays as it is."""
+    cos, sin = rotation[:, :, None, 0], rotation[:, :, None, 1]
+    half = rotation.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 

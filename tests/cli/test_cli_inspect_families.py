@@ -38,7 +38,7 @@ def griffin() -> Config:
 
 def test_a_recurrentgemma(run, tmp_path: Path):
     said = told(run, written(tmp_path, griffin()))
-    assert said["layers"] == "5: 4 recurrent (2560 wide), 1 with a window of 2,049"
+    assert said["layers"] == "5: 2 recurrent (2560 wide), 1 with a window of 2,049, then 2 recurrent (2560 wide)"
     assert said["context"] == "any number of tokens"
     assert said["heads"] == "10 for queries, 1 for keys and values, 256 wide"
     assert said["parameters"] == f"{parameter_count(griffin()):,}"

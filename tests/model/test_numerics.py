@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from gemwright import ops, weights
+from gemwright.model import attention
 from gemwright.model.attention import attend
 
 ONCE = 2.0**-8 * 1.001
@@ -51,7 +53,9 @@ def test_rope_at_positions_that_bfloat16_cannot_tell_apart(base: float, scale: f
         [first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)], axis=-1
     )
     # The float32 product of position and frequency is off by at most two roundings: 32767 * 2^-23.
-    _is_rounded_once(ops.rotate(x, jnp.asarray(positions), base, scale), exact, atol=32_767 * 2.0**-23 * 4)
+    _is_rounded_once(
+        ops.rotate(x, ops.rotation(jnp.asarray(positions), x.shape[-1], base, scale)), exact, atol=32_767 * 2.0**-23 * 4
+    )
 
 
 def test_rope_in_float32_stays_with_the_exact_angle():
@@ -59,7 +63,7 @@ def test_rope_in_float32_stays_with_the_exact_angle():
     x = jnp.ones((1, 4, 1, 64), jnp.float32)
     angle = positions[:, :, None, None] / 8.0 * 1e6 ** (-np.arange(32) / 32)
     exact = np.concatenate([np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)], axis=-1)
-    found = np.asarray(ops.rotate(x, jnp.asarray(positions), 1e6, 8.0), np.float64)
+    found = np.asarray(ops.rotate(x, ops.rotation(jnp.asarray(positions), x.shape[-1], 1e6, 8.0)), np.float64)
     bound = 1e-6 + positions[:, :, None, None] / 8.0 * 2.0**-21
     assert np.all(np.abs(found - exact) < bound)
 
@@ -137,3 +141,22 @@ def test_an_id_outside_the_table_is_not_another_row():
     found = np.asarray(weights.rows(jnp.ones((5, 3)), jnp.array([[4, 5], [0, 100]])))
     assert np.isnan(found[:, 1]).all()
     assert np.isfinite(found[:, 0]).all()
+
+
+def test_scores_that_do_not_fit_are_computed_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """The same numbers and gradients, with a remainder."""
+    numbers = np.random.default_rng(3)
+    q, keys, values = (
+        jnp.asarray(numbers.standard_normal(s), jnp.float32) for s in [(2, 11, 4, 8), (2, 2, 9, 8), (2, 2, 9, 8)]
+    )
+    mask = jnp.asarray(numbers.random((2, 11, 9)) < 0.7)
+
+    def total(q: Any, keys: Any) -> Any:
+        return jnp.sum(jnp.sin(attend(q, keys, values, mask, 5.0)))
+
+    whole = attend(q, keys, values, mask, 5.0), *jax.grad(total, (0, 1))(q, keys)
+    monkeypatch.setattr(attention, "SCORES", 3 * 2 * 4 * 9)
+    assert "scan" in str(jax.make_jaxpr(attend, static_argnums=4)(q, keys, values, mask, 5.0))
+    parts = attend(q, keys, values, mask, 5.0), *jax.grad(total, (0, 1))(q, keys)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(one).max())

@@ -1,6 +1,7 @@
 """However a text is cut, padded and batched, its tokens get the hidden states of one pass over the whole text."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixers import CONFIGS, VOCAB, WINDOW, weights
 
+from gemwright.kernels.packed import use_native
+from gemwright.model import attention
 from gemwright.model.config import Config
 from gemwright.model.state import (
     DecodeState,
@@ -23,7 +26,7 @@ from gemwright.model.state import (
 )
 from gemwright.model.transformer import forward
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "kernel")
 LENGTH = 4 * WINDOW + 3
 CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -34,6 +37,18 @@ few = settings(max_examples=8, deadline=None, derandomize=True)
 configs = pytest.mark.parametrize("name", ["multi-query", "capped", "qk-norm"])
 mixed = pytest.mark.parametrize("name", ["capped"])
 """A local and a global layer, for what does not depend on how they attend."""
+
+
+@pytest.fixture(scope="module", params=["reference", "native"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both versions of attention with a state."""
+    if request.param == "native" and not use_native():
+        pytest.skip("gemwright-native is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention.kernel, "runs_natively", lambda *_: request.param == "native")
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 _forward = jax.jit(forward, static_argnums=0)

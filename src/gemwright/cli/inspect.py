@@ -1,7 +1,9 @@
 """`gemwright inspect`: what a checkpoint is and needs, without its weights."""
 
 import dataclasses
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gemwright.checkpoint.open import Checkpoint
-    from gemwright.model.config import Config, Mixer
+    from gemwright.model.config import Config, Layer, Mixer
 
 DTYPES = ("float32", "bfloat16")
 
@@ -154,22 +156,27 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
 
 
 def _shape_rows(config: "Config") -> list[tuple[str, str]]:
-    """Layers of equal make are counted together."""
-    from gemwright.model.config import Attention
+    from gemwright.model.config import Attention, stages
 
-    mixers = [layer.mixer for layer in config.layers]
-    makes = ", ".join(f"{count} {make}" for make, count in Counter(map(_make, mixers)).items())
-    attention = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    attention = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
     heads = Counter((mixer.heads, mixer.kv_heads, mixer.head_dim) for mixer in attention)
     hidden = sorted({layer.mlp.hidden for layer in config.layers})
     return [
-        ("layers", f"{len(config.layers)}: {makes}"),
+        ("layers", f"{len(config.layers)}: {', then '.join(itertools.starmap(_stage, stages(config.layers)))}"),
         ("width", f"{config.width}, MLP {', '.join(map(str, hidden))}"),
         ("heads", "\n".join(f"{q} for queries, {kv} for keys and values, {width} wide" for q, kv, width in heads)),
         ("context", _tokens(config.context)),
         ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', with a head of its own'}"),
         *_vision_rows(config),
     ]
+
+
+def _stage(pattern: "Sequence[Layer]", repeats: int) -> str:
+    """Such as `3 times 5 with a window of 512, 1 over everything`."""
+    runs = itertools.groupby(_make(layer.mixer) for layer in pattern)
+    if len(pattern) == 1:
+        return f"{repeats} {_make(pattern[0].mixer)}"
+    return (f"{repeats} times " if repeats > 1 else "") + ", ".join(f"{len(list(run))} {make}" for make, run in runs)
 
 
 def _make(mixer: "Mixer") -> str:

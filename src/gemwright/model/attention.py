@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gemwright import ops, weights
+from gemwright.kernels import attention as kernel
 from gemwright.model.config import Attention
 from gemwright.model.spec import AttentionWeights
 from gemwright.model.state import Context, KVState, insert, slot_positions, together, visible
@@ -13,6 +14,9 @@ from gemwright.typing import Array, Bool, Float
 
 MASKED = -2.3819763e38
 """Score of what must not be seen: finite in bfloat16, so that a row that sees nothing has no NaN."""
+
+SCORES = 1 << 25
+"""Scores that are held at a time, 128 MB: of a long chunk against a long past, only some queries at once."""
 
 _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
@@ -29,15 +33,31 @@ def apply(
     q = weights.matmul(x, params.q)
     k = weights.matmul(x, params.k)
     v = weights.matmul(x, params.v)
-    if spec.qk_norm:
-        assert params.q_norm is not None
-        assert params.k_norm is not None
-        q, k = ops.rms_norm(q, params.q_norm, eps), ops.rms_norm(k, params.k_norm, eps)
-    q = ops.rotate(q, context.positions, spec.rope.base, spec.rope.scale, spec.rope.fraction)
-    k = ops.rotate(k, context.positions, spec.rope.base, spec.rope.scale, spec.rope.fraction)
+    gains = None if params.q_norm is None or params.k_norm is None else (params.q_norm, params.k_norm)
+    rotation = ops.rotation(context.positions, int(spec.head_dim * spec.rope.fraction), spec.rope.base, spec.rope.scale)
+    scale = spec.query_scalar**-0.5
 
-    keys, values, mask, state = _remembered(spec, k, v, context, state)
-    mixed = attend(q * spec.query_scalar**-0.5, keys, values, mask, spec.soft_cap)
+    if state is not None and context.blocks is None and kernel.runs_natively(q, state.keys):
+        mixed, (keys, values) = kernel.attend_to_ring(
+            q,
+            k,
+            v,
+            (state.keys, state.values),
+            context.positions,
+            context.lengths,
+            rotation,
+            gains,
+            window=spec.window,
+            scale=scale,
+            cap=spec.soft_cap,
+            eps=eps,
+        )
+        state = KVState(keys, values)
+    else:
+        if gains is not None:
+            q, k = ops.rms_norm(q, gains[0], eps), ops.rms_norm(k, gains[1], eps)
+        keys, values, mask, state = _remembered(spec, ops.rotate(k, rotation), v, context, state)
+        mixed = attend(ops.rotate(q, rotation) * scale, keys, values, mask, spec.soft_cap)
     return ops.biased(weights.matmul(mixed, params.o, inputs=2), params.o_bias), state
 
 
@@ -49,6 +69,24 @@ def attend(
     cap: float | None,
 ) -> Float[Array, "B T N H"]:
     """softmax(cap(q k)) v in float32. Query head n reads key/value head n // (N / K). The cap precedes the mask."""
+    B, T, N, _ = q.shape
+    at_once = max(1, SCORES // (B * N * keys.shape[2]))
+    if at_once >= T:
+        return _attend(q, keys, values, mask, cap)
+
+    def one(query: tuple[Array, Array]) -> Float[Array, "B N H"]:
+        return _attend(query[0][:, None], keys, values, query[1][:, None], cap)[:, 0]
+
+    return jax.lax.map(one, (q.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=at_once).swapaxes(0, 1)
+
+
+def _attend(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+    cap: float | None,
+) -> Float[Array, "B T N H"]:
     B, T, N, H = q.shape
     K = keys.shape[1]
     grouped = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G T H

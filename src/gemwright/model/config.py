@@ -105,6 +105,17 @@ class Config:
     vision: Vision | None = None
 
 
+def stages(layers: tuple[Layer, ...]) -> tuple[tuple[tuple[Layer, ...], int], ...]:
+    """The layers as a pattern and how often it repeats, and what the last repetition cuts short, if anything.
+
+    (local, global) x 13, or (recurrent, recurrent, attention) x 8 and (recurrent, recurrent) x 1.
+    """
+    period = next(p for p in range(1, len(layers) + 1) if all(a == b for a, b in zip(layers, layers[p:], strict=False)))
+    repeats, rest = divmod(len(layers), period)
+    whole = (layers[:period], repeats)
+    return (whole, (layers[-rest:], 1)) if rest else (whole,)
+
+
 def pattern(depth: int, *kinds: Layer) -> tuple[Layer, ...]:
     """`depth` layers that repeat `kinds` in order; the last repetition may be cut short."""
     return tuple(kinds[i % len(kinds)] for i in range(depth))

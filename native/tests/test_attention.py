@@ -1,0 +1,228 @@
+"""`attention` against its definition in float64, in every instruction set, over shapes, windows, paddings and rings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gemwright_native as native
+
+TOLERANCE = 3e-6
+"""Absolute, of results of the order of one and scores below 16: a few float32 roundings."""
+EPS = 1e-6
+
+
+@dataclass
+class Heads:
+    """Sizes and numbers of one attention."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    width: int = 32
+    slots: int = 24
+    window: int | None = None
+    rotated: int = 32
+    cap: float | None = None
+    gains: bool = True
+    scale: float = 0.25
+    random: Any = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        self.gain = [self.random.standard_normal(self.width).astype(np.float32) for _ in "qk"] if self.gains else None
+
+    def rotation(self, positions: Any) -> Any:
+        half = self.rotated // 2
+        angles = np.maximum(positions, 0)[..., None] * 10_000.0 ** -(np.arange(half) / max(half, 1))
+        return np.stack([np.cos(angles), np.sin(angles)], axis=-2).astype(np.float32)
+
+    def prepared(self, x: Any, gain: Any, rotation: Any) -> Any:
+        """[B, T, heads, H] normalised and rotated, in float64."""
+        x, half = x.astype(np.float64), self.rotated // 2
+        if gain is not None:
+            x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPS) * (1 + gain.astype(np.float64))
+        cos, sin = rotation[:, :, None, 0], rotation[:, :, None, 1]
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], -1)
+
+
+class Run:
+    """Feeds chunks to the kernel and keeps all keys and values for the definition."""
+
+    def __init__(self, heads: Heads, batch: int):
+        self.h, self.batch = heads, batch
+        shape = (batch, heads.kv_heads, heads.slots, heads.width)
+        self.ring = (jnp.full(shape, jnp.nan), jnp.full(shape, jnp.nan))  # what was never stored must never be read
+        self.lengths = np.zeros(batch, np.int32)
+        self.past: list[list[tuple[Any, Any]]] = [[] for _ in range(batch)]
+
+    def feed(self, valid: Any) -> None:
+        h, tokens = self.h, valid.shape[1]
+        q, k, v = (
+            h.random.standard_normal((self.batch, tokens, n, h.width)).astype(np.float32)
+            for n in (h.heads, h.kv_heads, h.kv_heads)
+        )
+        positions = np.where(valid, self.lengths[:, None] + np.cumsum(valid, 1) - 1, -1).astype(np.int32)
+        rotation = h.rotation(positions)
+        y, self.ring = native.attention(
+            jnp.asarray(q),
+            jnp.asarray(k),
+            jnp.asarray(v),
+            self.ring,
+            jnp.asarray(positions),
+            jnp.asarray(self.lengths),
+            jnp.asarray(rotation),
+            None if h.gain is None else (jnp.asarray(h.gain[0]), jnp.asarray(h.gain[1])),
+            window=h.window,
+            scale=h.scale,
+            cap=h.cap,
+            eps=EPS,
+        )
+        self.check(np.asarray(y), q, k, v, positions, rotation)
+
+    def check(self, y: Any, q: Any, k: Any, v: Any, positions: Any, rotation: Any) -> None:
+        h = self.h
+        q = h.prepared(q, h.gain and h.gain[0], rotation) * h.scale
+        k = h.prepared(k, h.gain and h.gain[1], rotation)
+        for row in range(self.batch):
+            oldest = max(self.lengths[row] - h.slots, 0)
+            for t in np.flatnonzero(positions[row] >= 0):
+                self.past[row].append((k[row, t], v[row, t].astype(np.float64)))
+            for t, position in enumerate(positions[row]):
+                if position < 0:
+                    np.testing.assert_array_equal(y[row, t], 0.0)
+                    continue
+                first = max(oldest, 0 if h.window is None else position - h.window + 1)
+                if positions.shape[1] == 1:  # it stands in the ring itself
+                    first = max(first, position - h.slots + 1)
+                keys, values = (np.stack(part) for part in zip(*self.past[row][first : position + 1], strict=True))
+                for n in range(h.heads):
+                    scores = keys[:, n // (h.heads // h.kv_heads)] @ q[row, t, n]
+                    scores = h.cap * np.tanh(scores / h.cap) if h.cap else scores
+                    weights = np.exp(scores - scores.max())
+                    expected = weights / weights.sum() @ values[:, n // (h.heads // h.kv_heads)]
+                    np.testing.assert_allclose(y[row, t, n], expected, rtol=0, atol=TOLERANCE)
+        self.lengths = (self.lengths + (positions >= 0).sum(1)).astype(np.int32)
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "multi-query": {"heads": 5, "kv_heads": 1},
+    "full": {"heads": 3, "kv_heads": 3, "gains": False},
+    "window": {"window": 7, "slots": 7},
+    "window of one": {"window": 1, "slots": 1},
+    "ring longer than the window": {"window": 5, "slots": 9},
+    "capped": {"cap": 2.0, "scale": 3.0},
+    "half rotated": {"rotated": 16, "heads": 8, "kv_heads": 1},
+    "not rotated, wide": {"rotated": 0, "width": 80, "scale": 0.1},
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_chunks_and_single_tokens(isa: str, kind: str) -> None:
+    run = Run(Heads(**HEADS[kind]), batch=2)
+    for tokens in (1, 6, 1, 1, 3, 11, 1, 1):
+        run.feed(np.ones((2, tokens), bool))
+
+
+def test_padding_on_either_side_is_neither_seen_nor_stored(isa: str) -> None:
+    run = Run(Heads(window=9, slots=9), batch=3)
+    for counts in ((4, 0, 7), (1, 7, 3)):
+        run.feed(np.arange(7) < np.array(counts)[:, None])  # on the right
+        run.feed(np.arange(7) >= 7 - np.array(counts)[:, None])  # on the left
+    run.feed(np.array([[True], [False], [True]]))
+    run.feed(np.array([[True, False, True, True], [False] * 4, [True] * 4]))
+
+
+def test_a_chunk_longer_than_the_ring(isa: str) -> None:
+    run = Run(Heads(window=5, slots=5), batch=1)
+    for tokens in (23, 1, 17, 1):
+        run.feed(np.ones((1, tokens), bool))
+
+
+def test_many_tokens_are_shared_among_threads(isa: str) -> None:
+    run = Run(Heads(heads=4, kv_heads=1, width=256, slots=700, rotated=256, scale=1 / 32), batch=1)
+    run.feed(np.ones((1, 600), bool))
+    run.feed(np.ones((1, 1), bool))
+
+
+def test_what_is_no_number_stays_so(isa: str) -> None:
+    h = Heads(gains=False)
+    q, k = np.ones((1, 2, 4, 32), np.float32), np.ones((1, 2, 2, 32), np.float32)
+    k[0, 1, 0, 0] = np.nan
+    ring = (jnp.zeros((1, 2, 24, 32)), jnp.zeros((1, 2, 24, 32)))
+    positions = np.arange(2, dtype=np.int32)[None]
+    y, _ = native.attention(
+        jnp.asarray(q),
+        jnp.asarray(k),
+        jnp.ones(k.shape),
+        ring,
+        jnp.asarray(positions),
+        jnp.zeros(1, jnp.int32),
+        jnp.asarray(h.rotation(positions)),
+        None,
+        window=None,
+        scale=1.0,
+        cap=None,
+        eps=EPS,
+    )
+    assert np.isnan(np.asarray(y)[0, 1, :2]).all()
+    assert np.isfinite(np.asarray(y)[0, 0]).all()
+    assert np.isfinite(np.asarray(y)[0, 1, 2:]).all()
+
+
+def _arguments(**changes: Any) -> dict[str, Any]:
+    ring = jnp.zeros((1, 2, 8, 32))
+    given: dict[str, Any] = {
+        "q": jnp.zeros((1, 3, 4, 32)),
+        "k": jnp.zeros((1, 3, 2, 32)),
+        "v": jnp.zeros((1, 3, 2, 32)),
+        "ring": (ring, ring),
+        "positions": jnp.arange(3, dtype=jnp.int32)[None],
+        "lengths": jnp.zeros(1, jnp.int32),
+        "rotation": jnp.zeros((1, 3, 2, 16)),
+        "gains": None,
+        "window": None,
+        "scale": 1.0,
+        "cap": None,
+        "eps": EPS,
+    }
+    return given | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": jnp.zeros((1, 3, 4, 32), jnp.bfloat16)}, "q must be float32"),
+        ({"k": jnp.zeros((1, 3, 3, 32))}, "k must be"),
+        ({"v": jnp.zeros((1, 2, 2, 32))}, "v must be"),
+        ({"ring": (jnp.zeros((1, 2, 8, 32)), jnp.zeros((1, 2, 7, 32)))}, "values must be"),
+        ({"positions": jnp.zeros((1, 3))}, "positions must be int32"),
+        ({"lengths": jnp.zeros(2, jnp.int32)}, "lengths must be"),
+        ({"rotation": jnp.zeros((1, 3, 2, 17))}, "do not fit together"),
+        ({"gains": (jnp.zeros(3), jnp.zeros(32))}, "gain must be"),
+        ({"window": 0}, "do not fit together"),
+        ({"ring": (jnp.zeros((1, 2, 0, 32)),) * 2}, "do not fit together"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native.attention(**_arguments(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"positions": jnp.asarray([[0, 2, 3]], jnp.int32)}, {"lengths": jnp.asarray([-1], jnp.int32)}]
+)
+def test_wrong_positions_are_refused_where_they_are_known(changes: dict[str, Any]) -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"follow on|negative"):
+        jax.block_until_ready(native.attention(**_arguments(**changes)))
+
+
+def test_nothing_to_attend(isa: str) -> None:
+    nothing = {name: jnp.zeros((0, *_arguments()[name].shape[1:])) for name in ("q", "k", "v", "rotation")}
+    ring = (jnp.zeros((0, 2, 8, 32)),) * 2
+    integers = {"positions": jnp.zeros((0, 3), jnp.int32), "lengths": jnp.zeros(0, jnp.int32)}
+    y, _ = native.attention(**_arguments(**nothing, **integers, ring=ring))
+    assert y.shape == (0, 3, 4, 32)
