@@ -125,6 +125,60 @@ void refuse(std::mt19937& random) {
 
 }  // namespace
 
+// Feeds a ring chunk by chunk, with padding, and returns all results.
+std::vector<float> feed(int64_t heads, int64_t kv_heads, int64_t slots, int64_t window, float cap, int64_t threads) {
+  constexpr int64_t kBatch = 2, kWidth = 48, kRotated = 32;
+  std::mt19937 random(1);
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = std::normal_distribution<float>()(random);
+    return values;
+  };
+  const auto gain = numbers(kWidth);
+  std::vector<float> keys(kBatch * kv_heads * slots * kWidth), values = keys, all;
+  std::vector<int32_t> lengths(kBatch);
+  for (int64_t tokens : {1, 5, 19, 1, 40, 1, 1}) {
+    std::vector<int32_t> positions(kBatch * tokens, -1), after = lengths;
+    for (int64_t row = 0; row < kBatch; ++row) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        if (tokens == 1 || (t + row) % 4 != 0) positions[row * tokens + t] = after[row]++;
+      }
+    }
+    const auto q = numbers(kBatch * tokens * heads * kWidth), k = numbers(kBatch * tokens * kv_heads * kWidth),
+               v = numbers(kBatch * tokens * kv_heads * kWidth), rotation = numbers(kBatch * tokens * kRotated);
+    std::vector<float> y(q.size());
+    AttentionArgs args{};
+    args.batch = kBatch, args.tokens = tokens, args.heads = heads, args.kv_heads = kv_heads, args.width = kWidth;
+    args.slots = slots, args.q = q.data(), args.k = k.data(), args.v = v.data(), args.positions = positions.data();
+    args.lengths = lengths.data(), args.rotation = rotation.data(), args.rotated = kRotated;
+    args.q_gain = args.k_gain = gain.data(), args.window = window, args.scale = 0.1f, args.cap = cap;
+    args.eps = 1e-6f, args.ring_keys = keys.data(), args.ring_values = values.data(), args.y = y.data();
+    Threads pool(threads);
+    const std::string wrong = attention(pool, args);
+    check(wrong.empty(), {"attention", heads, slots, tokens}, kernels().name, wrong.c_str());
+    all.insert(all.end(), y.begin(), y.end());
+    lengths = after;
+  }
+  return all;
+}
+
+void attend() {
+  for (int64_t slots : {1, 7, 64}) {
+    for (float cap : {0.0f, 5.0f}) {
+      for (int64_t group : {1, 3, 11}) {
+        const int64_t window = slots < 64 ? slots : int64_t{1} << 62;
+        select_isa("portable");
+        const auto expected = feed(2 * group, 2, slots, window, cap, 1);
+        for (int i = 0; const char* isa = isa_name(i); ++i) {
+          select_isa(isa);
+          const auto found = feed(2 * group, 2, slots, window, cap, 3);
+          check(close(expected, found), {"attention", 2 * group, slots, 0}, isa, "mixed values");
+        }
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937 random(0);
   for (const char* encoding : {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"}) {
@@ -136,6 +190,7 @@ int main() {
     if (block == 1) compare({encoding, 5, 259, 4}, random);
   }
   refuse(random);
+  attend();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }
