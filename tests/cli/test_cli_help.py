@@ -8,7 +8,7 @@ import pytest
 import gemwright
 
 SOURCE = Path(__file__).parents[2] / "src"
-COMMANDS = ("generate", "chat", "infill", "score", "models", "inspect", "convert", "pull", "doctor")
+COMMANDS = ("generate", "chat", "see", "infill", "score", "models", "inspect", "convert", "pull", "doctor")
 
 LIGHT = """
 import sys

@@ -33,7 +33,11 @@ def apply(
     q = weights.matmul(x, params.q)
     k = weights.matmul(x, params.k)
     v = weights.matmul(x, params.v)
-    gains = None if params.q_norm is None or params.k_norm is None else (params.q_norm, params.k_norm)
+    gains = None
+    if spec.qk_norm:
+        assert params.q_norm is not None
+        assert params.k_norm is not None
+        gains = params.q_norm, params.k_norm
     rotation = ops.rotation(context.positions, int(spec.head_dim * spec.rope.fraction), spec.rope.base, spec.rope.scale)
     scale = spec.query_scalar**-0.5
 
