@@ -6,7 +6,10 @@ from gemwright.variants import VARIANTS
 
 
 def models(as_json: o.JsonOption = False) -> None:
-    """List the published models by the names that load them, those of one shape together."""
+    """List the published models by the names that load them.
+
+    Models of one shape stand together.
+    """
     if as_json:
         for name, variant in VARIANTS.items():
             render.write_json(

@@ -44,8 +44,9 @@ def see(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Ask about a picture: a caption, a question, objects to detect or segment, text to read.
+    """Ask about a picture, or find things in it.
 
+    Ask for a caption, put a question, or name objects to detect or segment and text to read.
     PaliGemma answers in a few words, or with places, which --draw shows and --json lists. Gemma 3 answers at length.
     """
     wanted = o.settings(max_tokens=max_tokens, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
