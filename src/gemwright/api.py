@@ -6,6 +6,7 @@ print(model.generate("Once upon a time", max_tokens=100).text)
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
@@ -258,8 +259,10 @@ def load(
     config = checkpoint.config
     precision = choose_dtype(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
-    params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
-    tokenizer = Tokenizer(checkpoint.vocabulary())
+    with ThreadPoolExecutor(1) as beside:  # the tokenizer keeps one core busy, reading weights mostly waits
+        made = beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
+        params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
+        tokenizer = made.result()
     eyes = None
     if config.vision is not None and params.vision is not None:
         # The resizing that Gemma 3 and big_vision's PaliGemma were given; the processors of the hub's PaliGemma differ.

