@@ -137,6 +137,10 @@ def test_conversations_hold_pictures(model: gemwright.Model):
 def test_long_pictures_may_be_cut(model: gemwright.Model):
     assert model.eyes is not None
     wide = _picture(9, 300, 900)
+    if model.eyes.spec.prefix:
+        with pytest.raises(gemwright.GemwrightError, match="is for Gemma 3"):
+            model.generate("the", [wide], pan_and_scan=True)
+        return
     whole = model.generate("the", [wide], max_tokens=1)
     cut = model.generate("the", [wide], max_tokens=1, pan_and_scan=True)
     rows = model.eyes.spec.tokens
@@ -154,5 +158,9 @@ def test_pictures_are_for_models_that_see(tmp_path: Path):
     ):
         with pytest.raises(gemwright.GemwrightError, match="sees no pictures"):
             call()
+    with pytest.raises(gemwright.GemwrightError, match="put the one into a list"):
+        blind.chat([{"role": "user", "content": "the", "images": "cat.jpg"}])
+    with pytest.raises(gemwright.GemwrightError, match="belong to its messages"):
+        blind.stream([{"role": "user", "content": "the"}], [_picture(0)])
     with pytest.raises(gemwright.GemwrightError, match="pictures for 1 texts and 2 texts"):
         blind.generate(["a", "b"], [[_picture(0)]])

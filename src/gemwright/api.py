@@ -13,7 +13,6 @@ from typing import Any, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from gemwright import memory
@@ -156,9 +155,14 @@ class Model:
         return self._complete([ids], infill.stop_ids(self.tokenizer), greedy | options)[0]
 
     def stream(self, prompt: str | Conversation, images: Images = (), **options: Unpack[Options]) -> Stream:
-        """Continue a text or answer a conversation, piece by piece; a piece never holds half a character."""
+        """Continue a text or answer a conversation, piece by piece; a piece never holds half a character.
+
+        The pictures of a conversation are in its messages.
+        """
         if isinstance(prompt, str):
             return Stream(self._run([self._prompt(prompt, images, options)], self.stop_ids, options))
+        if images:
+            raise GemwrightError('The pictures of a conversation belong to its messages; give them there, as "images".')
         return Stream(self._run([self._conversation(prompt, options)], self.chat_stop_ids, options))
 
     def score(self, text: str, prompt: str = "", images: Images = ()) -> Score:
@@ -167,15 +171,11 @@ class Model:
         Raises:
             GemwrightError: the text does not fit in the context, or a picture as for `generate`.
         """
-        before = self._prompt(prompt, images, {})
-        scored = self.tokenizer.encode(text)
-        both: Ids | Prompt = [*before.ids, *scored] if isinstance(before, Prompt) else [*before, *scored]
-        ids = list(both)
-        if isinstance(before, Prompt):
-            blocks = np.concatenate([before.blocks, np.full(len(scored), -1, np.int32)])
-            both = Prompt(ids, before.rows, blocks)
+        before, scored = self._prompt(prompt, images, {}), self.tokenizer.encode(text)
+        whole = before.then(scored) if isinstance(before, Prompt) else [*before, *scored]
+        ids = whole.ids if isinstance(whole, Prompt) else whole
         first = len(before) - 1
-        return Score(ids[first:], self.engine.score([both])[0][first:].astype(float).tolist())
+        return Score(list(ids[first:]), self.engine.score([whole])[0][first:].astype(float).tolist())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: BOS, then the text."""
@@ -192,13 +192,13 @@ class Model:
         return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
 
     def _prompt(self, text: str, images: Images, options: Options) -> Ids | Prompt:
-        if self.eyes is None:
-            if images:
-                raise GemwrightError(f"{self.name} sees no pictures; take a model that does, such as gemma-3-4b-it.")
+        if self.eyes is None and images:
+            raise GemwrightError(f"{self.name} sees no pictures; take a model that does, such as gemma-3-4b-it.")
+        if self.eyes is None or not (images or self.eyes.spec.prefix):
             return self.encode(text)
-        if not images and not self.eyes.spec.prefix:
-            return self.encode(text)
-        return self.eyes.before(text, [_views(image, options) for image in images])
+        if self.eyes.spec.prefix and options.get("pan_and_scan"):
+            raise GemwrightError("Pan and scan is for Gemma 3; a PaliGemma sees a picture once, in its own size.")
+        return self.eyes.before(text, _views(images, options))
 
     def _conversation(self, messages: Conversation, options: Options) -> Ids | Prompt:
         turns = [_message(message, options) for message in messages]
@@ -248,7 +248,7 @@ def load(
     Args:
         model: A path, a name of `gemwright models`, or a hub id.
         dtype: Of weights and activations. By default what `choose_dtype` says.
-        variant: Name of the published variant, for an Orbax tree.
+        variant: Name of the published variant, for an Orbax tree or an `.npz`.
         progress: Called with the bytes read so far and the bytes in all.
 
     Raises:
@@ -314,17 +314,19 @@ def default_sampling(checkpoint: Checkpoint) -> Sampling:
     return replace(Sampling(temperature=1.0, top_k=50), **given)
 
 
-def _views(image: Any, options: Options) -> list[Picture]:
-    """A picture, and the crops that are shown after it."""
-    picture = read_image(image)
-    return [picture, *pan_and_scan(picture)] if options.get("pan_and_scan") else [picture]
+def _views(images: Images, options: Options) -> list[list[Picture]]:
+    """Each picture, and the crops that are shown after it."""
+    if isinstance(images, str | bytes | Path):
+        raise GemwrightError("images must be a list of pictures; put the one into a list.")
+    pictures = [read_image(image) for image in images]
+    return [[picture, *(pan_and_scan(picture) if options.get("pan_and_scan") else ())] for picture in pictures]
 
 
 def _message(message: Message | Mapping[str, Any], options: Options) -> Message:
     """A message whose pictures are read."""
     if isinstance(message, Message):
-        return replace(message, images=tuple(_views(image, options) for image in message.images))
+        return replace(message, images=tuple(_views(message.images, options)))
     if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
         raise GemwrightError("A message needs a role (system, user or assistant) and its content as text.")
-    images = tuple(_views(image, options) for image in message.get("images", ()))
-    return Message(cast(chat.Role, message["role"]), message["content"], images)
+    images = _views(message.get("images", ()), options)
+    return Message(cast(chat.Role, message["role"]), message["content"], tuple(images))

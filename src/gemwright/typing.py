@@ -4,7 +4,8 @@
     D  model width           N  query heads            K  key/value heads
     H  head width            F  hidden width of the MLP (one branch)
     V  vocabulary rows       G  query heads per key/value head (N / K)
-    R  recurrent width
+    R  recurrent width       C  inputs that a convolution keeps
+    E  width of the tower    P  pixels along a picture's side
 
 Weight matrices are stored with the contracted axes last, as they lie on disk in the Hugging Face and GGUF
 formats: rows are outputs. A quantised block then runs along a row.

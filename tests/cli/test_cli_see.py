@@ -48,12 +48,19 @@ def test_a_conversation_takes_pictures(run: Run, talking: Path, photo: Path):
     assert with_picture["prompt_tokens"] > without["prompt_tokens"]
 
 
+def test_an_answer_is_scored_behind_a_picture(run: Run, seeing: Path, photo: Path):
+    given = ["score", "the cat", "--prompt", "answer", "--model", seeing, "--json"]
+    blind, seen = (json.loads(run(*given, *image).out) for image in ([], ["--image", photo]))
+    assert seen["tokens"] == blind["tokens"]
+    assert seen["logprobs"] != blind["logprobs"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["missing.png", "caption"], "missing.png"),
         (["https://example.org/cat.png", "caption"], "save the picture"),
-        (["{photo}", "caption", "--pan-and-scan"], "is for Gemma 3"),
+        (["{photo}", "caption", "--pan-and-scan"], "Pan and scan is for Gemma 3"),
         (["{photo}", "segment", "--mask-decoder", "none.npz"], "none.npz"),
         (["{seeing}/config.json", "caption"], "config.json"),
     ],

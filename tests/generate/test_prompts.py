@@ -16,6 +16,7 @@ from gemwright.generate.sampling import Sampling
 from gemwright.generate.schedule import CHUNKS
 from gemwright.model.transformer import Pictured, forward, logits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = CONFIGS["capped"].width
 LOGPROB = 2e-5
 """Absolute tolerance of log-probabilities that are computed over another shape."""

@@ -44,7 +44,7 @@ def convert(
     dtype: str | None = None,
     variant: str | None = None,
     progress: Progress = lambda done, total: None,
-) -> None:
+) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
     A GGUF of a Gemma 3 that sees holds its decoder alone; llama.cpp reads towers from files of another kind.
@@ -57,6 +57,9 @@ def convert(
             float32 where they are quantised.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         progress: Called with the bytes read so far and the bytes in all.
+
+    Returns:
+        The source.
 
     Raises:
         CheckpointError: the source cannot be read or expressed in the format, or the target cannot be written.
@@ -76,6 +79,7 @@ def convert(
         raise CheckpointError(
             f"{target} cannot be written ({error.strerror or error}); choose another place."
         ) from error
+    return checkpoint
 
 
 def _own_dtype(checkpoint: Checkpoint) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gemwright.checkpoint.configuration import MAX_LAYERS, MAX_SIZE, Keys, cannot_write
 from gemwright.checkpoint.huggingface_text import GELU_TANH, read_text, write_text
-from gemwright.model.config import Config, Vision
+from gemwright.model.config import Attention, Config, Vision
 
 VISION_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration", "paligemma": "PaliGemmaForConditionalGeneration"}
 """The class of each `model_type`."""
@@ -41,6 +41,9 @@ def read_multimodal(keys: Keys, text: Keys, kind: str, *, tied: bool) -> Config:
         if keys.data.get("vision_config") is None:
             return config
         tokens = keys.size("mm_tokens_per_image", 256)
+        windows = [layer.mixer.window for layer in config.layers if isinstance(layer.mixer, Attention)]
+        if any(window is not None and window < tokens for window in windows):  # would part a picture in transformers
+            raise keys.error("mm_tokens_per_image", "no more than the window of its local layers")
         return replace(config, vision=_read_vision(keys.mapping("vision_config"), tokens))
     config = read_text(text, text.choice("model_type", "gemma", "gemma2"), tied=tied, **_sparse(text))
     config = replace(config, vocab=min(config.vocab, PALIGEMMA_VOCAB))

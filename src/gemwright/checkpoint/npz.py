@@ -1,4 +1,4 @@
-"""NumPy's `.npz`, a zip of arrays, as big_vision keeps PaliGemma's; nothing is ever unpickled.
+"""NumPy's `.npz`, a zip of arrays, as big_vision keeps PaliGemma and its mask decoder; nothing is ever unpickled.
 
 Source: PKWARE's APPNOTE.TXT, 4.3 and 4.5.3; numpy `lib/format.py`. NumPy has no bfloat16 and writes one as two bytes of
 no type.
@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -106,8 +106,12 @@ class NpzFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def open_npz(path: str | os.PathLike[str]) -> NpzFile:
+def open_npz(path: str | os.PathLike[str], only: Collection[str] | None = None) -> NpzFile:
     """Opens a file; reads the zip's directory and the arrays' headers only.
+
+    Args:
+        path: The file.
+        only: The arrays that are wanted; what others there are may be anything. None wants all.
 
     Raises:
         CheckpointError: It is missing, damaged, or holds something other than plain arrays of floats.
@@ -124,6 +128,8 @@ def open_npz(path: str | os.PathLike[str]) -> NpzFile:
     members: dict[str, _Member] = {}
     for file_name, member in _entries(path, data):
         name = file_name.removesuffix(".npy")
+        if only is not None and name not in only:
+            continue
         if name == file_name:
             raise _error(path, f"holds {file_name!r:.80}, which is no array")
         if name in tensors:

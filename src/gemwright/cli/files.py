@@ -25,14 +25,13 @@ def convert(
     """Write a checkpoint in another format, tokenizer included."""
     import_jax()
     from gemwright.checkpoint.convert import convert as convert_checkpoint
-    from gemwright.checkpoint.open import open_checkpoint
     from gemwright.cli.loading import Bar, find
 
     path = find(source, may_download=False)
-    if to == "gguf" and open_checkpoint(path, variant).config.vision:
-        render.warn("A GGUF holds no vision tower, so only the decoder is written.")
     with Bar(f"Converting {Path(source).name}") as bar:
-        convert_checkpoint(path, target, to, dtype, variant, bar)
+        converted = convert_checkpoint(path, target, to, dtype, variant, bar)
+    if to == "gguf" and converted.config.vision:
+        render.warn("A GGUF holds no vision tower, so only the decoder was written.")
     render.write(f"{target}\n")
 
 

@@ -13,6 +13,10 @@ from gemwright.errors import GemwrightError
 def score(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The text; or give --file, or a pipe.")] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the text.")] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What stands before the text and is not scored.")] = "",
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="A picture before the prompt; may be given again.")
+    ] = None,
     model: o.ModelOption = "gemma-3-270m",
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
@@ -24,7 +28,7 @@ def score(
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
-    result = loaded.model.score(content)
+    result = loaded.model.score(content, render.argument(prompt), image or ())
     tokenizer, tokens = loaded.model.tokenizer, result.tokens[1:]
     total = sum(result.logprobs)
     if as_json:

@@ -81,8 +81,6 @@ def _ask(loaded: "Loaded", image: "NDArray[np.uint8]", prompt: str, wanted: o.Se
         raise GemwrightError(
             f"{loaded.name} sees no pictures; take a model that does, such as paligemma2-3b-mix-224 or gemma-3-4b-it."
         )
-    if crops and eyes.spec.prefix:
-        raise GemwrightError("--pan-and-scan is for Gemma 3; a PaliGemma sees a picture of its own size once.")
     options = wanted.options()
     options["pan_and_scan"] = crops
     if model.tuned and not eyes.spec.prefix:

@@ -93,21 +93,18 @@ class Engine:
         """
         self._check(prompts)
         state = self._empty(prompts)
-        successors = [np.asarray([*_ids(prompt)[1:], 0]) for prompt in prompts]
-        scores = [np.zeros(len(prompt), np.float32) for prompt in prompts]
-        done = [0] * len(prompts)
+        scores: list[list[float]] = [[] for _ in prompts]
         for chunk in chunks(_fed(prompts)):
             targets = np.zeros(chunk.valid.shape, np.int32)
-            stops = [start + int(count) for start, count in zip(done, chunk.valid.sum(1), strict=True)]
-            for row, (start, stop) in enumerate(zip(done, stops, strict=True)):
-                targets[row, : stop - start] = np.maximum(successors[row][start:stop], 0)
+            for row, start in enumerate(chunk.starts):
+                following = np.asarray(_ids(prompts[row])[start + 1 : start + 1 + chunk.valid.shape[1]], np.int32)
+                targets[row, : len(following)] = np.maximum(following, 0)
             part, state = programs.score(
                 self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.pictured
             )
-            for row, (start, stop) in enumerate(zip(done, stops, strict=True)):
-                scores[row][start:stop] = np.asarray(part)[row, : stop - start]
-            done = stops
-        return [row[:-1] for row in scores]
+            for row, valid in enumerate(chunk.valid):
+                scores[row] += np.asarray(part)[row, valid].tolist()
+        return [np.asarray(row[: len(prompt) - 1], np.float32) for row, prompt in zip(scores, prompts, strict=True)]
 
     def _check(self, prompts: Sequence[Ids | Prompt]) -> None:
         for prompt in prompts:

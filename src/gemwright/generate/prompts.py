@@ -37,11 +37,23 @@ class Prompt:
         """The front of it, with all rows."""
         return Prompt(self.ids[part], self.rows, self.blocks[part])
 
+    def then(self, ids: Ids) -> "Prompt":
+        """With text behind it, which sees backwards only."""
+        return Prompt([*self.ids, *ids], self.rows, np.append(self.blocks, np.full(len(ids), -1, np.int32)))
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The next part of every row: tokens [B, T], which of them are real [B, T], and what comes from pictures."""
+    """The next part of every row.
 
+    Attributes:
+        starts: [B] where in its row each part begins.
+        tokens: [B, T].
+        valid: [B, T] which of them are real.
+        pictured: What comes from pictures.
+    """
+
+    starts: list[int]
     tokens: Array
     valid: NDArray[np.bool_]
     pictured: Pictured | None
@@ -58,7 +70,7 @@ def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
         for row, (prompt, start, stop) in enumerate(parts):
             tokens[row, : stop - start] = (prompt.ids if isinstance(prompt, Prompt) else prompt)[start:stop]
             valid[row, : stop - start] = True
-        yield Chunk(jnp.asarray(tokens), valid, _pictured(parts, size))
+        yield Chunk(starts, jnp.asarray(tokens), valid, _pictured(parts, size))
         starts = stops
 
 

@@ -5,18 +5,15 @@ the mask VQ-VAE of Ning et al., "All in Tokens" (2023), https://arxiv.org/abs/23
 `gs://big_vision/paligemma/vae-oid.npz`. Activations are [height, width, channels].
 """
 
-import math
-import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright.checkpoint.npz import open_npz
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.images.locations import CODEBOOK, MASK_CODES, Box, Found, is_mask
 
@@ -44,10 +41,6 @@ LAYOUT: Final[Mapping[str, tuple[int, ...]]] = {
 }
 """Name and shape of every array that a decoder needs."""
 
-# What numpy writes, which is all of Python that this header may be: nothing here is evaluated or unpickled.
-_NPY = re.compile(rb"\{'descr': '(<f[248])', 'fortran_order': (False|True), 'shape': (\([0-9, ]{0,100}\)), \}\s*+")
-_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -62,20 +55,18 @@ class MaskDecoder:
 
     @classmethod
     def load(cls, path: str | Path) -> "MaskDecoder":
-        """Reads the published `vae-oid.npz`; the arrays of the encoder in it are not read.
+        """Reads the published `vae-oid.npz`; the arrays of the encoder in it are passed over.
 
         Raises:
             CheckpointError: The file is not one, or an array is missing, damaged or of another shape.
         """
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return cls({name: _read(archive, name, shape) for name, shape in LAYOUT.items()})
-        except GemwrightError as error:
-            raise CheckpointError(f"{path}: {error}: give the published vae-oid.npz.") from error
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is damaged or is no .npz file ({error}): download it again.") from error
+        file = open_npz(path, LAYOUT)
+        for name, shape in LAYOUT.items():
+            found = file.tensors.get(name)
+            if found is None or found.shape != shape:
+                what = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(shape)}"
+                raise CheckpointError(f"{path}: array {name} {what}; give the published vae-oid.npz.")
+        return cls({name: file.read(name).astype(np.float32) for name in LAYOUT})
 
     def decode(self, codes: tuple[int, ...]) -> NDArray[np.float32]:
         """Draws the mask of 16 codes.
@@ -162,27 +153,3 @@ def _correlate(x: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[n
 
 def _relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(x, 0)
-
-
-def _read(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Reads one array, never more than its shape is worth."""
-    member = archive.NameToInfo.get(f"{name}.npy")
-    if member is None or member.compress_type not in _PLAIN:
-        raise GemwrightError(f"it has no array {name}" if member is None else f"{name} is compressed in another way")
-    with archive.open(member) as file:
-        header = _NPY.fullmatch(_npy_header(file))
-        if header is None or header[3] != repr(shape).encode():
-            kind = "no array of floats" if header is None else f"of shape {header[3].decode()}"
-            raise GemwrightError(f"{name} is {kind}, not of shape {shape}")
-        dtype = np.dtype(header[1].decode())
-        data = file.read(dtype.itemsize * math.prod(shape))
-        if len(data) < dtype.itemsize * math.prod(shape) or file.read(1):  # at its end the zip checks its sum
-            raise GemwrightError(f"{name} does not hold what its shape says")
-    values = np.frombuffer(data, dtype)
-    return values.reshape(shape, order="F" if header[2] == b"True" else "C").astype(np.float32)
-
-
-def _npy_header(file: IO[bytes]) -> bytes:
-    """The dictionary at the start of numpy's format, version 1.0, whose length is a u16."""
-    start = file.read(10)
-    return file.read(int.from_bytes(start[8:], "little")) if start[:8] == b"\x93NUMPY\x01\x00" else b""
