@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -17,6 +18,10 @@ COMPUTING = ["gemwright.ops", "gemwright.weights", "gemwright.model", "gemwright
 _node = tree.node
 tree.node = lambda cls: typing.no_type_check(_node(cls))
 jaxtyping.install_import_hook(COMPUTING, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# The same examples in every run: a change fails for what it changed. To look further: --hypothesis-profile=default.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

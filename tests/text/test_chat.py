@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gemwright.errors import GemwrightError
@@ -115,6 +115,7 @@ def test_ids_equal_sentencepiece_on_the_rendered_text(small_tokenizer: Tokenizer
     """Markers are barriers: encoding between them gives what encoding the whole text with them as symbols gives."""
     import sentencepiece
 
+    assume("<unused" not in "".join(contents))  # a symbol to the reference, text here: another test's business
     messages = conversation(*contents, *["end"] * (1 - len(contents) % 2))
     text = "".join(
         f"<start_of_turn>{'user' if message.role == 'user' else 'model'}\n{message.content.strip()}<end_of_turn>\n"
