@@ -2,6 +2,7 @@
 #include <cstring>
 #include <utility>
 
+#include "exponential.h"
 #include "kernels.h"
 
 #define GEMWRIGHT_STRING_(x) #x
@@ -29,32 +30,6 @@ inline void for_each_tile(int64_t row, int64_t end, Body body) {
   }
   if (end - row >= 2) body(row, std::integral_constant<int, 2>{}), row += 2;
   if (end - row >= 1) body(row, std::integral_constant<int, 1>{});
-}
-
-// e^x for x <= 0 within two units in the last place, 0 far below; plain code, so that a loop of it vectorises.
-inline float exponential(float x) {
-  const float broken = x - x;  // NaN if x is no number
-  x = x > -87.0f ? x : -87.0f;
-  const float n = __builtin_rintf(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float y = 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  const int32_t power = (int32_t(n) + 127) << 23;
-  float two_to_n;
-  std::memcpy(&two_to_n, &power, 4);
-  return y * two_to_n + broken;
-}
-
-inline float capped(float x, float cap) {
-  const float magnitude = x < 0 ? -x : x;
-  const float t = exponential(-2.0f * magnitude / cap);
-  const float y = cap * (1.0f - t) / (1.0f + t);
-  return x < 0 ? -y : y;
 }
 
 // One head: x / rms(x) * (1 + gain) if there is a gain, rotated, times `scale`.

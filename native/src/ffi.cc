@@ -1,10 +1,12 @@
-// The shared library's surface: two XLA FFI handlers, and plain C functions that Python calls through ctypes.
+// The shared library's surface: the XLA FFI handlers, and plain C functions that Python calls through ctypes.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "ops.h"
@@ -30,13 +32,31 @@ ffi::Error result(const std::string& wrong) {
   return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
 }
 
-ffi::Error matmul(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::U8> packed,
-                  ffi::ResultBufferR2<ffi::F32> y, std::string_view encoding, bool exact) {
-  const auto x_shape = x.dimensions(), y_shape = y->dimensions();
-  if (x_shape[0] != y_shape[0]) return ffi::Error::InvalidArgument("matmul: x and y have different numbers of rows.");
+// An argument that may be absent has no elements.
+template <class Buffer>
+const float* given(const Buffer& buffer) {
+  return buffer.element_count() > 0 ? buffer.typed_data() : nullptr;
+}
+
+ffi::Error products(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::F32> gain,
+                    ffi::BufferR2<ffi::F32> gate, ffi::BufferR1<ffi::F32> post_gain, ffi::BufferR2<ffi::F32> residual,
+                    ffi::RemainingArgs packed, ffi::RemainingRets y, std::string_view encodings, bool exact,
+                    float eps) {
+  std::vector<gemwright::Weight> weights;
+  for (size_t i = 0; i < packed.size() && i < y.size(); ++i) {
+    const auto weight = packed.get<ffi::BufferR1<ffi::U8>>(i);
+    auto result = y.get<ffi::BufferR2<ffi::F32>>(i);
+    if (!weight || !result || (*result)->dimensions()[0] != x.dimensions()[0]) {
+      return ffi::Error::InvalidArgument("products: a weight or a result has the wrong type or shape.");
+    }
+    const size_t end = std::min(encodings.find(' '), encodings.size());
+    weights.push_back({encodings.substr(0, end), weight->typed_data(), weight->dimensions()[0],
+                       (*result)->dimensions()[1], (*result)->typed_data()});
+    encodings.remove_prefix(std::min(end + 1, encodings.size()));
+  }
   XlaPool pool(threads);
-  return result(gemwright::matmul(pool, encoding, exact, x.typed_data(), x_shape[0], x_shape[1], packed.typed_data(),
-                                  packed.dimensions()[0], y->typed_data(), y_shape[1]));
+  return result(gemwright::products(pool, exact, x.typed_data(), x.dimensions()[0], x.dimensions()[1],
+                                    {given(gain), given(gate), given(post_gain), given(residual), eps}, weights));
 }
 
 ffi::Error rows(ffi::ThreadPool threads, ffi::BufferR1<ffi::U8> packed, ffi::BufferR1<ffi::S32> ids,
@@ -68,8 +88,7 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::Bu
   args.kv_heads = ring[1], args.slots = ring[2], args.rotated = 2 * turns[3];
   args.q = q.typed_data(), args.k = k.typed_data(), args.v = v.typed_data();
   args.positions = positions.typed_data(), args.lengths = lengths.typed_data(), args.rotation = rotation.typed_data();
-  args.q_gain = q_gain.element_count() > 0 ? q_gain.typed_data() : nullptr;
-  args.k_gain = k_gain.element_count() > 0 ? k_gain.typed_data() : nullptr;
+  args.q_gain = given(q_gain), args.k_gain = given(k_gain);
   args.window = window, args.scale = scale, args.cap = cap, args.eps = eps;
   args.ring_keys = keys_after->typed_data(), args.ring_values = values_after->typed_data();
   args.y = y->typed_data();
@@ -82,14 +101,19 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::Bu
 // What the library exports; all else is hidden.
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_matmul, matmul,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_products, products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::BufferR2<ffi::F32>>()
-                                  .Arg<ffi::BufferR1<ffi::U8>>()
-                                  .Ret<ffi::BufferR2<ffi::F32>>()
-                                  .Attr<std::string_view>("encoding")
-                                  .Attr<bool>("exact"));
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<std::string_view>("encodings")
+                                  .Attr<bool>("exact")
+                                  .Attr<float>("eps"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_rows, rows,
                               ffi::Ffi::Bind()

@@ -16,6 +16,7 @@ namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
 extern const AttentionKernels attention;
+extern const RowKernels row;
 
 namespace {
 
@@ -358,7 +359,7 @@ constexpr void add(Kernels& table, Encoding encoding) {
 }
 
 constexpr Kernels make_table() {
-  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention};
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention, row};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

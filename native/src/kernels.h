@@ -30,6 +30,15 @@ struct RowsArgs {
   float* y;
 };
 
+// One row of activations; `y` may be one of the others.
+struct RowKernels {
+  // x / rms(x) * (1 + gain), added to `residual` unless that is null.
+  void (*normalise)(const float* x, const float* gain, float eps, const float* residual, int64_t width, float* y);
+  void (*add)(const float* x, const float* residual, int64_t width, float* y);
+  // gelu(gate) * x
+  void (*gate)(const float* gate, const float* x, int64_t width, float* y);
+};
+
 struct Kernels {
   const char* name;
   bool (*supported)();  // asks the processor
@@ -44,6 +53,7 @@ struct Kernels {
   // Ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
   const AttentionKernels& attention;
+  const RowKernels& row;
 };
 
 // The chosen instruction set: the best that this processor has, unless `select_isa` chose another.

@@ -20,47 +20,155 @@ int64_t parts(int64_t work, int64_t most) {
   return std::clamp<int64_t>(work / kPartBytes, 1, std::max<int64_t>(most, 1));
 }
 
-// Scratch that a thread keeps: a fresh allocation of this size would be mapped and zeroed at every call.
-void* scratch(int64_t bytes) {
-  thread_local std::vector<Activations> buffer;
-  const size_t needed = bytes / sizeof(Activations) + 1;
-  if (buffer.size() < needed) buffer.resize(needed);
-  return buffer.data();
+// Memory that a thread keeps: a fresh allocation of this size would be mapped and zeroed at every call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    thread_local std::vector<Line> kept;
+    const size_t lines = (bytes + sizeof(Line) - 1) / sizeof(Line) + kParts;
+    if (kept.size() < lines) kept.resize(lines);
+    next_ = kept.data();
+  }
+  void* take(int64_t bytes) {
+    void* const taken = next_;
+    next_ += (bytes + sizeof(Line) - 1) / sizeof(Line);
+    return taken;
+  }
+  static constexpr int kParts = 64;  // that may be taken, each rounded up to a line
+
+ private:
+  struct alignas(64) Line {
+    uint8_t bytes[64];
+  };
+  Line* next_;
+};
+
+using Prepare = void (*)(const MatmulArgs&, int64_t row, int64_t rows);
+using Multiply = void (*)(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
+
+struct Product {
+  Prepare prepare;  // null where an earlier product has the same tiles
+  Multiply multiply;
+  int64_t tile_bytes, packed_size, panels;
+  MatmulArgs args;
+};
+
+int64_t row_groups(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup; }
+
+// Shares out rows in whole groups: body(first row, count).
+template <class Body>
+void for_rows(Pool& pool, int64_t rows, int64_t row_bytes, const Body& body) {
+  const int64_t groups = row_groups(rows), shares = parts(rows * row_bytes, std::min(groups, 4 * pool.threads()));
+  parallel_for(pool, shares, [&](int64_t i) {
+    const int64_t first = groups * i / shares * kRowGroup, last = std::min(groups * (i + 1) / shares * kRowGroup, rows);
+    body(first, last - first);
+  });
+}
+
+// The sizes are right: finds the kernels, and where the tiles of each product lie.
+std::vector<Product> plan(bool exact, int64_t rows, int64_t in, const std::vector<Weight>& weights) {
+  const Kernels& table = kernels();
+  std::vector<Product> products;
+  for (const Weight& weight : weights) {
+    const Encoding encoding = *find_encoding(weight.encoding);
+    const bool integers = !exact && table.matmul[encoding] != nullptr;
+    const int64_t row_bytes = integers ? in / kStripe * int64_t{sizeof(Activations)} : in * int64_t{sizeof(float)};
+    products.push_back({integers ? table.prepare[encoding] : table.prepare_exact,
+                        integers ? table.matmul[encoding] : table.exact[encoding], rows * row_bytes,
+                        weight.packed_size, (weight.out + kLanes - 1) / kLanes,
+                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y}});
+  }
+  return products;
+}
+
+// Normalises or gates x where that is asked for, and makes the tiles.
+void prepare(Pool& pool, const float* x, int64_t rows, int64_t in, const Around& around,
+             std::vector<Product>& products) {
+  const bool changed = around.gain != nullptr || around.gate != nullptr;
+  int64_t bytes = changed ? rows * in * int64_t{sizeof(float)} : 0;
+  for (const Product& product : products) bytes += product.tile_bytes;
+  Scratch scratch(bytes);
+  float* const input = changed ? static_cast<float*>(scratch.take(rows * in * sizeof(float))) : nullptr;
+  for (size_t i = 0; i < products.size(); ++i) {
+    MatmulArgs& args = products[i].args;
+    args.x = changed ? input : x;
+    for (size_t j = 0; j < i && args.tiles == nullptr; ++j) {
+      if (products[j].prepare == products[i].prepare) args.tiles = products[j].args.tiles;
+    }
+    if (args.tiles != nullptr) {
+      products[i].prepare = nullptr;
+    } else {
+      args.tiles = scratch.take(products[i].tile_bytes);
+    }
+  }
+  const RowKernels& kernel = kernels().row;
+  for_rows(pool, rows, in * sizeof(float), [&](int64_t first, int64_t count) {
+    for (int64_t row = first; row < first + count && changed; ++row) {
+      const float* from = x + row * in;
+      float* to = input + row * in;
+      if (around.gate != nullptr) kernel.gate(around.gate + row * in, from, in, to), from = to;
+      if (around.gain != nullptr) kernel.normalise(from, around.gain, around.eps, nullptr, in, to);
+    }
+    for (const Product& product : products) {
+      if (product.prepare != nullptr) product.prepare(product.args, first, count);
+    }
+  });
+}
+
+// Shares out the panels of all products together.
+void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
+  const int64_t groups = row_groups(rows);
+  std::vector<int64_t> ends;
+  for (const Product& product : products) {
+    const int64_t count = parts(product.packed_size * groups, std::min(product.panels, 8 * pool.threads()));
+    ends.push_back((ends.empty() ? 0 : ends.back()) + count);
+  }
+  parallel_for(pool, ends.back(), [&](int64_t part) {
+    const size_t which = std::upper_bound(ends.begin(), ends.end(), part) - ends.begin();
+    const Product& product = products[which];
+    const int64_t begin = which == 0 ? 0 : ends[which - 1], count = ends[which] - begin, i = part - begin;
+    const int64_t first = product.panels * i / count, last = product.panels * (i + 1) / count;
+    const int64_t group_bytes = std::max<int64_t>(product.tile_bytes / groups, 1);
+    const int64_t chunk = std::max<int64_t>(kChunkBytes / group_bytes, 1) * kRowGroup;
+    for (int64_t row = 0; row < rows; row += chunk) {
+      product.multiply(product.args, first, last, row, std::min(chunk, rows - row));
+    }
+  });
 }
 
 }  // namespace
 
-std::string matmul(Pool& pool, std::string_view encoding_name, bool exact, const float* x, int64_t rows, int64_t in,
-                   const uint8_t* packed, int64_t packed_size, float* y, int64_t out) {
-  const auto encoding = find_encoding(encoding_name);
-  if (!encoding) return "matmul has no encoding " + std::string(encoding_name) + ".";
-  if (rows < 0 || packed_bytes(*encoding, out, in) != packed_size) {
-    return "matmul was given " + std::to_string(packed_size) + " packed bytes, which are no " +
-           std::string(encoding_name) + " weight of shape [" + std::to_string(out) + ", " + std::to_string(in) + "].";
+std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Around& around,
+                     const std::vector<Weight>& weights) {
+  if (weights.empty() || weights.size() >= Scratch::kParts) return "a product has too few or too many weights.";
+  for (const Weight& weight : weights) {
+    const auto encoding = find_encoding(weight.encoding);
+    if (!encoding) return "a product has no encoding " + std::string(weight.encoding) + ".";
+    if (rows < 0 || packed_bytes(*encoding, weight.out, in) != weight.packed_size) {
+      return "a product was given " + std::to_string(weight.packed_size) + " packed bytes, which are no " +
+             std::string(weight.encoding) + " weight of shape [" + std::to_string(weight.out) + ", " +
+             std::to_string(in) + "].";
+    }
   }
-  if (rows == 0 || out == 0) return {};
-  const Kernels& table = kernels();
-  const bool integers = !exact && table.matmul[*encoding] != nullptr;
-  const auto prepare = integers ? table.prepare[*encoding] : table.prepare_exact;
-  const auto multiply = integers ? table.matmul[*encoding] : table.exact[*encoding];
-  const int64_t row_bytes = integers ? in / kStripe * int64_t{sizeof(Activations)} : in * int64_t{sizeof(float)};
-  const MatmulArgs args{packed, *panel_bytes(*encoding, in), in, out, x, scratch(rows * row_bytes), y};
-
-  const int64_t groups = (rows + kRowGroup - 1) / kRowGroup;
-  const int64_t shares = parts(rows * row_bytes, std::min(groups, 4 * pool.threads()));
-  parallel_for(pool, shares, [&](int64_t i) {
-    const int64_t first = groups * i / shares * kRowGroup, last = std::min(groups * (i + 1) / shares * kRowGroup, rows);
-    prepare(args, first, last - first);
-  });
-
-  const int64_t panels = (out + kLanes - 1) / kLanes;
-  const int64_t group_bytes = std::max<int64_t>(kRowGroup * row_bytes, 1);
-  const int64_t chunk = std::max<int64_t>(kChunkBytes / group_bytes, 1) * kRowGroup;
-  const int64_t count = parts(packed_size * groups, std::min(panels, 8 * pool.threads()));
-  parallel_for(pool, count, [&](int64_t i) {
-    const int64_t first = panels * i / count, last = panels * (i + 1) / count;
-    for (int64_t row = 0; row < rows; row += chunk) multiply(args, first, last, row, std::min(chunk, rows - row));
-  });
+  if (rows == 0) return {};
+  std::vector<Product> planned = plan(exact, rows, in, weights);
+  prepare(pool, x, rows, in, around, planned);
+  multiply(pool, rows, planned);
+  if (around.residual == nullptr && around.post_gain == nullptr) return {};
+  const RowKernels& kernel = kernels().row;
+  for (const Weight& weight : weights) {
+    for_rows(pool, rows, weight.out * sizeof(float), [&](int64_t first, int64_t count) {
+      for (int64_t row = first; row < first + count; ++row) {
+        float* y = weight.y + row * weight.out;
+        const float* residual = around.residual == nullptr ? nullptr : around.residual + row * weight.out;
+        if (around.post_gain != nullptr) {
+          kernel.normalise(y, around.post_gain, around.eps, residual, weight.out, y);
+        } else {
+          kernel.add(y, residual, weight.out, y);
+        }
+      }
+    });
+  }
   return {};
 }
 

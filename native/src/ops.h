@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "attention.h"
 #include "parallel.h"
@@ -11,10 +12,28 @@
 namespace gemwright {
 
 // Each returns what is wrong with the arguments in one sentence, or an empty string once the result is written.
-//
-// y[rows, out] = x[rows, in] . w[out, in]^T. Unless `exact`, block formats meet activations of 8 bits.
-std::string matmul(Pool& pool, std::string_view encoding, bool exact, const float* x, int64_t rows, int64_t in,
-                   const uint8_t* packed, int64_t packed_size, float* y, int64_t out);
+
+// A weight [out, in], and where its product goes: y[rows, out] = x[rows, in] . w^T.
+struct Weight {
+  std::string_view encoding;
+  const uint8_t* packed;
+  int64_t packed_size;
+  int64_t out;
+  float* y;
+};
+
+// What is done to x before it is multiplied, and to y after; null where nothing is.
+struct Around {
+  const float* gain;       // [in]: x becomes x / rms(x) * (1 + gain)
+  const float* gate;       // [rows, in]: x becomes gelu(gate) * x
+  const float* post_gain;  // [out]: y becomes y / rms(y) * (1 + post_gain), ...
+  const float* residual;   // [rows, out]: ... and is added to these
+  float eps;               // of the norms
+};
+
+// Multiplies x by each weight. Unless `exact`, block formats meet activations of 8 bits.
+std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Around& around,
+                     const std::vector<Weight>& weights);
 
 // y[n, width] = w[ids]; NaN where an id is outside the table.
 std::string rows(Pool& pool, std::string_view encoding, const uint8_t* packed, int64_t packed_size,

@@ -67,7 +67,7 @@ Results run(const Case& c, const std::vector<uint8_t>& packed, const std::vector
   std::string wrong;
   for (bool exact : {false, true}) {
     float* y = (exact ? results.exact : results.integers).data();
-    wrong += matmul(pool, c.encoding, exact, x.data(), c.rows, c.in, packed.data(), size, y, c.out);
+    wrong += products(pool, exact, x.data(), c.rows, c.in, {}, {{c.encoding, packed.data(), size, c.out, y}});
   }
   wrong += rows(pool, c.encoding, packed.data(), size, ids.data(), ids.size(), results.decoded.data(), c.in);
   check(wrong.empty(), c, kernels().name, wrong.c_str());
@@ -107,13 +107,53 @@ void compare(const Case& c, std::mt19937& random) {
   }
 }
 
+// Everything that may stand around a product, with two weights and then with one.
+std::vector<float> surround(const std::vector<std::vector<uint8_t>>& packed, const std::vector<float>& numbers,
+                            int64_t rows, int64_t in, int64_t out, int64_t threads) {
+  Threads pool(threads);
+  std::vector<float> first(rows * out), second(rows * out), third(rows * out);
+  const std::vector<float> x(numbers.begin(), numbers.begin() + rows * in);
+  const std::vector<float> gate(numbers.begin() + rows * in, numbers.begin() + 2 * rows * in);
+  const std::vector<float> gain(numbers.begin(), numbers.begin() + in), post(numbers.end() - out, numbers.end());
+  const Weight one{"Q5_0", packed[0].data(), int64_t(packed[0].size()), out, first.data()};
+  const Weight other{"Q8_0", packed[1].data(), int64_t(packed[1].size()), out, second.data()};
+  std::string wrong = products(pool, false, x.data(), rows, in, {gain.data(), nullptr, nullptr, nullptr, 1e-6f}, {one, other});
+  Weight last = other;
+  last.y = third.data();
+  wrong += products(pool, false, x.data(), rows, in, {nullptr, gate.data(), post.data(), first.data(), 1e-6f}, {last});
+  check(wrong.empty(), {"around", out, in, rows}, kernels().name, wrong.c_str());
+  first.insert(first.end(), second.begin(), second.end());
+  first.insert(first.end(), third.begin(), third.end());
+  return first;
+}
+
+void surround(std::mt19937& random) {
+  constexpr int64_t kOut = 37, kIn = 96;
+  std::vector<std::vector<uint8_t>> packed;
+  for (const Encoding encoding : {kQ5_0, kQ8_0}) {
+    const auto source = random_weight(*source_bytes(encoding, kOut, kIn), random);
+    packed.emplace_back(*packed_bytes(encoding, kOut, kIn));
+    pack(encoding, source.data(), kOut, kIn, packed.back().data(), 1);
+  }
+  for (int64_t rows : {1, 3, 8, 40}) {
+    std::vector<float> numbers(2 * rows * kIn);
+    for (float& value : numbers) value = std::normal_distribution<float>()(random);
+    select_isa("portable");
+    const auto expected = surround(packed, numbers, rows, kIn, kOut, 1);
+    for (int i = 0; const char* isa = isa_name(i); ++i) {
+      select_isa(isa);
+      check(close(expected, surround(packed, numbers, rows, kIn, kOut, 4)), {"around", kOut, kIn, rows}, isa, "values");
+    }
+  }
+}
+
 void refuse(std::mt19937& random) {
   Threads pool(2);
   const Case c{"Q4_K", 16, 256, 1};
   const std::vector<uint8_t> packed = random_weight(2368, random);
   std::vector<float> x(256), y(16);
   const auto call = [&](const char* encoding, int64_t size, int64_t in, int64_t out) {
-    return !matmul(pool, encoding, false, x.data(), 1, in, packed.data(), size, y.data(), out).empty();
+    return !products(pool, false, x.data(), 1, in, {}, {{encoding, packed.data(), size, out, y.data()}}).empty();
   };
   check(!call("Q4_K", 2368, 256, 16), c, "", "a right call");
   check(call("Q4_K", 2367, 256, 16), c, "", "a byte too few");
@@ -189,6 +229,7 @@ int main() {
     compare({encoding, 300, 1280, 40}, random);
     if (block == 1) compare({encoding, 5, 259, 4}, random);
   }
+  surround(random);
   refuse(random);
   attend();
   std::printf("%d passed, %d failed\n", passed, failed);

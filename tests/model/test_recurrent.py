@@ -12,6 +12,7 @@ import pytest
 
 from gemwright import tree
 from gemwright.model import recurrent
+from gemwright.model.branch import Branch
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope
 from gemwright.model.spec import ModelWeights, RecurrentWeights, spec
 from gemwright.model.state import Context, DecodeState, RecurrentState, empty_state, room, state_bytes
@@ -23,6 +24,7 @@ CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
 """Hidden states are of the order of 1: sums in another order differ by some ten roundings of float32."""
 MIXER = Recurrent(width=24, blocks=3)
+BARE = Branch(None, None, 1e-6)
 LOCAL = Attention(4, 1, head_dim=8, query_scalar=8.0, rope=Rope(fraction=0.5), window=WINDOW, out_bias=True)
 GRIFFIN = Config(
     32, VOCAB, tuple(Layer(mixer, Mlp(48, bias=True)) for mixer in (MIXER, LOCAL, MIXER)), context=2**31 - 1
@@ -116,7 +118,7 @@ POSITIONS = np.array(
 
 def _apply(params: RecurrentWeights, x: Any, positions: Any = POSITIONS) -> jax.Array:
     context = Context(jnp.asarray(positions), None, jnp.zeros(len(positions), jnp.int32))
-    return recurrent.apply(MIXER, params, x, context, None)[0]
+    return recurrent.apply(MIXER, params, BARE, x, context, None)[0] - x
 
 
 def _documents(positions: np.ndarray) -> list[tuple[int, slice]]:
@@ -186,7 +188,7 @@ def test_one_token_is_a_step_without_a_loop():
     params, state = _weights().layers[0].mixer, _empty(2).layers[0]
     assert isinstance(state, RecurrentState)
     context = Context(jnp.array([[4], [0]]), None, jnp.array([4, 0]))
-    jaxpr = jax.make_jaxpr(lambda x: recurrent.apply(MIXER, params, x, context, state))(_inputs(2, 1))
+    jaxpr = jax.make_jaxpr(lambda x: recurrent.apply(MIXER, params, BARE, x, context, state))(_inputs(2, 1))
     assert "cumsum" not in str(jaxpr)
     assert "scan[" not in str(jaxpr)
     assert "while[" not in str(jaxpr)

@@ -2,16 +2,17 @@
 
 A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is packed once,
 `packed = pack(encoding, raw, (out, in))`, and stays packed in memory: decoding is bound by the bytes it reads.
-`matmul`, `rows` and `attention` are JAX operations for the CPU backend and work under `jit`.
+`matmul`, `products`, `rows` and `attention` are JAX operations for the CPU backend and work under `jit`.
 
 The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
 """
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ __all__ = [
     "matmul",
     "pack",
     "packed_bytes",
+    "products",
     "rows",
     "select_isa",
 ]
@@ -35,6 +37,9 @@ __all__ = [
 ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 LANES = 16  # rows in a panel, the unit of packing
 ALIGNMENT = 64  # bytes; an array that starts so is handed to XLA without a copy
+
+_Shapes: TypeAlias = tuple[tuple[str, int], ...]  # of each weight: encoding, rows
+_Inputs: TypeAlias = tuple[Array, Array | None, Array | None, Array | None, Array | None]
 
 _LIBRARY = Path(__file__).with_name("libgemwright_native.so")
 
@@ -52,7 +57,7 @@ def _library() -> ctypes.CDLL:
     if forced and not library.gemwright_select_isa(forced.encode()):
         names = ", ".join(_isas(library))
         raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
-    for name in ("gemwright_matmul", "gemwright_rows", "gemwright_attention"):
+    for name in ("gemwright_products", "gemwright_rows", "gemwright_attention"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -168,6 +173,55 @@ def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: boo
         raise ValueError(f"x must be float32 [rows, in], and it is {x.dtype} {list(x.shape)}.")
     _check_packed(packed, packed_bytes(encoding, (out_features, x.shape[1])), f"{encoding} [{out_features}, in]")
     return _matmul(encoding, out_features, exact, x, packed)
+
+
+def products(
+    x: Array,
+    weights: Sequence[tuple[Array, str, int]],
+    *,
+    gain: Array | None = None,
+    gate: Array | None = None,
+    residual: Array | None = None,
+    post_gain: Array | None = None,
+    eps: float = 0.0,
+) -> tuple[Array, ...]:
+    """Multiplies one input by several packed weights, with what stands around such products in a decoder.
+
+    In this order: x = gelu(gate) * x (tanh form), x = norm(x, gain), y = x @ w.T as `matmul` does, y = norm(y,
+    post_gain), y = residual + y, each where it is asked for; norm(x, gain) = x / rms(x) * (1 + gain).
+
+    Args:
+        x: float32 `[rows, in]`.
+        weights: Of each the packed bytes, the encoding, and `out`, its rows.
+        gain: float32 `[in]`.
+        gate: float32 `[rows, in]`.
+        residual: float32 `[rows, out]`.
+        post_gain: float32 `[out]`.
+        eps: Of the norms.
+
+    Returns:
+        float32 `[rows, out]` for each weight. The gradient is that of exact products; weights have none.
+
+    Raises:
+        ValueError: A dtype, shape or encoding is wrong.
+    """
+    if x.ndim != 2 or not weights or (len(weights) > 1 and (residual is not None or post_gain is not None)):
+        raise ValueError("products takes x [rows, in] and weights; what is done to a result needs a single weight.")
+    out = weights[0][2]
+    expected = {
+        "x": (x, x.shape),
+        "gain": (gain, x.shape[1:]),
+        "gate": (gate, x.shape),
+        "residual": (residual, (x.shape[0], out)),
+        "post_gain": (post_gain, (out,)),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and (array.dtype != jnp.float32 or array.shape != shape):
+            raise ValueError(f"{name} must be float32 {list(shape)}, and is {array.dtype} {list(array.shape)}.")
+    for packed, encoding, out in weights:
+        _check_packed(packed, packed_bytes(encoding, (out, x.shape[1])), f"{encoding} [{out}, in]")
+    shapes = tuple((encoding, out) for _, encoding, out in weights)
+    return _products(shapes, eps, (x, gain, gate, residual, post_gain), tuple(weight[0] for weight in weights))
 
 
 def rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
@@ -293,10 +347,63 @@ def _rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
     return jax.ffi.ffi_call("gemwright_rows", result)(packed, ids, encoding=encoding)
 
 
+def _call(shapes: _Shapes, exact: bool, eps: float, inputs: _Inputs, packed: Sequence[Array]) -> tuple[Array, ...]:
+    x, gain, gate, residual, post_gain = inputs
+    results = [jax.ShapeDtypeStruct((x.shape[0], out), jnp.float32) for _, out in shapes]
+    row, matrix = jnp.zeros(0, jnp.float32), jnp.zeros((0, 0), jnp.float32)
+    return tuple(
+        jax.ffi.ffi_call("gemwright_products", results)(
+            x,
+            row if gain is None else gain,
+            matrix if gate is None else gate,
+            row if post_gain is None else post_gain,
+            matrix if residual is None else residual,
+            *packed,
+            encodings=" ".join(encoding for encoding, _ in shapes),
+            exact=exact,
+            eps=np.float32(eps),
+        )
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _products(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Array, ...]:
+    return _call(shapes, False, eps, inputs, packed)
+
+
+def _products_forward(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Any, Any]:
+    return _products(shapes, eps, inputs, packed), (inputs, packed)
+
+
+def _products_backward(shapes: _Shapes, eps: float, saved: tuple[_Inputs, tuple[Array, ...]], dy: Any) -> Any:
+    inputs, packed = saved
+    (dinputs,) = jax.vjp(lambda inputs: _composed(shapes, eps, inputs, packed), inputs)[1](dy)
+    return dinputs, tuple(np.zeros(weight.shape, jax.dtypes.float0) for weight in packed)
+
+
+def _composed(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What `products` computes, step by step."""
+    x, gain, gate, residual, post_gain = inputs
+    x = x if gate is None else jax.nn.gelu(gate, approximate=True) * x
+    x = x if gain is None else _norm(x, gain, eps)
+    results: list[Array] = []
+    for (encoding, out), weight in zip(shapes, packed, strict=True):
+        y = _matmul(encoding, out, True, x, weight)
+        y = y if post_gain is None else _norm(y, post_gain, eps)
+        results.append(y if residual is None else residual + y)
+    return tuple(results)
+
+
+def _norm(x: Array, gain: Array, eps: float) -> Array:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * (1.0 + gain)
+
+
+_products.defvjp(_products_forward, _products_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _matmul(encoding: str, out_features: int, exact: bool, x: Array, packed: Array) -> Array:
-    result = jax.ShapeDtypeStruct((x.shape[0], out_features), jnp.float32)
-    return jax.ffi.ffi_call("gemwright_matmul", result)(x, packed, encoding=encoding, exact=exact)
+    return _call(((encoding, out_features),), exact, 0.0, (x, None, None, None, None), (packed,))[0]
 
 
 def _matmul_forward(

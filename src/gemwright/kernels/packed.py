@@ -6,7 +6,7 @@ Where the package is not installed, or the device is no CPU, weights are plain a
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,44 @@ def use_native() -> bool:
         return native.available() and bool(native.isa())
     except ValueError as error:
         raise GemwrightError(str(error)) from error
+
+
+def run_together(x: Array, maps: Sequence[object]) -> bool:
+    """Whether `products` takes these: float32 activations and weights at their own bits."""
+    return x.dtype == jnp.float32 and all(isinstance(weight, QTensor) for weight in maps)
+
+
+def products(
+    x: Array,
+    maps: Sequence[Any],
+    *,
+    gain: Array | None = None,
+    gate: Array | None = None,
+    residual: Array | None = None,
+    post_gain: Array | None = None,
+    eps: float,
+) -> tuple[Array, ...]:
+    """Linear maps of one input [B, T, *in] with what stands around them; see `gemwright_native.products`."""
+
+    def matrix(array: Array | None) -> Array | None:
+        return None if array is None else array.astype(jnp.float32).reshape(-1, math.prod(array.shape[2:]))
+
+    def row(array: Array | None) -> Array | None:
+        return None if array is None else array.astype(jnp.float32)
+
+    inputs = x.ndim - 2
+    results = _native().products(
+        matrix(x),
+        [(weight.packed, weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
+        gain=row(gain),
+        gate=matrix(gate),
+        residual=matrix(residual),
+        post_gain=row(post_gain),
+        eps=eps,
+    )
+    return tuple(
+        y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True)
+    )
 
 
 def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: int, done: Callable[[], None]) -> QTensor:

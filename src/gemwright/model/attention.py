@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gemwright import ops, weights
+from gemwright import ops
 from gemwright.kernels import attention as kernel
+from gemwright.model.branch import Branch
 from gemwright.model.config import Attention
 from gemwright.model.spec import AttentionWeights
 from gemwright.model.state import Context, KVState, insert, slot_positions, together, visible
@@ -24,15 +25,13 @@ _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, pr
 def apply(
     spec: Attention,
     params: AttentionWeights,
+    branch: Branch,
     x: Float[Array, "B T D"],
     context: Context,
     state: KVState | None,
-    eps: float,
 ) -> tuple[Float[Array, "B T D"], KVState | None]:
     """Mix tokens over time. With a state, earlier tokens are read from it and the new ones are stored in it."""
-    q = weights.matmul(x, params.q)
-    k = weights.matmul(x, params.k)
-    v = weights.matmul(x, params.v)
+    q, k, v = branch.enter(x, params.q, params.k, params.v)
     gains = None
     if spec.qk_norm:
         assert params.q_norm is not None
@@ -54,15 +53,15 @@ def apply(
             window=spec.window,
             scale=scale,
             cap=spec.soft_cap,
-            eps=eps,
+            eps=branch.eps,
         )
         state = KVState(keys, values)
     else:
         if gains is not None:
-            q, k = ops.rms_norm(q, gains[0], eps), ops.rms_norm(k, gains[1], eps)
+            q, k = ops.rms_norm(q, gains[0], branch.eps), ops.rms_norm(k, gains[1], branch.eps)
         keys, values, mask, state = _remembered(spec, ops.rotate(k, rotation), v, context, state)
         mixed = attend(ops.rotate(q, rotation) * scale, keys, values, mask, spec.soft_cap)
-    return ops.biased(weights.matmul(mixed, params.o, inputs=2), params.o_bias), state
+    return branch.leave(x, mixed, params.o, params.o_bias), state
 
 
 def attend(

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gemwright import ops, weights
+from gemwright import ops
 from gemwright.kernels.scan import linear_recurrence
+from gemwright.model.branch import Branch
 from gemwright.model.config import Recurrent
 from gemwright.model.spec import RecurrentWeights
 from gemwright.model.state import Context, RecurrentState
@@ -23,6 +24,7 @@ _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, pr
 def apply(
     spec: Recurrent,
     params: RecurrentWeights,
+    branch: Branch,
     x: Float[Array, "B T D"],
     context: Context,
     state: RecurrentState | None,
@@ -32,12 +34,12 @@ def apply(
     A token at position 0 remembers nothing, whatever stands before it, and padding is not remembered. The tokens of a
     row stand together, its padding before or after them.
     """
-    y = ops.gelu(ops.biased(weights.matmul(x, params.y), params.y_bias))
-    inputs = ops.biased(weights.matmul(x, params.x), params.x_bias)
+    inputs, gate = branch.enter(x, params.x, params.y)
+    inputs, gate = ops.biased(inputs, params.x_bias), ops.biased(gate, params.y_bias)
     line = _line_up(inputs, context.positions, None if state is None else state.inputs, spec.conv_width - 1)
     u = _convolve(params, line, context.positions)
     h = _rg_lru(params, u, context.positions, jnp.zeros_like(u[:, 0], jnp.float32) if state is None else state.hidden)
-    out = ops.biased(weights.matmul(h.astype(x.dtype) * y, params.out), params.out_bias)
+    out = branch.leave(x, h.astype(x.dtype), params.out, params.out_bias, gate=gate)
     if state is None:
         return out, None
     last = _last_inputs(line, context.positions, spec.conv_width - 1)

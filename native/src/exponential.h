@@ -1,0 +1,45 @@
+// e^x and what Gemma makes of it, for all kernels. Plain code, so that a loop of it vectorises.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace gemwright {
+namespace GEMWRIGHT_ISA {
+
+// e^x for x <= 0 within two units in the last place, 0 far below.
+inline float exponential(float x) {
+  const float broken = x - x;  // NaN if x is no number
+  x = x > -87.0f ? x : -87.0f;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  const int32_t power = (int32_t(n) + 127) << 23;
+  float two_to_n;
+  std::memcpy(&two_to_n, &power, 4);
+  return y * two_to_n + broken;
+}
+
+// cap * tanh(x / cap)
+inline float capped(float x, float cap) {
+  const float magnitude = x < 0 ? -x : x;
+  const float t = exponential(-2.0f * magnitude / cap);
+  const float y = cap * (1.0f - t) / (1.0f + t);
+  return x < 0 ? -y : y;
+}
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), the tanh written as a logistic function.
+inline float gelu(float x) {
+  const float u = 1.59576912f * (x + 0.044715f * x * x * x);
+  const float t = exponential(u < 0 ? u : -u);
+  return x * (u < 0 ? t : 1.0f) / (1.0f + t);
+}
+
+}  // namespace GEMWRIGHT_ISA
+}  // namespace gemwright

@@ -1,0 +1,40 @@
+// What is done to rows of activations around a product, compiled once for each instruction set as kernels.cc is.
+#include "exponential.h"
+#include "format.h"
+#include "kernels.h"
+
+namespace gemwright {
+namespace GEMWRIGHT_ISA {
+namespace {
+
+void normalise(const float* x, const float* gain, float eps, const float* residual, int64_t width, float* y) {
+  float squares[kLanes] = {}, sum = 0.0f;
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) squares[lane] += x[i + lane] * x[i + lane];
+  }
+  for (; i < width; ++i) sum += x[i] * x[i];
+  for (float square : squares) sum += square;
+  const float factor = 1.0f / __builtin_sqrtf(sum / float(width) + eps);
+  if (residual == nullptr) {
+    for (i = 0; i < width; ++i) y[i] = x[i] * factor * (1.0f + gain[i]);
+  } else {
+    for (i = 0; i < width; ++i) y[i] = residual[i] + x[i] * factor * (1.0f + gain[i]);
+  }
+}
+
+void add(const float* x, const float* residual, int64_t width, float* y) {
+  for (int64_t i = 0; i < width; ++i) y[i] = residual[i] + x[i];
+}
+
+void gate(const float* gate, const float* x, int64_t width, float* y) {
+  for (int64_t i = 0; i < width; ++i) y[i] = gelu(gate[i]) * x[i];
+}
+
+}  // namespace
+
+extern const RowKernels row;
+const RowKernels row{normalise, add, gate};
+
+}  // namespace GEMWRIGHT_ISA
+}  // namespace gemwright
