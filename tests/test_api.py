@@ -37,7 +37,7 @@ def short(model: gemwright.Model) -> gemwright.Model:
 
 
 def test_generate_continues_a_text(model: gemwright.Model):
-    completion = model.generate(PROMPTS[0], max_tokens=20, temperature=0.0)
+    completion = model.generate(PROMPTS[0], max_tokens=20, temperature=0.0, alternatives=0)
     assert len(completion.tokens) == len(completion.logprobs) == 20
     assert completion.finish == "length"
     assert completion.prompt_tokens == len(model.encode(PROMPTS[0]))
@@ -46,7 +46,7 @@ def test_generate_continues_a_text(model: gemwright.Model):
 
 
 def test_the_logprobs_are_those_of_the_text(model: gemwright.Model):
-    completion = model.generate(PROMPTS[0], max_tokens=10, temperature=1.5, top_k=9, seed=4)
+    completion = model.generate(PROMPTS[0], max_tokens=10, temperature=1.5, top_k=9, seed=4, alternatives=0)
     whole = model.engine.score([model.encode(PROMPTS[0]) + completion.tokens])[0]
     np.testing.assert_allclose(completion.logprobs, whole[-10:], rtol=0, atol=1e-5)
 
@@ -125,7 +125,8 @@ def test_alternatives(model: gemwright.Model):
         assert list(options.values()) == sorted(options.values(), reverse=True)
         assert next(iter(options)) == token
         assert options[token] == pytest.approx(logprob, abs=1e-5)
-    assert model.generate(PROMPTS[0], max_tokens=2).alternatives == [{}, {}]
+    assert model.generate(PROMPTS[0], max_tokens=2, alternatives=0).alternatives == [{}, {}]
+    assert model.generate(PROMPTS[0], max_tokens=2).logprobs == []
 
 
 def test_writing_ends_with_the_context(short: gemwright.Model):

@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "ops.h"
 #include "packing.h"
+#include "split.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -68,6 +69,15 @@ ffi::Error rows(ffi::ThreadPool threads, ffi::BufferR1<ffi::U8> packed, ffi::Buf
                                 y_shape[0], y->typed_data(), y_shape[1]));
 }
 
+ffi::Error top(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::U8> packed,
+               ffi::ResultBufferR2<ffi::F32> values, ffi::ResultBufferR2<ffi::S32> ids, std::string_view encoding,
+               int64_t out, int64_t limit) {
+  XlaPool pool(threads);
+  return result(gemwright::top(pool, encoding, x.typed_data(), x.dimensions()[0], x.dimensions()[1],
+                               packed.typed_data(), packed.dimensions()[0], out, limit, values->dimensions()[1],
+                               values->typed_data(), ids->typed_data()));
+}
+
 // The rings come in and go out as the same memory.
 ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::BufferR4<ffi::F32> k,
                      ffi::BufferR4<ffi::F32> v, ffi::BufferR4<ffi::F32> ring_keys, ffi::BufferR4<ffi::F32> ring_values,
@@ -123,6 +133,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_rows, rows,
                                   .Ret<ffi::BufferR2<ffi::F32>>()
                                   .Attr<std::string_view>("encoding"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_top, top,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR1<ffi::U8>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
+                                  .Ret<ffi::BufferR2<ffi::S32>>()
+                                  .Attr<std::string_view>("encoding")
+                                  .Attr<int64_t>("out")
+                                  .Attr<int64_t>("limit"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_attention, attention,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -155,19 +176,30 @@ const char* gemwright_isa_name(int index) { return gemwright::isa_name(index); }
 
 // -1 where there is no such encoding or the shape does not fit it.
 int64_t gemwright_packed_bytes(const char* encoding, int64_t out, int64_t in) {
+  if (encoding == gemwright::kSplitName) {
+    const auto split = gemwright::split_layout(out, in);
+    return split ? split->size : -1;
+  }
   const auto found = gemwright::find_encoding(encoding);
   return found ? gemwright::packed_bytes(*found, out, in).value_or(-1) : -1;
 }
 
-// 1 if packed, 0 if a size is not what the encoding and shape need.
+// Packs rows [first, first + rows) of a weight [out, in]; `first` is a multiple of 16, and so is `rows` unless they are
+// the last. 1 if packed, 0 if a size is not what the encoding and shape need, -1 if a scale cannot be split.
 int gemwright_pack(const char* encoding, const uint8_t* source, int64_t source_size, int64_t out, int64_t in,
-                   uint8_t* panels, int64_t panels_size, int threads) {
-  const auto found = gemwright::find_encoding(encoding);
-  if (!found || threads < 1 || gemwright::source_bytes(*found, out, in) != source_size ||
-      gemwright::packed_bytes(*found, out, in) != panels_size) {
+                   int64_t first, int64_t rows, uint8_t* packed, int64_t packed_size, int threads) {
+  const auto found = gemwright::find_encoding(encoding == gemwright::kSplitName ? "Q8_0" : encoding);
+  if (!found || threads < 1 || first < 0 || rows < 0 || first > out - rows || first % gemwright::kLanes != 0 ||
+      (rows % gemwright::kLanes != 0 && first + rows != out) ||
+      gemwright::source_bytes(*found, rows, in) != source_size ||
+      gemwright_packed_bytes(encoding, out, in) != packed_size) {
     return 0;
   }
-  gemwright::pack(*found, source, out, in, panels, threads);
+  if (encoding == gemwright::kSplitName) {
+    return gemwright::pack_split(*gemwright::split_layout(out, in), source, first, rows, packed, threads) ? 1 : -1;
+  }
+  uint8_t* const place = packed + first / gemwright::kLanes * *gemwright::panel_bytes(*found, in);
+  gemwright::pack(*found, source, rows, in, place, threads);
   return 1;
 }
 

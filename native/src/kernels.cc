@@ -17,6 +17,7 @@ namespace GEMWRIGHT_ISA {
 
 extern const AttentionKernels attention;
 extern const RowKernels row;
+extern const SplitKernels split;
 
 namespace {
 
@@ -359,7 +360,7 @@ constexpr void add(Kernels& table, Encoding encoding) {
 }
 
 constexpr Kernels make_table() {
-  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention, row};
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention, row, split};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

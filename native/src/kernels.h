@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "format.h"
+#include "split.h"
 
 namespace gemwright {
 
@@ -54,6 +55,7 @@ struct Kernels {
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
   const AttentionKernels& attention;
   const RowKernels& row;
+  const SplitKernels& split;
 };
 
 // The chosen instruction set: the best that this processor has, unless `select_isa` chose another.

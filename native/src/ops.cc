@@ -140,6 +140,10 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
 
 std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Around& around,
                      const std::vector<Weight>& weights) {
+  if (weights.size() == 1 && weights[0].encoding == kSplitName) {
+    const bool alone = !exact && !around.gain && !around.gate && !around.post_gain && !around.residual;
+    return alone ? split_product(pool, x, rows, in, weights[0]) : "a split weight is multiplied alone, by 8 bits.";
+  }
   if (weights.empty() || weights.size() >= Scratch::kParts) return "a product has too few or too many weights.";
   for (const Weight& weight : weights) {
     const auto encoding = find_encoding(weight.encoding);
@@ -174,6 +178,14 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
 
 std::string rows(Pool& pool, std::string_view encoding_name, const uint8_t* packed, int64_t packed_size,
                  const int32_t* ids, int64_t n, float* y, int64_t width) {
+  const auto split = encoding_name == kSplitName ? split_of_size(packed_size, width) : std::nullopt;
+  if (split) {
+    const std::string wrong = rows(pool, "Q5_0", packed, split->panels_size, ids, n, y, width);
+    for (int64_t i = 0; i < n; ++i) {
+      if (ids[i] >= 0 && ids[i] < split->out) add_fine(*split, packed, ids[i], y + i * width);
+    }
+    return wrong;
+  }
   const auto encoding = find_encoding(encoding_name);
   if (!encoding) return "rows has no encoding " + std::string(encoding_name) + ".";
   const auto panel = panel_bytes(*encoding, width);

@@ -35,6 +35,14 @@ struct Around {
 std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Around& around,
                      const std::vector<Weight>& weights);
 
+// The `count` largest of the products with the first `limit` rows of a weight, best first and the lower row first
+// where two are equal: values and ids [rows, count]. They are the very numbers that `products` gives for the weight.
+std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t rows, int64_t in, const uint8_t* packed,
+                int64_t packed_size, int64_t out, int64_t limit, int64_t count, float* values, int32_t* ids);
+
+// `products` for one split weight (split.h) with nothing around it.
+std::string split_product(Pool& pool, const float* x, int64_t rows, int64_t in, const Weight& weight);
+
 // y[n, width] = w[ids]; NaN where an id is outside the table.
 std::string rows(Pool& pool, std::string_view encoding, const uint8_t* packed, int64_t packed_size,
                  const int32_t* ids, int64_t n, float* y, int64_t width);

@@ -60,9 +60,18 @@ void unpack_scales(const uint8_t (&packed)[12], uint8_t (&scale)[8], uint8_t (&m
 
 // ---- Writing one row's 32 values into the zeroed quants of a stripe.
 
+// Four values at once, one in each byte.
+uint32_t load_four(const uint8_t* q) {
+  uint32_t four;
+  std::memcpy(&four, q, 4);
+  return four;
+}
+constexpr uint32_t kLow = 0x0f0f0f0f, kBit = 0x01010101;
+
 void place(const uint8_t* q, int row, Quants<4>& to) {
   for (int g = 0; g < 4; ++g) {
-    for (int j = 0; j < 4; ++j) to.low[g][4 * row + j] = (q[4 * g + j] & 15) | (q[16 + 4 * g + j] & 15) << 4;
+    const uint32_t both = (load_four(q + 4 * g) & kLow) | (load_four(q + 16 + 4 * g) & kLow) << 4;
+    std::memcpy(&to.low[g][4 * row], &both, 4);
   }
 }
 
@@ -72,11 +81,9 @@ void place_low(const uint8_t* q, int row, uint8_t (&low)[4][64]) {
 
 void place(const uint8_t* q, int row, Quants<5>& to) {
   place_low(q, row, to.low);
-  for (int j = 0; j < 4; ++j) {
-    uint8_t bits = 0;
-    for (int g = 0; g < 8; ++g) bits |= (q[4 * g + j] >> 4) << g;
-    to.high[4 * row + j] = bits;
-  }
+  uint32_t bits = 0;
+  for (int g = 0; g < 8; ++g) bits |= (load_four(q + 4 * g) >> 4 & kBit) << g;
+  std::memcpy(&to.high[4 * row], &bits, 4);
 }
 
 void place(const uint8_t* q, int row, Quants<6>& to) {

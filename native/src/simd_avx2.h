@@ -112,6 +112,9 @@ inline __m256i broadcast_four(const int8_t* q) {
   return _mm256_set1_epi32(four);
 }
 
+inline Ints load(const int32_t* p) { return {load_256(p), load_256(p + 8)}; }
+inline Floats halves(float a, float b) { return {_mm256_set1_ps(a), _mm256_set1_ps(b)}; }
+
 #ifdef __AVXVNNI__
 
 constexpr int kSignedOffset = 128;  // as in simd_avx512.h
@@ -120,6 +123,10 @@ using Signed = Bytes;
 inline Ints dot(Ints sum, Bytes w, const int8_t* q) {
   const __m256i four = broadcast_four(q);
   return {_mm256_dpbusd_avx_epi32(sum.v[0], w.v[0], four), _mm256_dpbusd_avx_epi32(sum.v[1], w.v[1], four)};
+}
+inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
+  return {_mm256_dpbusd_avx_epi32(sum.v[0], w.v[0], load_256(q)),
+          _mm256_dpbusd_avx_epi32(sum.v[1], w.v[1], load_256(q + 32))};
 }
 inline Signed prepare_signed(Bytes w) {
   const __m256i top = _mm256_set1_epi8(-128);
@@ -138,6 +145,9 @@ inline __m256i dot(__m256i sum, __m256i w, __m256i q) {
 inline Ints dot(Ints sum, Bytes w, const int8_t* q) {
   const __m256i four = broadcast_four(q);
   return {dot(sum.v[0], w.v[0], four), dot(sum.v[1], w.v[1], four)};
+}
+inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
+  return {dot(sum.v[0], w.v[0], load_256(q)), dot(sum.v[1], w.v[1], load_256(q + 32))};
 }
 // |w| * (q with w's sign) is w * q with an unsigned left side.
 struct Signed {

@@ -80,6 +80,15 @@ inline __m512i broadcast_four(const int8_t* q) {
 inline Ints dot(Ints sum, Bytes w, const int8_t* q) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, broadcast_four(q))};
 }
+// As `dot`, but each lane has four activations of its own; weights are 0..15.
+inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
+  return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_loadu_si512(q))};
+}
+inline Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+// `a` in the first eight lanes, `b` in the others.
+inline Floats halves(float a, float b) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_set1_ps(a)), _mm256_set1_ps(b), 1)};
+}
 inline Signed prepare_signed(Bytes w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(-128))}; }
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) { return dot(sum, w, q); }
 

@@ -106,6 +106,11 @@ inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) {
   GEMWRIGHT_EACH(Ints, vdotq_s32(sum.v[i], vreinterpretq_s8_u8(w.v[i]), four));
 }
 inline Ints dot(Ints sum, Bytes w, const int8_t* q) { return dot_signed(sum, w, q); }  // 0..63 fit int8
+inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
+  GEMWRIGHT_EACH(Ints, vdotq_s32(sum.v[i], vreinterpretq_s8_u8(w.v[i]), vld1q_s8(q + 16 * i)));
+}
+inline Ints load(const int32_t* p) { GEMWRIGHT_EACH(Ints, vld1q_s32(p + 4 * i)); }
+inline Floats halves(float a, float b) { GEMWRIGHT_EACH(Floats, vdupq_n_f32(i < 2 ? a : b)); }
 inline Signed prepare_signed(Bytes w) { return w; }
 
 #undef GEMWRIGHT_EACH

@@ -104,6 +104,14 @@ inline Ints dot(Ints sum, Bytes w, const int8_t* q) {
   GEMWRIGHT_EACH(Ints, sum.v[i] + w.v[4 * i] * q[0] + w.v[4 * i + 1] * q[1] + w.v[4 * i + 2] * q[2] +
                            w.v[4 * i + 3] * q[3]);
 }
+// As `dot`, but each lane has four activations of its own; weights are 0..15.
+inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
+  GEMWRIGHT_EACH(Ints, sum.v[i] + w.v[4 * i] * q[4 * i] + w.v[4 * i + 1] * q[4 * i + 1] +
+                           w.v[4 * i + 2] * q[4 * i + 2] + w.v[4 * i + 3] * q[4 * i + 3]);
+}
+inline Ints load(const int32_t* p) { GEMWRIGHT_EACH(Ints, p[i]); }
+// `a` in the first eight lanes, `b` in the others.
+inline Floats halves(float a, float b) { GEMWRIGHT_EACH(Floats, i < 8 ? a : b); }
 inline Signed prepare_signed(Bytes w) { return w; }
 // As `dot`, with weights -128..127.
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) {

@@ -103,7 +103,9 @@ def test_gradient_is_that_of_exact_products() -> None:
         return jnp.sum(jnp.cos(forward) * (residual + y))
 
     # The outer derivative is taken at what the 8-bit products gave.
-    forward = native.products(x, [(packed, "Q8_0", 24)], gain=gain, gate=gate, residual=residual, post_gain=post, eps=EPS)
+    forward = native.products(
+        x, [(packed, "Q8_0", 24)], gain=gain, gate=gate, residual=residual, post_gain=post, eps=EPS
+    )
     forward = forward[0]
     every = (0, 1, 2, 3, 4)
     found = jax.jit(jax.grad(ours, argnums=every))(x, gate, residual, gain, post)

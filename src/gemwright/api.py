@@ -47,7 +47,8 @@ class Options(TypedDict, total=False):
     Attributes:
         max_tokens: Tokens to write at most (256); never more than fit in the context.
         stop: Strings that end the text; they are not part of it.
-        alternatives: How many of the likeliest tokens to report at each step, with their log-probabilities (0).
+        alternatives: How many of the likeliest tokens to report at each step; log-probabilities, of the written tokens
+            too, are given only where this is, for they cost a look at the whole vocabulary.
         seed: One seed, or one for each text.
         pan_and_scan: Whether Gemma 3 also sees crops of pictures that are far from square (False).
         temperature, top_k, top_p, min_p, repetition_penalty: As in `Sampling`.
@@ -216,8 +217,8 @@ class Model:
         return batch.completions
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> Batch:
-        max_tokens, alternatives = options.get("max_tokens", 256), options.get("alternatives", 0)
-        if max_tokens < 1 or not 0 <= alternatives <= 64:
+        max_tokens, alternatives = options.get("max_tokens", 256), options.get("alternatives")
+        if max_tokens < 1 or not 0 <= (alternatives or 0) <= 64:
             raise GemwrightError("max_tokens must be at least 1, and alternatives between 0 and 64.")
         stop = options.get("stop", ())
         steps = self.engine.generate(prompts, self._samplings(options, len(prompts)), max_tokens, alternatives)

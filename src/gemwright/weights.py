@@ -36,6 +36,10 @@ class PackedWeight(Protocol):
         """`self[ids]` along the first axis."""
         ...
 
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """The `count` largest products of each row of x with its own first `limit` rows, in float32, and their ids."""
+        ...
+
 
 Weight: TypeAlias = Array | PackedWeight
 
@@ -70,3 +74,23 @@ def matmul(x: Array, weight: Weight, *, inputs: int = 1, out: DTypeLike | None =
 def rows(table: Weight, ids: Int[Array, "*any"]) -> Float[Array, "*any D"]:
     """Look up rows of a table [V, D]. Ids outside the table give NaN, never another row."""
     return jnp.take(table, ids, axis=0, mode="fill") if isinstance(table, Array) else table.rows(ids)
+
+
+def top(
+    x: Float[Array, "B D"], table: Weight, limit: int, count: int
+) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
+    """The largest products of each row with the first `limit` rows of a table [V, D], best first, and their ids.
+
+    They are the numbers that `matmul` gives in float32; of equal ones the lower id comes first.
+    """
+    if not isinstance(table, Array):
+        return table.top(x, limit, count)
+    products = matmul(x, table, out=jnp.float32)
+    return largest(jnp.where(jnp.arange(table.shape[0]) < limit, products, -jnp.inf), count)
+
+
+def largest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
+    """The `count` largest entries of each row, best first, and where they are; of equal ones the first."""
+    # Behind a barrier: XLA's CPU backend would sort all of x for whoever takes a slice of the result.
+    values, places = jax.lax.optimization_barrier(jax.lax.top_k(x, count))
+    return values, places

@@ -18,7 +18,7 @@ class Completion:
     Attributes:
         text: Without the stop string or token that ended it.
         tokens: Its ids, the stop token not among them.
-        logprobs: Natural logarithm of the model's probability of each token.
+        logprobs: Natural logarithm of the model's probability of each token; empty unless asked for.
         alternatives: For each token the likeliest ids and their log-probabilities, as many as were asked for.
         finish: "stop" if the model or a stop string ended it, "length" if it was cut off.
         prompt_tokens: Length of the prompt in tokens.
@@ -96,8 +96,10 @@ class _Row:
         if token in self.stop_ids:
             return self.close("stop")
         self.tokens.append(token)
-        self.logprobs.append(float(step.logprobs[row]))
-        self.alternatives.append(dict(zip(step.top_tokens[row].tolist(), step.top_logprobs[row].tolist(), strict=True)))
+        if step.logprobs is not None and step.top_tokens is not None and step.top_logprobs is not None:
+            self.logprobs.append(float(step.logprobs[row]))
+            likeliest = zip(step.top_tokens[row].tolist(), step.top_logprobs[row].tolist(), strict=True)
+            self.alternatives.append(dict(likeliest))
         return self._write(*self.stop_strings.push(self.stream.push(token)))
 
     def close(self, finish: Finish) -> str:

@@ -63,7 +63,7 @@ def test_stop_string(run, tiny, tiny_model):
 def test_logprobs_as_text(run, tiny, tiny_model):
     result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 3, "--logprobs", 2)
     text, _, table = result.out.partition("\n\n")
-    completion = tiny_model.generate("hello", temperature=0.0, max_tokens=3)
+    completion = tiny_model.generate("hello", temperature=0.0, max_tokens=3, alternatives=2)
     assert text == completion.text
     rows = [line.split() for line in table.splitlines()]
     assert [row[0] for row in rows] == [row[2] for row in rows] == [f"{value:.4f}" for value in completion.logprobs]

@@ -191,3 +191,20 @@ def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str
         _steps(engine, [[1], prompt], 3)
     with pytest.raises(GemwrightError, match=message):
         engine.score([prompt])
+
+
+@pytest.mark.parametrize(
+    "samplings",
+    [
+        [Sampling()] * 3,
+        [Sampling(temperature=1.5, top_k=9, top_p=0.9, seed=seed) for seed in range(3)],
+        [Sampling(), Sampling(temperature=2.0, top_k=70, seed=1), Sampling(temperature=0.7, top_k=200, min_p=0.01)],
+    ],
+)
+def test_tokens_do_not_depend_on_what_else_is_asked(engine: Engine, samplings: list[Sampling]):
+    """The largest logits alone, all logits because log-probabilities are wanted, or because of another row."""
+    prompts = [_prompt(length) for length in (3, 17, 40)]
+    alone = _tokens(list(engine.generate(prompts, samplings, 30)))
+    assert _tokens(list(engine.generate(prompts, samplings, 30, alternatives=0))) == alone
+    beside = [*samplings, Sampling(temperature=1.0)]
+    assert _tokens(list(engine.generate([*prompts, _prompt(9)], beside, 30)))[:3] == alone

@@ -22,18 +22,23 @@ from numpy.typing import NDArray
 
 __all__ = [
     "ENCODINGS",
+    "SPLIT",
     "attention",
     "available",
+    "empty",
     "isa",
     "isas",
     "matmul",
     "pack",
+    "pack_rows",
     "packed_bytes",
     "products",
     "rows",
     "select_isa",
+    "top",
 ]
 
+SPLIT = "Q8_0_SPLIT"  # Q8_0 for a head: `top` reads five of its eight bits, and the others of few rows
 ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 LANES = 16  # rows in a panel, the unit of packing
 ALIGNMENT = 64  # bytes; an array that starts so is handed to XLA without a copy
@@ -52,12 +57,12 @@ def _library() -> ctypes.CDLL:
     size, pointer = ctypes.c_int64, ctypes.c_void_p
     library.gemwright_packed_bytes.restype = size
     library.gemwright_packed_bytes.argtypes = [ctypes.c_char_p, size, size]
-    library.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, size, size, size, pointer, size, ctypes.c_int]
+    library.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, *[size] * 5, pointer, size, ctypes.c_int]
     forced = os.environ.get("GEMWRIGHT_NATIVE_ISA")
     if forced and not library.gemwright_select_isa(forced.encode()):
         names = ", ".join(_isas(library))
         raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
-    for name in ("gemwright_products", "gemwright_rows", "gemwright_attention"):
+    for name in ("gemwright_products", "gemwright_top", "gemwright_rows", "gemwright_attention"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -108,7 +113,7 @@ def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:
     Raises:
         ValueError: The encoding or shape is not supported.
     """
-    if encoding not in ENCODINGS:
+    if encoding not in (*ENCODINGS, SPLIT):
         raise ValueError(f"encoding {encoding!r} has no kernels; choose from {', '.join(ENCODINGS)}.")
     if not all(0 <= size < 2**63 for size in shape):
         raise ValueError(f"shape {shape} has a size that is negative or too large.")
@@ -125,7 +130,7 @@ def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int]) -> NDArr
     become bytes, which makes Q4_K 2.8% and Q5_K 2.3% larger. `out` is rounded up to a multiple of 16.
 
     Args:
-        encoding: One of `ENCODINGS`.
+        encoding: One of `ENCODINGS`, or `SPLIT` for the bytes of a Q8_0 weight.
         raw: The weight's bytes as a GGUF file holds them, contiguous, of any shape.
         shape: `(out, in)`.
 
@@ -134,19 +139,47 @@ def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int]) -> NDArr
 
     Raises:
         ValueError: The encoding, shape or size of `raw` is not supported.
+        OverflowError: A scale is too large for `SPLIT`.
     """
+    packed = empty(encoding, shape)
+    pack_rows(packed, encoding, raw, shape, range(shape[0]))
+    return packed
+
+
+def empty(encoding: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Returns memory for a packed weight, which `pack_rows` is to fill."""
     size = packed_bytes(encoding, shape)
-    if raw.dtype != np.uint8 or not raw.flags.c_contiguous:
-        raise ValueError(f"raw bytes must be contiguous uint8, and these are {raw.dtype}.")
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
-    packed = buffer[start : start + size]
-    threads = len(os.sched_getaffinity(0)) if size > 1 << 20 else 1
-    if not _library().gemwright_pack(
-        encoding.encode(), raw.ctypes.data, raw.size, *shape, packed.ctypes.data, size, threads
-    ):
+    return buffer[start : start + size]
+
+
+def pack_rows(
+    packed: NDArray[np.uint8], encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int], rows: range
+) -> None:
+    """Packs some rows of a weight, as `pack` does all.
+
+    Args:
+        packed: `empty(encoding, shape)`.
+        encoding: As for `pack`.
+        raw: The bytes of the rows.
+        shape: Of the whole weight.
+        rows: Which they are; they begin at a multiple of 16, and end at one or with the weight.
+
+    Raises:
+        ValueError, OverflowError: As for `pack`.
+    """
+    if raw.dtype != np.uint8 or not raw.flags.c_contiguous:
+        raise ValueError(f"raw bytes must be contiguous uint8, and these are {raw.dtype}.")
+    threads = len(os.sched_getaffinity(0)) if raw.size > 1 << 20 else 1
+    place, size = packed.ctypes.data, packed.size
+    status = _library().gemwright_pack(
+        encoding.encode(), raw.ctypes.data, raw.size, *shape, rows.start, len(rows), place, size, threads
+    )
+    if status < 0:
+        raise OverflowError("a scale is too large to be split.")
+    if status == 0:
         raise ValueError(f"{raw.size} bytes are no {encoding} weight of shape {shape}.")
-    return packed
 
 
 def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: bool = False) -> Array:
@@ -224,6 +257,40 @@ def products(
     return _products(shapes, eps, (x, gain, gate, residual, post_gain), tuple(weight[0] for weight in weights))
 
 
+def top(x: Array, packed: Array, encoding: str, out_features: int, limit: int, count: int) -> tuple[Array, Array]:
+    """The largest products of each row with a packed weight, out of its first `limit` rows.
+
+    They are the numbers that `matmul` gives, in descending order, the lower id first where two are equal. A weight in
+    the encoding `SPLIT` is read in two passes: five bits of every row, then the other three of those rows that may
+    still be among the largest, which the Cauchy-Schwarz inequality tells.
+
+    Args:
+        x: float32 `[rows, in]`.
+        packed: `pack(encoding, raw, (out_features, in))`.
+        encoding: The weight's encoding.
+        out_features: Rows of the weight.
+        limit: Rows of the weight that count.
+        count: How many products are wanted, `limit` at most.
+
+    Returns:
+        float32 and int32 `[rows, count]`: the products and their rows. Where products are no numbers there may be too
+        few; NaN fills their place.
+
+    Raises:
+        ValueError: A dtype, shape or encoding is wrong.
+    """
+    if x.ndim != 2 or x.dtype != jnp.float32:
+        raise ValueError(f"x must be float32 [rows, in], and it is {x.dtype} {list(x.shape)}.")
+    if not 1 <= count <= limit <= out_features:
+        raise ValueError(f"there are no {count} largest of the first {limit} of {out_features} rows.")
+    _check_packed(packed, packed_bytes(encoding, (out_features, x.shape[1])), f"{encoding} [{out_features}, in]")
+    shape = (x.shape[0], count)
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
+    call = jax.ffi.ffi_call("gemwright_top", results)
+    values, ids = call(x, packed, encoding=encoding, out=np.int64(out_features), limit=np.int64(limit))
+    return values, ids
+
+
 def rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
     """Looks up rows of a packed table and decodes them.
 
@@ -244,7 +311,8 @@ def rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
     panel = packed_bytes(encoding, (LANES, width))
     if panel == 0:
         raise ValueError("width must be positive.")
-    _check_packed(packed, packed.size // panel * panel, f"{encoding} [n, {width}]")
+    if encoding != SPLIT:
+        _check_packed(packed, packed.size // panel * panel, f"{encoding} [n, {width}]")
     return _rows(packed, ids, encoding, width)
 
 
@@ -377,18 +445,18 @@ def _products_forward(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tupl
 
 def _products_backward(shapes: _Shapes, eps: float, saved: tuple[_Inputs, tuple[Array, ...]], dy: Any) -> Any:
     inputs, packed = saved
-    (dinputs,) = jax.vjp(lambda inputs: _composed(shapes, eps, inputs, packed), inputs)[1](dy)
-    return dinputs, tuple(np.zeros(weight.shape, jax.dtypes.float0) for weight in packed)
+    pullback: Any = jax.vjp(partial(_composed, shapes, eps, packed), inputs)[1]
+    return *pullback(dy), tuple(np.zeros(weight.shape, jax.dtypes.float0) for weight in packed)
 
 
-def _composed(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Array, ...]:
+def _composed(shapes: _Shapes, eps: float, packed: tuple[Array, ...], inputs: _Inputs) -> tuple[Array, ...]:
     """What `products` computes, step by step."""
     x, gain, gate, residual, post_gain = inputs
     x = x if gate is None else jax.nn.gelu(gate, approximate=True) * x
     x = x if gain is None else _norm(x, gain, eps)
     results: list[Array] = []
     for (encoding, out), weight in zip(shapes, packed, strict=True):
-        y = _matmul(encoding, out, True, x, weight)
+        y: Any = _matmul(encoding, out, True, x, weight)
         y = y if post_gain is None else _norm(y, post_gain, eps)
         results.append(y if residual is None else residual + y)
     return tuple(results)

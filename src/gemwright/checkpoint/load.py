@@ -73,7 +73,8 @@ def _read_packed(
             if param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 release = functools.partial(file.release, name)
-                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release)
+                head = path == ("embed" if config.tied else "head")
+                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release, head=head)
             else:
                 yield path, jax.device_put(_read(pool, file, name, stored, param.shape, np.dtype(np.float32)))
             done += _nbytes(file, stored, name)

@@ -31,7 +31,7 @@ def generate(
     repetition_penalty: o.PenaltyOption = None,
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
-    logprobs: o.LogprobsOption = 0,
+    logprobs: o.LogprobsOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
@@ -69,7 +69,7 @@ def generate(
         if len(prompts) > 1:
             _echo(text)
             render.write(completion.text + "\n")
-        if logprobs:
+        if logprobs is not None:
             render.write("\n")
             tokenizer = loaded.model.tokenizer
             render.token_lines(tokenizer, completion.tokens, completion.logprobs, completion.alternatives)
@@ -158,9 +158,9 @@ def record(loaded: "Loaded", completion: "Completion", wanted: o.Settings, text:
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": len(completion.tokens),
         "tokens": completion.tokens,
-        "logprobs": [o.finite(logprob) for logprob in completion.logprobs],
     }
-    if wanted.alternatives:
+    if wanted.alternatives is not None:
+        entry["logprobs"] = [o.finite(logprob) for logprob in completion.logprobs]
         entry["alternatives"] = [
             [
                 {"token": token, "text": render.piece(tokenizer, token), "logprob": o.finite(logprob)}

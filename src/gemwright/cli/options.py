@@ -46,7 +46,8 @@ StopOption = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the text before TEXT; may be given several times.")
 ]
 LogprobsOption = Annotated[
-    int, typer.Option(min=0, max=64, metavar="N", help="Report the N likeliest tokens at each step.")
+    int | None,
+    typer.Option(min=0, max=64, metavar="N", help="Report log-probabilities, and the N likeliest tokens at each step."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
 VerboseOption = Annotated[
@@ -61,14 +62,14 @@ class Settings:
     Attributes:
         max_tokens: Tokens to write at most.
         stop: Strings that end a text.
-        alternatives: How many of the likeliest tokens to report at each step.
+        alternatives: How many of the likeliest tokens to report at each step, with log-probabilities.
         seed: Of the first text; each further one takes the next number.
         sampling: The sampling settings that were given, by name; the others are the model's own.
     """
 
     max_tokens: int
     stop: tuple[str, ...]
-    alternatives: int
+    alternatives: int | None
     seed: int
     sampling: Mapping[str, float]
 
@@ -92,7 +93,7 @@ def settings(
     max_tokens: int,
     seed: int | None,
     stop: list[str] | None = None,
-    alternatives: int = 0,
+    alternatives: int | None = None,
     **sampling: float | None,
 ) -> Settings:
     """Settings from options, checked before anything is loaded; a seed is drawn if none was given.

@@ -12,7 +12,7 @@ from gemwright.errors import GemwrightError
 from gemwright.generate import programs, schedule
 from gemwright.generate.programs import Choice, Decoding
 from gemwright.generate.prompts import ROW, Ids, Prompt, chunks
-from gemwright.generate.sampling import Sampling, knobs
+from gemwright.generate.sampling import Sampling, few, knobs
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
 from gemwright.model.state import DecodeState, empty_state, grow, room
@@ -24,15 +24,15 @@ class Step:
 
     Attributes:
         tokens: [B] ids.
-        logprobs: [B] natural logarithm of the model's probability of each.
-        top_tokens: [B, A] the likeliest ids, best first.
+        logprobs: [B] natural logarithm of the model's probability of each, if that was asked for.
+        top_tokens: [B, A] the likeliest ids, best first, likewise.
         top_logprobs: [B, A] theirs.
     """
 
     tokens: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    top_tokens: NDArray[np.int32]
-    top_logprobs: NDArray[np.float32]
+    logprobs: NDArray[np.float32] | None
+    top_tokens: NDArray[np.int32] | None
+    top_logprobs: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,16 @@ class Engine:
     vocabulary: int
 
     def generate(
-        self, prompts: Sequence[Ids | Prompt], samplings: Sequence[Sampling], max_tokens: int, alternatives: int = 0
+        self,
+        prompts: Sequence[Ids | Prompt],
+        samplings: Sequence[Sampling],
+        max_tokens: int,
+        alternatives: int | None = None,
     ) -> Iterator[Step]:
         """Continue every prompt, one step at a time, until `max_tokens` or until the caller stops asking.
 
-        A row's tokens do not depend on the other rows. What a row gives after its own end means nothing.
+        A row's tokens do not depend on the other rows. What a row gives after its own end means nothing. With
+        `alternatives`, log-probabilities are reported too, and those of as many of the likeliest tokens.
 
         Raises:
             GemwrightError: a prompt is empty or longer than the context, or holds an id that the model lacks.
@@ -64,8 +69,7 @@ class Engine:
         max_tokens = min(max_tokens, self.config.context - longest)
         state, hidden = self._feed(prompts)
         seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
-        greedy = all(sampling.temperature == 0 for sampling in samplings)
-        decoding = Decoding(self.vocabulary, greedy, seen is not None, alternatives)
+        decoding = Decoding(self.vocabulary, few(list(samplings)), seen is not None, alternatives)
         settings = knobs(list(samplings))
         token = jnp.asarray([_ids(prompt)[-1] for prompt in prompts], jnp.int32)
 
@@ -159,4 +163,5 @@ def _ids(prompt: Ids | Prompt) -> Ids:
 
 
 def _step(choice: Choice) -> Step:
-    return Step(*(np.asarray(part) for part in (choice.token, choice.logprob, choice.top_tokens, choice.top_logprobs)))
+    parts = (choice.logprob, choice.top_tokens, choice.top_logprobs)
+    return Step(np.asarray(choice.token), *(None if part is None else np.asarray(part) for part in parts))

@@ -25,15 +25,16 @@ class Decoding(NamedTuple):
 
     Attributes:
         vocabulary: Ids at and above it are padding of the table and never chosen.
-        greedy: Every row takes the likeliest token.
+        few: How many of the largest logits decide; None for all of them.
         penalty: Some row has a repetition penalty.
-        alternatives: How many of the likeliest tokens to report at each step.
+        alternatives: How many of the likeliest tokens to report at each step with their log-probabilities; None
+            reports no log-probabilities at all, not even that of the chosen token.
     """
 
     vocabulary: int
-    greedy: bool
+    few: int | None
     penalty: bool
-    alternatives: int
+    alternatives: int | None
 
 
 @tree.node
@@ -41,9 +42,9 @@ class Choice:
     """One decoding step: the token of each row, its log-probability, and the likeliest tokens with theirs."""
 
     token: Int[Array, " B"]
-    logprob: Float[Array, " B"]
-    top_tokens: Int[Array, "B A"]
-    top_logprobs: Float[Array, "B A"]
+    logprob: Float[Array, " B"] | None
+    top_tokens: Int[Array, "B A"] | None
+    top_logprobs: Float[Array, "B A"] | None
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -98,12 +99,17 @@ def choose(
 
     Log-probabilities are the model's own: before penalty, temperature and filters.
     """
+    number = sampling.uniform(knobs.seed, lengths)
+    if decoding.few is not None and seen is None and decoding.alternatives is None:
+        count = min(decoding.few, decoding.vocabulary)
+        largest, ids = transformer.top_logits(config, params, hidden, decoding.vocabulary, count)
+        chosen = ids[:, 0] if decoding.few == 1 else sampling.sample_few(largest, ids, knobs, number)
+        return Choice(chosen, None, None, None)
     logits = _real(transformer.logits(config, params, hidden), decoding.vocabulary)
     scores = logits if seen is None else sampling.penalise(logits, seen, knobs.repetition_penalty)
-    if decoding.greedy:
-        chosen = sampling.greedy(scores)
-    else:
-        chosen = sampling.sample(scores, knobs, sampling.uniform(knobs.seed, lengths))
+    chosen = sampling.greedy(scores) if decoding.few == 1 else sampling.sample(scores, knobs, number)
+    if decoding.alternatives is None:
+        return Choice(chosen, None, None, None)
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     top, top_tokens = jax.lax.top_k(logits, decoding.alternatives)
     logprob = jnp.take_along_axis(logits, chosen[:, None], axis=-1) - log_total

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemwright import tree
+from gemwright import tree, weights
 from gemwright.errors import GemwrightError
 from gemwright.typing import Array, Bool, Float, Int, UInt
 
 CANDIDATES = 256
 """Logits that are put in order to find a threshold; all of them only where these do not suffice."""
+USUAL = 64
+"""Logits that are looked for where no row has a larger top-k."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,14 @@ def greedy(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     return jax.lax.top_k(logits, 1)[1][:, 0]
 
 
+def few(rows: list[Sampling]) -> int | None:
+    """How many of the largest logits decide what each of these rows draws; None if it takes all of them."""
+    if any(row.temperature > 0 and not 1 <= row.top_k <= CANDIDATES for row in rows):
+        return None
+    most = max(1 if row.temperature == 0 else row.top_k for row in rows)
+    return next(count for count in (1, USUAL, CANDIDATES) if most <= count)
+
+
 def sample(logits: Float[Array, "B V"], settings: Knobs, number: Float[Array, " B"]) -> Int[Array, " B"]:
     """Draw a token for each row by its own settings; rows with temperature 0 are greedy.
 
@@ -104,15 +114,37 @@ def sample(logits: Float[Array, "B V"], settings: Knobs, number: Float[Array, " 
         settings: one entry per row.
         number: uniform in [0, 1), one per row.
     """
-    likeliest = greedy(logits)
-    is_greedy = settings.temperature == 0
-    scaled = logits / jnp.where(is_greedy, 1.0, settings.temperature)[:, None]
+    largest, ids = weights.largest(logits, min(CANDIDATES, logits.shape[-1]))
+    scaled = logits / jnp.where(settings.temperature == 0, 1.0, settings.temperature)[:, None]
     mass = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
     mass = jnp.where(scaled >= _threshold(scaled, settings)[:, None], mass, 0.0)
     drawn = _inverse(mass, number)
     # Rounding in the running sums may point at a token without mass, about once in 10^7 draws.
     has_mass = jnp.take_along_axis(mass, drawn[:, None], axis=-1)[:, 0] > 0
-    return jnp.where(is_greedy | ~has_mass, likeliest, drawn)
+    drawn = jnp.where(has_mass, drawn, ids[:, 0])
+    decided = (settings.temperature == 0) | ((settings.top_k > 0) & (settings.top_k <= CANDIDATES))
+    return jnp.where(decided, sample_few(largest, ids, settings, number), drawn)
+
+
+def sample_few(
+    largest: Float[Array, "B C"], ids: Int[Array, "B C"], settings: Knobs, number: Float[Array, " B"]
+) -> Int[Array, " B"]:
+    """As `sample`, from the largest logits, best first, and their ids: where `few` says that they decide."""
+    is_greedy = settings.temperature == 0
+    # Always as many, so that sums are rounded alike however many were looked for.
+    scaled = largest / jnp.where(is_greedy, 1.0, settings.temperature)[:, None]
+    scaled = jnp.pad(scaled, ((0, 0), (0, max(0, CANDIDATES - scaled.shape[1]))), constant_values=-jnp.inf)
+    likeliest, ids = ids[:, 0], jnp.pad(ids, ((0, 0), (0, scaled.shape[1] - ids.shape[1])))
+    keep = _kept(scaled, jnp.where(is_greedy, 1, settings.top_k), settings, jnp.inf)
+    mass = jnp.where(keep, jnp.exp(scaled - scaled[:, :1]), 0.0)
+    # In the order of the vocabulary, as `sample` goes through it; what cannot be drawn comes last.
+    order = jnp.argsort(jnp.where(mass > 0, ids, jnp.iinfo(jnp.int32).max), axis=-1)
+    mass, ids = jnp.take_along_axis(mass, order, axis=-1), jnp.take_along_axis(ids, order, axis=-1)
+    running = jnp.cumsum(mass, axis=-1)
+    place = jnp.sum(running <= number[:, None] * running[:, -1:], axis=-1)
+    place = jnp.minimum(place, mass.shape[1] - 1)[:, None]
+    drawn = jnp.take_along_axis(ids, place, axis=-1)[:, 0]
+    return jnp.where(is_greedy | (jnp.take_along_axis(mass, place, axis=-1)[:, 0] == 0), likeliest, drawn)
 
 
 def _threshold(scaled: Float[Array, "B V"], settings: Knobs) -> Float[Array, " B"]:
@@ -122,21 +154,29 @@ def _threshold(scaled: Float[Array, "B V"], settings: Knobs) -> Float[Array, " B
     idle = (settings.top_k == 0) & (settings.top_p >= 1.0) & (settings.min_p <= 0.0)
     top_k = jnp.where(settings.top_k == 0, vocabulary, jnp.minimum(settings.top_k, vocabulary))
 
-    def kept(ordered: Float[Array, "B C"]) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+    def least(ordered: Float[Array, "B C"]) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
         """The least logit kept, and whether it is sure that no logit below `ordered` would be kept."""
-        in_k = jnp.arange(ordered.shape[-1]) < top_k[:, None]
-        complete = top_k <= ordered.shape[-1]
-        log_k = jnp.where(complete, jax.nn.logsumexp(jnp.where(in_k, ordered, -jnp.inf), axis=-1), log_total)
-        probability = jnp.where(in_k, jnp.exp(ordered - log_k[:, None]), 0.0)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        keep = in_k & (before < settings.top_p[:, None])
-        keep &= probability >= settings.min_p[:, None] * probability[:, :1]
-        sure = complete | (~keep[:, -1] & (top_k == vocabulary))  # else the total of the k likeliest is not known
+        keep = _kept(ordered, top_k, settings, log_total)
+        known = top_k <= ordered.shape[-1]
+        sure = known | (~keep[:, -1] & (top_k == vocabulary))  # else the total of the k likeliest is not known
         return jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1), sure
 
-    few, sure = kept(jax.lax.top_k(scaled, min(CANDIDATES, vocabulary))[0])
-    cutoff = jax.lax.cond(jnp.all(sure | idle), lambda: few, lambda: kept(-jnp.sort(-scaled, axis=-1))[0])
+    some, sure = least(weights.largest(scaled, min(CANDIDATES, vocabulary))[0])
+    cutoff = jax.lax.cond(jnp.all(sure | idle), lambda: some, lambda: least(-jnp.sort(-scaled, axis=-1))[0])
     return jnp.where(idle, -jnp.inf, cutoff)
+
+
+def _kept(
+    ordered: Float[Array, "B C"], top_k: Int[Array, " B"], settings: Knobs, log_total: Float[Array, " B"] | float
+) -> Bool[Array, "B C"]:
+    """Which of the largest logits, best first, pass top-k, top-p and min-p; log_total is that of all logits."""
+    in_k = jnp.arange(ordered.shape[-1]) < top_k[:, None]
+    within = jax.nn.logsumexp(jnp.where(in_k, ordered, -jnp.inf), axis=-1)
+    log_k = jnp.where(top_k <= ordered.shape[-1], within, log_total)
+    probability = jnp.where(in_k, jnp.exp(ordered - log_k[:, None]), 0.0)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    keep = in_k & (before < settings.top_p[:, None])
+    return keep & (probability >= settings.min_p[:, None] * probability[:, :1])
 
 
 def _inverse(mass: Float[Array, "B V"], number: Float[Array, " B"]) -> Int[Array, " B"]:

@@ -55,6 +55,11 @@ class QTensor:
         flat = ids.reshape(-1).astype(jnp.int32)
         return _native().rows(self.packed, flat, self.encoding, self.shape[-1]).reshape(*ids.shape, self.shape[-1])
 
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        flat = x.astype(jnp.float32)
+        return _native().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
+
 
 def use_native() -> bool:
     """Whether weights are kept at their own bits: on a CPU, with gemwright-native installed.
@@ -104,12 +109,18 @@ def products(
         post_gain=row(post_gain),
         eps=eps,
     )
-    return tuple(
-        y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True)
-    )
+    return tuple(y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True))
 
 
-def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: int, done: Callable[[], None]) -> QTensor:
+def pack(
+    encoding: str,
+    raw: NDArray[np.uint8],
+    shape: tuple[int, ...],
+    rows: int,
+    done: Callable[[], None],
+    *,
+    head: bool = False,
+) -> QTensor:
     """Rearrange a weight's bytes, some rows at a time.
 
     Args:
@@ -118,20 +129,21 @@ def pack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...], rows: in
         shape: What the weight stands for.
         rows: Into how many rows the bytes are divided.
         done: Called when some rows have been read, so that their pages can be given back.
+        head: Mostly the largest of its products are wanted; see `gemwright_native.top`.
     """
     native = _native()
     width, row_bytes = math.prod(shape) // rows, len(raw) // rows
     step = max(1, CHUNK // width // native.LANES) * native.LANES
-    buffer = np.empty(native.packed_bytes(encoding, (rows, width)) + native.ALIGNMENT, np.uint8)
-    packed = buffer[-buffer.ctypes.data % native.ALIGNMENT :][: len(buffer) - native.ALIGNMENT]
-    place = 0
+    layout = native.SPLIT if head and encoding == "Q8_0" else encoding
+    packed = native.empty(layout, (rows, width))
     for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        part = native.pack(encoding, raw[start * row_bytes : stop * row_bytes], (stop - start, width))
-        packed[place : place + len(part)] = part
-        place += len(part)
+        part = range(start, min(start + step, rows))
+        try:
+            native.pack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], (rows, width), part)
+        except OverflowError:
+            return pack(encoding, raw, shape, rows, done)
         done()
-    return QTensor(jax.device_put(packed), encoding, shape)
+    return QTensor(jax.device_put(packed), layout, shape)
 
 
 def instruction_set() -> str:

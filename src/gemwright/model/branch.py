@@ -41,7 +41,7 @@ class Branch(NamedTuple):
         *,
         gate: Float[Array, "B T *in"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """x + norm(weight inner + bias), where `inner` is multiplied by gelu(gate) if there is a gate."""
+        """Add norm(weight inner + bias) to x; `inner` is first multiplied by gelu(gate) if there is a gate."""
         if bias is None and packed.run_together(x, (weight,)):
             return packed.products(inner, (weight,), gate=gate, residual=x, post_gain=self.post_norm, eps=self.eps)[0]
         if gate is not None:

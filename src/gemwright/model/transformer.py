@@ -75,6 +75,15 @@ def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"])
     return ops.soft_cap(weights.matmul(hidden, head, out=jnp.float32), config.final_soft_cap)
 
 
+def top_logits(
+    config: Config, params: ModelWeights, hidden: Float[Array, "B D"], vocabulary: int, count: int
+) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
+    """The `count` largest of `logits`, best first, and their ids, all below `vocabulary`."""
+    head = params.embed if params.head is None else params.head
+    values, ids = weights.top(hidden, head, vocabulary, count)
+    return ops.soft_cap(values, config.final_soft_cap), ids
+
+
 def _context(
     tokens: Int[Array, "B T"],
     state: DecodeState | None,

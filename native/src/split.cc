@@ -1,0 +1,161 @@
+#include "split.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "format.h"
+#include "packing.h"
+
+namespace gemwright {
+namespace {
+
+float widen(Float16 half) {
+  const uint32_t sign = uint32_t(half.bits & 0x8000) << 16, magnitude = half.bits & 0x7fff;
+  if (magnitude >= 0x7c00) return std::numeric_limits<float>::quiet_NaN();
+  if (magnitude < 0x400) return (sign ? -1.0f : 1.0f) * float(magnitude) * 0x1p-24f;
+  const uint32_t bits = sign | ((magnitude << 13) + 0x38000000);
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// 8 d, which float16 holds exactly unless it is too large; d may be subnormal.
+bool eightfold(Float16 d, Float16& result) {
+  const uint16_t sign = d.bits & 0x8000, magnitude = d.bits & 0x7fff;
+  if (magnitude >= 0x400) {
+    if (magnitude >= 0x7000) return false;
+    result = {uint16_t(sign | (magnitude + 0x0c00))};
+    return true;
+  }
+  uint32_t mantissa = magnitude * 8, exponent = 0;  // of a subnormal number; normal from 0x400 on
+  if (mantissa >= 0x400) {
+    for (exponent = 1; mantissa >= 0x800; mantissa /= 2) ++exponent;  // shifts out zeros only
+    mantissa -= 0x400;
+  }
+  result = {uint16_t(sign | exponent << 10 | mantissa)};
+  return true;
+}
+
+// Splits the Q8_0 blocks of one row: Q5_0 blocks of the h, and the row of r. Gives the bound of what the r add, or
+// nothing where a scale is too large.
+std::optional<float> split_row(const Split& split, const uint8_t* source, Q5_0::Source* coarse, uint8_t* fine) {
+  std::memset(fine, 0, split.row_bytes);
+  auto* scales = reinterpret_cast<Float16*>(fine + fine_groups(split.in) / 2 * 64);
+  double error = 0.0, length = 0.0;
+  for (int64_t b = 0; b < split.in / 32; ++b, ++coarse) {
+    Q8_0::Source block;
+    std::memcpy(&block, source + b * sizeof(block), sizeof(block));
+    if (!eightfold(block.d, coarse->d)) return std::nullopt;
+    scales[b] = block.d;
+    int8_t h[32], r[32];
+    int32_t squares = 0, r_squares = 0;
+    for (int i = 0; i < 32; ++i) {
+      const int q = int8_t(block.qs[i]), high = (q + 4) >> 3;
+      h[i] = int8_t(high > 15 ? 15 : high);
+      r[i] = int8_t(q - 8 * h[i]);
+    }
+    for (int i = 0; i < 32; ++i) {
+      squares += int8_t(block.qs[i]) * int8_t(block.qs[i]);
+      r_squares += r[i] * r[i];
+    }
+    uint8_t* nibbles = fine + b / 4 * 64 + b % 2 * 32;
+    if (b / 2 % 2 == 0) {
+      for (int i = 0; i < 32; ++i) nibbles[i] = uint8_t(r[i] + 4);
+    } else {
+      for (int i = 0; i < 32; ++i) nibbles[i] |= uint8_t((r[i] + 4) << 4);
+    }
+    for (int i = 0; i < 16; ++i) coarse->qs[i] = uint8_t(((h[i] + 16) & 15) | ((h[i + 16] + 16) & 15) << 4);
+    for (int byte = 0; byte < 4; ++byte) {
+      coarse->qh[byte] = 0;
+      for (int i = 0; i < 8; ++i) coarse->qh[byte] |= uint8_t((h[8 * byte + i] >= 0) << i);
+    }
+    const double d = widen(block.d);
+    error += d * d * r_squares;
+    length += d * d * squares;
+  }
+  // Both sums are rounded too; together their terms are no longer than three times the row.
+  const double rounding = (double(split.in) / 32 + 16) * std::ldexp(4.0, -24);
+  const double bound = std::sqrt(error) * 1.0001 + std::sqrt(length) * rounding;
+  return std::nextafter(float(bound), std::numeric_limits<float>::infinity());
+}
+
+bool pack_rows(const Split& split, const uint8_t* source, int64_t first, int64_t rows, uint8_t* packed) {
+  const int64_t blocks = split.in / 32;
+  auto* errors = reinterpret_cast<float*>(packed + split.errors);
+  std::vector<Q5_0::Source> coarse(std::min<int64_t>(rows, kLanes) * blocks);
+  for (int64_t done = 0; done < rows; done += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, rows - done);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + done + i;
+      const auto bound = split_row(split, source + (done + i) * blocks * sizeof(Q8_0::Source), &coarse[i * blocks],
+                                   packed + split.fine + row * split.row_bytes);
+      if (!bound) return false;
+      errors[row] = *bound;
+    }
+    const int64_t panel = (first + done) / kLanes * *panel_bytes(kQ5_0, split.in);
+    pack(kQ5_0, reinterpret_cast<const uint8_t*>(coarse.data()), count, split.in, packed + panel, 1);
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<Split> split_layout(int64_t out, int64_t in) {
+  const auto panels = packed_bytes(kQ5_0, out, in);
+  const int64_t limit = std::numeric_limits<int64_t>::max() / 16;
+  if (!panels || fine_scales(in) > kMostScales || out > limit / (in + 64) || *panels > limit) return std::nullopt;
+  Split split{out, in, *panels, *panels, 0, fine_groups(in) / 2 * 64 + fine_scales(in) * 2, 0};
+  split.fine = (split.errors + (out + kLanes - 1) / kLanes * kLanes * int64_t{sizeof(float)} + 63) / 64 * 64;
+  split.size = split.fine + out * split.row_bytes;
+  return split;
+}
+
+std::optional<Split> split_of_size(int64_t size, int64_t in) {
+  int64_t low = 0, high = size;  // rows
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    const auto split = split_layout(middle, in);
+    if (split && split->size < size) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  const auto split = split_layout(low, in);
+  return split && split->size == size ? split : std::nullopt;
+}
+
+void add_fine(const Split& split, const uint8_t* packed, int64_t row, float* y) {
+  const uint8_t* fine = packed + split.fine + row * split.row_bytes;
+  const auto* scales = reinterpret_cast<const Float16*>(fine + fine_groups(split.in) / 2 * 64);
+  for (int64_t b = 0; b < split.in / 32; ++b) {
+    const float d = widen(scales[b]);
+    const uint8_t* nibbles = fine + b / 4 * 64 + b % 2 * 32;
+    for (int i = 0; i < 32; ++i) y[32 * b + i] += d * float((nibbles[i] >> (b / 2 % 2 * 4) & 15) - 4);
+  }
+}
+
+bool pack_split(const Split& split, const uint8_t* source, int64_t first, int64_t rows, uint8_t* packed, int threads) {
+  const int64_t panels = (rows + kLanes - 1) / kLanes, row_bytes = split.in / 32 * sizeof(Q8_0::Source);
+  std::atomic<bool> fits{true};
+  const auto part = [&](int64_t i) {
+    const int64_t begin = panels * i / threads * kLanes, end = std::min(panels * (i + 1) / threads * kLanes, rows);
+    if (!pack_rows(split, source + begin * row_bytes, first + begin, end - begin, packed)) fits = false;
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back(part, i);
+  part(0);
+  for (std::thread& thread : others) thread.join();
+  if (first + rows == split.out) {  // rows that the last panel lacks have no bound
+    auto* errors = reinterpret_cast<float*>(packed + split.errors);
+    for (int64_t row = split.out; row % kLanes != 0; ++row) errors[row] = 0.0f;
+  }
+  return fits;
+}
+
+}  // namespace gemwright

@@ -1,0 +1,79 @@
+// The fine part of a split weight, compiled once for each instruction set as kernels.cc is.
+#include "split.h"
+
+#include "kernels.h"
+
+#define GEMWRIGHT_STRING_(x) #x
+#define GEMWRIGHT_STRING(x) GEMWRIGHT_STRING_(x)
+#include GEMWRIGHT_SIMD_HEADER
+
+namespace gemwright {
+namespace GEMWRIGHT_ISA {
+namespace {
+
+// As many activations at a time as there are sums that fit the registers.
+template <int Count>
+void fine_tile(const uint8_t* row, const FineInput* x, float* y, int64_t stride) {
+  const auto* d = reinterpret_cast<const Float16*>(row + x->groups / 2 * 64);
+  float scales[Count][kMostScales];
+  for (int64_t i = 0; i < x->scale_count; i += kLanes) {
+    const Floats step = load(d + i);
+    for (int c = 0; c < Count; ++c) store(scales[c] + i, step * load(x[c].scales + i));
+  }
+  Floats sum[Count];
+  for (int c = 0; c < Count; ++c) sum[c] = zero();
+  for (int64_t g = 0; g < x->groups; g += 2) {
+    const Bytes both = load_bytes(row + g / 2 * 64), low = shift_and<0>(both, 15), high = shift_and<-4>(both, 15);
+    for (int c = 0; c < Count; ++c) {
+      const float* scale = scales[c] + 2 * g;
+      const int32_t* start = x[c].start + g * kLanes;
+      const int8_t* q = x[c].q + g * 64;
+      sum[c] = multiply_add(to_float(dot_each(load(start), low, q)), halves(scale[0], scale[1]), sum[c]);
+      sum[c] = multiply_add(to_float(dot_each(load(start + kLanes), high, q + 64)), halves(scale[2], scale[3]), sum[c]);
+    }
+  }
+  for (int c = 0; c < Count; ++c) y[c * stride] += add_lanes(sum[c]);
+}
+
+void fine(const uint8_t* row, const FineInput* x, int64_t count, float* y, int64_t stride) {
+  for (; count >= 4; count -= 4, x += 4, y += 4 * stride) fine_tile<4>(row, x, y, stride);
+  for (; count >= 1; count -= 1, x += 1, y += stride) fine_tile<1>(row, x, y, stride);
+}
+
+void tops(const Scores& scores, int64_t first, int64_t last, float* tops) {
+  const float *y = scores.y, *errors = scores.errors;
+  for (; first < last; first += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float least = errors == nullptr ? y[first + lane] : y[first + lane] - errors[first + lane] * scores.length;
+      tops[lane] = least > tops[lane] ? least : tops[lane];
+    }
+  }
+}
+
+int64_t find(const Scores& scores, int64_t first, int64_t last, float least, int32_t* found) {
+  int64_t count = 0;
+  for (; first < last; first += kLanes) {
+    const int64_t lanes = last - first < kLanes ? last - first : kLanes;
+    float most[kLanes] = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) most[lane] = scores.y[first + lane];
+    if (scores.errors != nullptr) {
+      for (int64_t lane = 0; lane < lanes; ++lane) most[lane] += scores.errors[first + lane] * scores.length;
+    }
+    int any = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) any |= most[lane] >= least;
+    if (any == 0) continue;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      found[count] = int32_t(first + lane);
+      count += most[lane] >= least;
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+extern const SplitKernels split;
+const SplitKernels split{fine, tops, find};
+
+}  // namespace GEMWRIGHT_ISA
+}  // namespace gemwright
