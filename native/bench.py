@@ -7,52 +7,12 @@ and the median of its times; what the others on the machine do shows in the dist
 """
 
 import argparse
-import ctypes
 import os
 import statistics
-import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+
+from machine import read_bandwidth, times
 
 SHAPES = ((262144, 640), (2048, 640), (640, 2048))
-
-
-def times(call: Callable[[], object], seconds: float = 0.6, most: int = 300) -> list[float]:
-    """Repeats a call, at least 5 times, and returns the seconds that each took."""
-    call()
-    taken: list[float] = []
-    while len(taken) < 5 or (sum(taken) < seconds and len(taken) < most):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
-def read_bandwidth(threads: int) -> float:
-    """Returns the bytes a second that `threads` read from a buffer larger than any cache, at best."""
-    import numpy as np
-
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "read.so"
-        source = Path(__file__).with_name("bench_read.cc")
-        command = ["c++", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)]
-        subprocess.run(command, check=True)
-        read = ctypes.CDLL(str(library)).read_bytes
-    data = np.ones(512 << 20, np.uint8)
-    part = data.size // threads
-
-    def run(prefetch: int) -> None:
-        arguments = [(ctypes.c_void_p(data.ctypes.data + i * part), ctypes.c_size_t(part)) for i in range(threads)]
-        pool = [threading.Thread(target=read, args=(*a, ctypes.c_size_t(prefetch))) for a in arguments]
-        for thread in pool:
-            thread.start()
-        for thread in pool:
-            thread.join()
-
-    return max(part * threads / min(times(lambda p=p: run(p), 0.8)) for p in (0, 2048, 4096))
 
 
 def main() -> None:

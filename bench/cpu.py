@@ -1,0 +1,148 @@
+"""gemwright beside llama.cpp and transformers on this machine's CPU, in one run.
+
+Every figure is measured in a process of its own, which may use just as many cores as the figure is for. The engines
+take turns, so that a slow minute of the machine meets them all, and between any two figures the machine itself is
+measured. Prints tables in Markdown, with medians and the least and greatest of the rounds, and draws
+docs/decode-context.png.
+
+    python bench/cpu.py [--rounds 3] [--only PART] [--quick]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import models
+import report
+from engines import MODULES, Task
+from report import Figure, Found, Machine
+
+HERE = Path(__file__).parent
+CORES = sorted(os.sched_getaffinity(0))
+ALL = tuple(MODULES)
+BOTH = ("gemwright", "llama.cpp")
+CONTEXTS = (128, 512, 2048, 8192)
+
+
+def figures(quick: bool) -> list[Figure]:
+    """All that is measured, in order; `quick` shortens prompts and texts, to prove that everything runs."""
+
+    def task(prompt: int, tokens: int, rows: int = 1, sampled: bool = False) -> Task:
+        return Task(prompt // 16, min(tokens, 3), rows, sampled) if quick else Task(prompt, tokens, rows, sampled)
+
+    def prefill(prompt: int) -> tuple[str, Task]:
+        return f"prefill of {prompt}, tokens/s", task(prompt, 1)
+
+    decode, all_cores = ("decode, tokens/s", task(128, 128)), len(CORES)
+    return [
+        Figure("start", "to the first token, s", None, ALL, "demo", all_cores),
+        Figure("decode", *decode, ALL, "demo", all_cores),
+        Figure("decode", "decode, sampled, tokens/s", task(128, 128, sampled=True), ALL, "demo", all_cores),
+        Figure("eight", "eight sequences together, tokens/s", task(32, 64, rows=8), ALL, "demo", all_cores),
+        Figure("prefill", *prefill(512), ALL, "demo", all_cores),
+        Figure("prefill", *prefill(2048), ALL, "demo", all_cores),
+        Figure("single", *decode, ALL, "demo", 1),
+        Figure("single", *prefill(512), ALL, "demo", 1),
+        Figure("large", *decode, BOTH, "large", all_cores),
+        Figure("large", *prefill(512), BOTH, "large", all_cores),
+        *(Figure("context", f"{past:,}", task(past, 32), BOTH, "demo", all_cores) for past in CONTEXTS),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", metavar="PART", choices=sorted({figure.part for figure in figures(False)}))
+    parser.add_argument("--quick", action="store_true", help="prove that everything runs; the numbers mean nothing")
+    arguments = parser.parse_args()
+    chosen = [figure for figure in figures(arguments.quick) if arguments.only in (None, figure.part)]
+    paths = {(figure.model, engine): model(figure.model, engine) for figure in chosen for engine in figure.engines}
+    found: Found = defaultdict(list)
+    machine: Machine = defaultdict(list)
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(arguments.rounds):
+            for figure in chosen:
+                machine[figure.threads].append(json.loads(run(figure.threads, HERE.parent / "native" / "machine.py")))
+                for engine in figure.engines:
+                    start = time.perf_counter()
+                    cache = Path(scratch) / (f"start-{turn}" if figure.task is None else "kept")
+                    for name, value in measure(figure, engine, paths[figure.model, engine], cache).items():
+                        found[figure, engine, name].append(value)
+                    print(
+                        f"round {turn + 1} of {arguments.rounds}, {figure.part}, {figure.title}, {engine}: "
+                        f"{time.perf_counter() - start:.0f} s",
+                        file=sys.stderr,
+                    )
+    report.show(chosen, found, machine, arguments.quick)
+
+
+def model(name: str, engine: str) -> Path:
+    if name == "large":
+        return models.large_gguf()
+    return models.demo_folder() if MODULES[engine][0] == "huggingface" else models.demo_gguf()
+
+
+def measure(figure: Figure, engine: str, path: Path, cache: Path) -> dict[str, float]:
+    """Numbers of one run by name; `cache` is where compiled programs are kept."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    command = (HERE / "worker.py", engine, path)
+    if figure.task is None:
+        return {
+            name: first_token(figure.threads, *command, environment=environment)
+            for name in ("first start", "later start")
+        }
+    output = run(figure.threads, *command, json.dumps(asdict(figure.task)), environment=environment)
+    result = json.loads(output.splitlines()[-1])
+    first, last = result["times"][0], result["times"][-1]
+    if figure.task.tokens == 1:
+        return {"rate": figure.task.prompt / first}
+    return {"rate": figure.task.rows * (figure.task.tokens - 1) / (last - first), "peak": result["peak"]}
+
+
+def run(threads: int, *command: Path | str, environment: dict[str, str] | None = None) -> str:
+    """What a Python program prints that may use so many cores."""
+    with cores(threads):
+        output = subprocess.run(
+            [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False
+        )
+    if output.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} failed ({output.returncode}):\n{output.stderr}")
+    return output.stdout
+
+
+def first_token(threads: int, *command: Path | str, environment: dict[str, str]) -> float:
+    """Seconds from the start of a Python program until it writes its first line."""
+    start = time.perf_counter()
+    with (
+        cores(threads),
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise SystemExit(f"{' '.join(map(str, command))} wrote nothing.")
+        return time.perf_counter() - start
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Lets this process, and those that it starts, use only so many cores."""
+    os.sched_setaffinity(0, CORES[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
+
+
+if __name__ == "__main__":
+    main()

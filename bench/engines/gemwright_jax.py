@@ -1,0 +1,32 @@
+"""gemwright."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gemwright
+from engines import Task
+from gemwright.api import PUBLISHED, Model
+from gemwright.generate.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Gemwright:
+    """An engine; see `engines.Engine`."""
+
+    model: Model
+
+    def encode(self, text: str) -> list[int]:
+        return self.model.encode(text)
+
+    def decode(self, token: int) -> str:
+        return self.model.tokenizer.decode([token])
+
+    def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
+        sampling = PUBLISHED if task.sampled else Sampling(temperature=0.0)
+        for step in self.model.engine.generate(prompts, [sampling] * len(prompts), task.tokens):
+            known(step.tokens.tolist())
+
+
+def load(path: str, task: Task, threads: int) -> Gemwright:
+    """XLA takes its threads from the cores that the process may use, so `threads` is known already."""
+    return Gemwright(gemwright.load(path))

@@ -1,0 +1,123 @@
+"""llama.cpp, through the C functions of llama-cpp-python: its `Llama` class decodes one sequence at a time.
+
+Settings are those of llama.cpp's own programs: flash attention where the library thinks it faster, a cache of local
+layers no longer than their window, and a cache of its own for each sequence.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from llama_cpp._logger import set_verbose
+from numpy.typing import NDArray
+
+from engines import Task
+
+BATCH = 2048
+"""Tokens that one call takes at most, the library's default; it works on 512 of them at a time."""
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """An engine; see `engines.Engine`.
+
+    Attributes:
+        context: The library's handle of weights, caches and threads.
+        vocabulary: Its handle of the tokenizer.
+        batch: A buffer that tokens are handed over in.
+    """
+
+    context: Any
+    vocabulary: Any
+    batch: Any
+
+    def encode(self, text: str) -> list[int]:
+        raw, room = text.encode(), len(text.encode()) + 1
+        ids = (lib.llama_token * room)()
+        return ids[: lib.llama_tokenize(self.vocabulary, raw, len(raw), ids, room, True, False)]
+
+    def decode(self, token: int) -> str:
+        piece = ctypes.create_string_buffer(256)
+        size = lib.llama_token_to_piece(self.vocabulary, token, piece, len(piece), 0, False)
+        return piece.raw[:size].decode(errors="replace")
+
+    def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        samplers = [_sampler(task.sampled, seed=row) for row in range(len(prompts))]
+        length = len(prompts[0])
+        step = max(1, BATCH // len(prompts))
+        for start in range(0, length, step):
+            last = self.feed([list(prompt[start : start + step]) for prompt in prompts], start)
+        for position in range(length, length + task.tokens):
+            # Each row's logits lie where its last token stood in the batch.
+            tokens = [lib.llama_sampler_sample(s, self.context, i) for s, i in zip(samplers, last, strict=True)]
+            known(tokens)
+            if position + 1 < length + task.tokens:
+                last = self.feed([[token] for token in tokens], position)
+        for sampler in samplers:
+            lib.llama_sampler_free(sampler)
+
+    def feed(self, rows: Sequence[Sequence[int]], position: int, every: bool = False) -> list[int]:
+        """Take the next tokens of each sequence, which stand at `position` and after it.
+
+        Returns:
+            The place in the batch of the last token of each row, whose logits are computed; or of all if `every`.
+        """
+        batch, size = self.batch, 0
+        for row, ids in enumerate(rows):
+            for offset, token in enumerate(ids):
+                batch.token[size], batch.pos[size] = token, position + offset
+                batch.n_seq_id[size], batch.seq_id[size][0] = 1, row
+                batch.logits[size] = every or offset == len(ids) - 1
+                size += 1
+        batch.n_tokens = size
+        if code := lib.llama_decode(self.context, batch):
+            raise RuntimeError(f"llama_decode returned {code}")
+        return [place for place in range(size) if batch.logits[place]]
+
+    def logits(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
+        """Logits [rows, V] behind the tokens of one text, `rows` at a time; the library owns the memory."""
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        width = lib.llama_vocab_n_tokens(self.vocabulary)
+        for start in range(0, len(ids), rows):
+            places = self.feed([ids[start : start + rows]], start, every=True)
+            yield np.ctypeslib.as_array(lib.llama_get_logits(self.context), (len(places), width))
+
+
+def _sampler(sampled: bool, seed: int) -> Any:
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    steps = (
+        [
+            lib.llama_sampler_init_top_k(64),
+            lib.llama_sampler_init_top_p(0.95, 1),
+            lib.llama_sampler_init_temp(1.0),
+            lib.llama_sampler_init_dist(seed),
+        ]
+        if sampled
+        else [lib.llama_sampler_init_greedy()]
+    )
+    for step in steps:
+        lib.llama_sampler_chain_add(chain, step)
+    return chain
+
+
+def load(path: str, task: Task, threads: int) -> LlamaCpp:
+    set_verbose(False)
+    lib.llama_backend_init()
+    model_parameters = lib.llama_model_default_params()
+    # This release crashes on machines with AMX when it repacks weights for it.
+    model_parameters.use_extra_bufts = "amx" not in open("/proc/cpuinfo").read()
+    model = lib.llama_model_load_from_file(path.encode(), model_parameters)
+    parameters = lib.llama_context_default_params()
+    parameters.n_seq_max = task.rows
+    parameters.n_ctx = task.rows * -(-(task.prompt + task.tokens) // 256) * 256
+    parameters.n_batch = BATCH
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.swa_full = False
+    context = lib.llama_init_from_model(model, parameters)
+    if not context:
+        raise RuntimeError(f"llama.cpp cannot load {path}")
+    return LlamaCpp(context, lib.llama_model_get_vocab(model), lib.llama_batch_init(BATCH, 0, 1))

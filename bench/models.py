@@ -1,0 +1,75 @@
+"""The models of the benchmark: the demo weights as every engine reads them, and a larger one of random weights.
+
+They are made once and kept in `bench/.cache`, which `make clean` removes.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright import tree
+from gemwright.checkpoint import names
+from gemwright.checkpoint.convert import convert
+from gemwright.checkpoint.gguf import GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.gguf_configuration import to_gguf
+from gemwright.checkpoint.load import row_chunks
+from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.model.spec import spec
+from gemwright.variants import VARIANTS
+
+CACHE = Path(__file__).with_name(".cache")
+LARGE = "gemma-2-2b"
+PER_VOCABULARY = ("tokens", "scores", "token_type")
+"""Keys of a GGUF's tokenizer with one entry for each id."""
+
+
+def demo_gguf() -> Path:
+    """The demo weights as they come: Q4_K_M."""
+    return locate(DEMO)
+
+
+def demo_folder() -> Path:
+    """The same values in float32, in a folder that transformers reads."""
+    folder = CACHE / DEMO
+    if not folder.exists():
+        CACHE.mkdir(exist_ok=True)
+        print(f"making {folder}", file=sys.stderr)
+        convert(demo_gguf(), folder, "huggingface", "float32")
+    return folder
+
+
+def large_gguf() -> Path:
+    """Gemma 2 2B's shapes with random weights, every matrix in Q4_0; the tokenizer is the demo's, cut to 256,000."""
+    path = CACHE / f"{LARGE}-random-q4_0.gguf"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        print(f"making {path}, 1.5 GB", file=sys.stderr)
+        _write_random(path)
+    return path
+
+
+def _write_random(path: Path) -> None:
+    config = VARIANTS[LARGE].config
+    random = np.random.default_rng(0)
+
+    def gains(size: int) -> Iterator[NDArray[np.float32]]:
+        yield np.ones(size, np.float32)
+
+    def matrix(shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        deviation = np.float32(shape[-1] ** -0.5)  # activations keep their size from layer to layer
+        for rows in row_chunks(shape):
+            yield random.standard_normal((rows.stop - rows.start, *shape[1:]), np.float32) * deviation
+
+    plan = names.gguf(config)
+    tensors = []
+    for ours, param in tree.flatten(spec(config)).items():
+        name, shape = plan[ours].name, plan[ours].shape
+        encoding, chunks = ("Q4_0", matrix(shape)) if param.linear else ("F32", gains(shape[0]))
+        tensors.append(GgufTensor(name, shape, encoding, chunks))
+    tokenizer = {key: value for key, value in open_gguf(demo_gguf()).metadata.items() if key.startswith("tokenizer.")}
+    for key in PER_VOCABULARY:
+        tokenizer[f"tokenizer.ggml.{key}"] = tokenizer[f"tokenizer.ggml.{key}"][: config.vocab]
+    write_gguf(path, to_gguf(config) | tokenizer | {"general.file_type": 2}, tensors)

@@ -1,0 +1,155 @@
+"""The tables of the benchmark in Markdown, and its picture."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import models
+from engines import Task
+
+from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.locate import DEMO
+from gemwright.kernels import packed
+from gemwright.variants import VARIANTS
+
+PACKAGES = ("gemwright", "gemwright-native", "jax", "llama_cpp_python", "transformers", "torch", "numpy")
+PICTURE = Path(__file__).parent.parent / "docs" / "decode-context.png"
+COLOURS = {"gemwright": "#0b7a75", "llama.cpp": "#c8553d"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of a table, or one point of the curve.
+
+    Attributes:
+        part: The table it belongs to, and what `--only` calls it.
+        title: The row's.
+        task: What is written; None for the first token of a text, from the command on.
+        engines: Those it is measured on.
+        model: "demo" or "large".
+        threads: Cores that the engine may use.
+    """
+
+    part: str
+    title: str
+    task: Task | None
+    engines: tuple[str, ...]
+    model: str
+    threads: int
+
+
+Found: TypeAlias = dict[tuple[Figure, str, str], list[float]]
+"""What each figure gave in every round, by the engine and the name of the number."""
+Machine: TypeAlias = dict[int, list[dict[str, float]]]
+"""What the machine did at best between figures, by the number of cores."""
+
+
+def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool) -> None:
+    """Print every table that has figures, and draw the curve; in a quick run nothing is drawn."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
+    )
+    print(f"{time.strftime('%Y-%m-%d')}, {cpu}, {os.cpu_count()} cores; ", end="")
+    print(", ".join(f"{package.replace('_', '-')} {version(package)}" for package in PACKAGES))
+    if packed.use_native():
+        print(f"gemwright's native kernels use {packed.instruction_set()}.")
+    show_machine(machine)
+    curve = [figure for figure in figures if figure.part == "context"]
+    for model, title in (("demo", "Gemma 3 270M, Q4_K_M"), ("large", "Gemma 2 2B's shapes, random weights, Q4_0")):
+        for threads in sorted(machine, reverse=True):
+            rows = [f for f in figures if (f.model, f.threads) == (model, threads) and f not in curve]
+            if rows:
+                print(f"\n### {title}, {_cores(threads)}\n")
+                show_table(rows, found, statistics.median(probe["read"] for probe in machine[threads]))
+    if curve:
+        print("\n### Decoding behind a longer and longer text, tokens/s\n")
+        show_table(curve, found, None)
+        if not quick:
+            draw(curve, found)
+
+
+def show_machine(machine: Machine) -> None:
+    print("\n### The machine, measured between the figures\n")
+    print("| | " + " | ".join(map(_cores, machine)) + " |")
+    print("|---|" + "---|" * len(machine))
+    for name, title in (
+        ("read", "read, GB/s"),
+        ("float32", "numpy's float32 product, GFLOP/s"),
+        ("int8", "8-bit multiply-and-add, Gop/s"),
+    ):
+        cells = [cell([probe[name] / 1e9 for probe in probes]) for probes in machine.values()]
+        print(f"| {title} | " + " | ".join(cells) + " |")
+
+
+def show_table(figures: Sequence[Figure], found: Found, read: float | None) -> None:
+    """Print one row a figure; where `read` is given, also memory and what of that bandwidth decoding uses."""
+    engines = figures[0].engines
+    print("| | " + " | ".join(engines) + " |")
+    print("|---|" + "---|" * len(engines))
+    for figure in figures:
+        for name in ("first start", "later start", "rate"):
+            if (figure, engines[0], name) in found:
+                title = figure.title if name == "rate" else f"{name} {figure.title}"
+                print(f"| {title} | " + " | ".join(cell(found[figure, engine, name]) for engine in engines) + " |")
+    decode = next((figure for figure in figures if (figure, engines[0], "peak") in found), None)
+    if read is None or decode is None:
+        return
+    peaks = [cell([value / 1e6 for value in found[decode, engine, "peak"]]) for engine in engines]
+    sizes = {engine: bytes_read(decode.model, engine) for engine in engines}
+    shares = [statistics.median(found[decode, engine, "rate"]) * sizes[engine] / read for engine in engines]
+    print("| peak memory, MB | " + " | ".join(peaks) + " |")
+    print("| weights read a token, MB | " + " | ".join(f"{size / 1e6:.0f}" for size in sizes.values()) + " |")
+    print("| of the measured bandwidth | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+
+
+def bytes_read(model: str, engine: str) -> int:
+    """Bytes of the weights that one token needs: all of them, as the embedding is also the head."""
+    name, path = (DEMO, models.demo_gguf()) if model == "demo" else (models.LARGE, models.large_gguf())
+    parameters = VARIANTS[name].parameters
+    if engine == "transformers bfloat16":
+        return 2 * parameters
+    if engine == "transformers float32" or (engine == "gemwright" and not packed.use_native()):
+        return 4 * parameters
+    return sum(info.nbytes for info in open_gguf(path).tensors.values())
+
+
+def draw(figures: Sequence[Figure], found: Found) -> None:
+    """Draw tokens a second against the tokens before, with the spread of the rounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tokens = [figure.task.prompt for figure in figures if figure.task is not None]
+    picture, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    for engine in figures[0].engines:
+        rates = [found[figure, engine, "rate"] for figure in figures]
+        axes.plot(tokens, [statistics.median(r) for r in rates], "o-", color=COLOURS[engine], label=engine)
+        axes.fill_between(tokens, [min(r) for r in rates], [max(r) for r in rates], color=COLOURS[engine], alpha=0.15)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
+    axes.minorticks_off()
+    axes.set_ylim(0, None)
+    axes.set_xlabel("tokens before")
+    axes.set_title("Decoding, tokens a second", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    picture.savefig(PICTURE, dpi=150)
+
+
+def cell(values: Sequence[float]) -> str:
+    """The median, with the least and the greatest."""
+    digits = 0 if min(values) >= 100 else 1 if min(values) >= 10 else 2
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"
