@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= gemma-3-270m
+# This release of llama.cpp crashes in its AMX kernels; without them it takes those for AVX-512.
+WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 
 .PHONY: demo test test-peers test-sanitized check format bench clean
 
@@ -29,10 +31,10 @@ format: .venv/dev.installed
 	$(BIN)/ruff check --fix
 
 bench: .venv/peers.installed  ## gemwright beside its peers, on this machine
-	$(BIN)/python bench/generate.py
+	$(BIN)/python bench/cpu.py
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache
 
 .venv/python.installed:
 	$(PYTHON) -m venv .venv
@@ -51,5 +53,5 @@ clean:
 	touch $@
 
 .venv/peers.installed: pyproject.toml | .venv/dev.installed
-	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/pip install -q llama-cpp-python==0.3.36
+	CMAKE_ARGS="-DGGML_NATIVE=ON $(WITHOUT_AMX)" $(BIN)/pip install -q --no-cache-dir llama-cpp-python==0.3.36
 	touch $@

@@ -104,12 +104,16 @@ def _sampler(sampled: bool, seed: int) -> Any:
     return chain
 
 
+def repacks() -> bool:
+    """Whether weights may be rearranged: this release crashes when it does so for AMX, if it was compiled with it."""
+    return b"AMX_INT8 = 1" not in lib.llama_print_system_info()
+
+
 def load(path: str, task: Task, threads: int) -> LlamaCpp:
     set_verbose(False)
     lib.llama_backend_init()
     model_parameters = lib.llama_model_default_params()
-    # This release crashes on machines with AMX when it repacks weights for it.
-    model_parameters.use_extra_bufts = "amx" not in open("/proc/cpuinfo").read()
+    model_parameters.use_extra_bufts = repacks()
     model = lib.llama_model_load_from_file(path.encode(), model_parameters)
     parameters = lib.llama_context_default_params()
     parameters.n_seq_max = task.rows
