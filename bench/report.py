@@ -60,7 +60,7 @@ def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool)
     if packed.use_native():
         print(f"gemwright's native kernels use {packed.instruction_set()}.")
     if not llama_cpp_python.repacks():
-        print("llama.cpp was compiled with AMX, so its weights could not be repacked; `make bench` compiles it without.")
+        print("llama.cpp was compiled with AMX, so it could not repack weights; `make bench` compiles it without.")
     show_machine(machine)
     curve = [figure for figure in figures if figure.part == "context"]
     for model, title in (("demo", "Gemma 3 270M, Q4_K_M"), ("large", "Gemma 2 2B's shapes, random weights, Q4_0")):
