@@ -27,8 +27,11 @@ from engines import MODULES, Task
 from report import Figure, Found, Machine
 
 HERE = Path(__file__).parent
+MACHINE = (sys.executable, HERE.parent / "native" / "machine.py")
 CORES = sorted(os.sched_getaffinity(0))
-ALL = tuple(MODULES)
+SINGLE = tuple(name for name in MODULES if MODULES[name][0] != "openvino" or models.OPENVINO.exists())
+"""Engines for one sequence at a time."""
+SEVERAL = tuple(name for name in SINGLE if MODULES[name][0] != "openvino")
 BOTH = ("gemwright", "llama.cpp")
 CONTEXTS = (128, 512, 2048, 8192)
 
@@ -44,14 +47,14 @@ def figures(quick: bool) -> list[Figure]:
 
     decode, all_cores = ("decode, tokens/s", task(128, 128)), len(CORES)
     return [
-        Figure("start", "to the first token, s", None, ALL, "demo", all_cores),
-        Figure("decode", *decode, ALL, "demo", all_cores),
-        Figure("decode", "decode, sampled, tokens/s", task(128, 128, sampled=True), ALL, "demo", all_cores),
-        Figure("eight", "eight sequences together, tokens/s", task(32, 64, rows=8), ALL, "demo", all_cores),
-        Figure("prefill", *prefill(512), ALL, "demo", all_cores),
-        Figure("prefill", *prefill(2048), ALL, "demo", all_cores),
-        Figure("single", *decode, ALL, "demo", 1),
-        Figure("single", *prefill(512), ALL, "demo", 1),
+        Figure("start", "to the first token, s", None, SINGLE, "demo", all_cores),
+        Figure("decode", *decode, SINGLE, "demo", all_cores),
+        Figure("decode", "decode, sampled, tokens/s", task(128, 128, sampled=True), SINGLE, "demo", all_cores),
+        Figure("eight", "eight sequences together, tokens/s", task(32, 64, rows=8), SEVERAL, "demo", all_cores),
+        Figure("prefill", *prefill(512), SINGLE, "demo", all_cores),
+        Figure("prefill", *prefill(2048), SINGLE, "demo", all_cores),
+        Figure("single", *decode, SINGLE, "demo", 1),
+        Figure("single", *prefill(512), SINGLE, "demo", 1),
         Figure("large", *decode, BOTH, "large", all_cores),
         Figure("large", *prefill(512), BOTH, "large", all_cores),
         *(Figure("context", f"{past:,}", task(past, 32), BOTH, "demo", all_cores) for past in CONTEXTS),
@@ -71,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(arguments.rounds):
             for figure in chosen:
-                machine[figure.threads].append(json.loads(run(figure.threads, HERE.parent / "native" / "machine.py")))
+                machine[figure.threads].append(json.loads(run(figure.threads, *MACHINE)))
                 for engine in figure.engines:
                     start = time.perf_counter()
                     cache = Path(scratch) / (f"start-{turn}" if figure.task is None else "kept")
@@ -88,13 +91,15 @@ def main() -> None:
 def model(name: str, engine: str) -> Path:
     if name == "large":
         return models.large_gguf()
-    return models.demo_folder() if MODULES[engine][0] == "huggingface" else models.demo_gguf()
+    paths = {"huggingface": models.demo_folder, "openvino": lambda: models.OPENVINO / "model"}
+    return paths.get(MODULES[engine][0], models.demo_gguf)()
 
 
 def measure(figure: Figure, engine: str, path: Path, cache: Path) -> dict[str, float]:
     """Numbers of one run by name; `cache` is where compiled programs are kept."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    command = (HERE / "worker.py", engine, path)
+    python = models.OPENVINO / "venv" / "bin" / "python" if MODULES[engine][0] == "openvino" else sys.executable
+    command = (python, HERE / "worker.py", engine, path)
     if figure.task is None:
         return {
             name: first_token(figure.threads, *command, environment=environment)
@@ -109,24 +114,20 @@ def measure(figure: Figure, engine: str, path: Path, cache: Path) -> dict[str, f
 
 
 def run(threads: int, *command: Path | str, environment: dict[str, str] | None = None) -> str:
-    """What a Python program prints that may use so many cores."""
+    """What a program prints that may use so many cores."""
     with cores(threads):
-        output = subprocess.run(
-            [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False
-        )
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if output.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed ({output.returncode}):\n{output.stderr}")
     return output.stdout
 
 
 def first_token(threads: int, *command: Path | str, environment: dict[str, str]) -> float:
-    """Seconds from the start of a Python program until it writes its first line."""
+    """Seconds from the start of a program until it writes its first line."""
     start = time.perf_counter()
     with (
         cores(threads),
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
     ):
         assert process.stdout is not None
         if not process.stdout.readline():

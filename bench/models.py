@@ -22,6 +22,8 @@ from gemwright.variants import VARIANTS
 
 CACHE = Path(__file__).with_name(".cache")
 LARGE = "gemma-2-2b"
+OPENVINO = CACHE / "openvino"
+"""Holds `venv` and `model`, if bench/README.md's commands have made them."""
 PER_VOCABULARY = ("tokens", "scores", "token_type")
 """Keys of a GGUF's tokenizer with one entry for each id."""
 

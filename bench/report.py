@@ -98,7 +98,8 @@ def show_table(figures: Sequence[Figure], found: Found, read: float | None) -> N
         for name in ("first start", "later start", "rate"):
             if (figure, engines[0], name) in found:
                 title = figure.title if name == "rate" else f"{name} {figure.title}"
-                print(f"| {title} | " + " | ".join(cell(found[figure, engine, name]) for engine in engines) + " |")
+                cells = [cell(found[figure, engine, name]) if engine in figure.engines else "" for engine in engines]
+                print(f"| {title} | " + " | ".join(cells) + " |")
     decode = next((figure for figure in figures if (figure, engines[0], "peak") in found), None)
     if read is None or decode is None:
         return
@@ -112,6 +113,8 @@ def show_table(figures: Sequence[Figure], found: Found, read: float | None) -> N
 
 def bytes_read(model: str, engine: str) -> int:
     """Bytes of the weights that one token needs: all of them, as the embedding is also the head."""
+    if engine == "OpenVINO 8-bit":
+        return (models.OPENVINO / "model" / "openvino_model.bin").stat().st_size
     name, path = (DEMO, models.demo_gguf()) if model == "demo" else (models.LARGE, models.large_gguf())
     parameters = VARIANTS[name].parameters
     if engine == "transformers bfloat16":

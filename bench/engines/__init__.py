@@ -10,6 +10,7 @@ MODULES = {
     "llama.cpp": ("llama_cpp_python", {}),
     "transformers float32": ("huggingface", {"dtype": "float32"}),
     "transformers bfloat16": ("huggingface", {"dtype": "bfloat16"}),
+    "OpenVINO 8-bit": ("openvino", {}),
 }
 
 
