@@ -69,6 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [figure for figure in figures(arguments.quick) if arguments.only in (None, figure.part)]
     paths = {(figure.model, engine): model(figure.model, engine) for figure in chosen for engine in figure.engines}
+    models.write_prompt()
     found: Found = defaultdict(list)
     machine: Machine = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,12 +3,14 @@
 They are made once and kept in `bench/.cache`, which `make clean` removes.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from worker import PROMPT
 
 from gemwright import tree
 from gemwright.checkpoint import names
@@ -17,7 +19,9 @@ from gemwright.checkpoint.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.gguf_configuration import to_gguf
 from gemwright.checkpoint.load import row_chunks
 from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.spec import spec
+from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
 
 CACHE = Path(__file__).with_name(".cache")
@@ -31,6 +35,15 @@ PER_VOCABULARY = ("tokens", "scores", "token_type")
 def demo_gguf() -> Path:
     """The demo weights as they come: Q4_K_M."""
     return locate(DEMO)
+
+
+def write_prompt() -> None:
+    """The ids of the licence's text, a few thousand; those that Gemma 2 lacks are left out."""
+    CACHE.mkdir(exist_ok=True)
+    checkpoint = open_checkpoint(demo_gguf())
+    text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    ids = Tokenizer(checkpoint.vocabulary()).encode(text)
+    PROMPT.write_text(json.dumps([token for token in ids if token < VARIANTS[LARGE].config.vocab]))
 
 
 def demo_folder() -> Path:

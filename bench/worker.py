@@ -10,18 +10,22 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import engines
 import numpy as np
 from engines import Engine, Task
 
 TEXT = "Once upon a time"
+PROMPT = Path(__file__).parent / ".cache" / "prompt.json"
+"""Ids of an English text, which `models.write_prompt` makes."""
 
 
 def prompts(task: Task) -> list[list[int]]:
-    """Ids drawn by chance, the same for every engine: BOS, then pieces that are words or parts of them."""
-    random = np.random.default_rng(0)
-    return [[2, *row] for row in random.integers(1000, 200_000, (task.rows, task.prompt - 1)).tolist()]
+    """The same text for every engine: BOS, then a part of it for each row, from the start again where it ends."""
+    text = np.array(json.loads(PROMPT.read_text()))
+    parts = np.resize(text, (task.rows, task.prompt - 1))
+    return [[2, *part] for part in parts.tolist()]
 
 
 def timeline(engine: Engine, task: Task) -> list[float]:
