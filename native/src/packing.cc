@@ -79,12 +79,16 @@ void place_low(const uint8_t* q, int row, uint8_t (&low)[4][64]) {
   place(q, row, reinterpret_cast<Quants<4>&>(low));
 }
 
+}  // namespace
+
 void place(const uint8_t* q, int row, Quants<5>& to) {
   place_low(q, row, to.low);
   uint32_t bits = 0;
   for (int g = 0; g < 8; ++g) bits |= (load_four(q + 4 * g) >> 4 & kBit) << g;
   std::memcpy(&to.high[4 * row], &bits, 4);
 }
+
+namespace {
 
 void place(const uint8_t* q, int row, Quants<6>& to) {
   place_low(q, row, to.low);
@@ -122,7 +126,6 @@ void place_block(const typename Format::Source& source, int row, typename Format
 
 // ---- A row that the last panel lacks: NaN, so that a look-up there is seen.
 
-constexpr Float16 kNan16{0x7e00};
 void set_nan(float& x) { x = __builtin_nanf(""); }
 void set_nan(Float16& x) { x = kNan16; }
 void set_nan(Bfloat16& x) { x = Bfloat16{0x7fc0}; }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "format.h"
+#include "kernels.h"
 #include "packing.h"
 
 namespace gemwright {
@@ -41,64 +42,49 @@ bool eightfold(Float16 d, Float16& result) {
   return true;
 }
 
-// Splits the Q8_0 blocks of one row: Q5_0 blocks of the h, and the row of r. Gives the bound of what the r add, or
+// Splits one row: its h go into row `lane` of a panel's blocks, its r into `fine`. Gives the bound of what the r add, or
 // nothing where a scale is too large.
-std::optional<float> split_row(const Split& split, const uint8_t* source, Q5_0::Source* coarse, uint8_t* fine) {
+std::optional<float> split_row(const Split& split, const uint8_t* source, int lane, Q5_0::Panel* panel, uint8_t* fine) {
+  const auto divide = kernels().split.divide;
   std::memset(fine, 0, split.row_bytes);
   auto* scales = reinterpret_cast<Float16*>(fine + fine_groups(split.in) / 2 * 64);
   double error = 0.0, length = 0.0;
-  for (int64_t b = 0; b < split.in / 32; ++b, ++coarse) {
-    Q8_0::Source block;
-    std::memcpy(&block, source + b * sizeof(block), sizeof(block));
-    if (!eightfold(block.d, coarse->d)) return std::nullopt;
-    scales[b] = block.d;
-    int8_t h[32], r[32];
-    int32_t squares = 0, r_squares = 0;
-    for (int i = 0; i < 32; ++i) {
-      const int q = int8_t(block.qs[i]), high = (q + 4) >> 3;
-      h[i] = int8_t(high > 15 ? 15 : high);
-      r[i] = int8_t(q - 8 * h[i]);
-    }
-    for (int i = 0; i < 32; ++i) {
-      squares += int8_t(block.qs[i]) * int8_t(block.qs[i]);
-      r_squares += r[i] * r[i];
-    }
-    uint8_t* nibbles = fine + b / 4 * 64 + b % 2 * 32;
-    if (b / 2 % 2 == 0) {
-      for (int i = 0; i < 32; ++i) nibbles[i] = uint8_t(r[i] + 4);
-    } else {
-      for (int i = 0; i < 32; ++i) nibbles[i] |= uint8_t((r[i] + 4) << 4);
-    }
-    for (int i = 0; i < 16; ++i) coarse->qs[i] = uint8_t(((h[i] + 16) & 15) | ((h[i + 16] + 16) & 15) << 4);
-    for (int byte = 0; byte < 4; ++byte) {
-      coarse->qh[byte] = 0;
-      for (int i = 0; i < 8; ++i) coarse->qh[byte] |= uint8_t((h[8 * byte + i] >= 0) << i);
-    }
-    const double d = widen(block.d);
-    error += d * d * r_squares;
-    length += d * d * squares;
+  for (int64_t b = 0; b < split.in / 32; ++b, source += sizeof(Q8_0::Source)) {
+    std::memcpy(&scales[b], source, sizeof(Float16));
+    uint8_t h[32];
+    const Squares squares =
+        divide(source + sizeof(Float16), h, b / 2 % 2 == 0 ? 1 : 16, fine + b / 4 * 64 + b % 2 * 32);
+    if (!eightfold(scales[b], panel[b].d[lane])) return std::nullopt;
+    place(h, lane, panel[b].stripes[0].q);
+    const double d = widen(scales[b]);
+    error += d * d * squares.r;
+    length += d * d * squares.q;
   }
   // Both sums are rounded too; together their terms are no longer than three times the row.
-  const double rounding = (double(split.in) / 32 + 16) * std::ldexp(4.0, -24);
+  const double rounding = (double(split.in) / 32 + 16) * 0x1p-22;
   const double bound = std::sqrt(error) * 1.0001 + std::sqrt(length) * rounding;
   return std::nextafter(float(bound), std::numeric_limits<float>::infinity());
 }
 
-bool pack_rows(const Split& split, const uint8_t* source, int64_t first, int64_t rows, uint8_t* packed) {
-  const int64_t blocks = split.in / 32;
+// Panels [first, last).
+bool pack_panels(const Split& split, const uint8_t* source, int64_t first, int64_t last, int64_t end, uint8_t* packed) {
+  const int64_t blocks = split.in / 32, row_bytes = blocks * sizeof(Q8_0::Source);
   auto* errors = reinterpret_cast<float*>(packed + split.errors);
-  std::vector<Q5_0::Source> coarse(std::min<int64_t>(rows, kLanes) * blocks);
-  for (int64_t done = 0; done < rows; done += kLanes) {
-    const int64_t count = std::min<int64_t>(kLanes, rows - done);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + done + i;
-      const auto bound = split_row(split, source + (done + i) * blocks * sizeof(Q8_0::Source), &coarse[i * blocks],
-                                   packed + split.fine + row * split.row_bytes);
-      if (!bound) return false;
-      errors[row] = *bound;
+  for (int64_t i = first; i < last; ++i) {
+    auto* panel = reinterpret_cast<Q5_0::Panel*>(packed) + i * blocks;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t row = i * kLanes + lane;
+      if (row < end) {
+        uint8_t* fine = packed + split.fine + row * split.row_bytes;
+        const auto bound = split_row(split, source + (row - first * kLanes) * row_bytes, lane, panel, fine);
+        if (!bound) return false;
+        errors[row] = *bound;
+      } else {  // a row that the last panel lacks
+        errors[row] = 0.0f;
+        uint8_t h[32] = {};
+        for (int64_t b = 0; b < blocks; ++b) place(h, lane, panel[b].stripes[0].q), panel[b].d[lane] = kNan16;
+      }
     }
-    const int64_t panel = (first + done) / kLanes * *panel_bytes(kQ5_0, split.in);
-    pack(kQ5_0, reinterpret_cast<const uint8_t*>(coarse.data()), count, split.in, packed + panel, 1);
   }
   return true;
 }
@@ -144,17 +130,15 @@ bool pack_split(const Split& split, const uint8_t* source, int64_t first, int64_
   const int64_t panels = (rows + kLanes - 1) / kLanes, row_bytes = split.in / 32 * sizeof(Q8_0::Source);
   std::atomic<bool> fits{true};
   const auto part = [&](int64_t i) {
-    const int64_t begin = panels * i / threads * kLanes, end = std::min(panels * (i + 1) / threads * kLanes, rows);
-    if (!pack_rows(split, source + begin * row_bytes, first + begin, end - begin, packed)) fits = false;
+    const int64_t begin = panels * i / threads, end = panels * (i + 1) / threads, before = first / kLanes;
+    if (!pack_panels(split, source + begin * kLanes * row_bytes, before + begin, before + end, first + rows, packed)) {
+      fits = false;
+    }
   };
   std::vector<std::thread> others;
   for (int i = 1; i < threads; ++i) others.emplace_back(part, i);
   part(0);
   for (std::thread& thread : others) thread.join();
-  if (first + rows == split.out) {  // rows that the last panel lacks have no bound
-    auto* errors = reinterpret_cast<float*>(packed + split.errors);
-    for (int64_t row = split.out; row % kLanes != 0; ++row) errors[row] = 0.0f;
-  }
   return fits;
 }
 

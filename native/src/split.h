@@ -57,11 +57,18 @@ struct Scores {
   float length;
 };
 
+// The sums of squares of a block's quants and of their r.
+struct Squares {
+  int32_t q, r;
+};
+
 struct SplitKernels {
+  // 32 quants: 16 + h, and 4 + r times `shift`, added to 32 bytes.
+  Squares (*divide)(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r);
   // y[i * stride] += the product of a row of r with the i-th of `count` rows of activations.
   void (*fine)(const uint8_t* row, const FineInput* x, int64_t count, float* y, int64_t stride);
-  // The largest sure score of each lane of rows [first, last), both multiples of 16.
-  void (*tops)(const Scores&, int64_t first, int64_t last, float* tops);
+  // The largest score of each lane of `count` rows, a multiple of 16; never less than what is in `tops`.
+  void (*tops)(const float* y, int64_t count, float* tops);
   // The rows of [first, last) whose score may reach `least`; gives their number.
   int64_t (*find)(const Scores&, int64_t first, int64_t last, float least, int32_t* found);
 };

@@ -11,6 +11,22 @@ namespace gemwright {
 namespace GEMWRIGHT_ISA {
 namespace {
 
+Squares divide(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r) {
+  int8_t left[32];
+  Squares squares{0, 0};
+  for (int i = 0; i < 32; ++i) {
+    const int16_t q = int8_t(quants[i]), rounded = int16_t((q + 4) >> 3), high = rounded > 15 ? 15 : rounded;
+    h[i] = uint8_t(high + 16);
+    left[i] = int8_t(q - 8 * high);
+  }
+  for (int i = 0; i < 32; ++i) r[i] = uint8_t(r[i] + uint8_t(left[i] + 4) * shift);
+  for (int i = 0; i < 32; ++i) {
+    squares.q += int8_t(quants[i]) * int8_t(quants[i]);
+    squares.r += left[i] * left[i];
+  }
+  return squares;
+}
+
 // As many activations at a time as there are sums that fit the registers.
 template <int Count>
 void fine_tile(const uint8_t* row, const FineInput* x, float* y, int64_t stride) {
@@ -40,13 +56,9 @@ void fine(const uint8_t* row, const FineInput* x, int64_t count, float* y, int64
   for (; count >= 1; count -= 1, x += 1, y += stride) fine_tile<1>(row, x, y, stride);
 }
 
-void tops(const Scores& scores, int64_t first, int64_t last, float* tops) {
-  const float *y = scores.y, *errors = scores.errors;
-  for (; first < last; first += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float least = errors == nullptr ? y[first + lane] : y[first + lane] - errors[first + lane] * scores.length;
-      tops[lane] = least > tops[lane] ? least : tops[lane];
-    }
+void tops(const float* y, int64_t count, float* tops) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) tops[lane] = y[i + lane] > tops[lane] ? y[i + lane] : tops[lane];
   }
 }
 
@@ -73,7 +85,7 @@ int64_t find(const Scores& scores, int64_t first, int64_t last, float least, int
 }  // namespace
 
 extern const SplitKernels split;
-const SplitKernels split{fine, tops, find};
+const SplitKernels split{divide, fine, tops, find};
 
 }  // namespace GEMWRIGHT_ISA
 }  // namespace gemwright

@@ -77,15 +77,16 @@ void refine(const Split& split, const uint8_t* packed, const FineInput& x, std::
   }
 }
 
-// A score that at least `count` rows reach for sure, as each of as many groups of rows holds one that does.
-float threshold(Pool& pool, const Scores& scores, int64_t limit, int64_t count) {
+// A score that at least `count` rows reach, as each of as many groups of rows holds one that does.
+float threshold(Pool& pool, const float* y, int64_t limit, int64_t count) {
   const int64_t whole = limit / kLanes * kLanes;
   const int64_t groups = (whole + kGroupRows - 1) / kGroupRows;
   if (groups * kLanes < count) return -std::numeric_limits<float>::infinity();
   std::vector<float> tops(groups * kLanes, -std::numeric_limits<float>::infinity());
   for_parts(pool, whole, [&](int64_t, int64_t first, int64_t last) {
     for (; first < last; first += kGroupRows) {
-      kernels().split.tops(scores, first, std::min(first + kGroupRows, last), &tops[first / kGroupRows * kLanes]);
+      const int64_t some = std::min(kGroupRows, last - first);
+      kernels().split.tops(y + first, some, &tops[first / kGroupRows * kLanes]);
     }
   });
   std::nth_element(tops.begin(), tops.begin() + count - 1, tops.end(), std::greater<>());
@@ -99,26 +100,46 @@ void keep_best(std::vector<Candidate>& candidates, int64_t count) {
   candidates.erase(end, candidates.end());
 }
 
-void select(Pool& pool, const Split* split, const uint8_t* packed, const Fine* fine, const float* y, int64_t limit,
-            int64_t count, float* values, int32_t* ids) {
-  const auto* errors = split ? reinterpret_cast<const float*>(packed + split->errors) : nullptr;
-  const Scores scores{y, errors, fine ? fine->length() : 0.0f};
-  const float least = threshold(pool, scores, limit, count);
+// A weight with fine rows, and the activations that meet them.
+struct Refinement {
+  const Split& split;
+  const uint8_t* packed;
+  const Fine& x;
+};
+
+// The `count` best rows, in order, of those whose score may reach `least`.
+std::vector<Candidate> gather(Pool& pool, const Scores& scores, const Refinement* refinement, int64_t limit,
+                              float least, int64_t count) {
   std::vector<std::vector<Candidate>> parts((limit + kPartRows - 1) / kPartRows);
   for_parts(pool, limit, [&](int64_t part, int64_t first, int64_t last) {
     int32_t found[kPartRows + kLanes];
     const int64_t some = kernels().split.find(scores, first, last, least, found);
-    for (int64_t i = 0; i < some; ++i) parts[part].push_back({y[found[i]], found[i]});
-    if (fine) refine(*split, packed, fine->input(), parts[part]);
+    for (int64_t i = 0; i < some; ++i) parts[part].push_back({scores.y[found[i]], found[i]});
+    if (refinement) refine(refinement->split, refinement->packed, refinement->x.input(), parts[part]);
     keep_best(parts[part], count);
   });
   std::vector<Candidate> all;
   for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
   keep_best(all, count);
+  return all;
+}
+
+// The products of one row of activations: with a refinement those of the panels alone.
+void select(Pool& pool, const float* y, const Refinement* refinement, int64_t limit, int64_t count, float* values,
+            int32_t* ids) {
+  Scores scores{y, nullptr, 0.0f};
+  std::vector<Candidate> best = gather(pool, scores, refinement, limit, threshold(pool, y, limit, count), count);
+  if (refinement) {
+    // These are exact now, so that what cannot reach the last of them is out.
+    const float least = int64_t(best.size()) == count ? best.back().value : -std::numeric_limits<float>::infinity();
+    scores.errors = reinterpret_cast<const float*>(refinement->packed + refinement->split.errors);
+    scores.length = refinement->x.length();
+    best = gather(pool, scores, refinement, limit, least, count);
+  }
   for (int64_t i = 0; i < count; ++i) {  // where a score is no number there may be too few
-    const bool filled = i < int64_t(all.size());
-    values[i] = filled ? all[i].value : kNan;
-    ids[i] = filled ? all[i].id : int32_t(i);
+    const bool filled = i < int64_t(best.size());
+    values[i] = filled ? best[i].value : kNan;
+    ids[i] = filled ? best[i].id : int32_t(i);
   }
 }
 
@@ -155,10 +176,15 @@ std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t r
     const std::string wrong = products(pool, false, x + first * in, some, in, {}, {coarse});
     if (!wrong.empty()) return wrong;
     for (int64_t row = 0; row < some; ++row) {
-      std::optional<Fine> fine;
-      if (split) fine.emplace(*split, x + (first + row) * in);
-      select(pool, split ? &*split : nullptr, packed, fine ? &*fine : nullptr, y.data() + row * out, limit, count,
-             values + (first + row) * count, ids + (first + row) * count);
+      float* const best = values + (first + row) * count;
+      int32_t* const where = ids + (first + row) * count;
+      if (split) {
+        const Fine fine(*split, x + (first + row) * in);
+        const Refinement refinement{*split, packed, fine};
+        select(pool, y.data() + row * out, &refinement, limit, count, best, where);
+      } else {
+        select(pool, y.data() + row * out, nullptr, limit, count, best, where);
+      }
     }
   }
   return {};
