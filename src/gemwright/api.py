@@ -295,12 +295,18 @@ def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
     return None if packed.use_native() else jnp.dtype(jnp.float32)
 
 
-def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None) -> memory.Forecast:
-    """What a checkpoint needs with its weights in a dtype, or at their own bits where that is None."""
-    if dtype is not None:
-        return memory.forecast(checkpoint.config, dtype)
-    stored = sum(info.nbytes for info in checkpoint.file.tensors.values())
-    return memory.forecast(checkpoint.config, jnp.float32, stored=stored)
+def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None, capacity: int = 1024) -> memory.Forecast:
+    """What a checkpoint needs with its weights in a dtype, or at their own bits where that is None.
+
+    Our own quantised matrices stay as they are.
+    """
+    infos = checkpoint.file.tensors.values()
+    if dtype is not None and not any(info.panels for info in infos):
+        return memory.forecast(checkpoint.config, dtype, capacity=capacity)
+    precision = jnp.dtype(jnp.float32) if dtype is None else dtype
+    as_stored = [info.nbytes for info in infos if dtype is None or info.panels]
+    others = [math.prod(info.shape) * precision.itemsize for info in infos if dtype is not None and not info.panels]
+    return memory.forecast(checkpoint.config, precision, capacity=capacity, stored=sum(as_stored + others))
 
 
 def default_sampling(checkpoint: Checkpoint) -> Sampling:

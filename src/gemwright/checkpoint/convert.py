@@ -1,8 +1,9 @@
 """From any format to Hugging Face safetensors or GGUF: the name tables read backwards, one tensor at a time."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,17 +70,27 @@ def convert(
     allowed = ENCODINGS if to == "gguf" else DTYPES
     if dtype not in allowed:
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
+    write = _write_gguf if to == "gguf" else _write_huggingface
+    with new(target):
+        write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def new(target: Path) -> Generator[None]:
+    """For the writing of a file or folder that must not exist.
+
+    Raises:
+        CheckpointError: it exists, or cannot be written.
+    """
     if target.exists():
         raise CheckpointError(f"{target} exists; remove it or choose another name.")
-    vocabulary = checkpoint.vocabulary()
-    write = _write_gguf if to == "gguf" else _write_huggingface
     try:
-        write(checkpoint, vocabulary, target, dtype, progress)
+        yield
     except OSError as error:
         raise CheckpointError(
             f"{target} cannot be written ({error.strerror or error}); choose another place."
         ) from error
-    return checkpoint
 
 
 def _own_dtype(checkpoint: Checkpoint) -> str:
@@ -109,7 +120,29 @@ def _write_huggingface(
         SafetensorsTensor(stored.name, stored.shape, DTYPES[dtype], lambda p=path, s=stored: produce(p, s))
         for path, stored in plan.items()
     ]
-    documents = _documents(checkpoint, vocabulary, dtype)
+    write_folder(folder, checkpoint, vocabulary, tensors, to_huggingface(checkpoint.config, dtype))
+
+
+def write_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    tensors: Iterable[SafetensorsTensor],
+    config: Mapping[str, Any],
+) -> None:
+    """Write a Hugging Face folder, beside its place at first.
+
+    Args:
+        folder: What to make.
+        checkpoint: The source of all but the weights.
+        vocabulary: The source's.
+        tensors: The weights.
+        config: What `config.json` says of the model, all but the ids of its tokens.
+
+    Raises:
+        CheckpointError: a tensor cannot be written; nothing is left behind, whatever went wrong.
+    """
+    documents = _documents(checkpoint, vocabulary, config)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -125,9 +158,11 @@ def _write_huggingface(
         raise
 
 
-def _documents(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: str) -> dict[str, Mapping[str, Any]]:
+def _documents(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, config: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
     """The JSON files of a folder, by name."""
-    config, special = to_huggingface(checkpoint.config, dtype), _special_ids(checkpoint, vocabulary)
+    config, special = dict(config), _special_ids(checkpoint, vocabulary)
     settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
     if vision := checkpoint.config.vision:
         vocabulary = with_markers(vocabulary, *processor.missing_markers(vision, vocabulary))

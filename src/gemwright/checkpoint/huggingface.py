@@ -14,6 +14,8 @@ from gemwright.checkpoint.names import is_recurrent
 from gemwright.model.config import Config
 
 KINDS = (*TEXT_CLASSES, *VISION_CLASSES, "recurrent_gemma")
+QUANT_METHOD = "gemwright"
+"""In a `quantization_config`: the files say themselves which tensors are quantised, and how."""
 CLASSES = (*TEXT_CLASSES.values(), *VISION_CLASSES.values(), RECURRENT_CLASS)
 
 
@@ -65,7 +67,9 @@ def _check_purpose(keys: Keys, *, bidirectional: bool = False) -> None:
         raise keys.error("architectures", f"a list of {', '.join(CLASSES)}")
     keys.choice("attention_bias", False)
     keys.choice("use_bidirectional_attention", *((None, True) if bidirectional else (False, None)))
-    keys.choice("quantization_config", None)
+    quantization = keys.data.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:
+        keys.choice("quantization_config", None)
     keys.choice("hidden_activation", GELU_TANH, "gelu_new", None)
     # In the first Gemma's files `gelu` means its tanh form (huggingface/transformers#29402); later classes ignore it.
     keys.choice("hidden_act", GELU_TANH, "gelu_new", "gelu", None)

@@ -6,11 +6,12 @@ At no time does more than the loaded model and a few chunks stand in memory.
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from gemwright import tree
 from gemwright.checkpoint.names import Stored, check, plain_name
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packed
+from gemwright.kernels import packed, panels
+from gemwright.kernels.panels import PanelTensor
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights, spec
 from gemwright.weights import Weight
@@ -46,39 +48,50 @@ def load_weights(
         file: Where they are.
         plan: Where each lies in the file.
         config: The model.
-        dtype: What they become; None keeps matrices at their own bits, for the native kernels.
+        dtype: What they become; None keeps matrices at their own bits, for the native kernels. Our own quantised
+            matrices stay as they are mapped, and this is the dtype of what they are multiplied with.
         progress: Called as the reading goes on.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
     """
-    if dtype is None:
-        return tree.build(spec(config), dict(_read_packed(file, plan, config, progress)))
-    weights = {path: jax.device_put(host) for path, host in read_weights(file, plan, config, dtype, progress)}
-    return tree.build(spec(config), weights)
+    return tree.build(spec(config), dict(_leaves(file, plan, config, dtype, progress)))
 
 
-def _read_packed(
-    file: TensorFile, plan: Mapping[str, Stored], config: Config, progress: Progress
+def _leaves(
+    file: TensorFile, plan: Mapping[str, Stored], config: Config, dtype: DTypeLike | None, progress: Progress
 ) -> Iterator[tuple[str, Weight]]:
-    """Matrices at their own bits where they have kernels and lie in rows as ours do; all else in float32."""
+    """Matrices at their own bits where they can be multiplied so and lie in rows as ours do; all else plain arrays."""
     names = _checked_names(file, plan)
     total, done = _total(file, plan, names), 0
-    known = packed.encodings()
+    known = packed.encodings() if dtype is None else ()
+    plain = np.dtype(np.float32 if dtype is None else dtype)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(spec(config)).items():
             stored, name = plan[path], names[plan[path].name]
             info = file.tensors[name]
             as_ours = not stored.index and stored.permute is None
-            if param.linear and as_ours and info.encoding in known:
+            if param.linear and as_ours and info.panels:
+                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype)
+            elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 release = functools.partial(file.release, name)
                 head = path == ("embed" if config.tied else "head")
                 yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release, head=head)
             else:
-                yield path, jax.device_put(_read(pool, file, name, stored, param.shape, np.dtype(np.float32)))
+                yield path, jax.device_put(_read(pool, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)
             progress(done, total)
+
+
+def _mapped(
+    raw: NDArray[np.uint8], encoding: str, stored: Stored, shape: tuple[int, ...], dtype: DTypeLike | None
+) -> Weight:
+    """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
+    held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
+    if dtype is None:
+        return packed.QTensor(held, encoding, shape)
+    return PanelTensor(held, encoding, shape, jnp.dtype(dtype))
 
 
 def read_weights(
@@ -87,8 +100,9 @@ def read_weights(
     config: Config,
     dtype: DTypeLike,
     progress: Progress = lambda done, total: None,
+    order: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Read weights one by one, each as a host array in our shape, by our path.
+    """Read weights one by one, each as a host array in our shape, by our path; in the order of the tree unless told.
 
     Raises:
         CheckpointError: as for `load_weights`.
@@ -99,10 +113,11 @@ def read_weights(
     def read() -> Iterator[tuple[str, NDArray[Any]]]:
         done = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for path, param in tree.flatten(spec(config)).items():
+            params = tree.flatten(spec(config))
+            for path in params if order is None else order:
                 stored = plan[path]
                 name = names[stored.name]
-                yield path, _read(pool, file, name, stored, param.shape, np.dtype(dtype))
+                yield path, _read(pool, file, name, stored, params[path].shape, np.dtype(dtype))
                 done += _nbytes(file, stored, name)
                 progress(done, total)
 

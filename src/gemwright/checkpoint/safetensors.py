@@ -2,6 +2,10 @@
 
 Source: huggingface/safetensors README.md ("Format") and its reader's checks; sharded folders as
 `transformers` writes them, with `model.safetensors.index.json` naming the shard of every tensor.
+
+Our own quantised tensors lie in such a file as bytes (U8) in panels (`gemwright.kernels.panels`), filled up with zeros
+to a multiple of 64. An entry of `__metadata__` under the tensor's name says what they stand for, by encoding, rows and
+inputs: "Q8_0 2048 640".
 """
 
 import errno
@@ -25,16 +29,20 @@ from numpy.typing import NDArray
 
 from gemwright.checkpoint.tensors import TensorInfo
 from gemwright.errors import CheckpointError
+from gemwright.kernels import panels
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 MAX_VALUES = 1 << 20  # JSON values in a header; the largest Gemma has some ten thousand
 MAX_AXES = 8
+ALIGNMENT = 64
+"""Bytes. Where data and panels begin, so that a device on the CPU can use them where they are mapped."""
 
 _LENGTH = struct.Struct("<Q")
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_ENCODINGS = {dtype: encoding for encoding, dtype in _DTYPES.items()}
+_ENCODINGS = {dtype: encoding for encoding, dtype in _DTYPES.items()} | {np.dtype(np.uint8): "U8"}
+_PANELS = re.compile(rf"({'|'.join(panels.BITS)}) (\d{{1,10}}) (\d{{1,10}})", re.ASCII)
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -62,12 +70,14 @@ class SafetensorsFile:
         return np.frombuffer(self.maps[name], np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Returns a whole tensor as a read-only view of the mapped file, not necessarily aligned.
+        """Returns a whole tensor: a read-only view of the mapped file, not necessarily aligned, or decoded panels.
 
         Raises:
-            CheckpointError: Its encoding is not F32, F16 or BF16.
+            CheckpointError: Its encoding is not F32, F16 or BF16, nor are there panels.
         """
         info = self.tensors[name]
+        if info.panels:
+            return self.read_rows(name, 0, info.shape[0])
         if info.encoding not in _DTYPES:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} has encoding {info.encoding}; use a file with {_choices()}."
@@ -76,7 +86,14 @@ class SafetensorsFile:
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Returns `read(name)[start:stop]`."""
-        return self.read(name)[start:stop]
+        info = self.tensors[name]
+        if not info.panels:
+            return self.read(name)[start:stop]
+        first, last = start // panels.LANES, -(-stop // panels.LANES)
+        size = panels.packed_bytes(info.encoding, panels.LANES, info.shape[1])
+        with np.errstate(all="ignore"):  # a file may hold infinite scales; the values then show it
+            rows = panels.decode(self.raw(name)[first * size : last * size], info.encoding, info.shape[1])
+        return rows[start - first * panels.LANES :][: stop - start]
 
     def release(self, name: str) -> None:
         """Gives back the memory that reading has mapped in, be it of this tensor or another of its file."""
@@ -119,7 +136,7 @@ def _open_file(path: Path) -> SafetensorsFile:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _error(path, "'__metadata__' is no object of texts")
-    tensors = {name: _info(path, name, entry, start) for name, entry in header.items()}
+    tensors = {name: _info(path, name, entry, start, metadata.get(name)) for name, entry in header.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = start
     for name, info in tensors.items():
@@ -162,8 +179,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
-    """Checks one tensor's description; `start` is where the data begins in the file."""
+def _info(path: Path, name: str, entry: Any, start: int, panelled: str | None) -> TensorInfo:
+    """Checks one tensor's description.
+
+    Args:
+        path: The file.
+        name: Of the tensor.
+        entry: Its description.
+        start: Where the data begins in the file.
+        panelled: What `__metadata__` says of it.
+    """
     where = f"tensor {name!r:.200}"
     match entry:
         case {"dtype": str(encoding), "shape": list(shape), "data_offsets": [begin, end], **rest} if not rest:
@@ -178,7 +203,24 @@ def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
         raise _error(path, f"{where} has {len(shape)} axes, more than {MAX_AXES}")
     if math.prod(shape) * _BITS[encoding] != (end - begin) * 8:
         raise _error(path, f"{where} of {encoding} {shape} does not fit its {end - begin} bytes")
-    return TensorInfo(tuple(shape), encoding, start + begin, end - begin)
+    info = TensorInfo(tuple(shape), encoding, start + begin, end - begin)
+    return info if panelled is None or encoding != "U8" else _panels_info(path, where, info, panelled)
+
+
+def _panels_info(path: Path, where: str, info: TensorInfo, described: str) -> TensorInfo:
+    """The tensor that bytes in panels stand for."""
+    match = _PANELS.fullmatch(described)
+    if match is None or int(match[3]) % panels.GROUP or not int(match[2]) * int(match[3]):
+        raise _error(path, f"{where} is described as {described!r:.80}, not by an encoding, rows and inputs")
+    encoding, rows, width = match[1], int(match[2]), int(match[3])
+    if info.nbytes != stored_bytes(encoding, rows, width):
+        raise _error(path, f"{where} of {described} does not fit its {info.nbytes} bytes")
+    return TensorInfo((rows, width), encoding, info.offset, info.nbytes, panels=True)
+
+
+def stored_bytes(encoding: str, rows: int, width: int) -> int:
+    """Bytes of a tensor in panels as it is stored, filled up."""
+    return -(-panels.packed_bytes(encoding, rows, width) // ALIGNMENT) * ALIGNMENT
 
 
 def _open_shards(folder: Path) -> SafetensorsFile:
@@ -213,14 +255,16 @@ class SafetensorsTensor(NamedTuple):
     Attributes:
         name: Unique in the checkpoint.
         shape: Row-major.
-        dtype: float32, float16 or bfloat16.
+        dtype: float32, float16 or bfloat16, or uint8 for panels.
         produce: Makes the tensor when its turn comes, so that only one is ever held.
+        described: What panels stand for.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     produce: Callable[[], NDArray[Any]]
+    described: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -241,7 +285,7 @@ def write_safetensors(
 
     Args:
         folder: Made if it does not exist.
-        tensors: Filled into shards in this order; within a shard the wider dtypes come first.
+        tensors: Filled into shards in this order; within a shard panels come first, then the wider dtypes.
         shard_bytes: A shard holds at most so many bytes, or one tensor.
         metadata: What each file says of itself; `transformers` asks for a format.
 
@@ -294,12 +338,17 @@ def _shards(folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int
         shards[-1].append(tensor)
         seen.add(tensor.name)
         size += tensor.nbytes
-    # Wider first keeps every tensor aligned, which torch's views of the mapped file need.
-    return [sorted(shard, key=lambda tensor: -tensor.dtype.itemsize) for shard in shards]
+    return [sorted(shard, key=place_in_shard) for shard in shards]
+
+
+def place_in_shard(tensor: SafetensorsTensor) -> tuple[bool, int]:
+    """What the tensors of a shard are sorted by: so all are aligned, which torch's views of the mapped file need."""
+    return tensor.described is None, -tensor.dtype.itemsize
 
 
 def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    described = {tensor.name: tensor.described for tensor in shard if tensor.described is not None}
+    entries: dict[str, Any] = {"__metadata__": {**metadata, **described}}
     offset = 0
     for tensor in shard:
         entries[tensor.name] = {
@@ -309,7 +358,7 @@ def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> 
         }
         offset += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(_LENGTH.size + len(text)) % ALIGNMENT)
     return _LENGTH.pack(len(text)) + text
 
 

@@ -17,12 +17,14 @@ class TensorInfo:
         encoding: `"F32"`, `"F16"`, `"BF16"`, or a block quantisation such as `"Q4_K"`.
         offset: First byte, counted from the start of the file.
         nbytes: Size in the file, in bytes.
+        panels: Whether its bytes lie as `kernels.panels` has them, not row by row.
     """
 
     shape: tuple[int, ...]
     encoding: str
     offset: int
     nbytes: int
+    panels: bool = False
 
 
 class TensorFile(Protocol):

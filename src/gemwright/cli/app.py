@@ -7,7 +7,7 @@ import typer
 from gemwright import __version__
 from gemwright.cli.chat import chat
 from gemwright.cli.doctor import doctor
-from gemwright.cli.files import convert, pull
+from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
@@ -40,5 +40,5 @@ def _gemwright(
     """The whole life of a Gemma model."""
 
 
-for command in (generate, chat, see, infill, score, models, inspect, convert, pull, doctor):
+for command in (generate, chat, see, infill, score, models, inspect, convert, quantize, pull, doctor):
     app.command()(command)

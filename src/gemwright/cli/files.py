@@ -1,4 +1,4 @@
-"""`gemwright convert` and `gemwright pull`: checkpoints as files."""
+"""`gemwright convert`, `gemwright quantize` and `gemwright pull`: checkpoints as files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +32,23 @@ def convert(
         converted = convert_checkpoint(path, target, to, dtype, variant, bar)
     if to == "gguf" and converted.config.vision:
         render.warn("A GGUF holds no vision tower, so only the decoder was written.")
+    render.write(f"{target}\n")
+
+
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A path, or a model that is on this machine.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to make.")],
+    bits: Annotated[Literal["8", "4"], typer.Option(help="Of a weight; 32 weights share a scale of 16 bits.")] = "8",
+    variant: o.VariantOption = None,
+) -> None:
+    """Write a checkpoint with its matrices in 8 or 4 bits, tokenizer included."""
+    import_jax()
+    from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
+    from gemwright.cli.loading import Bar, find
+
+    path = find(source, may_download=False)
+    with Bar(f"Quantising {Path(source).name}") as bar:
+        quantize_checkpoint(path, target, 8 if bits == "8" else 4, variant, bar)
     render.write(f"{target}\n")
 
 

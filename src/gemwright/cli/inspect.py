@@ -117,16 +117,12 @@ def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
     """Forecasts: dtype, tokens of one sequence, and what they need."""
     import jax.numpy as jnp
 
-    from gemwright import memory
+    from gemwright.api import forecast
     from gemwright.generate import schedule
 
     context = checkpoint.config.context
     lengths = dict.fromkeys((schedule.capacity(1, context), context))
-    return [
-        (dtype, tokens, memory.forecast(checkpoint.config, jnp.dtype(dtype), capacity=tokens))
-        for dtype in DTYPES
-        for tokens in lengths
-    ]
+    return [(dtype, tokens, forecast(checkpoint, jnp.dtype(dtype), tokens)) for dtype in DTYPES for tokens in lengths]
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
