@@ -15,7 +15,7 @@ REFITS = 2
 class Grid:
     """The whole numbers that an encoding has, and those onto which the search for a scale puts the extreme value.
 
-    The first of `reaches` is the one of plain rounding, so that no group comes out worse than by that.
+    Among `reaches` is that of plain rounding, for a value of either sign, so that no group comes out worse.
     """
 
     lowest: int
@@ -26,7 +26,7 @@ class Grid:
 GRIDS = {
     # Multiples of four bring values that had five or six bits before through unchanged.
     "Q8_0": Grid(-127, 127, (127, 126, 125, 124, 123, 120, 116, 112)),
-    "Q4_0": Grid(-8, 7, (-8, -7.6, -7.2, -8.5, 7, 7.4, 7.8, 8.3)),
+    "Q4_0": Grid(-8, 7, (-8, -7.6, -7.2, -8.5, 8, 7.5, 7.1, 6.7)),
 }
 
 
@@ -39,17 +39,19 @@ def round_groups(encoding: str, values: NDArray[np.float32]) -> tuple[NDArray[np
     """
     grid = GRIDS[encoding]
     columns = np.ascontiguousarray(values.T)  # so that every step works on long rows
-    extreme = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], axis=0)[0]
+    top, bottom = columns.max(axis=0), columns.min(axis=0)
+    extreme = np.where(top > -bottom, top, bottom)
     best = np.zeros(len(values), np.float32)
     least = np.full(len(values), np.inf, np.float32)
     with np.errstate(all="ignore"):
         for reach in grid.reaches:
             _consider(columns, _half(extreme / np.float32(reach)), grid, best, least)
+        sound = np.isfinite(least)
         for _ in range(REFITS):
             _consider(columns, _half(_least_squares(columns, _numbers(columns, best, grid))), grid, best, least)
-        scales = np.where(np.isfinite(least), best, np.float32("nan"))
         numbers = _numbers(columns, best, grid)
-        return scales.astype(np.float16), numbers.astype(np.int8).T.reshape(-1, GROUP)
+        scales = np.where(sound, best, np.float32("nan")).astype(np.float16)
+        return scales, numbers.astype(np.int8).T.reshape(-1, GROUP)
 
 
 def _consider(

@@ -84,16 +84,19 @@ class PanelTensor:
         flat = x.reshape(-1, width).astype(self.dtype)
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
 
-        def product(panel: Array) -> Array:
-            weight = decode(panel, self.encoding, width).astype(self.dtype)
+        def product(part: tuple[Array, Array]) -> Array:
+            panel, real = part
+            weight = jnp.where(real[:, None], decode(panel, self.encoding, width), 0).astype(self.dtype)
             return jax.lax.dot_general(
                 flat, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
             )
 
-        panels = self._panels(width)
+        panels, count = self._panels(width), math.prod(outputs)
         at_once = max(1, min(CHUNK // (LANES * width), len(panels)))
-        y = jax.lax.map(product, panels, batch_size=at_once)  # [panels, batch, lanes]
-        y = y.swapaxes(0, 1).reshape(len(flat), -1)[:, : math.prod(outputs)]
+        # The NaN of rows that the last panel lacks would come through in a gradient.
+        real = jnp.arange(len(panels) * LANES).reshape(-1, LANES) < count
+        y = jax.lax.map(product, (panels, real), batch_size=at_once)  # [panels, batch, lanes]
+        y = y.swapaxes(0, 1).reshape(len(flat), -1)[:, :count]
         return y.reshape(*x.shape[: x.ndim - inputs], *outputs)
 
     def rows(self, ids: Array) -> Array:

@@ -1,0 +1,281 @@
+"""A quantised folder stands for weights that are next to the source's, and computes what these compute."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Literal
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from checkpoints import huggingface
+from families import big_vision
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tiny import tiny_gguf, tiny_vocabulary
+from transformers import AutoModelForCausalLM
+
+import gemwright
+from gemwright import tree
+from gemwright.api import forecast
+from gemwright.checkpoint import ggml
+from gemwright.checkpoint import quantize as quantize_module
+from gemwright.checkpoint.convert import convert
+from gemwright.checkpoint.load import load_weights, read_weights
+from gemwright.checkpoint.names import plain_name
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.quantize import BY_BITS, pack, quantize
+from gemwright.checkpoint.safetensors import write_safetensors
+from gemwright.errors import CheckpointError
+from gemwright.kernels import packed, panels
+from gemwright.kernels.panels import PanelTensor
+from gemwright.model import vision
+from gemwright.model.config import Config
+from gemwright.model.spec import spec
+from gemwright.model.transformer import forward, logits
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+TEXT_KINDS = ("gemma", "gemma, full heads", "gemma2", "gemma3_text")
+KINDS = (*TEXT_KINDS, *families.KINDS)
+Bits = Literal[8, 4]
+
+
+def source(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Path:
+    return (huggingface if kind in TEXT_KINDS else families.huggingface)(folder, kind, dtype)
+
+
+def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
+    return dict(read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `source`, in bfloat16, and `made`, of 8 bits or 4."""
+    place = tmp_path_factory.mktemp("quantised")
+    bits: Bits = 4 if KINDS.index(request.param) % 2 else 8
+    quantize(source(place / "source", request.param, torch.bfloat16), place / "made", bits)
+    return place
+
+
+def test_matrices_are_rounded_and_the_rest_is_as_it_was(place: Path) -> None:
+    original, made = open_checkpoint(place / "source"), open_checkpoint(place / "made")
+    assert made.config == original.config
+    values, infos = arrays(original), {plain_name(name): info for name, info in made.file.tensors.items()}
+    kept: set[str] = set()
+    for path, rounded in arrays(made).items():
+        info = infos[plain_name(made.plan[path].name)]
+        if not info.panels:
+            assert info.encoding == "BF16"
+            np.testing.assert_array_equal(rounded, values[path])
+            kept.add(path)
+            continue
+        assert info.encoding in BY_BITS.values()
+        assert info.shape == made.plan[path].shape
+        assert info.offset % 64 == 0
+        plain = np.empty_like(rounded)
+        ggml.decode(info.encoding, ggml.encode(info.encoding, values[path]), plain)
+        assert np.square(rounded - values[path]).sum() < np.square(plain - values[path]).sum(), path
+    # SigLIP is 48 and 80 wide here, of which no whole groups can be made.
+    params = tree.flatten(spec(made.config))
+    assert kept == {path for path, param in params.items() if not param.linear or path.startswith("vision.")}
+    assert {path.name for path in place.iterdir()} == {"source", "made"}
+
+
+def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> None:
+    """Through XLA, against the same model with the rounded values as plain float32 arrays."""
+    convert(place / "made", tmp_path / "plain", "huggingface", "float32")
+    results: list[Any] = []
+    for folder in (place / "made", tmp_path / "plain"):
+        checkpoint = open_checkpoint(folder)
+        params = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32)
+        assert isinstance(params.layers[0].mlp.gate, PanelTensor) == (folder.name == "made")
+
+        def run(params: Any, config: Config = checkpoint.config) -> Any:
+            tokens = jnp.arange(12).reshape(1, 12) * 7 % config.vocab
+            return logits(config, params, forward(config, params, tokens)[0])
+
+        results.append(np.asarray(jax.jit(run)(params)))
+    assert np.abs(results[1]).max() > 1
+    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-4)
+
+
+def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_VISION", families._VISION | {"hidden_size": 96, "intermediate_size": 64})
+    quantize(source(tmp_path / "source", "paligemma"), tmp_path / "made", 8)
+    convert(tmp_path / "made", tmp_path / "plain", "huggingface", "float32")
+    rows: list[Any] = []
+    for folder in ("made", "plain"):
+        checkpoint = open_checkpoint(tmp_path / folder)
+        params = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32).vision
+        assert params is not None
+        assert checkpoint.config.vision is not None
+        held = [params.layers[0].q, params.layers[1].up, params.layers[1].down, params.project]
+        assert all(isinstance(weight, PanelTensor) == (folder == "made") for weight in held)
+        pixels = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 28, 28, 3)), jnp.float32)
+        rows.append(vision.encode(checkpoint.config.vision, params, pixels))
+    np.testing.assert_allclose(rows[0], rows[1], rtol=0, atol=1e-4)
+
+
+def test_panels_are_multiplied_where_the_file_is_mapped(tmp_path: Path) -> None:
+    """The device's buffer is the map itself: nothing is copied, and the native kernels take it as it is."""
+    quantize(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
+    checkpoint = open_checkpoint(tmp_path / "made")
+    for dtype in (jnp.float32, None) if packed.use_native() else (jnp.float32,):
+        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, dtype))
+        for path, stored in checkpoint.plan.items():
+            if checkpoint.file.tensors[stored.name].panels:
+                raw = checkpoint.file.raw(stored.name)
+                assert weights[f"{path}.packed"].unsafe_buffer_pointer() == raw.ctypes.data
+
+
+def test_the_native_kernels_take_it(tmp_path: Path) -> None:
+    """Against the GGUF of the same values, which they pack for themselves."""
+    if not packed.use_native():
+        pytest.skip("gemwright-native is not installed")
+    convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
+    quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # whose values are on a grid of 8 bits already
+    made, gguf = gemwright.load(tmp_path / "made"), gemwright.load(tmp_path / "first.gguf")
+    text = "the and then " * 5
+    np.testing.assert_allclose(made.score(text).logprobs, gguf.score(text).logprobs, atol=1e-5)
+    options: Any = {"max_tokens": 8, "temperature": 0.0}
+    assert made.generate(text, **options).tokens == gguf.generate(text, **options).tokens
+
+
+def test_another_format_is_a_source_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """big_vision's, in which layers are stacked and axes lie otherwise."""
+    folder = families.huggingface(tmp_path / "folder", "paligemma")
+    config, vocabulary = open_checkpoint(folder).config, families.vocabulary("paligemma")
+    arrays_ = big_vision(load_file(folder / "model.safetensors"))
+    np.savez(tmp_path / "model.npz", **arrays_)
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
+    monkeypatch.setattr("gemwright.checkpoint.open._variant", lambda *_, **__: config)
+    quantize(tmp_path / "model.npz", tmp_path / "one", 8, "paligemma")
+    quantize(folder, tmp_path / "other", 8)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+
+
+def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = huggingface(tmp_path / "source")
+    quantize(folder, tmp_path / "whole", 4)
+    monkeypatch.setattr(
+        "gemwright.checkpoint.convert.write_safetensors",
+        lambda folder, tensors: write_safetensors(folder, tensors, shard_bytes=10_000),
+    )
+    quantize(folder, tmp_path / "shards", 4)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    whole, shards = arrays(open_checkpoint(tmp_path / "whole")), arrays(open_checkpoint(tmp_path / "shards"))
+    for path, values in whole.items():
+        np.testing.assert_array_equal(values, shards[path])
+
+
+def test_a_matrix_rounded_in_parts_is_the_matrix_rounded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(70, 96)).astype(np.float32)
+    whole = pack("Q4_0", values, "here")
+    monkeypatch.setattr(quantize_module, "CHUNK", 1)
+    np.testing.assert_array_equal(pack("Q4_0", values, "here"), whole)
+    assert len(whole) == panels.packed_bytes("Q4_0", 70, 96) + 32  # 5 panels of 3 blocks of 288 bytes, filled up
+
+
+def test_the_forecast_counts_the_bits(tmp_path: Path) -> None:
+    quantize(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
+    checkpoint = open_checkpoint(tmp_path / "made")
+    infos = checkpoint.file.tensors.values()
+    quantised, others = (sum(info.nbytes for info in infos if info.panels == kind) for kind in (True, False))
+    assert others < quantised < 4 * spec_size(checkpoint) / 6
+    assert (
+        forecast(checkpoint, None).weights == forecast(checkpoint, jnp.dtype("float32")).weights == quantised + others
+    )
+    assert forecast(checkpoint, jnp.dtype("bfloat16")).weights == quantised + others // 2
+
+
+def spec_size(checkpoint: Checkpoint) -> int:
+    return sum(param.size for param in tree.flatten(spec(checkpoint.config)).values())
+
+
+def test_transformers_refuses_it_and_reads_it_once_converted(tmp_path: Path) -> None:
+    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    settings = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert settings["quantization_config"] == {"quant_method": "gemwright", "bits": 8, "group_size": 32}
+    with pytest.raises(Exception, match=r"(?i)mismatch|quantiz"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    convert(tmp_path / "made", tmp_path / "plain", "huggingface", "bfloat16")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_values_that_cannot_be_rounded_are_refused(value: float, tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "source")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 40] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"made: tensor model\.layers\.1\.mlp\.up_proj\.weight has values that"):
+        quantize(folder, tmp_path / "made", 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="source exists; remove it or choose another name"):
+        quantize(folder, folder, 8)
+    with pytest.raises(CheckpointError, match=r"made.* cannot be written .*; choose another place"):
+        quantize(folder, folder / "config.json" / "made", 8)
+
+
+DAMAGE = {
+    "no description": (None, "has shape"),
+    "no words": ("", "is described as ''"),
+    "unknown encoding": ("Q5_0 64 96", "is described as"),
+    "no whole groups": ("Q8_0 96 63", "is described as"),
+    "nothing": ("Q8_0 0 64", "is described as"),
+    "more than numbers": ("Q8_0 96 64 ", "is described as"),
+    "other size": ("Q8_0 960 64", "does not fit its 6528 bytes"),
+    "absurd size": ("Q8_0 9999999999 9999999968", "does not fit its 6528 bytes"),
+    "other shape": ("Q8_0 48 128", r"has shape \[48, 128\] where the model needs \[96, 64\]"),
+    "other encoding": ("Q4_0 96 64", "does not fit its 6528 bytes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_wrong_description_is_one_sentence(damage: str, tmp_path: Path) -> None:
+    described, message = DAMAGE[damage]
+    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    path, name = tmp_path / "made" / "model.safetensors", "model.layers.0.mlp.gate_proj.weight"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    assert header["__metadata__"].pop(name) == "Q8_0 96 64"
+    header["__metadata__"] |= {} if described is None else {name: described}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor '?{name}'? .*{message}"):
+        arrays(open_checkpoint(tmp_path / "made"))
+
+
+def test_a_file_written_anew_elsewhere_is_the_same_model(tmp_path: Path) -> None:
+    """Other programs keep the descriptions and not the alignment, so that its panels are copied."""
+    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    path = tmp_path / "made" / "model.safetensors"
+    before = arrays(open_checkpoint(tmp_path / "made"))
+    metadata = json.loads(
+        path.read_bytes()[8:].split(b"}}", 1)[0].split(b"},", 1)[0].removeprefix(b'{"__metadata__":') + b"}"
+    )
+    save_file(load_file(path), path, metadata)
+    for name, values in arrays(open_checkpoint(tmp_path / "made")).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_the_demo_in_8_bits_keeps_its_quality(demo_gguf: Path, demo: gemwright.Model, tmp_path: Path) -> None:
+    """Weights and activations in 8 bits move the mean log-likelihood of 512 tokens by less than 0.3%."""
+    quantize(demo_gguf, tmp_path / "made", 8)
+    made = gemwright.load(tmp_path / "made")
+    assert 284e6 < (tmp_path / "made" / "model.safetensors").stat().st_size < 286e6  # 8.5 bits of 268,098,176
+    ids = made.encode((Path(__file__).parents[2] / "docs" / "design.md").read_text())[:513]
+    ours, theirs = (np.mean(model.engine.score([ids])[0]) for model in (made, demo))
+    assert abs(ours / theirs - 1) < 3e-3
+
+
+assert tiny_vocabulary().size % 16  # the last panel of a table is not full
