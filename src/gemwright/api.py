@@ -300,13 +300,14 @@ def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None, capacity: int = 10
 
     Our own quantised matrices stay as they are.
     """
-    infos = checkpoint.file.tensors.values()
-    if dtype is not None and not any(info.panels for info in infos):
+    if dtype is not None and not checkpoint.quantized:
         return memory.forecast(checkpoint.config, dtype, capacity=capacity)
     precision = jnp.dtype(jnp.float32) if dtype is None else dtype
-    as_stored = [info.nbytes for info in infos if dtype is None or info.panels]
-    others = [math.prod(info.shape) * precision.itemsize for info in infos if dtype is not None and not info.panels]
-    return memory.forecast(checkpoint.config, precision, capacity=capacity, stored=sum(as_stored + others))
+    stored = sum(
+        info.nbytes if dtype is None or info.panels else math.prod(info.shape) * precision.itemsize
+        for info in checkpoint.file.tensors.values()
+    )
+    return memory.forecast(checkpoint.config, precision, capacity=capacity, stored=stored)
 
 
 def default_sampling(checkpoint: Checkpoint) -> Sampling:

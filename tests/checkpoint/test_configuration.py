@@ -364,6 +364,8 @@ SOUND = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96
         ("use_bidirectional_attention", True),
         ("partial_rotary_factor", 0.5),
         ("quantization_config", {"quant_method": "awq"}),
+        ("quantization_config", {"quant_method": ["gemwright"]}),
+        ("quantization_config", "gemwright"),
         ("hidden_activation", "gelu"),
         ("hidden_act", "silu"),
         ("attn_logit_softcapping", 50.0),

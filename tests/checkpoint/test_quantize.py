@@ -38,7 +38,7 @@ from gemwright.model.spec import spec
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-TEXT_KINDS = ("gemma", "gemma, full heads", "gemma2", "gemma3_text")
+TEXT_KINDS = ("gemma", "gemma2", "gemma3_text")
 KINDS = (*TEXT_KINDS, *families.KINDS)
 Bits = Literal[8, 4]
 
@@ -260,9 +260,8 @@ def test_a_file_written_anew_elsewhere_is_the_same_model(tmp_path: Path) -> None
     quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
     path = tmp_path / "made" / "model.safetensors"
     before = arrays(open_checkpoint(tmp_path / "made"))
-    metadata = json.loads(
-        path.read_bytes()[8:].split(b"}}", 1)[0].split(b"},", 1)[0].removeprefix(b'{"__metadata__":') + b"}"
-    )
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
     save_file(load_file(path), path, metadata)
     for name, values in arrays(open_checkpoint(tmp_path / "made")).items():
         np.testing.assert_array_equal(values, before[name])

@@ -26,6 +26,7 @@ SMALL = safetensors.numpy.save(
     },
     {"format": "pt"},
 )
+PANELS = safetensors.numpy.save({"a": np.arange(320, dtype=np.uint8)}, {"a": "Q4_0 3 32"})  # one block of 288 bytes
 INDEX = json.dumps({"metadata": {"total_size": 46}, "weight_map": dict.fromkeys("abcd", "one.safetensors")}).encode()
 
 SETTINGS = settings(
@@ -44,7 +45,7 @@ def survives(path: Path, opened: Path | None = None) -> bool:
         file = open_safetensors(opened or path)
         for name, info in file.tensors.items():
             assert file.raw(name).nbytes == info.nbytes
-            if info.encoding in ("F32", "F16", "BF16"):
+            if info.encoding in ("F32", "F16", "BF16") or info.panels:
                 assert file.read(name).shape == info.shape
                 file.read_rows(name, 0, 1) if info.shape else None
     except CheckpointError as error:
@@ -85,6 +86,9 @@ def test_the_unchanged_seed_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_bytes(INDEX)
     assert survives(tmp_path / "one.safetensors")
     assert survives(tmp_path / "model.safetensors.index.json", tmp_path)
+    (tmp_path / "panels.safetensors").write_bytes(PANELS)
+    assert open_safetensors(tmp_path / "panels.safetensors").tensors["a"].shape == (3, 32)
+    assert survives(tmp_path / "panels.safetensors")
 
 
 @SETTINGS
@@ -94,6 +98,26 @@ def test_mutated_files(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     if survives(path):
         assert accepted_by_the_package(data), "looser than the safetensors package"
+
+
+@SETTINGS
+@given(data=mutated(PANELS))
+def test_mutated_panels(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    if survives(path):
+        assert accepted_by_the_package(data), "looser than the safetensors package"
+
+
+@SETTINGS
+@given(description=st.text(max_size=12) | st.from_regex(r"(Q8_0|Q4_0|F32) \d{1,10} \d{1,10}", fullmatch=True))
+def test_descriptions_of_panels(tmp_path: Path, description: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.numpy.save({"a": np.zeros(320, np.uint8)}, {"a": description}))
+    if survives(path):
+        encoding, rows, width = description.split(" ")
+        assert (encoding, int(width)) == ("Q4_0", 32)
+        assert 0 < int(rows) <= 16
 
 
 @SETTINGS

@@ -45,6 +45,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ("infill {folder}/latin.txt -m {tiny}", "Say where the gap is"),
         ("infill {folder}/latin.txt --line 1 --before x -m {tiny}", "Say where the gap is"),
         ("convert {tiny} {folder}/empty --to huggingface", "empty exists"),
+        ("quantize {tiny} {folder}/empty", "empty exists"),
         ("pull not//a-name", "There is no file, folder or published model called 'not//a-name'"),
     ],
 )

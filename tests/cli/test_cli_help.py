@@ -8,7 +8,7 @@ import pytest
 import gemwright
 
 SOURCE = Path(__file__).parents[2] / "src"
-COMMANDS = ("generate", "chat", "see", "infill", "score", "models", "inspect", "convert", "pull", "doctor")
+COMMANDS = ("generate", "chat", "see", "infill", "score", "models", "inspect", "convert", "quantize", "pull", "doctor")
 
 LIGHT = """
 import sys
@@ -53,6 +53,7 @@ def test_version(run):
         ["generate", "x", "--dtype", "float8"],
         ["generate", "x", "--temperature", "warm"],
         ["convert", "a", "b"],
+        ["quantize", "a", "b", "--bits", "5"],
         ["inspect"],
     ],
 )

@@ -66,6 +66,19 @@ def test_convert_and_inspect_and_generate(run, tiny, tmp_path: Path):
     assert run("generate", "hen", "-m", target, *options).out == run("generate", "hen", "-m", tiny, *options).out
 
 
+def test_quantize_and_inspect_and_generate(run, tiny, tmp_path: Path):
+    target = tmp_path / "folder"
+    result = run("quantize", tiny, target, "--bits", 4)
+    assert (result.code, result.out) == (0, f"{target}\n")
+    record = json.loads(run("inspect", target, "--json").out)
+    assert record["problem"] is None
+    assert record["encodings"]["Q4_0"]["tensors"] == 2 + 2 * 7  # the table, the head, and the matrices of two layers
+    assert record["memory"][0]["weights"] == record["bytes"] < 4 * parameter_count(tiny_config()) / 5
+    generated = run("generate", "hen", "-m", target, "--temperature", 0, "--max-tokens", 8)
+    assert generated.code == 0
+    assert len(generated.out) > len("hen")
+
+
 def test_inspect_says_where_sampling_comes_from(run, tiny, tmp_path: Path):
     run("convert", tiny, tmp_path / "folder", "--to", "huggingface")
     (tmp_path / "folder" / "generation_config.json").write_text('{"do_sample": true, "top_k": 7}')

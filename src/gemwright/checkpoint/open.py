@@ -88,6 +88,11 @@ class Checkpoint:
         raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one beside the weights.")
 
     @property
+    def quantized(self) -> bool:
+        """Whether it holds quantised tensors of ours, which stay as they are once loaded."""
+        return any(info.panels for info in self.file.tensors.values())
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that the checkpoint says end a text."""
         ids = self.generation.get("eos_token_id", ())
