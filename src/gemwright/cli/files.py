@@ -41,7 +41,7 @@ def quantize(
     bits: Annotated[Literal["8", "4"], typer.Option(help="Of a weight; 32 weights share a scale of 16 bits.")] = "8",
     variant: o.VariantOption = None,
 ) -> None:
-    """Write a checkpoint with its matrices in 8 or 4 bits, tokenizer included."""
+    """Write a checkpoint with 8-bit or 4-bit weights."""
     import_jax()
     from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
     from gemwright.cli.loading import Bar, find

@@ -110,11 +110,11 @@ def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | N
 
     checkpoint = open_checkpoint(path, variant)
     free = memory.available()
-    own_bits = dtype is None or checkpoint.quantized
+    held = "at their own bits" if dtype is None or checkpoint.quantized else f"in {dtype.name} once loaded"
     rows = [
         ("model", name),
         ("path", str(path)),
-        ("weights", f"{checkpoint.format}, {'at their own bits' if own_bits else f'in {dtype.name} once loaded'}"),
+        ("weights", f"{checkpoint.format}, {held}"),
         ("memory", needs(forecast(checkpoint, dtype)) + (f"; {render.size(free)} free" if free else "")),
         ("defaults", f"{describe(default_sampling(checkpoint))}, from {sampling_source(checkpoint)}"),
     ]
