@@ -92,6 +92,17 @@ def test_rows_are_the_very_values(encoding: str) -> None:
     assert jnp.all(jnp.isnan(found[1, 1:]))
 
 
+@encodings
+def test_the_largest_products_are_those_of_the_array(encoding: str) -> None:
+    weight, array = tensor(encoding, (70, 64), 1)
+    x = jax.random.normal(jax.random.key(2), (3, 64))
+    values, ids = weights.top(x, weight, 65, 4)
+    expected, places = weights.top(x, array, 65, 4)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(ids, places)
+    assert ids.max() < 65
+
+
 def test_gradients_pass_through() -> None:
     weight, array = tensor("Q4_0", (70, 64), 1)
     x = jax.random.normal(jax.random.key(1), (4, 64))

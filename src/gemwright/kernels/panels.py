@@ -112,6 +112,14 @@ class PanelTensor:
         values = _values(scales, stored, self.encoding).reshape(len(flat), width).astype(self.dtype)
         return jnp.where(known[:, None], values, jnp.nan).reshape(*ids.shape, width)
 
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        products = self.matmul(x, 1)
+        known = jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf)
+        # Behind a barrier: XLA's CPU backend would sort all of it for whoever takes a slice of the result.
+        values, places = jax.lax.optimization_barrier(jax.lax.top_k(known, count))
+        return values, places
+
     def _panels(self, width: int) -> Array:
         return self.packed.reshape(-1, width // GROUP * _block_bytes(self.encoding))
 
