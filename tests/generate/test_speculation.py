@@ -1,0 +1,253 @@
+"""Speculation against plain decoding: the same tokens, whatever is guessed."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import CONFIGS, VOCAB, WINDOW, weights
+from scipy import stats
+
+from gemwright.errors import GemwrightError
+from gemwright.generate import schedule, speculation
+from gemwright.generate.engine import Engine
+from gemwright.generate.sampling import Sampling
+from gemwright.generate.speculation import Draft, Lookup, Pace, Proposer
+from gemwright.generate.step import Step
+from gemwright.model.config import Config, Layer, Mlp, Recurrent
+from gemwright.model.transformer import forward, logits
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+GREEDY, HOT = Sampling(), Sampling(temperature=1.5, top_k=30, top_p=0.95, seed=11)
+PENALISED = replace(HOT, repetition_penalty=1.4)
+LENGTH = 60
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return _engine("qk-norm")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch):
+    """Speculation at every pass, in all sizes in turn, whatever it costs."""
+
+    @dataclass
+    class Eager(Pace):
+        sizes: itertools.cycle = field(default_factory=lambda: itertools.cycle(schedule.VERIFIED))
+
+        def size(self) -> int:
+            return next(self.sizes)
+
+    monkeypatch.setattr(speculation, "Pace", Eager)
+
+
+@dataclass
+class Oracle:
+    """Guesses what is known to follow, but for some tokens, so that rows accept different numbers."""
+
+    truth: Sequence[Sequence[int]]
+    right: float
+    chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        guesses = [[*true[len(text) :], *[0] * count][:count] for true, text in zip(self.truth, texts, strict=True)]
+        return [[g if self.chance.random() < self.right else (g + 1) % VOCAB for g in guess] for guess in guesses]
+
+
+def _engine(name: str, seed: int = 3) -> Engine:
+    return Engine(CONFIGS[name], weights(CONFIGS[name], seed=seed), VOCAB)
+
+
+def _prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+def _run(
+    engine: Engine, prompts: list[list[int]], count: int, samplings: list[Sampling], proposer: Proposer | None = None
+) -> list[Step]:
+    return list(engine.generate(prompts, samplings, count, alternatives=3, proposer=proposer))
+
+
+def _tokens(steps: list[Step]) -> list[list[int]]:
+    return np.stack([step.tokens for step in steps], axis=1).tolist()
+
+
+def _draft(engine: Engine, samplings: list[Sampling]) -> Draft:
+    return Draft(engine.config, engine.params, engine.vocabulary, samplings)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(("name", "right"), [("qk-norm", 0.0), ("qk-norm", 0.7), ("qk-norm", 1.0), ("local only", 0.7)])
+def test_rows_read_as_without_speculation(name: str, right: float):
+    """Greedy, sampled and penalised rows, many times past the window; log-probabilities and alternatives too."""
+    engine, prompts = _engine(name), [_prompt(length, seed=length) for length in (1, 5, 40)]
+    samplings = [GREEDY, HOT, PENALISED]
+    plain = _run(engine, prompts, LENGTH, samplings)
+    truth = [prompt + tokens for prompt, tokens in zip(prompts, _tokens(plain), strict=True)]
+    assert LENGTH > 5 * WINDOW
+    together = _run(engine, prompts, LENGTH, samplings, Oracle(truth, right))
+    assert _tokens(together) == _tokens(plain)
+    for one, other in zip(plain, together, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, rtol=0, atol=1e-5)
+    proposed, accepted = (sum(getattr(step, name).sum() for step in together) for name in ("proposed", "accepted"))
+    assert proposed > LENGTH
+    assert (accepted == 0, accepted == proposed) == (right == 0.0, right == 1.0)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampled"])
+def test_look_up_changes_nothing(engine: Engine, sampling: Sampling):
+    prompts = [_prompt(6, seed=1) * 5, _prompt(30)]
+    assert _tokens(_run(engine, prompts, LENGTH, [sampling] * 2, Lookup())) == _tokens(
+        _run(engine, prompts, LENGTH, [sampling] * 2)
+    )
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampled"])
+def test_a_draft_changes_nothing_and_the_model_itself_is_always_right(engine: Engine, sampling: Sampling):
+    prompts, samplings = [_prompt(40), _prompt(3)], [sampling, replace(sampling, seed=5)]
+    plain = _tokens(_run(engine, prompts, LENGTH, samplings))
+    shares: list[float] = []
+    for draft in (engine, replace(engine, params=weights(engine.config, seed=8))):
+        steps = _run(engine, prompts, LENGTH, samplings, _draft(draft, samplings))
+        assert _tokens(steps) == plain
+        proposed = sum(step.proposed.sum() for step in steps)
+        assert proposed > 20
+        shares.append(sum(step.accepted.sum() for step in steps) / proposed)
+    assert shares[0] == 1.0
+    assert shares[1] < 0.3
+
+
+def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
+    """After many tokens that it did not guess, and after guesses that were wrong."""
+    prompt = _prompt(9)
+    text = prompt + _tokens(_run(engine, [prompt], LENGTH, [GREEDY]))[0]
+    draft = _draft(engine, [GREEDY])
+    for length in (9, 10, 17, 18, 55):
+        assert draft.propose([text[:length]], 7) == [text[length : length + 7]]
+        draft.propose([[*text[: length - 2], (text[length - 2] + 1) % VOCAB]], 3)
+
+
+def test_a_draft_is_silent_beyond_its_context(engine: Engine):
+    short = replace(engine, config=replace(engine.config, context=32))
+    draft = _draft(short, [GREEDY])
+    assert len(draft.propose([_prompt(25)], 7)[0]) == 7
+    assert draft.propose([_prompt(26)], 7) == [[]]
+
+
+@pytest.mark.usefixtures("eager")
+def test_sampled_tokens_follow_the_models_distribution():
+    """The first two tokens of 2000 texts against all 97 and 97 x 97 probabilities; chi-square at 1e-4, fixed seeds.
+
+    The guess is the same in every row: the likeliest pair, which is right in some rows only.
+    """
+    engine, prompt, rows = _engine("multi-query"), _prompt(8), 2000
+    first = _probabilities(engine, [prompt])[0]
+    second = _probabilities(engine, [[*prompt, token] for token in range(VOCAB)])
+    likeliest = [int(first.argmax()), int(second[first.argmax()].argmax())]
+    truth = [[*prompt, *likeliest, 0, 0, 0, 0, 0, 0]] * rows
+    samplings = [Sampling(temperature=1.0, seed=seed) for seed in range(rows)]
+    steps = _run(engine, [prompt] * rows, 2, samplings, Oracle(truth, 1.0))
+    assert 0 < sum(step.accepted.sum() for step in steps) < rows
+    drawn = np.array(_tokens(steps))
+    for counts, exact in [
+        (np.bincount(drawn[:, 0], minlength=VOCAB), first),
+        (np.bincount(drawn[:, 1], minlength=VOCAB), first @ second),
+        (np.bincount(drawn @ [VOCAB, 1], minlength=VOCAB**2), (first[:, None] * second).reshape(-1)),
+    ]:
+        common = exact * rows >= 5
+        observed, expected = (np.append(x[common], x[~common].sum()) for x in (counts, exact * rows))
+        assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
+def _probabilities(engine: Engine, texts: list[list[int]]) -> np.ndarray:
+    hidden, _ = forward(engine.config, engine.params, jnp.asarray(texts))
+    scores = np.asarray(logits(engine.config, engine.params, hidden[:, -1]), np.float64)
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.mark.usefixtures("eager")
+def test_writing_ends_with_the_context(engine: Engine):
+    prompts = [_prompt(engine.config.context - 5), _prompt(7)]
+    plain = _tokens(_run(engine, prompts, 100, [GREEDY] * 2))
+    assert _tokens(_run(engine, prompts, 100, [GREEDY] * 2, _draft(engine, [GREEDY] * 2))) == plain
+    assert [len(row) for row in plain] == [5, 5]
+
+
+@pytest.mark.usefixtures("eager")
+def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
+    prompts = [_prompt(3), _prompt(38)]
+    plain = _tokens(_run(engine, prompts, LENGTH, [HOT] * 2))
+    monkeypatch.setattr(schedule, "CAPACITIES", (8, 40, 64, 90))
+    assert _tokens(_run(engine, prompts, LENGTH, [HOT] * 2, _draft(engine, [HOT] * 2))) == plain
+
+
+def test_a_caller_may_stop_asking(engine: Engine):
+    endless = engine.generate([_prompt(4)], [GREEDY], 10**9, proposer=Lookup())
+    assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_run(engine, [_prompt(4)], 5, [GREEDY]))
+
+
+def test_recurrent_layers_are_refused():
+    config = Config(32, VOCAB, (Layer(Recurrent(32, 2), Mlp(48)),), context=64)
+    engine = Engine(config, weights(config), VOCAB)
+    with pytest.raises(GemwrightError, match="recurrent"):
+        _run(engine, [[1]], 3, [GREEDY], Lookup())
+    with pytest.raises(GemwrightError, match="recurrent"):
+        _draft(engine, [GREEDY])
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ([1, 2, 3, 4, 5, 9, 1, 2, 3], [4, 5, 9, 1]),  # three tokens again
+        ([7, 2, 3, 4, 8, 2, 3, 5, 6, 2, 3], [5, 6, 2, 3]),  # two again: what followed last
+        ([5, 6, 5, 6], [5, 6, 5, 6]),  # a repetition goes on
+        ([4, 4, 4], [4, 4, 4, 4]),
+        ([1, 2, 3, 4, 5, 1], []),
+        ([1], []),
+    ],
+)
+def test_look_up(text: list[int], guess: list[int]):
+    assert list(Lookup().propose([text], 4)[0]) == guess
+    grown = Lookup()
+    for length in range(1, len(text)):
+        grown.propose([text[:length]], 4)
+    assert list(grown.propose([text], 4)[0]) == guess
+
+
+def _play(pace: Pace, passes: int, right: int, cost: dict[int, float]) -> list[int]:
+    """The sizes that a pace chooses where so many guesses are always right and passes cost so much."""
+    sizes: list[int] = []
+    for _ in range(passes):
+        sizes.append(pace.size())
+        pace.record(sizes[-1], np.array([min(sizes[-1], 1 + right)], np.int32), cost[sizes[-1]])
+    return sizes
+
+
+def test_the_pace_stays_where_it_pays_and_rests_where_it_does_not():
+    cost = {1: 1.0, 4: 1.5, 8: 2.5}
+    assert set(_play(Pace(), 100, right=7, cost=cost)[-50:]) == {8}
+    assert set(_play(Pace(), 100, right=3, cost=cost)[-50:]) == {4}
+    idle = _play(Pace(), 1000, right=0, cost=cost)
+    assert 3 <= sum(size > 1 for size in idle) <= 12
+    assert any(size > 1 for size in idle[-300:])
+
+
+def test_the_pace_wakes_up_and_falls_asleep():
+    pace, cost = Pace(), {1: 1.0, 4: 1.5, 8: 2.5}
+    assert 1 in _play(pace, 100, right=0, cost=cost)
+    assert set(_play(pace, 400, right=7, cost=cost)[-50:]) == {8}
+    assert sum(size > 1 for size in _play(pace, 400, right=0, cost=cost)[-300:]) <= 3
+
+
+def test_a_first_pass_that_was_compiled_does_not_count():
+    pace, slow = Pace(), {1: 60.0, 4: 50.0, 8: 40.0}
+    for size in (1, 4, 8):
+        pace.record(size, np.array([size], np.int32), slow[size])
+    assert set(_play(pace, 60, right=7, cost={1: 1.0, 4: 1.5, 8: 2.5})[-20:]) == {8}
