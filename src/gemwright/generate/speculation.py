@@ -42,6 +42,8 @@ SLACK = schedule.VERIFIED[-1] - 1
 """Tokens that a verification may take back."""
 GRAMS = (3, 2)
 """So many last tokens are looked up in the text, the longer first."""
+PATIENCE = (16, 256)
+"""Least and most tokens that are decoded plainly between attempts that do not pay."""
 
 Verify = Callable[[NDArray[np.int32], NDArray[np.bool_]], tuple[Choice, NDArray[np.int32]]]
 """Tokens and which of them are real, [B, T], to the choice at each, [B * T], and how many choices stand in a row."""
@@ -158,17 +160,21 @@ def _agreed(taken: Ids, text: Ids, sure: int) -> int:
 
 @dataclass
 class Pace:
-    """How many tokens to verify in a pass: what each size brings against the seconds that it takes, as measured.
+    """How many tokens to verify in a pass, by what a pass brings against the seconds that it takes, as measured.
 
-    Where no size pays, plain decoding goes on for a while, longer each time, before another attempt.
+    If a guess stands with probability a, a pass over T tokens brings 1 + a + ... + a^(T - 1) (arXiv:2211.17192). Where
+    no size beats plain decoding, that goes on for a while, longer each time, before another attempt.
     """
 
     rest: int = 2
-    """Plain passes to come; first as many as it takes to know their cost."""
-    patience: int = 16
+    """Plain passes to come; at first as many as it takes to time them."""
+    patience: int = PATIENCE[0]
     seconds: dict[int, float] = field(default_factory=dict)
-    brought: dict[int, float] = field(default_factory=dict)
+    """Of a pass, by size."""
     called: set[int] = field(default_factory=set)
+    stood: float = 1.0
+    """Guesses that stood of those that were looked at, those long ago counting less; an attempt begins with hope."""
+    tried: float = 1.0
 
     def size(self) -> int:
         """How many tokens to verify next, the pending one included; 1 is plain decoding."""
@@ -184,21 +190,24 @@ class Pace:
         if size == 1:
             self.rest = max(self.rest - 1, 0)
             return
-        for other in schedule.VERIFIED:  # where all guesses stood, a longer pass might have brought more
-            brought = float(np.mean(np.where(taken >= size, other, np.minimum(taken, other))))
-            self.brought[other] = brought + 0.8 * (self.brought.get(other, brought) - brought)
-        if max(map(self._rate, schedule.VERIFIED)) > 1 / self.seconds.get(1, np.inf):
-            self.patience = 16
-        else:
-            self.rest, self.patience = self.patience, min(2 * self.patience, 256)
+        stood = float(np.mean(taken - 1))
+        self.stood = 0.9 * self.stood + stood
+        self.tried = 0.9 * self.tried + stood + float(np.mean(taken < size))
+        plain = 1 / self.seconds.get(1, np.inf)
+        if (stood + 1) / seconds > plain:
+            self.patience = max(self.patience // 2, PATIENCE[0])
+        if max(map(self._rate, schedule.VERIFIED)) <= plain:
+            self.rest, self.patience = self.patience, min(2 * self.patience, PATIENCE[1])
+            self.stood = self.tried = 1.0
 
     def _rate(self, size: int) -> float:
-        """Tokens per second of a row; of a size that was not timed yet, by the cost of the size below."""
-        timed = [(other, self.seconds[other]) for other in schedule.VERIFIED if other in self.seconds]
+        """Tokens per second of a row; a size not yet timed is taken to cost half as much again as the nearest."""
+        timed = [other for other in schedule.VERIFIED if other in self.seconds]
         if not timed:
             return np.inf
-        nearest, seconds = min(timed, key=lambda entry: abs(entry[0] - size))
-        return self.brought[size] / (seconds if nearest == size else seconds * 1.5)
+        nearest = min(timed, key=lambda other: abs(other - size))
+        seconds = self.seconds[nearest] * (1.0 if nearest == size else 1.5)
+        return sum((self.stood / self.tried) ** place for place in range(size)) / seconds
 
 
 def decode(
