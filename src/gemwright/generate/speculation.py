@@ -32,7 +32,7 @@ from gemwright.errors import GemwrightError
 from gemwright.generate import programs, schedule
 from gemwright.generate.programs import Choice, Decoding
 from gemwright.generate.prompts import Ids, chunks
-from gemwright.generate.sampling import Sampling, knobs
+from gemwright.generate.sampling import Sampling, few, knobs
 from gemwright.generate.step import Step, from_choice
 from gemwright.model.config import Config, Recurrent
 from gemwright.model.spec import ModelWeights
@@ -106,9 +106,8 @@ class Draft:
 
     def __init__(self, config: Config, params: ModelWeights, vocabulary: int, samplings: Sequence[Sampling]):
         refuse_recurrent(config)
-        greedy = all(sampling.temperature == 0 for sampling in samplings)
         self._config, self._params, self._rings = config, params, with_slack(config, SLACK)
-        self._decoding = Decoding(vocabulary, greedy, penalty=False, alternatives=0)
+        self._decoding = Decoding(vocabulary, few(list(samplings)), penalty=False, alternatives=None)
         self._knobs = knobs(list(samplings))
         self._state: DecodeState | None = None
         self._taken = [list[int]() for _ in samplings]
@@ -267,23 +266,19 @@ def _hand_out(rows: Sequence[_Row], chosen: Step, taken: NDArray[np.int32], prop
     """Give each row the choices that stand, the first `taken` of its own."""
     size = len(chosen.tokens) // len(rows)
     for index, row in enumerate(rows):
-        for at in range(index * size, index * size + int(taken[index])):
-            one = slice(at, at + 1)
-            first = at == index * size
-            row.waiting.append(
-                Step(
-                    chosen.tokens[one],
-                    chosen.logprobs[one],
-                    chosen.top_tokens[one],
-                    chosen.top_logprobs[one],
-                    proposed[index, None] * first,
-                    (taken[index, None] - 1) * first,
-                )
-            )
+        for place in range(int(taken[index])):
+            at = index * size + place
+            one: list[NDArray[np.int32] | NDArray[np.float32] | None] = [
+                None if column is None else column[at : at + 1]
+                for column in (chosen.tokens, chosen.logprobs, chosen.top_tokens, chosen.top_logprobs)
+            ]
+            counts = (proposed[index, None], taken[index, None] - 1)
+            row.waiting.append(Step(*one, *(count * (place == 0) for count in counts)))
             row.text.append(int(chosen.tokens[at]))
             row.left -= 1
 
 
 def _together(rows: Sequence[Step]) -> Step:
     """Steps of one row each as one step of a batch."""
-    return Step(*(np.concatenate(column) for column in zip(*(vars(row).values() for row in rows), strict=True)))
+    columns = zip(*(vars(row).values() for row in rows), strict=True)
+    return Step(*(None if column[0] is None else np.concatenate(column) for column in columns))
