@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -268,17 +268,35 @@ def _hand_out(rows: Sequence[_Row], chosen: Step, taken: NDArray[np.int32], prop
     for index, row in enumerate(rows):
         for place in range(int(taken[index])):
             at = index * size + place
-            one: list[NDArray[np.int32] | NDArray[np.float32] | None] = [
-                None if column is None else column[at : at + 1]
-                for column in (chosen.tokens, chosen.logprobs, chosen.top_tokens, chosen.top_logprobs)
-            ]
-            counts = (proposed[index, None], taken[index, None] - 1)
-            row.waiting.append(Step(*one, *(count * (place == 0) for count in counts)))
+            step = Step(
+                chosen.tokens[at : at + 1],
+                _part(chosen.logprobs, at),
+                _part(chosen.top_tokens, at),
+                _part(chosen.top_logprobs, at),
+                proposed[index, None] * (place == 0),
+                (taken[index, None] - 1) * (place == 0),
+            )
+            row.waiting.append(step)
             row.text.append(int(chosen.tokens[at]))
             row.left -= 1
 
 
+def _part(column: NDArray[Any] | None, at: int) -> NDArray[Any] | None:
+    return None if column is None else column[at : at + 1]
+
+
 def _together(rows: Sequence[Step]) -> Step:
     """Steps of one row each as one step of a batch."""
-    columns = zip(*(vars(row).values() for row in rows), strict=True)
-    return Step(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+    def join(columns: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+        present = [column for column in columns if column is not None]
+        return np.concatenate(present) if present else None
+
+    return Step(
+        np.concatenate([row.tokens for row in rows]),
+        join([row.logprobs for row in rows]),
+        join([row.top_tokens for row in rows]),
+        join([row.top_logprobs for row in rows]),
+        np.concatenate([row.proposed for row in rows]),
+        np.concatenate([row.accepted for row in rows]),
+    )

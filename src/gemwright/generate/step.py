@@ -1,11 +1,13 @@
 """What the engine hands out: one token for each row of a batch, on the host."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.generate.programs import Choice
+from gemwright.typing import Array
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,11 @@ class Step:
 
 
 def from_choice(choice: Choice) -> Step:
-    """A choice that nobody proposed."""
+    """A choice that nobody guessed, with which nothing was guessed."""
+
+    def host(part: Array | None) -> NDArray[Any] | None:
+        return None if part is None else np.asarray(part)
+
     tokens = np.asarray(choice.token)
-    rest = (choice.logprob, choice.top_tokens, choice.top_logprobs)
     none = np.zeros_like(tokens)
-    return Step(tokens, *(None if part is None else np.asarray(part) for part in rest), none, none)
+    return Step(tokens, host(choice.logprob), host(choice.top_tokens), host(choice.top_logprobs), none, none)
