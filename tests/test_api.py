@@ -15,10 +15,11 @@ from tiny import tiny_gguf
 
 import gemwright
 from gemwright import memory
-from gemwright.api import default_sampling
+from gemwright.api import _draft, default_sampling
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import forward, logits
+from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
 
 CONTEXT = 128
@@ -127,6 +128,27 @@ def test_alternatives(model: gemwright.Model):
         assert options[token] == pytest.approx(logprob, abs=1e-5)
     assert model.generate(PROMPTS[0], max_tokens=2, alternatives=0).alternatives == [{}, {}]
     assert model.generate(PROMPTS[0], max_tokens=2).logprobs == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_speculation_changes_the_speed_only(model: gemwright.Model, temperature: float):
+    options: Any = {"max_tokens": 40, "temperature": temperature, "seed": 6}
+    plain = model.generate(PROMPTS[0], **options)
+    assert plain.proposed == plain.accepted == 0
+    by_lookup = model.generate(PROMPTS[0], lookup=True, **options)
+    stream = replace(model, draft=model.engine).stream(PROMPTS[0], **options)
+    assert "".join(stream) == plain.text
+    assert by_lookup.tokens == stream.completion.tokens == plain.tokens
+    assert 0 < stream.completion.accepted == stream.completion.proposed
+
+
+def test_a_draft_needs_the_same_vocabulary(tmp_path: Path, model: gemwright.Model):
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    assert gemwright.load(path, draft=path).draft is not None
+    vocabulary = replace(model.tokenizer.vocabulary, pieces=(*model.tokenizer.pieces[:-1], "qq"))
+    other = replace(model, tokenizer=Tokenizer(vocabulary))
+    with pytest.raises(gemwright.GemwrightError, match="different vocabularies"):
+        _draft(model, other)
 
 
 def test_writing_ends_with_the_context(short: gemwright.Model):

@@ -11,6 +11,9 @@ namespace gemwright {
 namespace {
 
 constexpr int64_t kPartWork = 1 << 16;  // products in a part of a loop, some tens of microseconds
+// As many new tokens are taken one after the other, and so give to the last bit what they give in calls of their own:
+// a verified token must be the token that would have been decoded.
+constexpr int64_t kOneByOne = 8;
 
 int64_t parts(int64_t work, int64_t most) {
   return std::clamp<int64_t>(work / kPartWork, 1, std::max<int64_t>(most, 1));
@@ -24,14 +27,14 @@ float* scratch(int64_t floats) {
   return buffer.data();
 }
 
-// Stores the new tokens of one row and head, the last `slots` of them if there are more.
-void insert(const AttentionArgs& a, int64_t row, int64_t head) {
+// Stores the new tokens [first, last) of one row and head, the last `slots` of them if there are more.
+void insert(const AttentionArgs& a, int64_t row, int64_t head, int64_t first, int64_t last) {
   const int32_t* positions = a.positions + row * a.tokens;
-  const int64_t newest = *std::max_element(positions, positions + a.tokens);
+  const int64_t newest = *std::max_element(positions + first, positions + last);
   float* keys = a.ring_keys + (row * a.kv_heads + head) * a.slots * a.width;
   float* values = a.ring_values + (row * a.kv_heads + head) * a.slots * a.width;
   const size_t bytes = a.width * sizeof(float);
-  for (int64_t t = 0; t < a.tokens; ++t) {
+  for (int64_t t = first; t < last; ++t) {
     if (positions[t] < 0 || positions[t] <= newest - a.slots) continue;
     const int64_t slot = positions[t] % a.slots;
     std::memcpy(keys + slot * a.width, a.new_keys + ((row * a.kv_heads + head) * a.tokens + t) * a.width, bytes);
@@ -39,7 +42,7 @@ void insert(const AttentionArgs& a, int64_t row, int64_t head) {
   }
 }
 
-// ---- One new token in each row.
+// ---- One of few new tokens in each row.
 
 // The slots that a query at `position` sees, once its own key is there.
 void stretches(const AttentionArgs& a, int64_t row, int64_t head, int64_t position, Stretch (&found)[2]) {
@@ -51,7 +54,7 @@ void stretches(const AttentionArgs& a, int64_t row, int64_t head, int64_t positi
   found[1] = {keys, values, count - front};
 }
 
-void decode(Pool& pool, const AttentionArgs& a) {
+void decode(Pool& pool, const AttentionArgs& a, int64_t token) {
   const AttentionKernels& kernel = kernels().attention;
   const int64_t group = a.group(), all = a.batch * a.kv_heads;
   const int64_t total = std::min<int64_t>(a.slots, a.window);
@@ -59,30 +62,32 @@ void decode(Pool& pool, const AttentionArgs& a) {
   float* weights = scratch<0>(all * group * total);
   // Each loop shares out rows and heads, and, where there are few, parts of each.
   const int64_t shares = parts(work, std::max<int64_t>(pool.threads() / all, 1));
-  parallel_for(pool, all, [&](int64_t i) { insert(a, i / a.kv_heads, i % a.kv_heads); });
+  parallel_for(pool, all, [&](int64_t i) { insert(a, i / a.kv_heads, i % a.kv_heads, token, token + 1); });
   parallel_for(pool, all * shares, [&](int64_t i) {
-    const int64_t pair = i / shares, share = i % shares, position = a.positions[pair / a.kv_heads];
+    const int64_t pair = i / shares, share = i % shares;
+    const int64_t position = a.positions[pair / a.kv_heads * a.tokens + token];
+    const float* queries = a.queries + (pair * a.tokens + token) * group * a.width;
     if (position < 0) return;
     Stretch found[2];
     stretches(a, pair / a.kv_heads, pair % a.kv_heads, position, found);
     float* scores = weights + pair * group * total;
     for (const Stretch& stretch : found) {
       const int64_t first = stretch.count * share / shares, last = stretch.count * (share + 1) / shares;
-      kernel.score(a.queries + pair * group * a.width, group, a.width, stretch.keys + first * a.width, last - first,
-                   scores + first, total);
+      kernel.score(queries, group, a.width, stretch.keys + first * a.width, last - first, scores + first, total);
       scores += stretch.count;
     }
   });
   parallel_for(pool, all * shares, [&](int64_t i) {
     const int64_t pair = i / shares, share = i % shares, row = pair / a.kv_heads, head = pair % a.kv_heads;
-    float* y = a.y + (row * a.heads + head * group) * a.width;
+    const int64_t position = a.positions[row * a.tokens + token];
+    float* y = a.y + ((row * a.tokens + token) * a.heads + head * group) * a.width;
     const int64_t first = lanes * share / shares * kLanes, last = lanes * (share + 1) / shares * kLanes;
-    if (a.positions[row] < 0) {
+    if (position < 0) {
       for (int64_t g = 0; g < group; ++g) std::memset(y + g * a.width + first, 0, (last - first) * sizeof(float));
       return;
     }
     Stretch found[2];
-    stretches(a, row, head, a.positions[row], found);
+    stretches(a, row, head, position, found);
     const int64_t count = found[0].count + found[1].count;
     const float* scores = weights + pair * group * total;
     float* own = scratch<1>(group * total);  // every share turns the same few scores into weights
@@ -147,7 +152,7 @@ void chunk(Pool& pool, const AttentionArgs& a) {
     kernel.attend(a, past, pair / a.kv_heads, pair % a.kv_heads, first, std::min(first + kAttentionRows, rows),
                   scratch<1>(kAttentionRows * (past.count + kLanes)));
   });
-  parallel_for(pool, all, [&](int64_t i) { insert(a, i / a.kv_heads, i % a.kv_heads); });
+  parallel_for(pool, all, [&](int64_t i) { insert(a, i / a.kv_heads, i % a.kv_heads, 0, a.tokens); });
 }
 
 }  // namespace
@@ -175,7 +180,11 @@ std::string attention(Pool& pool, AttentionArgs a) {
       kernels().attention.prepare(a, at / a.tokens, at % a.tokens);
     }
   });
-  a.tokens == 1 ? decode(pool, a) : chunk(pool, a);
+  if (a.tokens > kOneByOne) {
+    chunk(pool, a);
+  } else {
+    for (int64_t token = 0; token < a.tokens; ++token) decode(pool, a, token);
+  }
   return {};
 }
 

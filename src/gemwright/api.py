@@ -25,6 +25,7 @@ from gemwright.eyes import Eyes, Picture
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
+from gemwright.generate.speculation import Draft, Lookup, Proposer, refuse_recurrent
 from gemwright.images.preprocess import pan_and_scan
 from gemwright.images.reading import read_image
 from gemwright.kernels import packed
@@ -50,6 +51,8 @@ class Options(TypedDict, total=False):
         alternatives: How many of the likeliest tokens to report at each step; log-probabilities, of the written tokens
             too, are given only where this is, for they cost a look at the whole vocabulary.
         seed: One seed, or one for each text.
+        lookup: Whether to guess tokens from the text so far, which changes the speed only: it pays where text repeats
+            itself or the prompt (False). It takes the place of a draft.
         pan_and_scan: Whether Gemma 3 also sees crops of pictures that are far from square (False).
         temperature, top_k, top_p, min_p, repetition_penalty: As in `Sampling`.
     """
@@ -58,6 +61,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     alternatives: int
     seed: int | Sequence[int]
+    lookup: bool
     pan_and_scan: bool
     temperature: float
     top_k: int
@@ -97,6 +101,7 @@ class Model:
         stop_ids: Ids that end a text.
         tuned: Whether the checkpoint came with a chat template, as instruction-tuned ones do.
         eyes: What sees pictures, if the model does.
+        draft: A smaller model of the same vocabulary, which guesses tokens for this one to verify.
     """
 
     name: str
@@ -107,6 +112,7 @@ class Model:
     stop_ids: tuple[int, ...]
     tuned: bool
     eyes: Eyes | None = None
+    draft: Engine | None = None
 
     @overload
     def generate(self, prompt: str, images: Images = (), **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
@@ -221,9 +227,19 @@ class Model:
         if max_tokens < 1 or not 0 <= (alternatives or 0) <= 64:
             raise GemwrightError("max_tokens must be at least 1, and alternatives between 0 and 64.")
         stop = options.get("stop", ())
-        steps = self.engine.generate(prompts, self._samplings(options, len(prompts)), max_tokens, alternatives)
+        samplings = self._samplings(options, len(prompts))
+        proposer = self._proposer(samplings, options)
+        steps = self.engine.generate(prompts, samplings, max_tokens, alternatives, proposer)
         lengths = [len(prompt) for prompt in prompts]
         return Batch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
+
+    def _proposer(self, samplings: Sequence[Sampling], options: Options) -> Proposer | None:
+        if options.get("lookup"):
+            return Lookup()
+        if self.draft is None:
+            return None
+        vocabulary = min(self.draft.vocabulary, self.engine.vocabulary)
+        return Draft(self.draft.config, self.draft.params, vocabulary, samplings)
 
     def _samplings(self, options: Options, rows: int) -> list[Sampling]:
         given: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
@@ -242,6 +258,7 @@ def load(
     *,
     dtype: DTypeLike | None = None,
     variant: str | None = None,
+    draft: str | Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Model:
     """Load a model.
@@ -250,10 +267,11 @@ def load(
         model: A path, a name of `gemwright models`, or a hub id.
         dtype: Of weights and activations. By default what `choose_dtype` says.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
+        draft: A smaller model of the same vocabulary, which guesses tokens for this one to verify; as `model` names it.
         progress: Called with the bytes read so far and the bytes in all.
 
     Raises:
-        GemwrightError: it cannot be found, read or held in memory; the message says why.
+        GemwrightError: it cannot be found, read or held in memory, or the draft does not fit it; the message says why.
     """
     enable_cache()
     checkpoint = open_checkpoint(locate(str(model)), variant)
@@ -270,7 +288,7 @@ def load(
         bicubic = config.vision.prefix and checkpoint.format == "safetensors"
         eyes = Eyes(config.vision, params.vision, "bicubic" if bicubic else "bilinear", tokenizer)
     third_generation = any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
-    return Model(
+    loaded = Model(
         name=str(model),
         engine=Engine(config, params, min(tokenizer.size, config.vocab)),
         tokenizer=tokenizer,
@@ -280,6 +298,7 @@ def load(
         tuned=checkpoint.chat_template is not None,
         eyes=eyes,
     )
+    return loaded if draft is None else replace(loaded, draft=_draft(load(draft, dtype=dtype), loaded))
 
 
 def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
@@ -320,6 +339,18 @@ def default_sampling(checkpoint: Checkpoint) -> Sampling:
     if not generation.get("do_sample", False):
         return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
     return replace(Sampling(temperature=1.0, top_k=50), **given)
+
+
+def _draft(draft: Model, model: Model) -> Engine:
+    """What guesses for a model. One of the two may have more ids, such as those of pictures."""
+    shared = min(draft.engine.vocabulary, model.engine.vocabulary)
+    if draft.tokenizer.pieces[:shared] != model.tokenizer.pieces[:shared]:
+        raise GemwrightError(
+            f"{draft.name} and {model.name} have different vocabularies; a draft must be of the model's generation."
+        )
+    refuse_recurrent(draft.engine.config)
+    refuse_recurrent(model.engine.config)
+    return draft.engine
 
 
 def _views(images: Images, options: Options) -> list[list[Picture]]:

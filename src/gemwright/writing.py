@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gemwright.generate.engine import Step
+from gemwright.generate.step import Step
 from gemwright.text.stop import StopStrings
 from gemwright.text.tokenizer import TextStream, Tokenizer
 
@@ -22,6 +22,8 @@ class Completion:
         alternatives: For each token the likeliest ids and their log-probabilities, as many as were asked for.
         finish: "stop" if the model or a stop string ended it, "length" if it was cut off.
         prompt_tokens: Length of the prompt in tokens.
+        proposed: Tokens that speculation guessed.
+        accepted: Guesses that stood.
     """
 
     text: str
@@ -30,6 +32,8 @@ class Completion:
     alternatives: list[dict[int, float]]
     finish: Finish
     prompt_tokens: int
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Stream:
@@ -85,6 +89,8 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[dict[int, float]] = field(default_factory=list)
+    proposed: int = 0
+    accepted: int = 0
     finish: Finish = "length"
     ended: bool = False
 
@@ -93,6 +99,8 @@ class _Row:
         token = int(step.tokens[row])
         if self.ended:
             return ""
+        self.proposed += int(step.proposed[row])
+        self.accepted += int(step.accepted[row])
         if token in self.stop_ids:
             return self.close("stop")
         self.tokens.append(token)
@@ -120,4 +128,13 @@ class _Row:
         return piece
 
     def completion(self) -> Completion:
-        return Completion(self.text, self.tokens, self.logprobs, self.alternatives, self.finish, self.prompt_tokens)
+        return Completion(
+            self.text,
+            self.tokens,
+            self.logprobs,
+            self.alternatives,
+            self.finish,
+            self.prompt_tokens,
+            self.proposed,
+            self.accepted,
+        )

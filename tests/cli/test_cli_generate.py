@@ -16,6 +16,14 @@ def test_greedy_text_is_the_models(run, tiny, tiny_model):
     assert (result.code, result.out, result.err) == (0, tiny_model.generate("hello", **GREEDY).text + "\n", "")
 
 
+@pytest.mark.parametrize("how", [("--lookup",), ("--draft",)], ids=str)
+def test_speculation_gives_the_same_text_and_tells_how_it_went(run, tiny, tiny_model, how):
+    options = (*how, tiny) if how == ("--draft",) else how
+    result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 30, *options, "--verbose")
+    assert result.out == tiny_model.generate("hello", temperature=0.0, max_tokens=30).text + "\n"
+    assert how == ("--lookup",) or "stood" in result.err
+
+
 def test_a_pipe_is_one_prompt_less_its_last_newline(run, tiny, tiny_model):
     result = run("generate", "-m", tiny, "--temperature", 0, "--max-tokens", 12, stdin=b"the\nhen\n")
     assert result.out == tiny_model.generate("the\nhen", **GREEDY).text + "\n"

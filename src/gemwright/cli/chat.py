@@ -65,6 +65,8 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A picture for the first message; may be given again.")
     ] = None,
+    lookup: o.LookupOption = False,
+    draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
@@ -83,11 +85,12 @@ def chat(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        lookup=lookup,
     )
     from gemwright.cli.generate import announce_settings
     from gemwright.cli.loading import load
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:

@@ -32,6 +32,8 @@ def generate(
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
     logprobs: o.LogprobsOption = None,
+    lookup: o.LookupOption = False,
+    draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
@@ -52,10 +54,11 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        lookup=lookup,
     )
     from gemwright.cli.loading import load
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
     if verbose:
         announce_settings(loaded.model, wanted)
     if len(prompts) == 1:
@@ -144,6 +147,9 @@ def announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first:
         rows.append(("first", f"{first:.2f} s to the first token"))
         written -= 1
     rows.append(("speed", f"{written / max(seconds, 1e-9):.1f} tokens/s ({written} in {seconds:.2f} s)"))
+    if proposed := sum(completion.proposed for completion in completions):
+        accepted = sum(completion.accepted for completion in completions)
+        rows.append(("guesses", f"{accepted} of {proposed} stood"))
     console = render.err()
     console.print()
     render.facts(rows, console)

@@ -25,6 +25,8 @@ def infill(
     temperature: o.TemperatureOption = None,
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
+    lookup: o.LookupOption = False,
+    draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
@@ -39,12 +41,16 @@ def infill(
         raise GemwrightError("Say where the gap is; give FILE and --line, or --before and --after.")
     ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
     wanted = o.settings(
-        max_tokens=max_tokens, stop=stop, seed=seed, temperature=0.0 if temperature is None else temperature
+        max_tokens=max_tokens,
+        stop=stop,
+        seed=seed,
+        temperature=0.0 if temperature is None else temperature,
+        lookup=lookup,
     )
     from gemwright.cli.generate import announce_settings, announce_speed, record
     from gemwright.cli.loading import load
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
     if verbose:
         announce_settings(loaded.model, wanted)
     start = time.perf_counter()

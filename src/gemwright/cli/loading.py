@@ -41,7 +41,7 @@ class Loaded:
     seconds: float
 
 
-def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) -> Loaded:
+def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool, draft: str | None = None) -> Loaded:
     """Find a model, say what it will need if asked to, and load it behind a progress bar.
 
     Raises:
@@ -49,6 +49,7 @@ def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) ->
     """
     import_jax()
     path = find(name)
+    draft_path = None if draft is None else find(draft)
     compilation.enable_cache()
     import gemwright
 
@@ -57,7 +58,7 @@ def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool) ->
         _announce(name, path, precision, variant)
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
-        model = gemwright.load(path, dtype=precision, variant=variant, progress=bar)
+        model = gemwright.load(path, dtype=precision, variant=variant, draft=draft_path, progress=bar)
     return Loaded(model, name, dtype_name(precision), time.perf_counter() - start)
 
 

@@ -49,6 +49,14 @@ LogprobsOption = Annotated[
     int | None,
     typer.Option(min=0, max=64, metavar="N", help="Report log-probabilities, and the N likeliest tokens at each step."),
 ]
+LookupOption = Annotated[
+    bool,
+    typer.Option("--lookup", help="Guess tokens from the text so far; the same text, sooner where it repeats itself."),
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A smaller model of the same vocabulary that guesses; the same text, sooner."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say on standard error what is loaded and how fast it is.")
@@ -65,6 +73,7 @@ class Settings:
         alternatives: How many of the likeliest tokens to report at each step, with log-probabilities.
         seed: Of the first text; each further one takes the next number.
         sampling: The sampling settings that were given, by name; the others are the model's own.
+        lookup: Whether to guess tokens from the text so far.
     """
 
     max_tokens: int
@@ -72,12 +81,13 @@ class Settings:
     alternatives: int | None
     seed: int
     sampling: Mapping[str, float]
+    lookup: bool = False
 
     def options(self, texts: int = 1) -> "Options":
         """The same as `gemwright.Model` takes it, for that many texts."""
         seeds = self.seed if texts == 1 else [self._seed(index) for index in range(texts)]
         named = {"max_tokens": self.max_tokens, "stop": self.stop, "alternatives": self.alternatives, "seed": seeds}
-        return cast("Options", {**self.sampling, **named})
+        return cast("Options", {**self.sampling, **named, "lookup": self.lookup})
 
     def resolve(self, defaults: "Sampling", text: int = 0) -> "Sampling":
         """How one of the texts is sampled, by a model with these defaults."""
@@ -94,6 +104,7 @@ def settings(
     seed: int | None,
     stop: list[str] | None = None,
     alternatives: int | None = None,
+    lookup: bool = False,
     **sampling: float | None,
 ) -> Settings:
     """Settings from options, checked before anything is loaded; a seed is drawn if none was given.
@@ -107,7 +118,7 @@ def settings(
 
     given = {name: value for name, value in sampling.items() if value is not None}
     seed = secrets.randbelow(2**32) if seed is None else seed
-    checked = Settings(max_tokens, tuple(stop or ()), alternatives, seed, given)
+    checked = Settings(max_tokens, tuple(stop or ()), alternatives, seed, given, lookup)
     StopStrings(checked.stop)
     checked.resolve(Sampling(seed=seed))  # each checks what it is made of
     return checked

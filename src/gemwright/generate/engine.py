@@ -9,30 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
-from gemwright.generate import programs, schedule
+from gemwright.generate import programs, schedule, speculation
 from gemwright.generate.programs import Choice, Decoding
 from gemwright.generate.prompts import ROW, Ids, Prompt, chunks
-from gemwright.generate.sampling import Sampling, few, knobs
+from gemwright.generate.sampling import Knobs, Sampling, few, knobs
+from gemwright.generate.speculation import Proposer
+from gemwright.generate.step import Step, from_choice
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
-from gemwright.model.state import DecodeState, empty_state, grow, room
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token for each row of a batch.
-
-    Attributes:
-        tokens: [B] ids.
-        logprobs: [B] natural logarithm of the model's probability of each, if that was asked for.
-        top_tokens: [B, A] the likeliest ids, best first, likewise.
-        top_logprobs: [B, A] theirs.
-    """
-
-    tokens: NDArray[np.int32]
-    logprobs: NDArray[np.float32] | None
-    top_tokens: NDArray[np.int32] | None
-    top_logprobs: NDArray[np.float32] | None
+from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
 
 
 @dataclass(frozen=True)
@@ -55,19 +40,24 @@ class Engine:
         samplings: Sequence[Sampling],
         max_tokens: int,
         alternatives: int | None = None,
+        proposer: Proposer | None = None,
     ) -> Iterator[Step]:
         """Continue every prompt, one step at a time, until `max_tokens` or until the caller stops asking.
 
-        A row's tokens do not depend on the other rows. What a row gives after its own end means nothing. With
-        `alternatives`, log-probabilities are reported too, and those of as many of the likeliest tokens.
+        A row's tokens do not depend on the other rows, nor on what a proposer guesses. What a row gives after its own
+        end means nothing. With `alternatives`, log-probabilities are reported too, and those of as many of the
+        likeliest tokens.
 
         Raises:
-            GemwrightError: a prompt is empty or longer than the context, or holds an id that the model lacks.
+            GemwrightError: a prompt is empty or longer than the context, or holds an id that the model lacks; or the
+                model cannot speculate.
         """
         self._check(prompts)
+        if proposer is not None:
+            speculation.refuse_recurrent(self.config)
         longest = max(len(prompt) for prompt in prompts)
         max_tokens = min(max_tokens, self.config.context - longest)
-        state, hidden = self._feed(prompts)
+        state, hidden = self._feed(prompts, slack=0 if proposer is None else speculation.SLACK)
         seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
         decoding = Decoding(self.vocabulary, few(list(samplings)), seen is not None, alternatives)
         settings = knobs(list(samplings))
@@ -77,15 +67,46 @@ class Engine:
         if hidden is not None:
             choice = programs.choose(self.config, decoding, self.params, hidden, state.lengths, settings, seen)
             pending, token, max_tokens, longest = choice, choice.token, max_tokens - 1, longest + 1
+        if proposer is not None:
+            texts = [list(_ids(prompt)) for prompt in prompts]
+            yield from self._speculate(proposer, decoding, texts, state, settings, seen, max_tokens, pending)
+            return
         for length in range(longest, longest + max_tokens):
             state = self._room(state, length)
             choice, state, seen = programs.decode(self.config, decoding, self.params, token, state, settings, seen)
             # The device works on the next token while the caller is busy with this one.
             if pending is not None:
-                yield _step(pending)
+                yield from_choice(pending)
             pending, token = choice, choice.token
         if pending is not None:
-            yield _step(pending)
+            yield from_choice(pending)
+
+    def _speculate(
+        self,
+        proposer: Proposer,
+        decoding: Decoding,
+        texts: list[list[int]],
+        state: DecodeState,
+        settings: Knobs,
+        seen: jax.Array | None,
+        max_tokens: int,
+        pending: Choice | None,
+    ) -> Iterator[Step]:
+        """The rest of `generate`, several tokens at a time where guesses stand."""
+        rings = with_slack(self.config, speculation.SLACK)
+
+        def verify(tokens: NDArray[np.int32], valid: NDArray[np.bool_]) -> tuple[Choice, NDArray[np.int32]]:
+            nonlocal state, seen
+            length = max(len(text) + int(row.sum()) - 1 for text, row in zip(texts, valid, strict=True))
+            state = with_room(state, rings, length, schedule.capacity(length, self.config.context))
+            choice, taken, state, seen = programs.verify(
+                self.config, decoding, self.params, tokens, valid, state, settings, seen
+            )
+            return choice, np.asarray(taken)
+
+        first = None if pending is None else from_choice(pending)
+        total = max_tokens + (first is not None)
+        return speculation.decode(verify, proposer, texts, total, first)
 
     def score(self, prompts: Sequence[Ids | Prompt]) -> list[NDArray[np.float32]]:
         """Natural log-probability of every id of each row given those before it, from the second on.
@@ -122,13 +143,13 @@ class Engine:
             if not lowest <= min(_ids(prompt)) <= max(_ids(prompt)) < self.vocabulary:
                 raise GemwrightError(f"Token ids must lie between 0 and {self.vocabulary - 1}.")
 
-    def _empty(self, prompts: Sequence[Ids | Prompt]) -> DecodeState:
+    def _empty(self, prompts: Sequence[Ids | Prompt], slack: int = 0) -> DecodeState:
         capacity = schedule.capacity(max(map(len, prompts)), self.config.context)
-        return empty_state(self.config, len(prompts), capacity, self.params.embed.dtype)
+        return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.params.embed.dtype)
 
-    def _feed(self, prompts: Sequence[Ids | Prompt]) -> tuple[DecodeState, jax.Array | None]:
+    def _feed(self, prompts: Sequence[Ids | Prompt], slack: int) -> tuple[DecodeState, jax.Array | None]:
         """The state of all but the last token of each row; or of all, and what the last ones gave."""
-        state, hidden = self._empty(prompts), None
+        state, hidden = self._empty(prompts, slack), None
         for chunk in chunks(_fed(prompts)):
             state, last = programs.feed(self.config, self.params, chunk.tokens, chunk.valid, state, chunk.pictured)
             if last is not None:
@@ -137,10 +158,7 @@ class Engine:
 
     def _room(self, state: DecodeState, length: int) -> DecodeState:
         """The state with room for `length` tokens."""
-        fits = room(state, self.config)
-        if fits is None or length <= fits:
-            return state
-        return grow(state, self.config, schedule.capacity(length, self.config.context))
+        return with_room(state, self.config, length, schedule.capacity(length, self.config.context))
 
     def _seen(self, prompts: Sequence[Ids | Prompt]) -> jax.Array:
         seen = np.zeros((len(prompts), self.config.vocab), bool)
@@ -160,8 +178,3 @@ def _ends_in_block(prompts: Sequence[Ids | Prompt]) -> bool:
 
 def _ids(prompt: Ids | Prompt) -> Ids:
     return prompt.ids if isinstance(prompt, Prompt) else prompt
-
-
-def _step(choice: Choice) -> Step:
-    parts = (choice.logprob, choice.top_tokens, choice.top_logprobs)
-    return Step(np.asarray(choice.token), *(None if part is None else np.asarray(part) for part in parts))

@@ -1,4 +1,4 @@
-"""The compiled programs of a model: feed a chunk of a prompt, decode one token, score a chunk."""
+"""The compiled programs of a model: feed a chunk of a prompt, decode one token, verify several, score a chunk."""
 
 import functools
 from typing import NamedTuple
@@ -83,6 +83,59 @@ def decode(
     if seen is not None:
         seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     return choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen), after, seen
+
+
+@functools.partial(jax.jit, static_argnames=("config", "decoding"), donate_argnames=("state", "seen"))
+def verify(
+    config: Config,
+    decoding: Decoding,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: DecodeState,
+    knobs: Knobs,
+    seen: Bool[Array, "B V"] | None,
+) -> tuple[Choice, Int[Array, " B"], DecodeState, Bool[Array, "B V"] | None]:
+    """Take tokens of each row into the state, choose at each as `decode` would, and take back what does not stand.
+
+    Args:
+        config: the model.
+        decoding: as for `decode`.
+        params: the weights.
+        tokens: the pending token of each row and guesses of what follows it.
+        valid: which of them are real; they stand at the front, and a row without any stands still.
+        state: as for `decode`, with slack for T - 1 tokens.
+        knobs: as for `decode`.
+        seen: as for `decode`.
+
+    Returns:
+        The choice at each of the B * T tokens; how many choices of each row stand, its first that was not guessed
+        included; the state and the seen tokens after those that they followed.
+    """
+    size = tokens.shape[1]
+    hidden, after = transformer.forward(config, params, tokens, state, valid=valid)
+    assert after is not None
+    at_each = None
+    if seen is not None:
+        rows, places = jnp.arange(tokens.shape[0])[:, None], jnp.arange(size)
+        new = jnp.zeros((*tokens.shape, seen.shape[-1]), bool).at[rows, places, tokens].set(valid)
+        at_each = seen[:, None] | jnp.logical_or.accumulate(new, axis=1)
+    lengths = state.lengths[:, None] + jnp.arange(1, size + 1)
+    choice = choose(
+        config,
+        decoding,
+        params,
+        hidden.reshape(-1, hidden.shape[-1]),
+        lengths.reshape(-1),
+        jax.tree.map(functools.partial(jnp.repeat, repeats=size), knobs),
+        None if at_each is None else at_each.reshape(-1, at_each.shape[-1]),
+    )
+    guessed = valid[:, 1:] & (tokens[:, 1:] == choice.token.reshape(tokens.shape)[:, :-1])
+    taken = valid[:, 0] * (1 + jnp.sum(jnp.cumprod(guessed, axis=1), axis=1))
+    if seen is not None and at_each is not None:
+        last = jnp.take_along_axis(at_each, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
+        seen = jnp.where((taken > 0)[:, None], last, seen)
+    return choice, taken, DecodeState(state.lengths + taken, after.layers), seen
 
 
 @functools.partial(jax.jit, static_argnames=("config", "decoding"))

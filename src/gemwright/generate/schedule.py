@@ -1,12 +1,15 @@
 """Few shapes: the chunk sizes in which prompts are fed and the capacities by which caches grow.
 
-A model compiles one prefill program per chunk size and capacity, and one decoding program per capacity.
+A model compiles one prefill program per chunk size and capacity, and one decoding program per capacity. Speculation
+has one decoding program per size and capacity.
 """
 
 CHUNKS = (32, 128, 512)
 """Tokens of a prompt that are fed in one call."""
 CAPACITIES = (1024, 4096, 16_384, 65_536, 131_072)
 """Tokens that a cache has room for."""
+VERIFIED = (4, 8)
+"""Tokens of a row, the pending one and guesses, that speculation verifies in one call."""
 
 
 def chunk(rest: int, least: int = 0) -> int:

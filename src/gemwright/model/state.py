@@ -4,6 +4,7 @@ Positions and lengths live once, in `DecodeState.lengths` and `Context`; a mixer
 """
 
 import functools
+from dataclasses import replace
 from typing import TypeAlias
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gemwright import tree
-from gemwright.model.config import Attention, Config, Mixer, Recurrent
+from gemwright.model.config import Attention, Config, Layer, Mixer, Recurrent
 from gemwright.typing import Array, Bool, Float, Int
 
 
@@ -112,6 +113,27 @@ def room(state: DecodeState, config: Config) -> int | None:
         if layer.mixer.window is None or entry.slots < layer.mixer.window
     ]
     return min(rings, default=None)
+
+
+def with_room(state: DecodeState, config: Config, length: int, capacity: int) -> DecodeState:
+    """The state, grown to `capacity` tokens a row unless `length` fit already."""
+    fits = room(state, config)
+    return state if fits is None or length <= fits else grow(state, config, capacity)
+
+
+def with_slack(config: Config, slack: int) -> Config:
+    """The model as `empty_state`, `grow` and `room` take it for a state that can give `slack` tokens back.
+
+    Its rings hold so many tokens more than their windows show. After lengths shrink by as many, a slot whose token was
+    overwritten belongs to a position that no query sees.
+    """
+
+    def wider(layer: Layer) -> Layer:
+        if isinstance(layer.mixer, Recurrent) or layer.mixer.window is None:
+            return layer
+        return replace(layer, mixer=replace(layer.mixer, window=layer.mixer.window + slack))
+
+    return replace(config, layers=tuple(map(wider, config.layers))) if slack else config
 
 
 def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:

@@ -1,0 +1,262 @@
+"""Speculation against plain decoding: the same tokens, whatever is guessed."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import CONFIGS, VOCAB, WINDOW, weights
+from scipy import stats
+
+from gemwright.errors import GemwrightError
+from gemwright.generate import schedule, speculation
+from gemwright.generate.engine import Engine
+from gemwright.generate.sampling import Sampling
+from gemwright.generate.speculation import Draft, Lookup, Pace, Proposer
+from gemwright.generate.step import Step
+from gemwright.model.config import Config, Layer, Mlp, Recurrent
+from gemwright.model.spec import ModelWeights
+from gemwright.model.transformer import forward, logits
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+GREEDY, HOT = Sampling(), Sampling(temperature=1.5, top_k=30, top_p=0.95, seed=11)
+PENALISED = replace(HOT, repetition_penalty=1.4)
+SAMPLINGS = [GREEDY, HOT, PENALISED]
+LENGTH = 60
+
+
+def _prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+PROMPTS = [_prompt(length, seed=length) for length in (1, 5, 40)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return _engine("qk-norm")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch):
+    """Speculation at every pass, in all sizes in turn, whatever it costs."""
+
+    @dataclass
+    class Eager(Pace):
+        sizes: itertools.cycle = field(default_factory=lambda: itertools.cycle(schedule.VERIFIED))
+
+        def size(self) -> int:
+            return next(self.sizes)
+
+    monkeypatch.setattr(speculation, "Pace", Eager)
+
+
+@dataclass
+class Oracle:
+    """Guesses what is known to follow, but for some tokens, so that rows accept different numbers."""
+
+    truth: Sequence[Sequence[int]]
+    right: float
+    chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        guesses = [[*true[len(text) :], *[0] * count][:count] for true, text in zip(self.truth, texts, strict=True)]
+        return [[g if self.chance.random() < self.right else (g + 1) % VOCAB for g in guess] for guess in guesses]
+
+
+def _engine(name: str, seed: int = 3) -> Engine:
+    return Engine(CONFIGS[name], weights(CONFIGS[name], seed=seed), VOCAB)
+
+
+def _run(engine: Engine, prompts: list[list[int]], count: int, proposer: Proposer | None = None) -> list[Step]:
+    return list(engine.generate(prompts, SAMPLINGS, count, alternatives=3, proposer=proposer))
+
+
+def _tokens(steps: list[Step]) -> list[list[int]]:
+    return np.stack([step.tokens for step in steps], axis=1).tolist()
+
+
+def _draft(engine: Engine) -> Draft:
+    return Draft(engine.config, engine.params, engine.vocabulary, SAMPLINGS)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
+def test_rows_read_as_without_speculation(engine: Engine, right: float):
+    """Greedy, sampled and penalised rows, many times past the window; log-probabilities and alternatives too."""
+    plain = _run(engine, PROMPTS, LENGTH)
+    truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, _tokens(plain), strict=True)]
+    assert LENGTH > 5 * WINDOW
+    together = _run(engine, PROMPTS, LENGTH, Oracle(truth, right))
+    assert _tokens(together) == _tokens(plain)
+    for one, other in zip(plain, together, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, rtol=0, atol=1e-5)
+    proposed, accepted = (sum(getattr(step, name).sum() for step in together) for name in ("proposed", "accepted"))
+    assert proposed > LENGTH
+    assert (accepted == 0, accepted == proposed) == (right == 0.0, right == 1.0)
+
+
+@pytest.mark.usefixtures("eager")
+def test_look_up_changes_nothing(engine: Engine):
+    prompts = [_prompt(6, seed=1) * 5, _prompt(30), _prompt(10) * 2]
+    steps = _run(engine, prompts, LENGTH, Lookup())
+    assert _tokens(steps) == _tokens(_run(engine, prompts, LENGTH))
+    assert 0 < sum(step.accepted.sum() for step in steps) < sum(step.proposed.sum() for step in steps)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_draft_changes_nothing_and_the_model_itself_is_always_right(engine: Engine):
+    """But for the repetition penalty of the last row, which a draft does without."""
+    plain = _tokens(_run(engine, PROMPTS, LENGTH))
+    shares: list[list[float]] = []
+    for draft in (engine, replace(engine, params=weights(engine.config, seed=8))):
+        steps = _run(engine, PROMPTS, LENGTH, _draft(draft))
+        assert _tokens(steps) == plain
+        proposed, accepted = (sum(getattr(step, name) for step in steps) for name in ("proposed", "accepted"))
+        assert min(proposed) > 20
+        shares.append((accepted / proposed).tolist())
+    assert shares[0][:2] == [1.0, 1.0]
+    assert max(shares[1]) < 0.9
+
+
+def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
+    """After texts went on otherwise than it guessed, or as it guessed, by few tokens or many, it is as good as new."""
+    texts, draft = PROMPTS, _draft(engine)
+    for more in (0, 1, 2, 9, 45):
+        texts = [text + _prompt(more, seed=more) for text in texts]
+        guesses = draft.propose(texts, 7)
+        assert guesses == _draft(engine).propose(texts, 7)
+        texts = [[*text, *guess[:2]] for text, guess in zip(texts, guesses, strict=True)]
+        assert draft.propose(texts, 7) == _draft(engine).propose(texts, 7)
+
+
+def test_a_draft_is_silent_beyond_its_context(engine: Engine):
+    draft = _draft(replace(engine, config=replace(engine.config, context=47)))
+    assert list(map(len, draft.propose(PROMPTS, 7))) == [7, 7, 7]
+    assert draft.propose([*PROMPTS[:2], _prompt(41)], 7) == [[], [], []]
+
+
+@pytest.mark.usefixtures("eager")
+def test_sampled_tokens_follow_the_models_distribution():
+    """The first two tokens of 2000 texts against all 97 and 97 x 97 probabilities; chi-square at 1e-4, fixed seeds.
+
+    The guess is the same in every row: the likeliest pair, which is right in some rows only.
+    """
+    engine, prompt, rows = _engine("multi-query"), _prompt(8), 2000
+    first = _probabilities(engine, [prompt])[0]
+    second = _probabilities(engine, [[*prompt, token] for token in range(VOCAB)])
+    likeliest = [int(first.argmax()), int(second[first.argmax()].argmax())]
+    truth = [[*prompt, *likeliest, 0, 0, 0, 0, 0, 0]] * rows
+    samplings = [Sampling(temperature=1.0, seed=seed) for seed in range(rows)]
+    steps = list(engine.generate([prompt] * rows, samplings, 2, proposer=Oracle(truth, 1.0)))
+    assert 0 < sum(step.accepted.sum() for step in steps) < rows
+    drawn = np.array(_tokens(steps))
+    for counts, exact in [
+        (np.bincount(drawn[:, 0], minlength=VOCAB), first),
+        (np.bincount(drawn[:, 1], minlength=VOCAB), first @ second),
+        (np.bincount(drawn @ [VOCAB, 1], minlength=VOCAB**2), (first[:, None] * second).reshape(-1)),
+    ]:
+        common = exact * rows >= 5
+        observed, expected = (np.append(x[common], x[~common].sum()) for x in (counts, exact * rows))
+        assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
+def _probabilities(engine: Engine, texts: list[list[int]]) -> np.ndarray:
+    @jax.jit
+    def last(params: ModelWeights, tokens: jax.Array) -> jax.Array:
+        hidden, _ = forward(engine.config, params, tokens)
+        return logits(engine.config, params, hidden[:, -1])
+
+    scores = np.asarray(last(engine.params, jnp.asarray(texts)), np.float64)
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.mark.usefixtures("eager")
+def test_writing_ends_with_the_context(engine: Engine):
+    prompts = [_prompt(engine.config.context - 5), _prompt(7), _prompt(1)]
+    plain = _tokens(_run(engine, prompts, 100))
+    assert _tokens(_run(engine, prompts, 100, _draft(engine))) == plain
+    assert [len(row) for row in plain] == [5, 5, 5]
+
+
+@pytest.mark.usefixtures("eager")
+def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
+    plain = _tokens(_run(engine, PROMPTS, LENGTH))
+    monkeypatch.setattr(schedule, "CAPACITIES", (50,))
+    assert _tokens(_run(engine, PROMPTS, LENGTH, _draft(engine))) == plain
+
+
+def test_a_caller_may_stop_asking(engine: Engine):
+    endless = engine.generate(PROMPTS, SAMPLINGS, 10**9, alternatives=3, proposer=Lookup())
+    assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_run(engine, PROMPTS, 5))
+
+
+def test_recurrent_layers_are_refused(engine: Engine):
+    config = Config(32, VOCAB, (Layer(Recurrent(32, 2), Mlp(48)),), context=64)
+    recurrent = replace(engine, config=config)  # refused before its weights are looked at
+    with pytest.raises(GemwrightError, match="recurrent"):
+        _run(recurrent, PROMPTS, 3, Lookup())
+    with pytest.raises(GemwrightError, match="recurrent"):
+        _draft(recurrent)
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ([1, 2, 3, 4, 5, 9, 1, 2, 3], [4, 5, 9, 1]),  # three tokens again
+        ([7, 2, 3, 4, 8, 2, 3, 5, 6, 2, 3], [5, 6, 2, 3]),  # two again: what followed last
+        ([5, 6, 5, 6], [5, 6, 5, 6]),  # a repetition goes on
+        ([4, 4, 4], [4, 4, 4, 4]),
+        ([1, 2, 3, 4, 5, 1], []),
+        ([1], []),
+    ],
+)
+def test_look_up(text: list[int], guess: list[int]):
+    assert list(Lookup().propose([text], 4)[0]) == guess
+    grown = Lookup()
+    for length in range(1, len(text)):
+        grown.propose([text[:length]], 4)
+    assert list(grown.propose([text], 4)[0]) == guess
+
+
+COST = {1: 1.0, 4: 1.5, 8: 2.5}
+
+
+def _play(pace: Pace, passes: int, right: float) -> list[int]:
+    """The sizes that a pace chooses where guesses are right with this probability and passes cost what `COST` says."""
+    sizes: list[int] = []
+    chance = np.random.default_rng(0)
+    for _ in range(passes):
+        sizes.append(pace.size())
+        wrong = np.flatnonzero(chance.random(sizes[-1]) >= right)
+        taken = min([sizes[-1], *(wrong[:1] + 1)])
+        pace.record(sizes[-1], np.array([taken], np.int32), COST[sizes[-1]])
+    return sizes
+
+
+def test_the_pace_stays_where_it_pays_and_rests_where_it_does_not():
+    assert set(_play(Pace(), 100, right=1.0)[-50:]) == {8}
+    some = _play(Pace(), 1000, right=0.65)  # 2.4 tokens for 1.5 against 2.8 for 2.5
+    assert some.count(4) > 700
+    idle = _play(Pace(), 2000, right=0.0)
+    assert 8 <= sum(size > 1 for size in idle) <= 40
+    assert any(size > 1 for size in idle[-300:])
+
+
+def test_the_pace_wakes_up_and_falls_asleep():
+    pace = Pace()
+    assert 1 in _play(pace, 100, right=0.0)
+    assert set(_play(pace, 400, right=1.0)[-50:]) == {8}
+    assert sum(size > 1 for size in _play(pace, 400, right=0.0)[-200:]) <= 6
+
+
+def test_a_first_pass_that_was_compiled_does_not_count():
+    pace, slow = Pace(), {1: 60.0, 4: 50.0, 8: 40.0}
+    for size in (1, 4, 8):
+        pace.record(size, np.array([size], np.int32), slow[size])
+    assert set(_play(pace, 60, right=1.0)[-20:]) == {8}
