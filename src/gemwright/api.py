@@ -29,6 +29,7 @@ from gemwright.images.preprocess import pan_and_scan
 from gemwright.images.reading import read_image
 from gemwright.kernels import packed
 from gemwright.model.config import Attention
+from gemwright.model.state import state_dtype
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -272,7 +273,7 @@ def load(
     third_generation = any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
     return Model(
         name=str(model),
-        engine=Engine(config, params, min(tokenizer.size, config.vocab)),
+        engine=Engine(config, params, min(tokenizer.size, config.vocab), state_dtype(precision)),
         tokenizer=tokenizer,
         chat_format=chat.GEMMA3 if third_generation else chat.GEMMA,
         defaults=default_sampling(checkpoint),
@@ -285,8 +286,9 @@ def load(
 def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
     """The dtype of weights and activations: the one given, or the one that suits the device.
 
-    That is bfloat16 on an accelerator. On a CPU with gemwright-native it is None: weights stay at their own bits and
-    activations are float32. On a CPU without, it is float32, in which XLA's products are fastest.
+    That is bfloat16 on an accelerator. On a CPU with gemwright-native it is None: weights stay at their own bits,
+    activations are float32 and the state is bfloat16. On a CPU without, it is float32, in which XLA's products are
+    fastest.
     """
     if given is not None:
         return jnp.dtype(given)
@@ -300,7 +302,7 @@ def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None) -> memory.Forecast
     if dtype is not None:
         return memory.forecast(checkpoint.config, dtype)
     stored = sum(info.nbytes for info in checkpoint.file.tensors.values())
-    return memory.forecast(checkpoint.config, jnp.float32, stored=stored)
+    return memory.forecast(checkpoint.config, None, stored=stored)
 
 
 def default_sampling(checkpoint: Checkpoint) -> Sampling:

@@ -1,0 +1,78 @@
+"""Attention to a ring by the kernel against `model/attention.py` in jax.numpy, with rings of both dtypes."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemwright.kernels.packed import use_native
+from gemwright.model import attention
+from gemwright.model.config import Attention, Rope
+from gemwright.model.spec import AttentionWeights
+from gemwright.model.state import Context, KVState
+
+if not use_native():
+    pytest.skip("gemwright-native is not installed", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+WIDTH, SLOTS = 24, 96
+PLAIN = Attention(4, 2, head_dim=16, query_scalar=16.0, rope=Rope(fraction=0.0))
+"""Nothing is computed of a key, so that both versions store the very same."""
+SPECS = {
+    "global": PLAIN,
+    "capped": replace(PLAIN, soft_cap=2.0),
+    "local": replace(PLAIN, window=7),
+    "rotated": replace(PLAIN, rope=Rope(), qk_norm=True, window=7),
+}
+TOLERANCE = 1e-5
+"""Absolute, of results of the order of 1."""
+TIE = 1e-2
+"""The same where a rotated key, between two bfloat16 numbers, is rounded up by one version and down by the other."""
+CHUNKS = ((1, 0), (5, 2), (1, 0), (40, 3), (5, 1), (1, 0))
+"""Tokens, and how many of them are padding on the right of the second row."""
+
+
+def _weights(spec: Attention) -> AttentionWeights:
+    random = np.random.default_rng(0)
+    N, K, H, D = spec.heads, spec.kv_heads, spec.head_dim, WIDTH
+    shapes: dict[str, tuple[int, ...]] = {"q": (N, H, D), "k": (K, H, D), "v": (K, H, D), "o": (D, N, H)}
+    shapes |= {"q_norm": (H,), "k_norm": (H,)} if spec.qk_norm else {}
+    drawn = {name: jnp.asarray(random.normal(size=s, scale=D**-0.5), jnp.float32) for name, s in shapes.items()}
+    return AttentionWeights(**({"o_bias": None, "q_norm": None, "k_norm": None} | drawn))
+
+
+def _run(spec: Attention, dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], KVState]:
+    chosen = attention.kernel.runs_natively
+    monkeypatch.setattr(attention.kernel, "runs_natively", lambda *given: native and chosen(*given))
+    params, random = _weights(spec), np.random.default_rng(1)
+    shape = (2, spec.kv_heads, min(spec.window or SLOTS, SLOTS), spec.head_dim)
+    state, lengths, results = KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), np.zeros(2, np.int32), []
+    step = jax.jit(lambda x, context, state: attention.apply(spec, params, x, context, state, 1e-6))
+    for tokens, padding in CHUNKS:
+        x = jnp.asarray(random.standard_normal((2, tokens, WIDTH)), jnp.float32)
+        valid = np.arange(tokens) < np.array([[tokens], [tokens - padding]])
+        positions = np.where(valid, lengths[:, None] + np.arange(tokens), -1)
+        y, state = step(x, Context(jnp.asarray(positions), None, jnp.asarray(lengths)), state)
+        assert state is not None
+        lengths += valid.sum(1, dtype=np.int32)
+        results.append(np.asarray(y)[valid])
+    monkeypatch.undo()
+    return results, state
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_kernel_equals_the_reference(kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    spec = SPECS[kind]
+    (found, ring), (expected, same) = (_run(spec, dtype, native, monkeypatch) for native in (True, False))
+    ties = dtype == "bfloat16" and spec.qk_norm
+    for y, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(y, e, rtol=0, atol=TIE if ties else TOLERANCE)
+    for part, e in zip(jax.tree.leaves(ring), jax.tree.leaves(same), strict=True):
+        assert part.dtype == e.dtype == dtype
+        part, e = (np.asarray(side, np.float32) for side in (part, e))
+        np.testing.assert_allclose(part, e, rtol=2.0**-7 if ties else 1e-5, atol=1e-6)
+        assert np.mean(part == e) > 0.99 or dtype == "float32"
