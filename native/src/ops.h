@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "parallel.h"
+#include "recurrence.h"
 
 namespace gemwright {
 
@@ -51,5 +52,9 @@ std::string rows(Pool& pool, std::string_view encoding, const uint8_t* packed, i
 // new keys and values. What a query sees is rounded as the ring is. Scratch need not be set.
 template <class Number>  // float or Bfloat16
 std::string attention(Pool& pool, AttentionArgs args, Ring<Number> ring);
+
+// The recurrent unit: h of every token, by the equations of `RgLruArgs`.
+template <class Number>  // float or Bfloat16
+std::string rg_lru(Pool& pool, const RgLruArgs<Number>& args);
 
 }  // namespace gemwright

@@ -222,6 +222,53 @@ void attend(double tolerance) {
   }
 }
 
+// The recurrent unit over rows that start, go on and are padded.
+template <class Number>
+std::vector<float> recur(int64_t batch, int64_t tokens, int64_t blocks, int64_t width, int64_t threads) {
+  std::mt19937 random(2);
+  const int64_t channels = blocks * width;
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = std::normal_distribution<float>()(random);
+    return values;
+  };
+  const auto weight = [&] {
+    const std::vector<uint8_t> bytes = random_weight(channels * width * sizeof(Number), random);
+    std::vector<Number> values(channels * width);
+    if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  };
+  std::vector<int32_t> positions(batch * tokens);
+  for (int32_t& position : positions) position = int32_t(random() % 4) - 1;
+  const auto u = numbers(batch * tokens * channels), initial = numbers(batch * channels), decay = numbers(channels);
+  const auto input_bias = numbers(channels), decay_bias = numbers(channels);
+  const auto input_gate = weight(), decay_gate = weight();
+  std::vector<float> h(u.size());
+  Threads pool(threads);
+  const std::string wrong = rg_lru<Number>(
+      pool, {batch, tokens, blocks, width, u.data(), positions.data(), initial.data(), input_gate.data(),
+             decay_gate.data(), input_bias.data(), decay_bias.data(), decay.data(), h.data()});
+  check(wrong.empty(), {"rg_lru", blocks, width, batch * tokens}, kernels().name, wrong.c_str());
+  return h;
+}
+
+template <class Number>
+void recur() {
+  for (int64_t width : {1, 8, 16, 37, 128, 300}) {
+    for (int64_t tokens : {0, 1, 2, 13}) {
+      for (int64_t batch : {1, 3}) {
+        select_isa("portable");
+        const auto expected = recur<Number>(batch, tokens, 3, width, 1);
+        for (int i = 0; const char* isa = isa_name(i); ++i) {
+          select_isa(isa);
+          const auto found = recur<Number>(batch, tokens, 3, width, 4);
+          check(close(expected, found), {"rg_lru", 3, width, batch * tokens}, isa, "states");
+        }
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937 random(0);
   for (const char* encoding : {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"}) {
@@ -236,6 +283,8 @@ int main() {
   refuse(random);
   attend<float>(2e-5);
   attend<Bfloat16>(1e-2);  // a key between two numbers may be rounded either way
+  recur<float>();
+  recur<Bfloat16>();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

@@ -10,6 +10,7 @@ import pytest
 
 from gemwright.kernels.packed import use_native
 from gemwright.model import attention
+from gemwright.model.branch import Branch
 from gemwright.model.config import Attention, Rope
 from gemwright.model.spec import AttentionWeights
 from gemwright.model.state import Context, KVState
@@ -50,7 +51,8 @@ def _run(spec: Attention, dtype: str, native: bool, monkeypatch: pytest.MonkeyPa
     params, random = _weights(spec), np.random.default_rng(1)
     shape = (2, spec.kv_heads, min(spec.window or SLOTS, SLOTS), spec.head_dim)
     state, lengths, results = KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), np.zeros(2, np.int32), []
-    step = jax.jit(lambda x, context, state: attention.apply(spec, params, x, context, state, 1e-6))
+    branch = Branch(None, None, 1e-6)
+    step = jax.jit(lambda x, context, state: attention.apply(spec, params, branch, x, context, state))
     for tokens, padding in CHUNKS:
         x = jnp.asarray(random.standard_normal((2, tokens, WIDTH)), jnp.float32)
         valid = np.arange(tokens) < np.array([[tokens], [tokens - padding]])

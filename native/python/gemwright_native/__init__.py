@@ -1,8 +1,8 @@
-"""Matrix products and row look-ups with weights at their own bits, and attention, as C++ kernels behind the XLA FFI.
+"""Products and row look-ups with weights at their own bits, attention and a recurrence, as C++ kernels behind XLA FFI.
 
 A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is packed once,
 `packed = pack(encoding, raw, (out, in))`, and stays packed in memory: decoding is bound by the bytes it reads.
-`matmul`, `products`, `rows` and `attention` are JAX operations for the CPU backend and work under `jit`.
+`matmul`, `products`, `rows`, `attention` and `rg_lru` are JAX operations for the CPU backend and work under `jit`.
 
 The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
 """
@@ -20,6 +20,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
+from gemwright_native._recurrence import rg_lru
+
 __all__ = [
     "ENCODINGS",
     "SPLIT",
@@ -33,6 +35,7 @@ __all__ = [
     "pack_rows",
     "packed_bytes",
     "products",
+    "rg_lru",
     "rows",
     "select_isa",
     "top",
@@ -68,6 +71,8 @@ def _library() -> ctypes.CDLL:
         "gemwright_rows",
         "gemwright_attention_float32",
         "gemwright_attention_bfloat16",
+        "gemwright_rg_lru_float32",
+        "gemwright_rg_lru_bfloat16",
     ):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
