@@ -36,6 +36,13 @@ def test_a_tiny_model_is_forecast_to_the_byte(dtype: Any, batch: int, capacity: 
     assert need.total == need.weights + need.state + need.copies + RUNTIME
 
 
+def test_weights_at_their_own_bits_leave_a_narrow_state() -> None:
+    config = tiny_config()
+    need = forecast(config, None, batch=3, capacity=100, stored=12345)
+    assert (need.weights, need.copies) == (12345, 0)
+    assert need.state == nbytes(empty_state(config, 3, 100, jnp.bfloat16))
+
+
 def test_no_more_state_than_the_context_is_forecast() -> None:
     config = tiny_config(context=64)
     assert forecast(config, jnp.float32, capacity=10**9) == forecast(config, jnp.float32, capacity=64)

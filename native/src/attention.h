@@ -3,12 +3,13 @@
 
 #include <cstdint>
 
+#include "format.h"
+
 namespace gemwright {
 
 // One call: T new tokens for each of B rows of a batch, N query heads, K key/value heads, H values in a head.
-// A ring holds the keys and values of a row's last S tokens, that of position p in slot p % S.
 struct AttentionArgs {
-  int64_t batch, tokens, heads, kv_heads, width, slots;
+  int64_t batch, tokens, heads, kv_heads, width;
   const float *q, *k, *v;                // [B, T, N, H], [B, T, K, H] twice, as they were projected
   const int32_t *positions, *lengths;    // [B, T], -1 for padding; [B] tokens before these
   const float* rotation;                 // [B, T, 2, rotated / 2]: cosines, sines
@@ -16,7 +17,6 @@ struct AttentionArgs {
   const float *q_gain, *k_gain;          // [H] of the norms, or null
   int64_t window;                        // tokens that a query sees, itself included
   float scale, cap, eps;                 // of scores, 0 for no cap; of the norms
-  float *ring_keys, *ring_values;        // [B, K, S, H]
   float* y;                              // [B, T, N, H]
 
   float* queries;   // [B, K, T * G, H] scratch: normalised, rotated and scaled
@@ -25,35 +25,57 @@ struct AttentionArgs {
   int64_t group() const { return heads / kv_heads; }
 };
 
-// The keys that the queries of one row of the batch and one head see, in the order of their positions.
-struct Past {
-  int64_t begin, count;  // the first one's position, and how many
-  const float* panels;   // [count / 16, H, 16] keys, sixteen side by side
-  const float* values;   // [count, H]
+// The keys and values of a row's last S tokens, that of position p in slot p % S: float or Bfloat16, which is what
+// `Number` is below too. Kernels compute in float.
+template <class Number>
+struct Ring {
+  Number *keys, *values;  // [B, K, S, H]
+  int64_t slots;
 };
 
-// A stretch of a ring: neighbouring slots, in the order of their positions.
+// Keys and values that stand together, in the order of their positions.
+template <class Number>
 struct Stretch {
-  const float *keys, *values;
+  const Number *keys, *values;
   int64_t count;
+};
+
+// All that the queries of one row of the batch and one head see: two stretches of the ring, then the new tokens.
+template <class Number>
+struct Past {
+  int64_t begin, count;  // the first one's position, and how many
+  Stretch<Number> stretches[3];
+};
+
+template <class Number>
+struct RingKernels {
+  // Rounds to nearest even.
+  void (*narrow)(const float* from, int64_t count, Number* to);
+  // Sixteen keys [count <= 16, H] side by side; missing ones are zero.
+  void (*panel)(const Number* const* keys, int64_t count, int64_t width, float* panel);
+  // Queries [first, last) of T * G against keys side by side, [count / 16, H, 16], and the values of their past;
+  // `scores` has room for kAttentionRows * (count + 16).
+  void (*attend)(const AttentionArgs&, const Past<Number>&, const float* panels, int64_t row, int64_t head,
+                 int64_t first, int64_t last, float* scores);
+  // The same for a few queries, without panels: their scores [rows, total] against a part of a stretch, ...
+  void (*score)(const float* queries, int64_t rows, int64_t width, const Number* keys, int64_t count, float* scores,
+                int64_t total);
+  // ... and, after `weigh`, the columns [first, last) of their results, in 16s.
+  void (*mix)(const AttentionArgs&, const Past<Number>&, const float* weights, int64_t total, int64_t row, int64_t head,
+              int64_t first, int64_t last);
 };
 
 struct AttentionKernels {
   // Queries and keys of one token.
   void (*prepare)(const AttentionArgs&, int64_t row, int64_t token);
-  // Sixteen keys [count <= 16, H] side by side; missing ones are zero.
-  void (*panel)(const float* const* keys, int64_t count, int64_t width, float* panel);
-  // Queries [first, last) of T * G against their past; `scores` has room for kAttentionRows * (count + 16).
-  void (*attend)(const AttentionArgs&, const Past&, int64_t row, int64_t head, int64_t first, int64_t last,
-                 float* scores);
-  // The G queries of one new token, whose own key is in the ring: scores [G, total] of a part of a stretch, ...
-  void (*score)(const float* queries, int64_t group, int64_t width, const float* keys, int64_t count, float* scores,
-                int64_t total);
-  // ... then weights out of one query's scores, ...
-  void (*weigh)(float* scores, int64_t count, float cap);
-  // ... and the columns [first, last) of y [G, H], in 16s.
-  void (*mix)(const float* weights, int64_t group, int64_t total, const Stretch* stretches, int64_t width,
-              int64_t first, int64_t last, float* y);
+  // Queries [first, last) of T * G: scores [T * G, total] against `count` keys from position `begin` become weights.
+  void (*weigh)(const AttentionArgs&, int64_t begin, int64_t count, int64_t row, int64_t first, int64_t last,
+                float* scores, int64_t total);
+  RingKernels<float> floats;
+  RingKernels<Bfloat16> bfloats;
+
+  const RingKernels<float>& of(float) const { return floats; }
+  const RingKernels<Bfloat16>& of(Bfloat16) const { return bfloats; }
 };
 
 constexpr int kAttentionRows = 8;  // queries that share a panel of keys at most

@@ -1,36 +1,17 @@
 // The kernels of attention, compiled once for each instruction set as those in kernels.cc are.
-#include <cstring>
-#include <utility>
-
-#include "exponential.h"
 #include "kernels.h"
 
 #define GEMWRIGHT_STRING_(x) #x
 #define GEMWRIGHT_STRING(x) GEMWRIGHT_STRING_(x)
 #include GEMWRIGHT_SIMD_HEADER
+#include "tiles.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 namespace {
 
-// Accumulators that fit the registers: eight queries of sixteen lanes, or four where a lane vector is two registers.
-constexpr int kRows = kTileRows < 8 ? 4 : 8;
-constexpr int kColumns = 16 / kRows / (kTileRows < 8 ? 4 : 1);
-static_assert(kRows <= kAttentionRows && kColumns >= 1);
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Cuts rows [row, end) into tiles of kRows, then of smaller powers of two: body(first row, constant).
-template <class Body>
-inline void for_each_tile(int64_t row, int64_t end, Body body) {
-  for (; end - row >= kRows; row += kRows) body(row, std::integral_constant<int, kRows>{});
-  if constexpr (kRows > 4) {
-    if (end - row >= 4) body(row, std::integral_constant<int, 4>{}), row += 4;
-  }
-  if (end - row >= 2) body(row, std::integral_constant<int, 2>{}), row += 2;
-  if (end - row >= 1) body(row, std::integral_constant<int, 1>{});
-}
+constexpr int64_t kNear = 32;  // keys that stay in the first-level cache while queries pass over them
+static_assert(kRows <= kAttentionRows);
 
 // One head: x / rms(x) * (1 + gain) if there is a gain, rotated, times `scale`.
 void prepare_head(const float* x, const float* gain, float eps, const float* rotation, int64_t rotated, int64_t width,
@@ -76,16 +57,29 @@ void prepare(const AttentionArgs& a, int64_t row, int64_t token) {
   }
 }
 
-void panel(const float* const* keys, int64_t count, int64_t width, float* panel) {
+void narrow(const float* from, int64_t count, float* to) { std::memcpy(to, from, count * sizeof(float)); }
+void narrow(const float* from, int64_t count, Bfloat16* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, 4);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const uint32_t quiet = bits >> 16 | 0x40;  // rounding could carry a NaN to infinity
+    to[i].bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+  }
+}
+
+template <class Number>
+void panel(const Number* const* keys, int64_t count, int64_t width, float* panel) {
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    for (int64_t i = 0; i < width; ++i) panel[i * kLanes + lane] = lane < count ? keys[lane][i] : 0.0f;
+    for (int64_t i = 0; i < width; ++i) panel[i * kLanes + lane] = lane < count ? widen(keys[lane][i]) : 0.0f;
   }
 }
 
 // Turns the scores [low, high) of a query into weights that sum to one, and clears the others of [begin, end).
 void softmax(float* s, int64_t begin, int64_t low, int64_t high, int64_t end, float cap) {
   for (int64_t i = begin; i < low; ++i) s[i] = 0.0f;
-  for (int64_t i = high; i < end; ++i) s[i] = 0.0f;
+  for (int64_t i = larger(begin, high); i < end; ++i) s[i] = 0.0f;
+  if (high <= low) return;
   float* const x = s + low;
   const int64_t count = high - low;
   if (cap > 0) {
@@ -111,60 +105,60 @@ void softmax(float* s, int64_t begin, int64_t low, int64_t high, int64_t end, fl
   for (i = 0; i < count; ++i) x[i] *= share;
 }
 
-// Sixteen columns each of `Rows` outputs: weights [Rows, stride], values [count, width].
-template <int Rows, int Columns>
-inline void mix_tile(const float* weights, int64_t stride, const float* values, int64_t count, int64_t width,
-                     float* const* y, bool first) {
-  Floats sum[Rows][Columns];
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < Columns; ++c) sum[r][c] = first ? zero() : load(y[r] + c * kLanes);
-  }
-  for (int64_t i = 0; i < count; ++i, values += width) {
-    Floats value[Columns];
-    for (int c = 0; c < Columns; ++c) value[c] = load(values + c * kLanes);
-    for (int r = 0; r < Rows; ++r) {
-      const Floats weight = broadcast(weights[r * stride + i]);
-      for (int c = 0; c < Columns; ++c) sum[r][c] = multiply_add(weight, value[c], sum[r][c]);
+// The columns [column, last) of `Rows` outputs: the sum of the values [begin, end) of a past, times weights.
+template <int Rows, class Number>
+void mix_rows(const Past<Number>& past, const float* weights, int64_t stride, int64_t begin, int64_t end,
+              int64_t width, float* const* y, int64_t column, int64_t last) {
+  constexpr int kColumns = kSums / Rows;
+  int64_t at = 0;
+  bool first = true;
+  for (const Stretch<Number>& stretch : past.stretches) {
+    const int64_t from = larger(begin - at, 0), count = smaller(end - at, stretch.count) - from;
+    if (count > 0 || (first && &stretch == past.stretches + 2)) {  // the sum of none is zero
+      const float* weight = weights + at + from;
+      const Number* values = stretch.values + from * width;
+      int64_t c = column;
+      for (; last - c >= kColumns * kLanes; c += kColumns * kLanes) {
+        weighted_sum<Rows, kColumns>(weight, stride, values, count, width, y, c, first);
+      }
+      for (; c < last; c += kLanes) weighted_sum<Rows, 1>(weight, stride, values, count, width, y, c, first);
+      first = false;
     }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < Columns; ++c) store(y[r] + c * kLanes, sum[r][c]);
+    at += stretch.count;
   }
 }
 
-// The columns [column, end) of `Rows` outputs, whose rows begin at y[r].
-template <int Rows>
-inline void mix_columns(const float* weights, int64_t stride, const float* values, int64_t count, int64_t width,
-                        float* const* y, int64_t column, int64_t end, bool first) {
-  while (column < end) {
-    float* at[Rows];
-    for (int r = 0; r < Rows; ++r) at[r] = y[r] + column;
-    if (end - column >= kColumns * kLanes) {
-      mix_tile<Rows, kColumns>(weights, stride, values + column, count, width, at, first);
-      column += kColumns * kLanes;
-    } else {
-      mix_tile<Rows, 1>(weights, stride, values + column, count, width, at, first);
-      column += kLanes;
-    }
-  }
+// The result of query r of T * G of a row and head.
+inline float* result(const AttentionArgs& a, int64_t row, int64_t head, int64_t r) {
+  const int64_t group = a.group();
+  return a.y + ((row * a.tokens + r / group) * a.heads + head * group + r % group) * a.width;
 }
 
-template <int Rows>
-void attend_tile(const AttentionArgs& a, const Past& past, int64_t row, int64_t head, int64_t first, float* scores) {
-  const int64_t group = a.group(), stride = (past.count + kLanes - 1) / kLanes * kLanes;
-  const float* q = a.queries + ((row * a.kv_heads + head) * a.tokens * group + first) * a.width;
-  int64_t low[Rows], high[Rows], begin = past.count, end = 0;
+// The keys [low, high) of a past that query r of T * G sees.
+struct Seen {
+  int64_t low, high;
+};
+inline Seen seen(const AttentionArgs& a, int64_t row, int64_t begin, int64_t r) {
+  const int64_t position = a.positions[row * a.tokens + r / a.group()], high = position - begin + 1;
+  return position < 0 ? Seen{0, 0} : Seen{larger(high - a.window, 0), high};
+}
+
+template <int Rows, class Number>
+void attend_tile(const AttentionArgs& a, const Past<Number>& past, const float* panels, int64_t row, int64_t head,
+                 int64_t first, float* scores) {
+  const int64_t stride = (past.count + kLanes - 1) / kLanes * kLanes;
+  const float* q = a.queries + ((row * a.kv_heads + head) * a.tokens * a.group() + first) * a.width;
+  Seen keys[Rows];
+  int64_t begin = past.count, end = 0;
   float* y[Rows];
   for (int r = 0; r < Rows; ++r) {
-    const int64_t token = (first + r) / group, position = a.positions[row * a.tokens + token];
-    y[r] = a.y + ((row * a.tokens + token) * a.heads + head * group + (first + r) % group) * a.width;
-    high[r] = position < 0 ? 0 : position - past.begin + 1;
-    low[r] = position < 0 ? 0 : larger(high[r] - a.window, 0);
-    if (position >= 0) begin = smaller(begin, low[r]), end = larger(end, high[r]);
+    y[r] = result(a, row, head, first + r);
+    keys[r] = seen(a, row, past.begin, first + r);
+    if (keys[r].high > 0) begin = smaller(begin, keys[r].low), end = larger(end, keys[r].high);
   }
   begin = begin / kLanes * kLanes;
   for (int64_t key = begin; key < end; key += kLanes) {
-    const float* panel = past.panels + key * a.width;
+    const float* panel = panels + key * a.width;
     Floats sum[Rows];
     for (int r = 0; r < Rows; ++r) sum[r] = zero();
     for (int64_t i = 0; i < a.width; ++i) {
@@ -173,24 +167,18 @@ void attend_tile(const AttentionArgs& a, const Past& past, int64_t row, int64_t 
     }
     for (int r = 0; r < Rows; ++r) store(scores + r * stride + key, sum[r]);
   }
-  for (int r = 0; r < Rows; ++r) {
-    if (low[r] < high[r]) {
-      softmax(scores + r * stride, begin, low[r], high[r], end, a.cap);
-    } else {
-      for (int64_t i = begin; i < end; ++i) scores[r * stride + i] = 0.0f;
-    }
-  }
-  mix_columns<Rows>(scores + begin, stride, past.values + begin * a.width, larger(end - begin, 0), a.width, y, 0,
-                    a.width, true);
+  for (int r = 0; r < Rows; ++r) softmax(scores + r * stride, begin, keys[r].low, keys[r].high, end, a.cap);
+  mix_rows<Rows>(past, scores, stride, begin, end, a.width, y, 0, a.width);
 }
 
-void attend(const AttentionArgs& a, const Past& past, int64_t row, int64_t head, int64_t first, int64_t last,
-            float* scores) {
-  for_each_tile(first, last, [&](int64_t tile, auto n) { attend_tile<n>(a, past, row, head, tile, scores); });
+template <class Number>
+void attend(const AttentionArgs& a, const Past<Number>& past, const float* panels, int64_t row, int64_t head,
+            int64_t first, int64_t last, float* scores) {
+  for_each_tile(first, last, [&](int64_t tile, auto n) { attend_tile<n>(a, past, panels, row, head, tile, scores); });
 }
 
-template <int Rows>
-inline void score_tile(const float* queries, int64_t width, const float* keys, int64_t count, float* scores,
+template <int Rows, class Number>
+inline void score_tile(const float* queries, int64_t width, const Number* keys, int64_t count, float* scores,
                        int64_t total) {
   for (int64_t key = 0; key < count; ++key, keys += width) {
     Floats sum[Rows];
@@ -203,33 +191,44 @@ inline void score_tile(const float* queries, int64_t width, const float* keys, i
   }
 }
 
-void score(const float* queries, int64_t group, int64_t width, const float* keys, int64_t count, float* scores,
+template <class Number>
+void score(const float* queries, int64_t rows, int64_t width, const Number* keys, int64_t count, float* scores,
            int64_t total) {
-  for_each_tile(0, group, [&](int64_t r, auto n) {
-    score_tile<n>(queries + r * width, width, keys, count, scores + r * total, total);
+  for (int64_t key = 0; key < count; key += kNear) {
+    for_each_tile(0, rows, [&](int64_t r, auto n) {
+      score_tile<n>(queries + r * width, width, keys + key * width, smaller(count - key, kNear),
+                    scores + r * total + key, total);
+    });
+  }
+}
+
+void weigh(const AttentionArgs& a, int64_t begin, int64_t count, int64_t row, int64_t first, int64_t last,
+           float* scores, int64_t total) {
+  for (int64_t r = first; r < last; ++r) {
+    const Seen keys = seen(a, row, begin, r);
+    softmax(scores + r * total, 0, keys.low, keys.high, count, a.cap);
+  }
+}
+
+template <class Number>
+void mix(const AttentionArgs& a, const Past<Number>& past, const float* weights, int64_t total, int64_t row,
+         int64_t head, int64_t first, int64_t last) {
+  for_each_tile(0, a.tokens * a.group(), [&](int64_t r, auto n) {
+    float* y[n];
+    for (int i = 0; i < n; ++i) y[i] = result(a, row, head, r + i);
+    mix_rows<n>(past, weights + r * total, total, 0, past.count, a.width, y, first, last);
   });
 }
 
-void weigh(float* scores, int64_t count, float cap) { softmax(scores, 0, 0, count, count, cap); }
-
-void mix(const float* weights, int64_t group, int64_t total, const Stretch* stretches, int64_t width, int64_t first,
-         int64_t last, float* y) {
-  for_each_tile(0, group, [&](int64_t r, auto n) {
-    float* at[n];
-    for (int i = 0; i < n; ++i) at[i] = y + (r + i) * width;
-    const float* weight = weights + r * total;
-    mix_columns<n>(weight, total, stretches[0].values, stretches[0].count, width, at, first, last, true);
-    if (stretches[1].count > 0) {
-      mix_columns<n>(weight + stretches[0].count, total, stretches[1].values, stretches[1].count, width, at, first,
-                     last, false);
-    }
-  });
+template <class Number>
+constexpr RingKernels<Number> of_ring() {
+  return {narrow, panel<Number>, attend<Number>, score<Number>, mix<Number>};
 }
 
 }  // namespace
 
 extern const AttentionKernels attention;
-const AttentionKernels attention{prepare, panel, attend, score, weigh, mix};
+const AttentionKernels attention{prepare, weigh, of_ring<float>(), of_ring<Bfloat16>()};
 
 }  // namespace GEMWRIGHT_ISA
 }  // namespace gemwright

@@ -26,6 +26,25 @@ inline float exponential(float x) {
   return y * two_to_n + broken;
 }
 
+// e^x - 1 for x <= 0, as exact near zero; -1 far below.
+inline float exponential_less_one(float x) {
+  const float broken = x - x;
+  x = x > -87.0f ? x : -87.0f;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.0f / 5040;
+  y = y * r + 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r * r + r;
+  const int32_t power = (int32_t(n) + 127) << 23;
+  float two_to_n;
+  std::memcpy(&two_to_n, &power, 4);
+  return y * two_to_n + (two_to_n - 1.0f) + broken;
+}
+
 // cap * tanh(x / cap)
 inline float capped(float x, float cap) {
   const float magnitude = x < 0 ? -x : x;

@@ -2,36 +2,18 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "ffi.h"
 #include "kernels.h"
 #include "ops.h"
 #include "packing.h"
 #include "split.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace {
-
-// XLA's own threads, so that the process never has two pools contending for its cores.
-class XlaPool final : public gemwright::Pool {
- public:
-  explicit XlaPool(ffi::ThreadPool& pool) : pool_(pool) {}
-  int64_t threads() const override { return pool_.num_threads(); }
-  void schedule(std::function<void()> task) override { pool_.Schedule(std::move(task)); }
-
- private:
-  ffi::ThreadPool& pool_;
-};
-
-ffi::Error result(const std::string& wrong) {
-  return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
-}
 
 // An argument that may be absent has no elements.
 template <class Buffer>
@@ -79,15 +61,17 @@ ffi::Error top(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::BufferR1
 }
 
 // The rings come in and go out as the same memory.
+template <ffi::DataType Type>
 ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::BufferR4<ffi::F32> k,
-                     ffi::BufferR4<ffi::F32> v, ffi::BufferR4<ffi::F32> ring_keys, ffi::BufferR4<ffi::F32> ring_values,
+                     ffi::BufferR4<ffi::F32> v, ffi::BufferR4<Type> ring_keys, ffi::BufferR4<Type> ring_values,
                      ffi::BufferR2<ffi::S32> positions, ffi::BufferR1<ffi::S32> lengths,
                      ffi::BufferR4<ffi::F32> rotation, ffi::BufferR1<ffi::F32> q_gain, ffi::BufferR1<ffi::F32> k_gain,
-                     ffi::ResultBufferR4<ffi::F32> y, ffi::ResultBufferR4<ffi::F32> keys_after,
-                     ffi::ResultBufferR4<ffi::F32> values_after, int64_t window, float scale, float cap, float eps) {
+                     ffi::ResultBufferR4<ffi::F32> y, ffi::ResultBufferR4<Type> keys_after,
+                     ffi::ResultBufferR4<Type> values_after, int64_t window, float scale, float cap, float eps) {
+  using Number = std::conditional_t<Type == ffi::F32, float, gemwright::Bfloat16>;
   const auto shape = q.dimensions(), ring = ring_keys.dimensions(), turns = rotation.dimensions();
-  const std::pair<ffi::BufferR4<ffi::F32>*, ffi::ResultBufferR4<ffi::F32>*> rings[] = {{&ring_keys, &keys_after},
-                                                                                    {&ring_values, &values_after}};
+  const std::pair<ffi::BufferR4<Type>*, ffi::ResultBufferR4<Type>*> rings[] = {{&ring_keys, &keys_after},
+                                                                            {&ring_values, &values_after}};
   for (const auto& [before, after] : rings) {
     if (before->typed_data() != (*after)->typed_data()) {
       std::memcpy((*after)->typed_data(), before->typed_data(), before->size_bytes());
@@ -95,15 +79,16 @@ ffi::Error attention(ffi::ThreadPool threads, ffi::BufferR4<ffi::F32> q, ffi::Bu
   }
   gemwright::AttentionArgs args{};
   args.batch = shape[0], args.tokens = shape[1], args.heads = shape[2], args.width = shape[3];
-  args.kv_heads = ring[1], args.slots = ring[2], args.rotated = 2 * turns[3];
+  args.kv_heads = ring[1], args.rotated = 2 * turns[3];
   args.q = q.typed_data(), args.k = k.typed_data(), args.v = v.typed_data();
   args.positions = positions.typed_data(), args.lengths = lengths.typed_data(), args.rotation = rotation.typed_data();
   args.q_gain = given(q_gain), args.k_gain = given(k_gain);
   args.window = window, args.scale = scale, args.cap = cap, args.eps = eps;
-  args.ring_keys = keys_after->typed_data(), args.ring_values = values_after->typed_data();
   args.y = y->typed_data();
   XlaPool pool(threads);
-  return result(gemwright::attention(pool, args));
+  return result(gemwright::attention<Number>(pool, args,
+                                             {static_cast<Number*>(keys_after->untyped_data()),
+                                              static_cast<Number*>(values_after->untyped_data()), ring[2]}));
 }
 
 }  // namespace
@@ -144,26 +129,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_top, top,
                                   .Attr<int64_t>("out")
                                   .Attr<int64_t>("limit"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_attention, attention,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR2<ffi::S32>>()
-                                  .Arg<ffi::BufferR1<ffi::S32>>()
-                                  .Arg<ffi::BufferR4<ffi::F32>>()
-                                  .Arg<ffi::BufferR1<ffi::F32>>()
-                                  .Arg<ffi::BufferR1<ffi::F32>>()
-                                  .Ret<ffi::BufferR4<ffi::F32>>()
-                                  .Ret<ffi::BufferR4<ffi::F32>>()
-                                  .Ret<ffi::BufferR4<ffi::F32>>()
-                                  .Attr<int64_t>("window")
-                                  .Attr<float>("scale")
-                                  .Attr<float>("cap")
-                                  .Attr<float>("eps"));
+#define GEMWRIGHT_ATTENTION(name, Type)                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_attention_##name, attention<Type>,  \
+                                ffi::Ffi::Bind()                              \
+                                    .Ctx<ffi::ThreadPool>()                   \
+                                    .Arg<ffi::BufferR4<ffi::F32>>()           \
+                                    .Arg<ffi::BufferR4<ffi::F32>>()           \
+                                    .Arg<ffi::BufferR4<ffi::F32>>()           \
+                                    .Arg<ffi::BufferR4<Type>>()               \
+                                    .Arg<ffi::BufferR4<Type>>()               \
+                                    .Arg<ffi::BufferR2<ffi::S32>>()           \
+                                    .Arg<ffi::BufferR1<ffi::S32>>()           \
+                                    .Arg<ffi::BufferR4<ffi::F32>>()           \
+                                    .Arg<ffi::BufferR1<ffi::F32>>()           \
+                                    .Arg<ffi::BufferR1<ffi::F32>>()           \
+                                    .Ret<ffi::BufferR4<ffi::F32>>()           \
+                                    .Ret<ffi::BufferR4<Type>>()               \
+                                    .Ret<ffi::BufferR4<Type>>()               \
+                                    .Attr<int64_t>("window")                  \
+                                    .Attr<float>("scale")                     \
+                                    .Attr<float>("cap")                       \
+                                    .Attr<float>("eps"))
+
+GEMWRIGHT_ATTENTION(float32, ffi::F32);
+GEMWRIGHT_ATTENTION(bfloat16, ffi::BF16);
 
 extern "C" {
 

@@ -16,6 +16,7 @@ namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
 extern const AttentionKernels attention;
+extern const RecurrenceKernels recurrence;
 extern const RowKernels row;
 extern const SplitKernels split;
 
@@ -360,7 +361,8 @@ constexpr void add(Kernels& table, Encoding encoding) {
 }
 
 constexpr Kernels make_table() {
-  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention, row, split};
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA), supported, {}, {}, prepare_exact, {}, {}, attention, recurrence, row,
+                split};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "format.h"
+#include "recurrence.h"
 #include "split.h"
 
 namespace gemwright {
@@ -54,6 +55,7 @@ struct Kernels {
   // Ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
   const AttentionKernels& attention;
+  const RecurrenceKernels& recurrence;
   const RowKernels& row;
   const SplitKernels& split;
 };

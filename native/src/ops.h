@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "parallel.h"
+#include "recurrence.h"
 
 namespace gemwright {
 
@@ -47,8 +48,13 @@ std::string split_product(Pool& pool, const float* x, int64_t rows, int64_t in, 
 std::string rows(Pool& pool, std::string_view encoding, const uint8_t* packed, int64_t packed_size,
                  const int32_t* ids, int64_t n, float* y, int64_t width);
 
-// Normalises, rotates and stores the new keys, then mixes values: y = softmax(cap(q k)) v, by the positions of
-// `AttentionArgs`. Scratch need not be set.
-std::string attention(Pool& pool, AttentionArgs args);
+// Normalises and rotates, mixes values, y = softmax(cap(q k)) v, by the positions of `AttentionArgs`, and stores the
+// new keys and values. What a query sees is rounded as the ring is. Scratch need not be set.
+template <class Number>  // float or Bfloat16
+std::string attention(Pool& pool, AttentionArgs args, Ring<Number> ring);
+
+// The recurrent unit: h of every token, by the equations of `RgLruArgs`.
+template <class Number>  // float or Bfloat16
+std::string rg_lru(Pool& pool, const RgLruArgs<Number>& args);
 
 }  // namespace gemwright

@@ -15,6 +15,15 @@ TOLERANCE = 3e-6
 EPS = 1e-6
 
 
+HALF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""What rounding to a ring moves a number by at most, relatively."""
+
+
+def rounded(x: Any, dtype: str) -> Any:
+    """To what a ring holds of values that were float32, in float64."""
+    return x.astype(np.float64) if dtype == "float32" else x.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+
+
 @dataclass
 class Heads:
     """Sizes and numbers of one attention."""
@@ -28,6 +37,7 @@ class Heads:
     cap: float | None = None
     gains: bool = True
     scale: float = 0.25
+    stored: str = "float32"
     random: Any = field(default_factory=lambda: np.random.default_rng(0))
 
     def __post_init__(self) -> None:
@@ -54,7 +64,8 @@ class Run:
     def __init__(self, heads: Heads, batch: int):
         self.h, self.batch = heads, batch
         shape = (batch, heads.kv_heads, heads.slots, heads.width)
-        self.ring = (jnp.full(shape, jnp.nan), jnp.full(shape, jnp.nan))  # what was never stored must never be read
+        never = jnp.full(shape, jnp.nan, heads.stored)  # what was never stored must never be read
+        self.ring = (never, never)
         self.lengths = np.zeros(batch, np.int32)
         self.past: list[list[tuple[Any, Any]]] = [[] for _ in range(batch)]
 
@@ -86,10 +97,18 @@ class Run:
         h = self.h
         q = h.prepared(q, h.gain and h.gain[0], rotation) * h.scale
         k = h.prepared(k, h.gain and h.gain[1], rotation)
+        ring = [np.asarray(part, np.float64) for part in self.ring]
         for row in range(self.batch):
             oldest = max(self.lengths[row] - h.slots, 0)
+            newest = positions[row].max()
             for t in np.flatnonzero(positions[row] >= 0):
-                self.past[row].append((k[row, t], v[row, t].astype(np.float64)))
+                key, value = (rounded(x, h.stored) for x in (k[row, t], v[row, t]))
+                if positions[row, t] > newest - h.slots:
+                    stored, values = (part[row, :, positions[row, t] % h.slots] for part in ring)
+                    np.testing.assert_array_equal(values, value)
+                    np.testing.assert_allclose(stored, k[row, t], rtol=HALF[h.stored], atol=TOLERANCE)
+                    key = stored if h.stored == "bfloat16" else key  # a number between two may be rounded either way
+                self.past[row].append((key, value))
             for t, position in enumerate(positions[row]):
                 if position < 0:
                     np.testing.assert_array_equal(y[row, t], 0.0)
@@ -120,15 +139,21 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
+rings = pytest.mark.parametrize("stored", HALF)
+
+
+@rings
 @pytest.mark.parametrize("kind", HEADS)
-def test_chunks_and_single_tokens(isa: str, kind: str) -> None:
-    run = Run(Heads(**HEADS[kind]), batch=2)
-    for tokens in (1, 6, 1, 1, 3, 11, 1, 1):
+def test_chunks_and_single_tokens(isa: str, kind: str, stored: str) -> None:
+    """The longest chunk has more queries than attend without panels."""
+    run = Run(Heads(**HEADS[kind], stored=stored), batch=2)
+    for tokens in (1, 6, 1, 1, 3, 11, 33, 1, 1):
         run.feed(np.ones((2, tokens), bool))
 
 
-def test_padding_on_either_side_is_neither_seen_nor_stored(isa: str) -> None:
-    run = Run(Heads(window=9, slots=9), batch=3)
+@rings
+def test_padding_on_either_side_is_neither_seen_nor_stored(isa: str, stored: str) -> None:
+    run = Run(Heads(window=9, slots=9, stored=stored), batch=3)
     for counts in ((4, 0, 7), (1, 7, 3)):
         run.feed(np.arange(7) < np.array(counts)[:, None])  # on the right
         run.feed(np.arange(7) >= 7 - np.array(counts)[:, None])  # on the left
@@ -136,16 +161,34 @@ def test_padding_on_either_side_is_neither_seen_nor_stored(isa: str) -> None:
     run.feed(np.array([[True, False, True, True], [False] * 4, [True] * 4]))
 
 
-def test_a_chunk_longer_than_the_ring(isa: str) -> None:
-    run = Run(Heads(window=5, slots=5), batch=1)
-    for tokens in (23, 1, 17, 1):
+@rings
+def test_a_chunk_longer_than_the_ring(isa: str, stored: str) -> None:
+    run = Run(Heads(window=5, slots=5, rotated=0, gains=False, stored=stored), batch=1)
+    for tokens in (23, 1, 17, 1, 61):
         run.feed(np.ones((1, tokens), bool))
 
 
-def test_many_tokens_are_shared_among_threads(isa: str) -> None:
-    run = Run(Heads(heads=4, kv_heads=1, width=256, slots=700, rotated=256, scale=1 / 32), batch=1)
-    run.feed(np.ones((1, 600), bool))
-    run.feed(np.ones((1, 1), bool))
+@rings
+def test_many_tokens_are_shared_among_threads(isa: str, stored: str) -> None:
+    run = Run(Heads(heads=4, kv_heads=1, width=256, slots=700, rotated=256, scale=1 / 32, stored=stored), batch=1)
+    for tokens in (600, 1, 9):
+        run.feed(np.ones((1, tokens), bool))
+
+
+def test_numbers_are_rounded_to_bfloat16_as_ieee_has_it(isa: str) -> None:
+    """Ties to even, overflow to infinity, and what is no number stays none."""
+    bits = np.arange(0x3F7F7FFE, 0x3F7F7FFE + 16, dtype=np.uint32)
+    bits = np.concatenate([bits, bits + 0x10000, [0x7F7FFFFF, 0xFF800000, 0x7F800001, 0x7FFFFFFF, 1, 0x80018000]])
+    values = bits.astype(np.uint32).view(np.float32)
+    values = np.resize(values, (1, 1, 2, 32))
+    ring = jnp.zeros((1, 2, 8, 32), jnp.bfloat16)
+    changes = {"positions": jnp.zeros((1, 1), jnp.int32), "rotation": jnp.zeros((1, 1, 2, 0)), "ring": (ring, ring)}
+    small = {"q": jnp.zeros((1, 1, 4, 32)), "k": jnp.asarray(values), "v": jnp.asarray(values)}
+    _, after = native.attention(**_arguments(**changes, **small))
+    with np.errstate(invalid="ignore"):
+        expected = values[0, 0].astype(jnp.bfloat16).astype(np.float32)
+    for part in after:
+        np.testing.assert_array_equal(np.asarray(part, np.float32)[0, :, 0], expected)
 
 
 def test_what_is_no_number_stays_so(isa: str) -> None:
@@ -199,6 +242,8 @@ def _arguments(**changes: Any) -> dict[str, Any]:
         ({"k": jnp.zeros((1, 3, 3, 32))}, "k must be"),
         ({"v": jnp.zeros((1, 2, 2, 32))}, "v must be"),
         ({"ring": (jnp.zeros((1, 2, 8, 32)), jnp.zeros((1, 2, 7, 32)))}, "values must be"),
+        ({"ring": (jnp.zeros((1, 2, 8, 32), jnp.float16),) * 2}, "keys must be float32"),
+        ({"ring": (jnp.zeros((1, 2, 8, 32), jnp.bfloat16), jnp.zeros((1, 2, 8, 32)))}, "values must be bfloat16"),
         ({"positions": jnp.zeros((1, 3))}, "positions must be int32"),
         ({"lengths": jnp.zeros(2, jnp.int32)}, "lengths must be"),
         ({"rotation": jnp.zeros((1, 3, 2, 17))}, "do not fit together"),

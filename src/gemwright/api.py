@@ -30,6 +30,7 @@ from gemwright.images.preprocess import pan_and_scan
 from gemwright.images.reading import read_image
 from gemwright.kernels import packed
 from gemwright.model.config import Attention
+from gemwright.model.state import state_dtype
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -239,7 +240,7 @@ class Model:
         if self.draft is None:
             return None
         vocabulary = min(self.draft.vocabulary, self.engine.vocabulary)
-        return Draft(self.draft.config, self.draft.params, vocabulary, samplings)
+        return Draft(self.draft.config, self.draft.params, vocabulary, samplings, self.draft.state_dtype)
 
     def _samplings(self, options: Options, rows: int) -> list[Sampling]:
         given: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
@@ -290,7 +291,7 @@ def load(
     third_generation = any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
     loaded = Model(
         name=str(model),
-        engine=Engine(config, params, min(tokenizer.size, config.vocab)),
+        engine=Engine(config, params, min(tokenizer.size, config.vocab), state_dtype(precision)),
         tokenizer=tokenizer,
         chat_format=chat.GEMMA3 if third_generation else chat.GEMMA,
         defaults=default_sampling(checkpoint),
@@ -304,8 +305,9 @@ def load(
 def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
     """The dtype of weights and activations: the one given, or the one that suits the device.
 
-    That is bfloat16 on an accelerator. On a CPU with gemwright-native it is None: weights stay at their own bits and
-    activations are float32. On a CPU without, it is float32, in which XLA's products are fastest.
+    That is bfloat16 on an accelerator. On a CPU with gemwright-native it is None: weights stay at their own bits,
+    activations are float32 and the state is bfloat16. On a CPU without, it is float32, in which XLA's products are
+    fastest.
     """
     if given is not None:
         return jnp.dtype(given)
@@ -321,12 +323,11 @@ def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None, capacity: int = 10
     """
     if dtype is not None and not checkpoint.quantized:
         return memory.forecast(checkpoint.config, dtype, capacity=capacity)
-    precision = jnp.dtype(jnp.float32) if dtype is None else dtype
     stored = sum(
-        info.nbytes if dtype is None or info.panels else math.prod(info.shape) * precision.itemsize
+        info.nbytes if dtype is None or info.panels else math.prod(info.shape) * dtype.itemsize
         for info in checkpoint.file.tensors.values()
     )
-    return memory.forecast(checkpoint.config, precision, capacity=capacity, stored=stored)
+    return memory.forecast(checkpoint.config, dtype, capacity=capacity, stored=stored)
 
 
 def default_sampling(checkpoint: Checkpoint) -> Sampling:

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from gemwright.errors import GemwrightError
 from gemwright.model.config import Config
 from gemwright.model.spec import parameter_count
-from gemwright.model.state import state_bytes
+from gemwright.model.state import state_bytes, state_dtype
 
 RUNTIME = 800_000_000
 """Bytes that Python, JAX, the compiled programs and a chunk's activations take beside the model."""
@@ -43,17 +43,19 @@ class Forecast:
 
 
 def forecast(
-    config: Config, dtype: DTypeLike, batch: int = 1, capacity: int = 1024, stored: int | None = None
+    config: Config, dtype: DTypeLike | None, batch: int = 1, capacity: int = 1024, stored: int = 0
 ) -> Forecast:
     """What a model needs with its weights in `dtype` and `batch` sequences of `capacity` tokens.
 
-    `stored` is the size of the weights in the file, where they are kept at their own bits.
+    `stored` is the size of weights that are kept at their own bits, as all are where `dtype` is None.
     """
+    state = state_bytes(config, batch, min(capacity, config.context), state_dtype(dtype))
+    if dtype is None or stored:
+        return Forecast(stored, state, pictures=_pictures(config))
     count, size = parameter_count(config), np.dtype(dtype).itemsize
     # On a CPU, XLA multiplies in float32, and a program makes itself a float32 copy of all narrower weights.
-    copies = count * 4 if size < 4 and stored is None and jax.default_backend() == "cpu" else 0
-    state = state_bytes(config, batch, min(capacity, config.context), dtype)
-    return Forecast(count * size if stored is None else stored, state, copies, _pictures(config))
+    copies = count * 4 if size < 4 and jax.default_backend() == "cpu" else 0
+    return Forecast(count * size, state, copies, _pictures(config))
 
 
 def _pictures(config: Config) -> int:

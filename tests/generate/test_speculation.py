@@ -80,7 +80,7 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
 
 
 def _draft(engine: Engine) -> Draft:
-    return Draft(engine.config, engine.params, engine.vocabulary, SAMPLINGS)
+    return Draft(engine.config, engine.params, engine.vocabulary, SAMPLINGS, engine.state_dtype)
 
 
 @pytest.mark.usefixtures("eager")

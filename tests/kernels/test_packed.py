@@ -1,5 +1,6 @@
 """Weights at their own bits against the same weights as float32 arrays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -66,6 +67,8 @@ def test_plain_weights_at_their_own_bits_give_the_float32_model(tmp_path: Path, 
     convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", "gguf", dtype)
     own, plain = gemwright.load(tmp_path / "other.gguf"), gemwright.load(tmp_path / "other.gguf", dtype="float32")
     assert isinstance(own.engine.params.layers[0].mlp.gate, QTensor)
+    assert (own.engine.state_dtype, plain.engine.state_dtype) == (jnp.bfloat16, jnp.float32)
+    own = replace(own, engine=replace(own.engine, state_dtype=jnp.float32))  # the weights alone
     text = "the and then " * 5
     np.testing.assert_allclose(own.score(text).logprobs, plain.score(text).logprobs, atol=1e-4)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gemwright import tree
+from gemwright.kernels.packed import use_native
 from gemwright.model import recurrent
 from gemwright.model.branch import Branch
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope
@@ -184,6 +185,18 @@ def test_channels_that_never_forget_have_gradients():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.fixture(params=["reference", "native"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both versions of the recurrence with a state."""
+    if request.param == "native" and not use_native():
+        pytest.skip("gemwright-native is not installed")
+    monkeypatch.setattr(recurrent.kernel, "runs_natively", lambda *_: request.param == "native")
+
+
+both = pytest.mark.usefixtures("kernel")
+
+
+@both
 def test_one_token_is_a_step_without_a_loop():
     params, state = _weights().layers[0].mixer, _empty(2).layers[0]
     assert isinstance(state, RecurrentState)
@@ -197,6 +210,7 @@ def test_one_token_is_a_step_without_a_loop():
 # A whole model with a state.
 
 
+@both
 @pytest.mark.parametrize(
     "sizes",
     [(9, *[1] * 22), (1, 3, 1, 9, 3, 1, 9, 1, 3)],
@@ -216,6 +230,7 @@ def test_chunks_equal_one_pass(sizes: Sequence[int]):
 TAKEN = ((9, 2, 0), (0, 9, 1), (1, 0, 2), (9, 3, 9), (3, 9, 9), (9, 8, 9), (0, 0, 1))
 
 
+@both
 @pytest.mark.parametrize("sides", ["left", "right", "in turns"])
 def test_padding_and_batch_mates_change_nothing(sides: str):
     state, done = _empty(), [0, 0, 0]
@@ -251,6 +266,7 @@ def test_padding_without_a_state_changes_nothing(side: str):
         np.testing.assert_allclose(hidden[row, place], _whole()[row, :n], **CLOSE)
 
 
+@both
 def test_a_row_does_not_depend_on_its_batch_mates():
     """Bitwise, for the same shapes: not on their tokens, and not on how many of them are padding."""
     results = []
@@ -266,6 +282,7 @@ def test_a_row_does_not_depend_on_its_batch_mates():
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
+@both
 def test_a_new_text_in_a_used_row_remembers_nothing_of_the_old():
     """A row is free again once its length is 0: what the layers hold of the old text must not be seen."""
     _, used = _hidden(_tokens(seed=8)[:, :9], _empty())
@@ -290,6 +307,23 @@ def test_packed_documents_equal_separate_ones():
             tokens[row, :count], valid[row, :count] = _tokens()[row, own[row]], True
         alone = _hidden(tokens, valid=valid)[0]
         np.testing.assert_allclose(packed[own], alone[valid], **CLOSE)
+
+
+@pytest.mark.skipif(not use_native(), reason="gemwright-native is not installed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_equals_the_reference(dtype: str):
+    """Both in float32; where a channel keeps nearly all, 1 - a^2 has few digits in the reference."""
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights().layers[0].mixer)
+    random = np.random.default_rng(5)
+    u = jnp.asarray(random.standard_normal((3, POSITIONS.shape[1], MIXER.width)), dtype)
+    initial = jnp.asarray(random.standard_normal((3, MIXER.width)), jnp.float32)
+    positions = jnp.asarray(np.where(POSITIONS < 0, -1, POSITIONS + np.array([[0], [7], [0]])))
+    gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
+    assert recurrent.kernel.runs_natively(params.input_gate, params.decay_gate)
+    found = recurrent.kernel.rg_lru(u, positions, initial, *gates, params.decay)
+    expected = recurrent._rg_lru(params, u, positions, initial)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6)
 
 
 def test_the_state_does_not_grow():

@@ -1,8 +1,8 @@
-"""Matrix products and row look-ups with weights at their own bits, and attention, as C++ kernels behind the XLA FFI.
+"""Products and row look-ups with weights at their own bits, attention and a recurrence, as C++ kernels behind XLA FFI.
 
 A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is packed once,
 `packed = pack(encoding, raw, (out, in))`, and stays packed in memory: decoding is bound by the bytes it reads.
-`matmul`, `products`, `rows` and `attention` are JAX operations for the CPU backend and work under `jit`.
+`matmul`, `products`, `rows`, `attention` and `rg_lru` are JAX operations for the CPU backend and work under `jit`.
 
 The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
 """
@@ -20,6 +20,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
+from gemwright_native._recurrence import rg_lru
+
 __all__ = [
     "ENCODINGS",
     "SPLIT",
@@ -33,6 +35,7 @@ __all__ = [
     "pack_rows",
     "packed_bytes",
     "products",
+    "rg_lru",
     "rows",
     "select_isa",
     "top",
@@ -62,7 +65,15 @@ def _library() -> ctypes.CDLL:
     if forced and not library.gemwright_select_isa(forced.encode()):
         names = ", ".join(_isas(library))
         raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
-    for name in ("gemwright_products", "gemwright_top", "gemwright_rows", "gemwright_attention"):
+    for name in (
+        "gemwright_products",
+        "gemwright_top",
+        "gemwright_rows",
+        "gemwright_attention_float32",
+        "gemwright_attention_bfloat16",
+        "gemwright_rg_lru_float32",
+        "gemwright_rg_lru_bfloat16",
+    ):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -341,7 +352,8 @@ def attention(
         q: float32 `[B, T, N, H]`, as projected; H is a multiple of 16.
         k: float32 `[B, T, K, H]`; query head n reads head n // (N / K).
         v: float32 `[B, T, K, H]`.
-        ring: Keys and values, float32 `[B, K, S, H]`.
+        ring: Keys and values, float32 or bfloat16 `[B, K, S, H]`; new ones are rounded as it is before any query meets
+            them, and arithmetic is float32.
         positions: int32 `[B, T]`, in each row `lengths`, `lengths` + 1 and so on; -1 for padding, which is neither
             stored nor seen, and whose result is zero.
         lengths: int32 `[B]`, tokens of each row before these.
@@ -361,14 +373,15 @@ def attention(
     _library()
     B, T, N, H = q.shape
     K, S = ring[0].shape[1:3] if ring[0].ndim == 4 else (0, 0)
+    stored = jnp.bfloat16 if ring[0].dtype == jnp.bfloat16 else jnp.float32
     none = jnp.zeros(0, jnp.float32)
     q_gain, k_gain = (none, none) if gains is None else gains
     expected = {
         "q": (q, jnp.float32, (B, T, N, H)),
         "k": (k, jnp.float32, (B, T, K, H)),
         "v": (v, jnp.float32, (B, T, K, H)),
-        "the ring's keys": (ring[0], jnp.float32, (B, K, S, H)),
-        "the ring's values": (ring[1], jnp.float32, (B, K, S, H)),
+        "the ring's keys": (ring[0], stored, (B, K, S, H)),
+        "the ring's values": (ring[1], stored, (B, K, S, H)),
         "positions": (positions, jnp.int32, (B, T)),
         "lengths": (lengths, jnp.int32, (B,)),
         "rotation": (rotation, jnp.float32, (B, T, 2, rotation.shape[-1])),
@@ -382,8 +395,8 @@ def attention(
             )
     if H % LANES or K < 1 or N % K or S < 1 or 2 * rotation.shape[-1] > H or (window is not None and window < 1):
         raise ValueError(f"{N} heads of {H} over {K}, a ring of {S} and a window of {window} do not fit together.")
-    results = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in (q, *ring)]
-    call = jax.ffi.ffi_call("gemwright_attention", results, input_output_aliases={3: 1, 4: 2})
+    results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *ring)]
+    call = jax.ffi.ffi_call(f"gemwright_attention_{ring[0].dtype}", results, input_output_aliases={3: 1, 4: 2})
     y, keys, values = call(
         q,
         k,

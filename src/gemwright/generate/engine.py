@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
@@ -28,11 +29,13 @@ class Engine:
         config: The model.
         params: Its weights, on the device.
         vocabulary: Number of real ids; rows of the table beyond it are never chosen.
+        state_dtype: Of the keys and values of earlier tokens; see `gemwright.model.state.state_dtype`.
     """
 
     config: Config
     params: ModelWeights
     vocabulary: int
+    state_dtype: DTypeLike = jnp.float32
 
     def generate(
         self,
@@ -145,7 +148,7 @@ class Engine:
 
     def _empty(self, prompts: Sequence[Ids | Prompt], slack: int = 0) -> DecodeState:
         capacity = schedule.capacity(max(map(len, prompts)), self.config.context)
-        return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.params.embed.dtype)
+        return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.state_dtype)
 
     def _feed(self, prompts: Sequence[Ids | Prompt], slack: int) -> tuple[DecodeState, jax.Array | None]:
         """The state of all but the last token of each row; or of all, and what the last ones gave."""

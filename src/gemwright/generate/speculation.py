@@ -26,6 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
@@ -104,8 +105,16 @@ class _Grams:
 class Draft:
     """Guesses what a smaller model would write, with the same random numbers."""
 
-    def __init__(self, config: Config, params: ModelWeights, vocabulary: int, samplings: Sequence[Sampling]):
+    def __init__(
+        self,
+        config: Config,
+        params: ModelWeights,
+        vocabulary: int,
+        samplings: Sequence[Sampling],
+        state_dtype: DTypeLike,
+    ):
         refuse_recurrent(config)
+        self._dtype = state_dtype
         self._config, self._params, self._rings = config, params, with_slack(config, SLACK)
         self._decoding = Decoding(vocabulary, few(list(samplings)), penalty=False, alternatives=None)
         self._knobs = knobs(list(samplings))
@@ -141,7 +150,7 @@ class Draft:
     def _catch_up(self, texts: Sequence[Ids], length: int) -> DecodeState:
         """The state after all but the last token of each text, with room for `length` tokens."""
         capacity = schedule.capacity(length, self._config.context)
-        state = self._state or empty_state(self._rings, len(texts), capacity, self._params.embed.dtype)
+        state = self._state or empty_state(self._rings, len(texts), capacity, self._dtype)
         held = list(map(_agreed, self._taken, texts, self._sure))
         state = DecodeState(jnp.asarray(held, jnp.int32), state.layers)
         state = with_room(state, self._rings, length, capacity)

@@ -12,11 +12,13 @@ from gemwright.typing import Array, Float, Int
 
 LANES = 16
 """Heads of the kernel are a multiple of this wide."""
+RINGS = (jnp.float32, jnp.bfloat16)
+"""What the kernel keeps keys and values in. It computes in float32."""
 
 
 def runs_natively(q: Array, ring: Array) -> bool:
-    """Whether the kernel takes these: on a CPU with gemwright-native, in float32."""
-    return q.dtype == ring.dtype == jnp.float32 and q.shape[-1] % LANES == 0 and use_native()
+    """Whether the kernel takes these: float32 queries and a ring of `RINGS`, on a CPU with gemwright-native."""
+    return q.dtype == jnp.float32 and ring.dtype in RINGS and q.shape[-1] % LANES == 0 and use_native()
 
 
 def attend_to_ring(

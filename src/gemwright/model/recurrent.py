@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gemwright import ops
+from gemwright.kernels import recurrence as kernel
 from gemwright.kernels.scan import linear_recurrence
 from gemwright.model.branch import Branch
 from gemwright.model.config import Recurrent
@@ -38,7 +39,13 @@ def apply(
     inputs, gate = ops.biased(inputs, params.x_bias), ops.biased(gate, params.y_bias)
     line = _line_up(inputs, context.positions, None if state is None else state.inputs, spec.conv_width - 1)
     u = _convolve(params, line, context.positions)
-    h = _rg_lru(params, u, context.positions, jnp.zeros_like(u[:, 0], jnp.float32) if state is None else state.hidden)
+    # The kernel has no gradient; without a state, as in training, the reference runs.
+    if state is not None and kernel.runs_natively(params.input_gate, params.decay_gate):
+        gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
+        h = kernel.rg_lru(u, context.positions, state.hidden, *gates, params.decay)
+    else:
+        initial = jnp.zeros_like(u[:, 0], jnp.float32) if state is None else state.hidden
+        h = _rg_lru(params, u, context.positions, initial)
     out = branch.leave(x, h.astype(x.dtype), params.out, params.out_bias, gate=gate)
     if state is None:
         return out, None

@@ -1,0 +1,27 @@
+// What the files of XLA FFI handlers share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+// XLA's own threads, so that the process never has two pools contending for its cores.
+class XlaPool final : public gemwright::Pool {
+ public:
+  explicit XlaPool(ffi::ThreadPool& pool) : pool_(pool) {}
+  int64_t threads() const override { return pool_.num_threads(); }
+  void schedule(std::function<void()> task) override { pool_.Schedule(std::move(task)); }
+
+ private:
+  ffi::ThreadPool& pool_;
+};
+
+inline ffi::Error result(const std::string& wrong) {
+  return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
+}

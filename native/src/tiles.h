@@ -1,0 +1,65 @@
+// Tiles of rows and sums over them, for kernels that follow an instruction set's header.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "exponential.h"
+#include "format.h"
+
+namespace gemwright {
+namespace GEMWRIGHT_ISA {
+
+// Accumulators that fit the registers: eight queries of sixteen lanes, or four where a lane vector is two registers.
+constexpr int kRows = kTileRows < 8 ? 4 : 8;
+constexpr int kSums = kTileRows < 8 ? 4 : 16;
+static_assert(kRows <= kSums);
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Cuts rows [row, end) into tiles of kRows, then of smaller powers of two: body(first row, constant).
+template <class Body>
+inline void for_each_tile(int64_t row, int64_t end, Body body) {
+  for (; end - row >= kRows; row += kRows) body(row, std::integral_constant<int, kRows>{});
+  if constexpr (kRows > 4) {
+    if (end - row >= 4) body(row, std::integral_constant<int, 4>{}), row += 4;
+  }
+  if (end - row >= 2) body(row, std::integral_constant<int, 2>{}), row += 2;
+  if (end - row >= 1) body(row, std::integral_constant<int, 1>{});
+}
+
+inline float widen(float x) { return x; }
+inline float widen(Bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// y = weights . values for `Rows` rows and `Columns` times sixteen columns: weights [Rows, stride], values [count,
+// width], from `column` on; added to what y holds unless this is the first part of the sum.
+template <int Rows, int Columns, class Number>
+inline void weighted_sum(const float* weights, int64_t stride, const Number* values, int64_t count, int64_t width,
+                     float* const* y, int64_t column, bool first) {
+  Floats sum[Rows][Columns];
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) sum[r][c] = first ? zero() : load(y[r] + column + c * kLanes);
+  }
+  values += column;
+  for (int64_t i = 0; i < count; ++i, values += width) {
+    Floats value[Columns];
+    for (int c = 0; c < Columns; ++c) value[c] = load(values + c * kLanes);
+    for (int r = 0; r < Rows; ++r) {
+      const Floats weight = broadcast(weights[r * stride + i]);
+      for (int c = 0; c < Columns; ++c) sum[r][c] = multiply_add(weight, value[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) store(y[r] + column + c * kLanes, sum[r][c]);
+  }
+}
+
+}  // namespace GEMWRIGHT_ISA
+}  // namespace gemwright
