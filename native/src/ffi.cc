@@ -24,7 +24,7 @@ const float* given(const Buffer& buffer) {
 ffi::Error products(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::F32> gain,
                     ffi::BufferR2<ffi::F32> gate, ffi::BufferR1<ffi::F32> post_gain, ffi::BufferR2<ffi::F32> residual,
                     ffi::RemainingArgs packed, ffi::RemainingRets y, std::string_view encodings, bool exact,
-                    float eps) {
+                    bool precise, float eps) {
   std::vector<gemwright::Weight> weights;
   for (size_t i = 0; i < packed.size() && i < y.size(); ++i) {
     const auto weight = packed.get<ffi::BufferR1<ffi::U8>>(i);
@@ -39,7 +39,8 @@ ffi::Error products(ffi::ThreadPool threads, ffi::BufferR2<ffi::F32> x, ffi::Buf
   }
   XlaPool pool(threads);
   return result(gemwright::products(pool, exact, x.typed_data(), x.dimensions()[0], x.dimensions()[1],
-                                    {given(gain), given(gate), given(post_gain), given(residual), eps}, weights));
+                                    {given(gain), given(gate), given(post_gain), given(residual), eps, precise},
+                                    weights));
 }
 
 ffi::Error rows(ffi::ThreadPool threads, ffi::BufferR1<ffi::U8> packed, ffi::BufferR1<ffi::S32> ids,
@@ -108,6 +109,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_products, products,
                                   .RemainingRets()
                                   .Attr<std::string_view>("encodings")
                                   .Attr<bool>("exact")
+                                  .Attr<bool>("precise")
                                   .Attr<float>("eps"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemwright_rows, rows,

@@ -39,6 +39,8 @@ struct RowKernels {
   void (*add)(const float* x, const float* residual, int64_t width, float* y);
   // gelu(gate) * x
   void (*gate)(const float* gate, const float* x, int64_t width, float* y);
+  // What rounding to 8 bits leaves out; `width` is a multiple of kStripe.
+  void (*rest)(const float* x, int64_t width, float* y);
 };
 
 struct Kernels {

@@ -20,7 +20,8 @@ int64_t parts(int64_t work, int64_t most) {
   return std::clamp<int64_t>(work / kPartBytes, 1, std::max<int64_t>(most, 1));
 }
 
-// Memory that a thread keeps: a fresh allocation of this size would be mapped and zeroed at every call.
+// Memory that a thread keeps for a purpose: a fresh allocation of this size would be mapped and zeroed at every call.
+template <int Purpose>
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -81,13 +82,22 @@ std::vector<Product> plan(bool exact, int64_t rows, int64_t in, const std::vecto
   return products;
 }
 
-// Normalises or gates x where that is asked for, and makes the tiles.
+// A row of x, gated or normalised where that is asked for.
+void enter(const Around& around, const float* x, int64_t row, int64_t in, float* y) {
+  const RowKernels& kernel = kernels().row;
+  const float* from = x + row * in;
+  if (around.gate != nullptr) kernel.gate(around.gate + row * in, from, in, y), from = y;
+  if (around.gain != nullptr) kernel.normalise(from, around.gain, around.eps, nullptr, in, y), from = y;
+  if (from != y) std::copy_n(from, in, y);
+}
+
+// Makes the tiles.
 void prepare(Pool& pool, const float* x, int64_t rows, int64_t in, const Around& around,
              std::vector<Product>& products) {
   const bool changed = around.gain != nullptr || around.gate != nullptr;
   int64_t bytes = changed ? rows * in * int64_t{sizeof(float)} : 0;
   for (const Product& product : products) bytes += product.tile_bytes;
-  Scratch scratch(bytes);
+  Scratch<0> scratch(bytes);
   float* const input = changed ? static_cast<float*>(scratch.take(rows * in * sizeof(float))) : nullptr;
   for (size_t i = 0; i < products.size(); ++i) {
     MatmulArgs& args = products[i].args;
@@ -101,14 +111,8 @@ void prepare(Pool& pool, const float* x, int64_t rows, int64_t in, const Around&
       args.tiles = scratch.take(products[i].tile_bytes);
     }
   }
-  const RowKernels& kernel = kernels().row;
   for_rows(pool, rows, in * sizeof(float), [&](int64_t first, int64_t count) {
-    for (int64_t row = first; row < first + count && changed; ++row) {
-      const float* from = x + row * in;
-      float* to = input + row * in;
-      if (around.gate != nullptr) kernel.gate(around.gate + row * in, from, in, to), from = to;
-      if (around.gain != nullptr) kernel.normalise(from, around.gain, around.eps, nullptr, in, to);
-    }
+    for (int64_t row = first; row < first + count && changed; ++row) enter(around, x, row, in, input + row * in);
     for (const Product& product : products) {
       if (product.prepare != nullptr) product.prepare(product.args, first, count);
     }
@@ -136,15 +140,57 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   });
 }
 
+// Each row of activations is two: itself, and what rounding that to 8 bits leaves out.
+void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, const Around& around,
+                        const Weight& weight) {
+  const int64_t input_bytes = 2 * rows * in * sizeof(float), output_bytes = 2 * rows * weight.out * sizeof(float);
+  Scratch<1> scratch(input_bytes + output_bytes);
+  auto* const input = static_cast<float*>(scratch.take(input_bytes));
+  auto* const output = static_cast<float*>(scratch.take(output_bytes));
+  for_rows(pool, rows, in * sizeof(float), [&](int64_t first, int64_t count) {
+    for (int64_t row = first; row < first + count; ++row) {
+      float* const both = input + 2 * row * in;
+      enter(around, x, row, in, both);
+      kernels().row.rest(both, in, both + in);
+    }
+  });
+  std::vector<Product> planned = plan(false, 2 * rows, in, {{weight.encoding, weight.packed, weight.packed_size, weight.out, output}});
+  prepare(pool, input, 2 * rows, in, {}, planned);
+  multiply(pool, 2 * rows, planned);
+  for_rows(pool, rows, weight.out * sizeof(float), [&](int64_t first, int64_t count) {
+    for (int64_t row = first; row < first + count; ++row) {
+      const float* const both = output + 2 * row * weight.out;
+      kernels().row.add(both, both + weight.out, weight.out, weight.y + row * weight.out);
+    }
+  });
+}
+
+// Normalises the result and adds it to the residual where that is asked for.
+void leave(Pool& pool, int64_t rows, const Around& around, const Weight& weight) {
+  if (around.residual == nullptr && around.post_gain == nullptr) return;
+  const RowKernels& kernel = kernels().row;
+  for_rows(pool, rows, weight.out * sizeof(float), [&](int64_t first, int64_t count) {
+    for (int64_t row = first; row < first + count; ++row) {
+      float* y = weight.y + row * weight.out;
+      const float* residual = around.residual == nullptr ? nullptr : around.residual + row * weight.out;
+      if (around.post_gain != nullptr) {
+        kernel.normalise(y, around.post_gain, around.eps, residual, weight.out, y);
+      } else {
+        kernel.add(y, residual, weight.out, y);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Around& around,
                      const std::vector<Weight>& weights) {
   if (weights.size() == 1 && weights[0].encoding == kSplitName) {
     const bool alone = !exact && !around.gain && !around.gate && !around.post_gain && !around.residual;
-    return alone ? split_product(pool, x, rows, in, weights[0]) : "a split weight is multiplied alone, by 8 bits.";
+    return alone ? split_product(pool, x, rows, in, weights[0]) : "a split weight is multiplied alone, precisely.";
   }
-  if (weights.empty() || weights.size() >= Scratch::kParts) return "a product has too few or too many weights.";
+  if (weights.empty() || weights.size() >= Scratch<0>::kParts) return "a product has too few or too many weights.";
   for (const Weight& weight : weights) {
     const auto encoding = find_encoding(weight.encoding);
     if (!encoding) return "a product has no encoding " + std::string(weight.encoding) + ".";
@@ -155,24 +201,14 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
     }
   }
   if (rows == 0) return {};
-  std::vector<Product> planned = plan(exact, rows, in, weights);
-  prepare(pool, x, rows, in, around, planned);
-  multiply(pool, rows, planned);
-  if (around.residual == nullptr && around.post_gain == nullptr) return {};
-  const RowKernels& kernel = kernels().row;
-  for (const Weight& weight : weights) {
-    for_rows(pool, rows, weight.out * sizeof(float), [&](int64_t first, int64_t count) {
-      for (int64_t row = first; row < first + count; ++row) {
-        float* y = weight.y + row * weight.out;
-        const float* residual = around.residual == nullptr ? nullptr : around.residual + row * weight.out;
-        if (around.post_gain != nullptr) {
-          kernel.normalise(y, around.post_gain, around.eps, residual, weight.out, y);
-        } else {
-          kernel.add(y, residual, weight.out, y);
-        }
-      }
-    });
+  if (around.precise && weights.size() == 1 && !exact && kernels().matmul[*find_encoding(weights[0].encoding)]) {
+    multiply_precisely(pool, x, rows, in, around, weights[0]);
+  } else {
+    std::vector<Product> planned = plan(exact, rows, in, weights);
+    prepare(pool, x, rows, in, around, planned);
+    multiply(pool, rows, planned);
   }
+  for (const Weight& weight : weights) leave(pool, rows, around, weight);
   return {};
 }
 

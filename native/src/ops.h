@@ -30,6 +30,7 @@ struct Around {
   const float* post_gain;  // [out]: y becomes y / rms(y) * (1 + post_gain), ...
   const float* residual;   // [rows, out]: ... and is added to these
   float eps;               // of the norms
+  bool precise;            // activations of 16 bits, as the sum of two of 8, for a single weight
 };
 
 // Multiplies x by each weight. Unless `exact`, block formats meet activations of 8 bits.
@@ -37,7 +38,7 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
                      const std::vector<Weight>& weights);
 
 // The `count` largest of the products with the first `limit` rows of a weight, best first and the lower row first
-// where two are equal: values and ids [rows, count]. They are the very numbers that `products` gives for the weight.
+// where two are equal: values and ids [rows, count]. They are the very numbers that `products`, precise, gives for the weight.
 std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t rows, int64_t in, const uint8_t* packed,
                 int64_t packed_size, int64_t out, int64_t limit, int64_t count, float* values, int32_t* ids);
 

@@ -1,4 +1,6 @@
 // What is done to rows of activations around a product, compiled once for each instruction set as kernels.cc is.
+#include <cfloat>
+
 #include "exponential.h"
 #include "format.h"
 #include "kernels.h"
@@ -31,10 +33,22 @@ void gate(const float* gate, const float* x, int64_t width, float* y) {
   for (int64_t i = 0; i < width; ++i) y[i] = gelu(gate[i]) * x[i];
 }
 
+void rest(const float* x, int64_t width, float* y) {
+  for (int64_t i = 0; i < width; i += kStripe) {
+    float largest = 0.0f;
+    for (int64_t j = i; j < i + kStripe; ++j) {
+      const float magnitude = x[j] < 0 ? -x[j] : x[j];
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = largest / 127.0f, inverse = scale < FLT_MIN ? 0.0f : 1.0f / scale;
+    for (int64_t j = i; j < i + kStripe; ++j) y[j] = x[j] - scale * __builtin_rintf(x[j] * inverse);
+  }
+}
+
 }  // namespace
 
 extern const RowKernels row;
-const RowKernels row{normalise, add, gate};
+const RowKernels row{normalise, add, gate, rest};
 
 }  // namespace GEMWRIGHT_ISA
 }  // namespace gemwright

@@ -1,5 +1,6 @@
 // The largest products of a weight, and the products of a split weight.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -12,9 +13,10 @@
 namespace gemwright {
 namespace {
 
-constexpr int64_t kRows = 16;  // of activations at a time: a product of each with every row of the weight is kept
+constexpr int64_t kRows = 8;  // of activations at a time: a product of each with every row of the weight is kept
 constexpr int64_t kPartRows = 4096;  // rows of the weight in a part of a loop
 constexpr int64_t kGroupRows = 1024;  // among which the best of each lane is looked for
+constexpr Around kPrecise{nullptr, nullptr, nullptr, nullptr, 0.0f, true};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 struct Candidate {
@@ -25,10 +27,10 @@ struct Candidate {
   }
 };
 
-// A row of activations as the fine rows meet it, made from the 8 bits that the panels meet.
-class Fine {
+// 8 bits of a row of activations as the fine rows meet them: the same that the panels meet.
+class FinePart {
  public:
-  Fine(const Split& split, const float* x)
+  FinePart(const Split& split, const float* x)
       : q_(fine_groups(split.in) * 64), start_(fine_groups(split.in) * kLanes), scales_(fine_scales(split.in)) {
     const int64_t stripes = split.in / kStripe;
     std::vector<Activations> tile(stripes);
@@ -58,6 +60,22 @@ class Fine {
   float length_;
 };
 
+// A row of activations, and what rounding it to 8 bits leaves out.
+class Fine {
+ public:
+  Fine(const Split& split, const float* x) : first_(split, x), second_(split, rest(x, split.in).data()) {}
+  std::array<FineInput, 2> parts() const { return {first_.input(), second_.input()}; }
+  float length() const { return (first_.length() + second_.length()) * 1.000001f; }
+
+ private:
+  static std::vector<float> rest(const float* x, int64_t in) {
+    std::vector<float> y(in);
+    kernels().row.rest(x, in, y.data());
+    return y;
+  }
+  FinePart first_, second_;
+};
+
 template <class Body>
 void for_parts(Pool& pool, int64_t rows, const Body& body) {
   const int64_t count = (rows + kPartRows - 1) / kPartRows;
@@ -65,7 +83,7 @@ void for_parts(Pool& pool, int64_t rows, const Body& body) {
 }
 
 // Adds to the scores of some rows what their fine parts make.
-void refine(const Split& split, const uint8_t* packed, const FineInput& x, std::vector<Candidate>& rows) {
+void refine(const Split& split, const uint8_t* packed, const Fine& x, std::vector<Candidate>& rows) {
   constexpr size_t kAhead = 4;
   const uint8_t* fine = packed + split.fine;
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -73,7 +91,9 @@ void refine(const Split& split, const uint8_t* packed, const FineInput& x, std::
       const uint8_t* next = fine + rows[i + kAhead].id * split.row_bytes;
       for (int64_t line = 0; line < split.row_bytes; line += 64) __builtin_prefetch(next + line);
     }
-    kernels().split.fine(fine + rows[i].id * split.row_bytes, &x, 1, &rows[i].value, 0);
+    for (const FineInput& part : x.parts()) {
+      kernels().split.fine(fine + rows[i].id * split.row_bytes, &part, 1, &rows[i].value, 0);
+    }
   }
 }
 
@@ -115,7 +135,7 @@ std::vector<Candidate> gather(Pool& pool, const Scores& scores, const Refinement
     int32_t found[kPartRows + kLanes];
     const int64_t some = kernels().split.find(scores, first, last, least, found);
     for (int64_t i = 0; i < some; ++i) parts[part].push_back({scores.y[found[i]], found[i]});
-    if (refinement) refine(refinement->split, refinement->packed, refinement->x.input(), parts[part]);
+    if (refinement) refine(refinement->split, refinement->packed, refinement->x, parts[part]);
     keep_best(parts[part], count);
   });
   std::vector<Candidate> all;
@@ -149,16 +169,18 @@ std::string split_product(Pool& pool, const float* x, int64_t rows, int64_t in, 
   const auto split = split_layout(weight.out, in);
   if (rows < 0 || !split || split->size != weight.packed_size) return "a split weight has the wrong size.";
   const std::string wrong =
-      products(pool, false, x, rows, in, {}, {{"Q5_0", weight.packed, split->panels_size, weight.out, weight.y}});
+      products(pool, false, x, rows, in, kPrecise, {{"Q5_0", weight.packed, split->panels_size, weight.out, weight.y}});
   if (!wrong.empty()) return wrong;
   std::vector<Fine> fine;
   for (int64_t row = 0; row < rows; ++row) fine.emplace_back(*split, x + row * in);
-  std::vector<FineInput> inputs;
-  for (const Fine& row : fine) inputs.push_back(row.input());
+  std::vector<FineInput> inputs[2];
+  for (const Fine& row : fine) {
+    for (int part : {0, 1}) inputs[part].push_back(row.parts()[part]);
+  }
   for_parts(pool, weight.out, [&](int64_t, int64_t first, int64_t last) {
     for (; first < last; ++first) {
       const uint8_t* row = weight.packed + split->fine + first * split->row_bytes;
-      kernels().split.fine(row, inputs.data(), rows, weight.y + first, weight.out);
+      for (const auto& part : inputs) kernels().split.fine(row, part.data(), rows, weight.y + first, weight.out);
     }
   });
   return {};
@@ -173,7 +195,7 @@ std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t r
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t some = std::min(kRows, rows - first);
     const Weight coarse{split ? "Q5_0" : encoding, packed, split ? split->panels_size : packed_size, out, y.data()};
-    const std::string wrong = products(pool, false, x + first * in, some, in, {}, {coarse});
+    const std::string wrong = products(pool, false, x + first * in, some, in, kPrecise, {coarse});
     if (!wrong.empty()) return wrong;
     for (int64_t row = 0; row < some; ++row) {
       float* const best = values + (first + row) * count;

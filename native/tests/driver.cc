@@ -117,10 +117,10 @@ std::vector<float> surround(const std::vector<std::vector<uint8_t>>& packed, con
   const std::vector<float> gain(numbers.begin(), numbers.begin() + in), post(numbers.end() - out, numbers.end());
   const Weight one{"Q5_0", packed[0].data(), int64_t(packed[0].size()), out, first.data()};
   const Weight other{"Q8_0", packed[1].data(), int64_t(packed[1].size()), out, second.data()};
-  std::string wrong = products(pool, false, x.data(), rows, in, {gain.data(), nullptr, nullptr, nullptr, 1e-6f}, {one, other});
+  std::string wrong = products(pool, false, x.data(), rows, in, {gain.data(), nullptr, nullptr, nullptr, 1e-6f, false}, {one, other});
   Weight last = other;
   last.y = third.data();
-  wrong += products(pool, false, x.data(), rows, in, {nullptr, gate.data(), post.data(), first.data(), 1e-6f}, {last});
+  wrong += products(pool, false, x.data(), rows, in, {nullptr, gate.data(), post.data(), first.data(), 1e-6f, true}, {last});
   check(wrong.empty(), {"around", out, in, rows}, kernels().name, wrong.c_str());
   first.insert(first.end(), second.begin(), second.end());
   first.insert(first.end(), third.begin(), third.end());

@@ -80,6 +80,16 @@ def test_what_is_not_finite_stays_in_its_row(isa: str) -> None:
         np.testing.assert_array_equal(y[::2], clean[::2])
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_precise_products_between_gate_and_sum(isa: str, rows: int) -> None:
+    x, gate, residual, gain = numbers(rows, 64), numbers(rows, 64) * 3, numbers(rows, 37), numbers(37)
+    w = random_weight("Q5_0", (37, 64))
+    packed = [(jnp.asarray(native.pack("Q5_0", w.raw, (37, 64))), "Q5_0", 37)]
+    y = native.products(x, packed, gate=gate, post_gain=gain, residual=residual, eps=EPS, precise=True)[0]
+    expected = residual + norm((gelu(gate) * x) @ w.values.T, gain)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 def test_no_rows() -> None:
     w = random_weight("Q8_0", (20, 64))
     packed = [(jnp.asarray(native.pack("Q8_0", w.raw, (20, 64))), "Q8_0", 20)]

@@ -137,3 +137,18 @@ def test_bytes_at_any_address_pack_alike() -> None:
     shifted = np.empty(w.raw.size + 1, np.uint8)[1:]
     shifted[:] = w.raw
     np.testing.assert_array_equal(native.pack("Q6_K", shifted, (18, 512)), native.pack("Q6_K", w.raw, (18, 512)))
+
+
+@pytest.mark.parametrize("encoding", INTEGER_ENCODINGS)
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_precise_product(isa: str, encoding: str, rows: int) -> None:
+    """Activations of 16 bits are off by half of 1 / (127 * 254) of the largest of 32 at most."""
+    w = random_weight(encoding, (37, 2 * block(encoding)))
+    x = activations(rows, w.values.shape[1])
+    packed = jnp.asarray(native.pack(encoding, w.raw, w.values.shape))
+    y = native.matmul(jnp.asarray(x), packed, encoding, 37, precise=True)
+    largest = np.abs(x).reshape(rows, -1, 32).max(-1, keepdims=True)
+    steps = np.broadcast_to(largest / (127 * 254), (rows, largest.shape[1], 32)).reshape(x.shape)
+    bound = (steps / 2) @ np.abs(w.values.astype(np.float64)).T
+    slack = TOLERANCE * (np.abs(x) @ w.magnitudes.T)
+    assert (np.abs(y - x.astype(np.float64) @ w.values.T) <= 1.001 * bound + slack).all()

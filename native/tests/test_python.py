@@ -117,7 +117,7 @@ def test_the_library_checks_sizes_itself() -> None:
     row, matrix = jnp.zeros(0), jnp.zeros((0, 0))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"no Q8_0 weight of shape \[17, 64\]"):
         jax.block_until_ready(
-            call(x, row, matrix, row, matrix, packed, encodings="Q8_0", exact=False, eps=np.float32(0))
+            call(x, row, matrix, row, matrix, packed, encodings="Q8_0", exact=False, precise=False, eps=np.float32(0))
         )
     call = jax.ffi.ffi_call("gemwright_rows", jax.ShapeDtypeStruct((3, 96), jnp.float32))
     with pytest.raises(jax.errors.JaxRuntimeError, match="no Q8_0 table of width 96"):

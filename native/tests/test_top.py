@@ -17,7 +17,7 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def sorted_products(x: np.ndarray, packed: np.ndarray, encoding: str, out: int, limit: int, count: int) -> tuple:
-    products = np.asarray(native.matmul(jnp.asarray(x), jnp.asarray(packed), encoding, out))[:, :limit]
+    products = np.asarray(native.matmul(jnp.asarray(x), jnp.asarray(packed), encoding, out, precise=True))[:, :limit]
     ids = np.argsort(-products, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(products, ids, axis=1), ids
 
@@ -64,7 +64,7 @@ def test_split_weight_is_the_whole_one(isa: str, width: int) -> None:
     assert np.isnan(rows[37:40]).all()
     for count in (1, 3, 4, 9):
         x = jnp.asarray(numbers(count, width))
-        expected = np.asarray(native.matmul(x, whole, "Q8_0", 37))
+        expected = np.asarray(native.matmul(x, whole, "Q8_0", 37, precise=True))
         slack = 2e-6 * (np.abs(x) @ w.magnitudes.T)
         assert (np.abs(native.matmul(x, split, native.SPLIT, 37) - expected) <= slack).all()
 

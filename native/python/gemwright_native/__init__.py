@@ -193,7 +193,9 @@ def pack_rows(
         raise ValueError(f"{raw.size} bytes are no {encoding} weight of shape {shape}.")
 
 
-def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: bool = False) -> Array:
+def matmul(
+    x: Array, packed: Array, encoding: str, out_features: int, exact: bool = False, precise: bool = False
+) -> Array:
     """Multiplies by a packed weight: `x @ w.T`.
 
     The weight is frozen: the gradient is that of the exact product with respect to `x`.
@@ -206,6 +208,8 @@ def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: boo
         exact: Multiply float32 activations. Otherwise a block format meets activations rounded to 8 bits in
             blocks of 32 with a float32 scale, and products are summed as integers within a block. A block of
             `x` that is not finite makes its row of the result NaN.
+        precise: Round activations to 16 bits instead, as the sum of two numbers of 8; it takes twice the arithmetic
+            and reads the weight once. `SPLIT` is always multiplied so.
 
     Returns:
         float32 `[rows, out_features]`.
@@ -216,7 +220,7 @@ def matmul(x: Array, packed: Array, encoding: str, out_features: int, exact: boo
     if x.ndim != 2 or x.dtype != jnp.float32:
         raise ValueError(f"x must be float32 [rows, in], and it is {x.dtype} {list(x.shape)}.")
     _check_packed(packed, packed_bytes(encoding, (out_features, x.shape[1])), f"{encoding} [{out_features}, in]")
-    return _matmul(encoding, out_features, exact, x, packed)
+    return _matmul(encoding, out_features, exact, precise, x, packed)
 
 
 def products(
@@ -228,6 +232,7 @@ def products(
     residual: Array | None = None,
     post_gain: Array | None = None,
     eps: float = 0.0,
+    precise: bool = False,
 ) -> tuple[Array, ...]:
     """Multiplies one input by several packed weights, with what stands around such products in a decoder.
 
@@ -242,6 +247,7 @@ def products(
         residual: float32 `[rows, out]`.
         post_gain: float32 `[out]`.
         eps: Of the norms.
+        precise: As for `matmul`; only for a single weight.
 
     Returns:
         float32 `[rows, out]` for each weight. The gradient is that of exact products; weights have none.
@@ -249,7 +255,8 @@ def products(
     Raises:
         ValueError: A dtype, shape or encoding is wrong.
     """
-    if x.ndim != 2 or not weights or (len(weights) > 1 and (residual is not None or post_gain is not None)):
+    single = residual is not None or post_gain is not None or precise
+    if x.ndim != 2 or not weights or (len(weights) > 1 and single):
         raise ValueError("products takes x [rows, in] and weights; what is done to a result needs a single weight.")
     out = weights[0][2]
     expected = {
@@ -265,15 +272,16 @@ def products(
     for packed, encoding, out in weights:
         _check_packed(packed, packed_bytes(encoding, (out, x.shape[1])), f"{encoding} [{out}, in]")
     shapes = tuple((encoding, out) for _, encoding, out in weights)
-    return _products(shapes, eps, (x, gain, gate, residual, post_gain), tuple(weight[0] for weight in weights))
+    inputs = (x, gain, gate, residual, post_gain)
+    return _products(shapes, precise, eps, inputs, tuple(weight[0] for weight in weights))
 
 
 def top(x: Array, packed: Array, encoding: str, out_features: int, limit: int, count: int) -> tuple[Array, Array]:
     """The largest products of each row with a packed weight, out of its first `limit` rows.
 
-    They are the numbers that `matmul` gives, in descending order, the lower id first where two are equal. A weight in
-    the encoding `SPLIT` is read in two passes: five bits of every row, then the other three of those rows that may
-    still be among the largest, which the Cauchy-Schwarz inequality tells.
+    They are the numbers that `matmul` gives when precise, in descending order, the lower id first where two are equal.
+    A weight in the encoding `SPLIT` is read in two passes: five bits of every row, then the other three of those rows
+    that may still be among the largest, which the Cauchy-Schwarz inequality tells.
 
     Args:
         x: float32 `[rows, in]`.
@@ -428,7 +436,9 @@ def _rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
     return jax.ffi.ffi_call("gemwright_rows", result)(packed, ids, encoding=encoding)
 
 
-def _call(shapes: _Shapes, exact: bool, eps: float, inputs: _Inputs, packed: Sequence[Array]) -> tuple[Array, ...]:
+def _call(
+    shapes: _Shapes, exact: bool, precise: bool, eps: float, inputs: _Inputs, packed: Sequence[Array]
+) -> tuple[Array, ...]:
     x, gain, gate, residual, post_gain = inputs
     results = [jax.ShapeDtypeStruct((x.shape[0], out), jnp.float32) for _, out in shapes]
     row, matrix = jnp.zeros(0, jnp.float32), jnp.zeros((0, 0), jnp.float32)
@@ -442,21 +452,28 @@ def _call(shapes: _Shapes, exact: bool, eps: float, inputs: _Inputs, packed: Seq
             *packed,
             encodings=" ".join(encoding for encoding, _ in shapes),
             exact=exact,
+            precise=precise,
             eps=np.float32(eps),
         )
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _products(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Array, ...]:
-    return _call(shapes, False, eps, inputs, packed)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _products(
+    shapes: _Shapes, precise: bool, eps: float, inputs: _Inputs, packed: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    return _call(shapes, False, precise, eps, inputs, packed)
 
 
-def _products_forward(shapes: _Shapes, eps: float, inputs: _Inputs, packed: tuple[Array, ...]) -> tuple[Any, Any]:
-    return _products(shapes, eps, inputs, packed), (inputs, packed)
+def _products_forward(
+    shapes: _Shapes, precise: bool, eps: float, inputs: _Inputs, packed: tuple[Array, ...]
+) -> tuple[Any, Any]:
+    return _products(shapes, precise, eps, inputs, packed), (inputs, packed)
 
 
-def _products_backward(shapes: _Shapes, eps: float, saved: tuple[_Inputs, tuple[Array, ...]], dy: Any) -> Any:
+def _products_backward(
+    shapes: _Shapes, precise: bool, eps: float, saved: tuple[_Inputs, tuple[Array, ...]], dy: Any
+) -> Any:
     inputs, packed = saved
     pullback: Any = jax.vjp(partial(_composed, shapes, eps, packed), inputs)[1]
     return *pullback(dy), tuple(np.zeros(weight.shape, jax.dtypes.float0) for weight in packed)
@@ -469,7 +486,7 @@ def _composed(shapes: _Shapes, eps: float, packed: tuple[Array, ...], inputs: _I
     x = x if gain is None else _norm(x, gain, eps)
     results: list[Array] = []
     for (encoding, out), weight in zip(shapes, packed, strict=True):
-        y: Any = _matmul(encoding, out, True, x, weight)
+        y: Any = _matmul(encoding, out, True, False, x, weight)
         y = y if post_gain is None else _norm(y, post_gain, eps)
         results.append(y if residual is None else residual + y)
     return tuple(results)
@@ -482,19 +499,20 @@ def _norm(x: Array, gain: Array, eps: float) -> Array:
 _products.defvjp(_products_forward, _products_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _matmul(encoding: str, out_features: int, exact: bool, x: Array, packed: Array) -> Array:
-    return _call(((encoding, out_features),), exact, 0.0, (x, None, None, None, None), (packed,))[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _matmul(encoding: str, out_features: int, exact: bool, precise: bool, x: Array, packed: Array) -> Array:
+    inputs = (x, None, None, None, None)
+    return _call(((encoding, out_features),), exact, precise, 0.0, inputs, (packed,))[0]
 
 
 def _matmul_forward(
-    encoding: str, out_features: int, exact: bool, x: Array, packed: Array
+    encoding: str, out_features: int, exact: bool, precise: bool, x: Array, packed: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(encoding, out_features, exact, x, packed), (x, packed)
+    return _matmul(encoding, out_features, exact, precise, x, packed), (x, packed)
 
 
 def _matmul_backward(
-    encoding: str, out_features: int, exact: bool, saved: tuple[Array, Array], dy: Array
+    encoding: str, out_features: int, exact: bool, precise: bool, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Any]:
     """Returns `dy @ w`, decoding the weight a part at a time."""
     x, packed = saved

@@ -28,6 +28,8 @@ from gemwright.weights import Weight
 
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
+HEAVY = ".down"
+"""End of the path of weights whose inputs, products of two activations, span the most: 8 bits cost them too much."""
 ALIGNMENT = 64
 """Bytes. A host buffer so aligned becomes a CPU device's buffer without a copy."""
 
@@ -71,13 +73,14 @@ def _leaves(
             stored, name = plan[path], names[plan[path].name]
             info = file.tensors[name]
             as_ours = not stored.index and stored.permute is None
+            head, heavy = path == ("embed" if config.tied else "head"), path.endswith(HEAVY)
             if param.linear and as_ours and info.panels:
-                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype)
+                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=head or heavy)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 release = functools.partial(file.release, name)
-                head = path == ("embed" if config.tied else "head")
-                yield path, packed.pack(info.encoding, raw, param.shape, stored.shape[0], release, head=head)
+                rows, precise = stored.shape[0], head or heavy
+                yield path, packed.pack(info.encoding, raw, param.shape, rows, release, head=head, precise=precise)
             else:
                 yield path, jax.device_put(_read(pool, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)
@@ -85,12 +88,18 @@ def _leaves(
 
 
 def _mapped(
-    raw: NDArray[np.uint8], encoding: str, stored: Stored, shape: tuple[int, ...], dtype: DTypeLike | None
+    raw: NDArray[np.uint8],
+    encoding: str,
+    stored: Stored,
+    shape: tuple[int, ...],
+    dtype: DTypeLike | None,
+    *,
+    precise: bool,
 ) -> Weight:
     """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
     held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
     if dtype is None:
-        return packed.QTensor(held, encoding, shape)
+        return packed.QTensor(held, encoding, shape, precise)
     return PanelTensor(held, encoding, shape, jnp.dtype(dtype))
 
 

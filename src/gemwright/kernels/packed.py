@@ -30,11 +30,13 @@ class QTensor:
         packed: [bytes] uint8.
         encoding: Of the values, such as "Q4_K" or "BF16".
         shape: Of the array that it stands for, outputs first.
+        precise: Activations meet it in 16 bits, not in 8.
     """
 
     packed: Array
     encoding: str = tree.static()
     shape: tuple[int, ...] = tree.static()
+    precise: bool = tree.static()
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -47,7 +49,7 @@ class QTensor:
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
-        y = native.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]))
+        y = native.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), precise=self.precise)
         return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
 
     def rows(self, ids: Array) -> Array:
@@ -108,6 +110,7 @@ def products(
         residual=matrix(residual),
         post_gain=row(post_gain),
         eps=eps,
+        precise=any(weight.precise for weight in maps),
     )
     return tuple(y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True))
 
@@ -120,6 +123,7 @@ def pack(
     done: Callable[[], None],
     *,
     head: bool = False,
+    precise: bool = False,
 ) -> QTensor:
     """Rearrange a weight's bytes, some rows at a time.
 
@@ -130,6 +134,7 @@ def pack(
         rows: Into how many rows the bytes are divided.
         done: Called when some rows have been read, so that their pages can be given back.
         head: Mostly the largest of its products are wanted; see `gemwright_native.top`.
+        precise: Activations meet it in 16 bits.
     """
     native = _native()
     width, row_bytes = math.prod(shape) // rows, len(raw) // rows
@@ -141,9 +146,9 @@ def pack(
         try:
             native.pack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], (rows, width), part)
         except OverflowError:
-            return pack(encoding, raw, shape, rows, done)
+            return pack(encoding, raw, shape, rows, done, precise=precise)
         done()
-    return QTensor(jax.device_put(packed), layout, shape)
+    return QTensor(jax.device_put(packed), layout, shape, precise)
 
 
 def instruction_set() -> str:
