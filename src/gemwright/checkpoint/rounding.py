@@ -45,7 +45,7 @@ def round_groups(encoding: str, values: NDArray[np.float32]) -> tuple[NDArray[np
     least = np.full(len(values), np.inf, np.float32)
     with np.errstate(all="ignore"):
         for reach in grid.reaches:
-            _consider(columns, _half(extreme / np.float32(reach)), grid, best, least)
+            _consider(columns, _half((extreme / np.float32(reach)).astype(np.float32)), grid, best, least)
         sound = np.isfinite(least)
         for _ in range(REFITS):
             _consider(columns, _half(_least_squares(columns, _numbers(columns, best, grid))), grid, best, least)
