@@ -142,11 +142,14 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
 
 // Each row of activations is two: itself, and what rounding that to 8 bits leaves out.
 void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, const Around& around,
-                        const Weight& weight) {
-  const int64_t input_bytes = 2 * rows * in * sizeof(float), output_bytes = 2 * rows * weight.out * sizeof(float);
-  Scratch<1> scratch(input_bytes + output_bytes);
+                        const std::vector<Weight>& weights) {
+  const int64_t input_bytes = 2 * rows * in * sizeof(float);
+  int64_t bytes = input_bytes;
+  for (const Weight& weight : weights) bytes += 2 * rows * weight.out * sizeof(float);
+  Scratch<1> scratch(bytes);
   auto* const input = static_cast<float*>(scratch.take(input_bytes));
-  auto* const output = static_cast<float*>(scratch.take(output_bytes));
+  std::vector<Weight> doubled = weights;
+  for (Weight& weight : doubled) weight.y = static_cast<float*>(scratch.take(2 * rows * weight.out * sizeof(float)));
   for_rows(pool, rows, in * sizeof(float), [&](int64_t first, int64_t count) {
     for (int64_t row = first; row < first + count; ++row) {
       float* const both = input + 2 * row * in;
@@ -154,15 +157,18 @@ void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, co
       kernels().row.rest(both, in, both + in);
     }
   });
-  std::vector<Product> planned = plan(false, 2 * rows, in, {{weight.encoding, weight.packed, weight.packed_size, weight.out, output}});
+  std::vector<Product> planned = plan(false, 2 * rows, in, doubled);
   prepare(pool, input, 2 * rows, in, {}, planned);
   multiply(pool, 2 * rows, planned);
-  for_rows(pool, rows, weight.out * sizeof(float), [&](int64_t first, int64_t count) {
-    for (int64_t row = first; row < first + count; ++row) {
-      const float* const both = output + 2 * row * weight.out;
-      kernels().row.add(both, both + weight.out, weight.out, weight.y + row * weight.out);
-    }
-  });
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t out = weights[i].out;
+    for_rows(pool, rows, out * sizeof(float), [&](int64_t first, int64_t count) {
+      for (int64_t row = first; row < first + count; ++row) {
+        const float* const both = doubled[i].y + 2 * row * out;
+        kernels().row.add(both, both + out, out, weights[i].y + row * out);
+      }
+    });
+  }
 }
 
 // Normalises the result and adds it to the residual where that is asked for.
@@ -201,8 +207,11 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
     }
   }
   if (rows == 0) return {};
-  if (around.precise && weights.size() == 1 && !exact && kernels().matmul[*find_encoding(weights[0].encoding)]) {
-    multiply_precisely(pool, x, rows, in, around, weights[0]);
+  const bool blocks = std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
+    return kernels().matmul[*find_encoding(weight.encoding)] != nullptr;
+  });
+  if (around.precise && blocks && !exact) {
+    multiply_precisely(pool, x, rows, in, around, weights);
   } else {
     std::vector<Product> planned = plan(exact, rows, in, weights);
     prepare(pool, x, rows, in, around, planned);

@@ -30,7 +30,7 @@ struct Around {
   const float* post_gain;  // [out]: y becomes y / rms(y) * (1 + post_gain), ...
   const float* residual;   // [rows, out]: ... and is added to these
   float eps;               // of the norms
-  bool precise;            // activations of 16 bits, as the sum of two of 8, for a single weight
+  bool precise;            // activations of 16 bits, as the sum of two of 8; not if a weight is of plain floats
 };
 
 // Multiplies x by each weight. Unless `exact`, block formats meet activations of 8 bits.

@@ -247,7 +247,7 @@ def products(
         residual: float32 `[rows, out]`.
         post_gain: float32 `[out]`.
         eps: Of the norms.
-        precise: As for `matmul`; only for a single weight.
+        precise: As for `matmul`, unless one of the weights is of plain floats.
 
     Returns:
         float32 `[rows, out]` for each weight. The gradient is that of exact products; weights have none.
@@ -255,7 +255,7 @@ def products(
     Raises:
         ValueError: A dtype, shape or encoding is wrong.
     """
-    single = residual is not None or post_gain is not None or precise
+    single = residual is not None or post_gain is not None
     if x.ndim != 2 or not weights or (len(weights) > 1 and single):
         raise ValueError("products takes x [rows, in] and weights; what is done to a result needs a single weight.")
     out = weights[0][2]

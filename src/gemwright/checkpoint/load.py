@@ -28,8 +28,8 @@ from gemwright.weights import Weight
 
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
-HEAVY = ".down"
-"""End of the path of weights whose inputs, products of two activations, span the most: 8 bits cost them too much."""
+PRECISE = (".down", ".q", ".k", ".v")
+"""Ends of the paths of weights that meet activations of 16 bits, as the head does: where 8 change the model the most."""
 ALIGNMENT = 64
 """Bytes. A host buffer so aligned becomes a CPU device's buffer without a copy."""
 
@@ -73,13 +73,14 @@ def _leaves(
             stored, name = plan[path], names[plan[path].name]
             info = file.tensors[name]
             as_ours = not stored.index and stored.permute is None
-            head, heavy = path == ("embed" if config.tied else "head"), path.endswith(HEAVY)
+            head = path == ("embed" if config.tied else "head")
+            precise = head or path.endswith(PRECISE)
             if param.linear and as_ours and info.panels:
-                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=head or heavy)
+                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=precise)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 release = functools.partial(file.release, name)
-                rows, precise = stored.shape[0], head or heavy
+                rows = stored.shape[0]
                 yield path, packed.pack(info.encoding, raw, param.shape, rows, release, head=head, precise=precise)
             else:
                 yield path, jax.device_put(_read(pool, file, name, stored, param.shape, plain))
