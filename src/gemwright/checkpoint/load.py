@@ -29,7 +29,7 @@ from gemwright.weights import Weight
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
 PRECISE = (".down", ".q", ".k", ".v")
-"""Ends of the paths of weights that meet activations of 16 bits, as the head does: 8 would change the model most here."""
+"""Ends of the paths of weights that meet activations of 16 bits, as the head does: 8 would change most here."""
 ALIGNMENT = 64
 """Bytes. A host buffer so aligned becomes a CPU device's buffer without a copy."""
 
