@@ -19,7 +19,9 @@ from weights import random_weight
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("encoding", ["Q4_K", "Q8_0", "BF16"])
 def test_gradient_is_that_of_the_exact_product(encoding: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_DECODED_ROWS", 16)  # 37 outputs take three parts, the last not full
+    monkeypatch.setattr(
+        "gemwright_native._products._DECODED_ROWS", 16
+    )  # 37 outputs take three parts, the last not full
     w = random_weight(encoding, (37, 256))
     packed = jnp.asarray(native.pack(encoding, w.raw, (37, 256)))
     random = np.random.default_rng(1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import gemwright_native
+from gemwright_native._library import library
 
 
 def rg_lru(
@@ -36,7 +36,7 @@ def rg_lru(
     Raises:
         ValueError: A dtype or shape is wrong.
     """
-    gemwright_native.isa()  # loads the kernels
+    library()  # registers the operation
     B, T, R = u.shape if u.ndim == 3 else (0, 0, 0)
     blocks = max(input_gate[0].shape[0], 1)
     width = R // blocks

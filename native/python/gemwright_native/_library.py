@@ -1,0 +1,72 @@
+"""The shared library: loaded once, with the best instruction set of the machine."""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import jax
+
+_LIBRARY = Path(__file__).with_name("libgemwright_native.so")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Loads the kernels, chooses the instruction set and registers the operations with XLA, once."""
+    loaded = ctypes.CDLL(str(_LIBRARY))
+    loaded.gemwright_isa.restype = loaded.gemwright_isa_name.restype = ctypes.c_char_p
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    loaded.gemwright_packed_bytes.restype = size
+    loaded.gemwright_packed_bytes.argtypes = [ctypes.c_char_p, size, size]
+    loaded.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, *[size] * 5, pointer, size, ctypes.c_int]
+    forced = os.environ.get("GEMWRIGHT_NATIVE_ISA")
+    if forced and not loaded.gemwright_select_isa(forced.encode()):
+        names = ", ".join(_isas(loaded))
+        raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
+    for name in (
+        "gemwright_products",
+        "gemwright_top",
+        "gemwright_rows",
+        "gemwright_attention_float32",
+        "gemwright_attention_bfloat16",
+        "gemwright_rg_lru_float32",
+        "gemwright_rg_lru_bfloat16",
+    ):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    return loaded
+
+
+def _isas(loaded: ctypes.CDLL) -> tuple[str, ...]:
+    names: list[str] = []
+    while name := loaded.gemwright_isa_name(len(names)):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def available() -> bool:
+    """Tells whether the compiled kernels are installed."""
+    return _LIBRARY.is_file()
+
+
+def isa() -> str:
+    """Returns the instruction set in use.
+
+    Raises:
+        ValueError: GEMWRIGHT_NATIVE_ISA names one that this machine or build lacks.
+    """
+    return library().gemwright_isa().decode()
+
+
+def isas() -> tuple[str, ...]:
+    """Returns the instruction sets that can run here, best first; the last is always `portable`."""
+    return _isas(library())
+
+
+def select_isa(name: str) -> None:
+    """Changes the instruction set of later calls.
+
+    Raises:
+        ValueError: It is not one of `isas()`.
+    """
+    if not library().gemwright_select_isa(name.encode()):
+        raise ValueError(f"instruction set {name!r} cannot run here; choose from {', '.join(isas())}.")
