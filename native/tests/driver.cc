@@ -12,6 +12,7 @@
 #include "kernels.h"
 #include "ops.h"
 #include "packing.h"
+#include "split.h"
 
 namespace {
 
@@ -143,6 +144,53 @@ void surround(std::mt19937& random) {
     for (int i = 0; const char* isa = isa_name(i); ++i) {
       select_isa(isa);
       check(close(expected, surround(packed, numbers, rows, kIn, kOut, 4)), {"around", kOut, kIn, rows}, isa, "values");
+    }
+  }
+}
+
+// A split weight: its products, its rows and the largest of its products, with limits and counts that are odd.
+std::vector<float> split(const Split& layout, const std::vector<uint8_t>& source, const std::vector<float>& x,
+                         int64_t rows_of_x, int64_t threads) {
+  Threads pool(threads);
+  const Case c{"split", layout.out, layout.in, rows_of_x};
+  std::vector<uint8_t> packed(layout.size);
+  const int64_t front = layout.out / 2 / kLanes * kLanes, row_bytes = source.size() / layout.out;
+  bool fits = pack_split(layout, source.data(), 0, front, packed.data(), 3);
+  fits &= pack_split(layout, source.data() + front * row_bytes, front, layout.out - front, packed.data(), 2);
+  check(fits, c, kernels().name, "packing");
+  std::vector<float> y(rows_of_x * layout.out);
+  const int64_t size = packed.size();
+  std::string wrong = products(pool, false, x.data(), rows_of_x, layout.in, {},
+                               {{kSplitName, packed.data(), size, layout.out, y.data()}});
+  const std::vector<int32_t> ids = {0, int32_t(layout.out) - 1, int32_t(layout.out), -1};
+  std::vector<float> decoded(ids.size() * layout.in);
+  wrong += rows(pool, kSplitName, packed.data(), size, ids.data(), ids.size(), decoded.data(), layout.in);
+  y.insert(y.end(), decoded.begin(), decoded.begin() + 2 * layout.in);
+  for (int64_t count : {int64_t{1}, std::min<int64_t>(layout.out, 20)}) {
+    const int64_t limit = std::max(count, layout.out - 1);
+    std::vector<float> values(rows_of_x * count);
+    std::vector<int32_t> where(rows_of_x * count);
+    wrong += top(pool, kSplitName, x.data(), rows_of_x, layout.in, packed.data(), size, layout.out, limit, count,
+                 values.data(), where.data());
+    y.insert(y.end(), values.begin(), values.end());
+  }
+  check(wrong.empty(), c, kernels().name, wrong.c_str());
+  return y;
+}
+
+void split(std::mt19937& random) {
+  for (const auto& [out, in] : std::vector<std::pair<int64_t, int64_t>>{{1, 32}, {37, 96}, {300, 640}, {9000, 160}}) {
+    const Split layout = *split_layout(out, in);
+    const auto source = random_weight(*source_bytes(kQ8_0, out, in), random);
+    for (int64_t rows_of_x : {1, 11}) {
+      std::vector<float> x(rows_of_x * in);
+      for (float& value : x) value = std::normal_distribution<float>()(random);
+      select_isa("portable");
+      const auto expected = split(layout, source, x, rows_of_x, 1);
+      for (int i = 0; const char* isa = isa_name(i); ++i) {
+        select_isa(isa);
+        check(close(expected, split(layout, source, x, rows_of_x, 4)), {"split", out, in, rows_of_x}, isa, "values");
+      }
     }
   }
 }
@@ -280,6 +328,7 @@ int main() {
     if (block == 1) compare({encoding, 5, 259, 4}, random);
   }
   surround(random);
+  split(random);
   refuse(random);
   attend<float>(2e-5);
   attend<Bfloat16>(1e-2);  // a key between two numbers may be rounded either way
