@@ -47,6 +47,8 @@ def test_generate_continues_a_text(model: gemwright.Model):
 
 
 def test_the_logprobs_are_those_of_the_text(model: gemwright.Model):
+    """With keys and values in float32: a rounded one may fall to either side in one pass and in several."""
+    model = replace(model, engine=replace(model.engine, state_dtype=jnp.float32))
     completion = model.generate(PROMPTS[0], max_tokens=10, temperature=1.5, top_k=9, seed=4, alternatives=0)
     whole = model.engine.score([model.encode(PROMPTS[0]) + completion.tokens])[0]
     np.testing.assert_allclose(completion.logprobs, whole[-10:], rtol=0, atol=1e-5)
