@@ -5,7 +5,7 @@ MODEL ?= gemma-3-270m
 # This release of llama.cpp crashes in its AMX kernels; without them it takes those for AVX-512.
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 
-.PHONY: demo test test-peers test-sanitized check format bench clean
+.PHONY: demo test test-slow test-peers test-sanitized check format bench clean
 
 demo: .venv/demo.installed  ## Real text, written by a real Gemma
 	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
@@ -16,6 +16,9 @@ test: .venv/dev.installed  ## Prove the house sound
 
 test-sanitized:  ## The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh
+
+test-slow: .venv/dev.installed  ## Tests of half a minute each
+	$(BIN)/pytest -m slow
 
 test-peers: .venv/peers.installed  ## Tests that need llama.cpp, which is compiled for them
 	$(BIN)/pytest -m peer

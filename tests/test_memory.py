@@ -66,7 +66,7 @@ print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_demo_takes_what_is_forecast(demo_gguf: Path, dtype: str) -> None:
     """The peak of a process that loads, writes and scores."""
     command = [sys.executable, "-c", MEASURE, str(demo_gguf), dtype]

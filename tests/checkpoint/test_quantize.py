@@ -267,6 +267,7 @@ def test_a_file_written_anew_elsewhere_is_the_same_model(tmp_path: Path) -> None
         np.testing.assert_array_equal(values, before[name])
 
 
+@pytest.mark.slow
 def test_the_demo_in_8_bits_keeps_its_quality(demo_gguf: Path, demo: gemwright.Model, tmp_path: Path) -> None:
     """Weights and activations in 8 bits move the mean log-likelihood of 512 tokens by less than 0.3%."""
     quantize(demo_gguf, tmp_path / "made", 8)

@@ -18,6 +18,7 @@ SAMPLINGS = [Sampling(), Sampling(temperature=0.8, top_k=64, seed=7)]
 LENGTH = 150
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not use_native(), reason="XLA's products of one row and of several differ in rounding")
 def test_the_text_is_that_of_plain_decoding(monkeypatch: pytest.MonkeyPatch, demo_gguf: Path):
     model = gemwright.load(demo_gguf)
