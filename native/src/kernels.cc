@@ -198,7 +198,7 @@ inline void accumulate(const typename Format::Stripe& w, const BlockScales<Forma
   }
 }
 
-// One row of activations is bound by memory; the processor alone does not ask for it early enough. Past the
+// A single tile of activations is bound by memory; the processor alone does not ask for it early enough. Past the
 // end of the weight a prefetch does nothing, and the address is an integer because no pointer may go there.
 template <class Panel>
 inline void prefetch_ahead(const Panel& block) {
@@ -209,13 +209,14 @@ inline void prefetch_ahead(const Panel& block) {
 }
 
 template <class Format, int Rows>
-void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes) {
+void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes,
+                 bool stream) {
   const auto* block = reinterpret_cast<const typename Format::Panel*>(panel);
   Floats sum[Rows];
   for (int r = 0; r < Rows; ++r) sum[r] = zero();
   for (int64_t b = 0; b < blocks; ++b, ++block) {
     const BlockScales<Format> scales(*block);
-    if constexpr (Rows == 1) prefetch_ahead(*block);
+    if (stream) prefetch_ahead(*block);
     for (const typename Format::Stripe& stripe : block->stripes) {
       accumulate<Format, Rows>(stripe, scales, a, sum);
       a += Rows;
@@ -232,7 +233,7 @@ void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, in
     for_each_tile(row, rows, [&](int64_t r, auto n) {
       matmul_tile<Format, n>(args.panels + panel * args.panel_bytes,
                              static_cast<const Activations*>(args.tiles) + r * stripes, args.in / Format::kElements,
-                             args.y + r * args.out + column, args.out, lanes);
+                             args.y + r * args.out + column, args.out, lanes, rows == n);
     });
   }
 }
