@@ -36,7 +36,7 @@ template <int N, class Body>
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Cuts rows [row, row + rows) into tiles of kTileRows, then of smaller powers of two: body(first row, constant).
-static_assert(kRowGroup % kTileRows == 0);
+static_assert(kRowGroup % kTileRows == 0 && kTileRows % 2 == 0, "two rows that are a pair stand in one tile");
 template <class Body>
 inline void for_each_tile(int64_t row, int64_t rows, Body body) {
   const int64_t end = row + rows;
@@ -210,7 +210,7 @@ inline void prefetch_ahead(const Panel& block) {
 
 template <class Format, int Rows>
 void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes,
-                 bool stream) {
+                 bool paired, bool stream) {
   const auto* block = reinterpret_cast<const typename Format::Panel*>(panel);
   Floats sum[Rows];
   for (int r = 0; r < Rows; ++r) sum[r] = zero();
@@ -222,7 +222,11 @@ void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, flo
       a += Rows;
     }
   }
-  for (int r = 0; r < Rows; ++r) store_lanes(y + r * out, lanes, sum[r]);
+  if (paired) {
+    for (int r = 0; r + 1 < Rows; r += 2) store_lanes(y + r / 2 * out, lanes, sum[r] + sum[r + 1]);
+  } else {
+    for (int r = 0; r < Rows; ++r) store_lanes(y + r * out, lanes, sum[r]);
+  }
 }
 
 template <class Format>
@@ -233,7 +237,8 @@ void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, in
     for_each_tile(row, rows, [&](int64_t r, auto n) {
       matmul_tile<Format, n>(args.panels + panel * args.panel_bytes,
                              static_cast<const Activations*>(args.tiles) + r * stripes, args.in / Format::kElements,
-                             args.y + r * args.out + column, args.out, lanes, rows == n);
+                             args.y + (args.paired ? r / 2 : r) * args.out + column, args.out, lanes, args.paired,
+                             rows == n);
     });
   }
 }

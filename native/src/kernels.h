@@ -21,6 +21,7 @@ struct MatmulArgs {
   const float* x;
   void* tiles;  // x as the kernels read it: see `prepare` below
   float* y;
+  bool paired;  // two rows of x are parts of one, whose products are added: y[rows / 2, out]; not for exact products
 };
 
 // y[n, width] = w[ids], NaN for an id outside the table.

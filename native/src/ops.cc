@@ -77,7 +77,7 @@ std::vector<Product> plan(bool exact, int64_t rows, int64_t in, const std::vecto
     products.push_back({integers ? table.prepare[encoding] : table.prepare_exact,
                         integers ? table.matmul[encoding] : table.exact[encoding], rows * row_bytes,
                         weight.packed_size, (weight.out + kLanes - 1) / kLanes,
-                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y}});
+                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y, false}});
   }
   return products;
 }
@@ -124,7 +124,7 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   const int64_t groups = row_groups(rows);
   std::vector<int64_t> ends;
   for (const Product& product : products) {
-    const int64_t count = parts(product.packed_size * groups, std::min(product.panels, 8 * pool.threads()));
+    const int64_t count = parts(product.packed_size * groups, std::min(product.panels, 64 * pool.threads()));
     ends.push_back((ends.empty() ? 0 : ends.back()) + count);
   }
   parallel_for(pool, ends.back(), [&](int64_t part) {
@@ -140,16 +140,12 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   });
 }
 
-// Each row of activations is two: itself, and what rounding that to 8 bits leaves out.
+// Each row of activations is two: itself, and what rounding that to 8 bits leaves out. Their products are added.
 void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, const Around& around,
                         const std::vector<Weight>& weights) {
-  const int64_t input_bytes = 2 * rows * in * sizeof(float);
-  int64_t bytes = input_bytes;
-  for (const Weight& weight : weights) bytes += 2 * rows * weight.out * sizeof(float);
+  const int64_t bytes = 2 * rows * in * sizeof(float);
   Scratch<1> scratch(bytes);
-  auto* const input = static_cast<float*>(scratch.take(input_bytes));
-  std::vector<Weight> doubled = weights;
-  for (Weight& weight : doubled) weight.y = static_cast<float*>(scratch.take(2 * rows * weight.out * sizeof(float)));
+  auto* const input = static_cast<float*>(scratch.take(bytes));
   for_rows(pool, rows, in * sizeof(float), [&](int64_t first, int64_t count) {
     for (int64_t row = first; row < first + count; ++row) {
       float* const both = input + 2 * row * in;
@@ -157,18 +153,10 @@ void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, co
       kernels().row.rest(both, in, both + in);
     }
   });
-  std::vector<Product> planned = plan(false, 2 * rows, in, doubled);
+  std::vector<Product> planned = plan(false, 2 * rows, in, weights);
+  for (Product& product : planned) product.args.paired = true;
   prepare(pool, input, 2 * rows, in, {}, planned);
   multiply(pool, 2 * rows, planned);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const int64_t out = weights[i].out;
-    for_rows(pool, rows, out * sizeof(float), [&](int64_t first, int64_t count) {
-      for (int64_t row = first; row < first + count; ++row) {
-        const float* const both = doubled[i].y + 2 * row * out;
-        kernels().row.add(both, both + out, out, weights[i].y + row * out);
-      }
-    });
-  }
 }
 
 // Normalises the result and adds it to the residual where that is asked for.

@@ -73,6 +73,13 @@ inline float add_lanes(Floats x) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+inline Floats larger(Floats a, Floats b) { return {_mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1])}; }
+// One bit for each lane.
+inline uint32_t at_least(Floats a, Floats b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v[0], b.v[0], _CMP_GE_OQ))) |
+         uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v[1], b.v[1], _CMP_GE_OQ))) << 8;
+}
+
 inline Ints broadcast(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 
 inline Bytes load_bytes(const uint8_t* p) { return {load_256(p), load_256(p + 32)}; }

@@ -51,6 +51,9 @@ inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; 
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
 inline float add_lanes(Floats x) { return _mm512_reduce_add_ps(x.v); }
+inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+// One bit for each lane.
+inline uint32_t at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 
 inline Ints broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
 

@@ -78,6 +78,16 @@ inline float add_lanes(Floats x) {
   return vaddvq_f32(vaddq_f32(vaddq_f32(x.v[0], x.v[1]), vaddq_f32(x.v[2], x.v[3])));
 }
 
+// A NaN in `a` gives the lane of `b`, as the other instruction sets do.
+inline Floats larger(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i])); }
+// One bit for each lane.
+inline uint32_t at_least(Floats a, Floats b) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  uint32_t mask = 0;
+  for (int i = 0; i < 4; ++i) mask |= vaddvq_u32(vandq_u32(vcgeq_f32(a.v[i], b.v[i]), bit)) << 4 * i;
+  return mask;
+}
+
 inline Ints broadcast(int32_t x) { GEMWRIGHT_EACH(Ints, vdupq_n_s32(x)); }
 
 inline Bytes load_bytes(const uint8_t* p) { GEMWRIGHT_EACH(Bytes, vld1q_u8(p + 16 * i)); }

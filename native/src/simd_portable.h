@@ -9,7 +9,7 @@
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
-constexpr int kTileRows = 1;      // activation rows that share one decoded weight
+constexpr int kTileRows = 2;  // activation rows that share one decoded weight
 constexpr int kSignedOffset = 0;  // what `prepare_signed` adds to a weight
 
 inline bool supported() { return true; }
@@ -66,6 +66,14 @@ inline Floats operator*(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] * b.
 inline Floats operator+(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] + b.v[i]); }
 inline Floats operator-(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] - b.v[i]); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { GEMWRIGHT_EACH(Floats, a.v[i] * b.v[i] + c.v[i]); }
+
+inline Floats larger(Floats a, Floats b) { GEMWRIGHT_EACH(Floats, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+// One bit for each lane.
+inline uint32_t at_least(Floats a, Floats b) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= uint32_t(a.v[i] >= b.v[i]) << i;
+  return mask;
+}
 
 inline float add_lanes(Floats x) {
   float sum = 0.0f;

@@ -57,26 +57,27 @@ void fine(const uint8_t* row, const FineInput* x, int64_t count, float* y, int64
 }
 
 void tops(const float* y, int64_t count, float* tops) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) tops[lane] = y[i + lane] > tops[lane] ? y[i + lane] : tops[lane];
-  }
+  Floats most = load(tops);
+  for (int64_t i = 0; i < count; i += kLanes) most = larger(load(y + i), most);  // what is no number never counts
+  store(tops, most);
 }
 
 int64_t find(const Scores& scores, int64_t first, int64_t last, float least, int32_t* found) {
+  const Floats enough = broadcast(least), length = broadcast(scores.length);
   int64_t count = 0;
   for (; first < last; first += kLanes) {
-    const int64_t lanes = last - first < kLanes ? last - first : kLanes;
-    float most[kLanes] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) most[lane] = scores.y[first + lane];
-    if (scores.errors != nullptr) {
-      for (int64_t lane = 0; lane < lanes; ++lane) most[lane] += scores.errors[first + lane] * scores.length;
+    Floats most = zero();
+    if (last - first >= kLanes) {
+      most = load(scores.y + first);
+    } else {
+      float some[kLanes] = {};
+      std::memcpy(some, scores.y + first, (last - first) * sizeof(float));
+      most = load(some);
     }
-    int any = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) any |= most[lane] >= least;
-    if (any == 0) continue;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      found[count] = int32_t(first + lane);
-      count += most[lane] >= least;
+    if (scores.errors != nullptr) most = multiply_add(load(scores.errors + first), length, most);
+    for (uint32_t lanes = at_least(most, enough); lanes != 0; lanes &= lanes - 1) {
+      const int64_t row = first + __builtin_ctz(lanes);
+      if (row < last) found[count++] = int32_t(row);
     }
   }
   return count;

@@ -36,7 +36,7 @@ class FinePart {
       : q_(fine_groups(split.in) * 64), start_(fine_groups(split.in) * kLanes), scales_(fine_scales(split.in)) {
     const int64_t stripes = split.in / kStripe;
     std::vector<Activations> tile(stripes);
-    kernels().prepare[kQ5_0]({nullptr, 0, split.in, 0, x, tile.data(), nullptr}, 0, 1);
+    kernels().prepare[kQ5_0]({nullptr, 0, split.in, 0, x, tile.data(), nullptr, false}, 0, 1);
     double squares = 0.0;
     for (int64_t s = 0; s < stripes; ++s) {
       std::copy(tile[s].q, tile[s].q + kStripe, &q_[s * kStripe]);
@@ -193,10 +193,12 @@ std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t r
   const auto split = encoding == kSplitName ? split_layout(out, in) : std::nullopt;
   if (encoding == kSplitName && (!split || split->size != packed_size)) return "a split weight has the wrong size.";
   if (count < 1 || count > limit || limit > out) return "top was asked for more products than there are.";
-  std::vector<float> y(std::min(rows, kRows) * out);
+  thread_local std::vector<float> kept;  // fresh memory would be mapped and cleared at every call
+  kept.resize(std::max<size_t>(kept.size(), std::min(rows, kRows) * out));
+  float* const y = kept.data();
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t some = std::min(kRows, rows - first);
-    const Weight coarse{split ? "Q5_0" : encoding, packed, split ? split->panels_size : packed_size, out, y.data()};
+    const Weight coarse{split ? "Q5_0" : encoding, packed, split ? split->panels_size : packed_size, out, y};
     const std::string wrong = products(pool, false, x + first * in, some, in, kPrecise, {coarse});
     if (!wrong.empty()) return wrong;
     for (int64_t row = 0; row < some; ++row) {
@@ -205,9 +207,9 @@ std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t r
       if (split) {
         const Fine fine(*split, x + (first + row) * in);
         const Refinement refinement{*split, packed, fine};
-        select(pool, y.data() + row * out, &refinement, limit, count, best, where);
+        select(pool, y + row * out, &refinement, limit, count, best, where);
       } else {
-        select(pool, y.data() + row * out, nullptr, limit, count, best, where);
+        select(pool, y + row * out, nullptr, limit, count, best, where);
       }
     }
   }
