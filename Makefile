@@ -44,7 +44,9 @@ clean:
 	touch $@
 
 .venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*) $(wildcard native/python/*/*.py) | .venv/python.installed
-	$(BIN)/pip install -q ./native || echo "gemwright-native could not be built, so XLA multiplies the matrices."
+	$(BIN)/pip install -q ./native
+	@$(BIN)/python -c "import gemwright_native as native; native.available() or \
+		print('gemwright-native could not be built, so XLA multiplies the matrices.')"
 	touch $@
 
 .venv/demo.installed: pyproject.toml .venv/native.installed
