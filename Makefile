@@ -4,6 +4,8 @@ BIN := .venv/bin
 MODEL ?= gemma-3-270m
 # This release of llama.cpp crashes in its AMX kernels; without them it takes those for AVX-512.
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
+# Two processes, each of which takes whole files, so that what a file sets up is made once.
+IN_PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-slow test-peers test-sanitized check format bench clean
 
@@ -11,8 +13,8 @@ demo: .venv/demo.installed  ## Real text, written by a real Gemma
 	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
 
 test: .venv/dev.installed  ## Prove the house sound
-	$(BIN)/pytest
-	cd native && ../$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
+	cd native && ../$(BIN)/pytest $(IN_PARALLEL)
 
 test-sanitized:  ## The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh

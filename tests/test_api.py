@@ -22,6 +22,7 @@ from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTEXT = 128
 PROMPTS = ["the cat", "and then. Nothing"]
 

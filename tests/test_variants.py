@@ -1,5 +1,6 @@
 """Every published variant, without its memory: parameter counts, shapes and the size of the state."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 
 from gemwright import tree
 from gemwright.model.config import Attention, Config, Recurrent, stages
-from gemwright.model.spec import init, parameter_count, spec
+from gemwright.model.spec import ModelWeights, init, parameter_count, spec
 from gemwright.model.state import abstract_state, state_bytes
 from gemwright.model.transformer import forward, logits
 from gemwright.variants import VARIANTS
@@ -70,6 +71,12 @@ variants = pytest.mark.parametrize("name", VARIANTS)
 shapes = pytest.mark.parametrize("name", SHAPES)  # one of those that differ in nothing that matters to a decoder
 
 
+@functools.cache
+def abstract_weights(name: str) -> ModelWeights:
+    """Those that `init` would make, without their values."""
+    return jax.eval_shape(lambda: init(VARIANTS[name].config, jax.random.key(0), jnp.bfloat16))
+
+
 def attention_of(config: Config) -> list[Attention]:
     return [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
 
@@ -95,9 +102,7 @@ def test_decoders_alone_have_the_published_counts_too(name: str):
 
 @variants
 def test_initial_weights_have_the_shapes_of_the_table(name: str):
-    config = VARIANTS[name].config
-    weights = jax.eval_shape(lambda: init(config, jax.random.key(0), jnp.bfloat16))
-    declared = tree.flatten(spec(config))
+    weights, declared = abstract_weights(name), tree.flatten(spec(VARIANTS[name].config))
     assert {path: leaf.shape for path, leaf in tree.flatten(weights).items()} == {
         path: param.shape for path, param in declared.items()
     }
@@ -107,8 +112,7 @@ def test_initial_weights_have_the_shapes_of_the_table(name: str):
 
 @shapes
 def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
-    config = VARIANTS[name].config
-    weights = jax.eval_shape(lambda: init(config, jax.random.key(0), jnp.bfloat16))
+    config, weights = VARIANTS[name].config, abstract_weights(name)
     state = abstract_state(config, 2, config.context, jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
 

@@ -1,13 +1,12 @@
 """Configurations of the models that remember or see: read as transformers reads them, and the same after writing."""
 
-import copy
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import transformers
+from configurations import transformers_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +16,6 @@ from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rop
 from gemwright.variants import VARIANTS
 
 CONFIGS = {name: v.config for name, v in VARIANTS.items() if v.config.vision or v.family == "RecurrentGemma"}
-
-
-def transformers_config(data: dict[str, Any]) -> Any:
-    data = copy.deepcopy(data)  # the classes change what they are given
-    return transformers.CONFIG_MAPPING[data["model_type"]].from_dict(data)
 
 
 def recurrent_as_transformers_reads(data: dict[str, Any]) -> Config:

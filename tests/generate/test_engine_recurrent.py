@@ -1,6 +1,6 @@
 """The engine with a model that forgets: rows of any length, past the window, and no end to the context."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from mixers import weights
@@ -8,9 +8,11 @@ from mixers import weights
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
+from gemwright.model.spec import ModelWeights
 from gemwright.model.state import KVState, room
 from gemwright.model.transformer import forward, logits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 VOCAB, WINDOW = 61, 9
 _LOCAL = Attention(2, 1, 16, 16, rope=Rope(fraction=0.5), window=WINDOW, out_bias=True)
 CONFIG = Config(
@@ -32,9 +34,17 @@ def _prompt(length: int) -> list[int]:
     return np.random.default_rng(length).integers(1, VOCAB, length).tolist()
 
 
+@jax.jit
+def _logits(params: ModelWeights, tokens: jax.Array) -> jax.Array:
+    hidden, _ = forward(CONFIG, params, tokens)
+    return logits(CONFIG, params, hidden[0])
+
+
 def _logprobs(engine: Engine, ids: list[int]) -> np.ndarray:
-    hidden, _ = forward(CONFIG, engine.params, jnp.asarray([ids]))
-    scores = np.asarray(logits(CONFIG, engine.params, hidden[0]), np.float64)
+    """[T, V] of one pass over the whole text, on the right padded to a length that all texts here share."""
+    padded = np.zeros((1, 64), int)
+    padded[0, : len(ids)] = ids
+    scores = np.asarray(_logits(engine.params, padded), np.float64)[: len(ids)]
     return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 

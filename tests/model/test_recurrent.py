@@ -19,6 +19,7 @@ from gemwright.model.spec import ModelWeights, RecurrentWeights, spec
 from gemwright.model.state import Context, DecodeState, RecurrentState, empty_state, room, state_bytes
 from gemwright.model.transformer import forward
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 VOCAB, WINDOW = 97, 7
 LENGTH = 4 * WINDOW + 3
 CAPACITY = 48

@@ -156,6 +156,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers(pair: Pair):
     np.testing.assert_array_equal(ours.argmax(-1)[clear], truth.argmax(-1)[clear])
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_gradients(gemma3: Pair):
     """Of the mean cross-entropy, for every weight; the tolerance is 1e-5 of the largest entry of each tensor."""
     tokens = torch.tensor(gemma3.tokens)
@@ -221,6 +222,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Config], Config]]] = {
 }
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_number_is_noticed(request: pytest.FixtureRequest, mistake: str):
     """Each known mistake moves the logits by more than a hundred tolerances."""

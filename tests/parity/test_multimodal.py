@@ -24,6 +24,7 @@ from gemwright.model import attention, vision
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.model.transformer import Pictured, forward, logits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOGITS = 1e-4
 """Absolute tolerance of float32 logits, which are of the order of 5 here."""
 BLOCK = 2e-6

@@ -26,6 +26,7 @@ from gemwright.model.spec import ModelWeights, RecurrentWeights
 from gemwright.model.state import Context, empty_state
 from gemwright.model.transformer import forward, logits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOGITS = 1e-4
 """Absolute tolerance of float32 logits, which are of the order of 1 here."""
 BLOCK = 2e-6
