@@ -99,6 +99,7 @@ def model(name: str, engine: str) -> Path:
 def measure(figure: Figure, engine: str, path: Path, cache: Path) -> dict[str, float]:
     """Numbers of one run by name; `cache` is where compiled programs are kept."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come with theirs
     python = models.OPENVINO / "venv" / "bin" / "python" if MODULES[engine][0] == "openvino" else sys.executable
     command = (python, HERE / "worker.py", engine, path)
     if figure.task is None:
