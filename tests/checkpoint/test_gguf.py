@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gguf import quants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from quick_reader import QuickReader
 
 from gemwright.checkpoint import ggml
@@ -153,6 +155,18 @@ def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path) -> None:
         assert_tensor_equals_gguf_py(file, tensor)
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.sampled_from("\0\1\7\x08aé▁🙂"), max_size=8) | st.just("x" * 300), max_size=8))
+def test_reads_any_strings(tmp_path: Path, texts: list[str]) -> None:
+    """Zero bytes and small numbers, of which lengths consist too, in any place of any string."""
+    path = tmp_path / "strings.gguf"
+    array = struct.pack("<IQ", STRING, len(texts)) + b"".join(text(one.encode()) for one in texts)
+    path.write_bytes(gguf_bytes([key(b"texts", ARRAY, array), *ONE_KEY], ONE, 32))
+    file = open_gguf(path)
+    assert file.metadata == {"texts": texts, "a": 1}
+    assert list(file.tensors) == ["t"]
+
+
 # Damaged and foreign files
 
 
@@ -202,6 +216,14 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "strings length": (
         gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", STRING, 2**61))], []),
         "ends inside key 'a'",
+    ),
+    "strings cut short": (
+        gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", STRING, 2) + text(b"one") + struct.pack("<Q", 200))], [], 99),
+        "ends inside key 'a'",
+    ),
+    "strings not UTF-8": (
+        gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", STRING, 2) + text(b"\xc3") + text(b"\xa9"))], []),
+        "key 'a' holds text .* not UTF-8",
     ),
     "array of arrays": (
         gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", ARRAY, 1))], []),

@@ -171,7 +171,7 @@ def _canonical(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDA
     except (TypeError, UnicodeEncodeError) as error:
         raise CheckpointError("The vocabulary has a piece that is no text: fetch the file again.") from error
     if " " in text:
-        pieces = [piece.replace(" ", SPACE) for piece in pieces]
+        pieces = [piece.replace(" ", SPACE) if " " in piece else piece for piece in pieces]
     distinct = set(pieces)
     if "" in distinct or len(distinct) < len(pieces):
         raise CheckpointError("The vocabulary has an empty piece or a piece twice: fetch the file again.")
