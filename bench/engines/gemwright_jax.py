@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import gemwright
 from engines import Task
-from gemwright.api import PUBLISHED, Model
-from gemwright.generate.sampling import Sampling
+from gemwright import Model, Sampling
+from gemwright.api import PUBLISHED
 
 
 @dataclass(frozen=True)

@@ -33,4 +33,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'gemwright' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    from gemwright import collector
+
+    with collector.paused():
+        return getattr(importlib.import_module(_PLACES[name]), name)

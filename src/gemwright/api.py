@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gemwright import memory
+from gemwright import collector, memory
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
@@ -279,7 +279,8 @@ def load(
     config = checkpoint.config
     precision = choose_dtype(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
-    with ThreadPoolExecutor(1) as beside:  # the tokenizer keeps one core busy, reading weights mostly waits
+    # The tokenizer keeps one core busy, reading weights mostly waits.
+    with collector.paused(), ThreadPoolExecutor(1) as beside:
         made = beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
         params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
         tokenizer = made.result()

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from gemwright import collector
+
 
 def import_jax() -> None:
     """Import JAX and what stands on it; until that is done, Ctrl-C ends the process at once.
@@ -11,7 +13,8 @@ def import_jax() -> None:
     """
     before = signal.signal(signal.SIGINT, _leave)
     try:
-        import gemwright.api  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        with collector.paused():
+            import gemwright.api  # noqa: F401  # pyright: ignore[reportUnusedImport]
     finally:
         signal.signal(signal.SIGINT, before)
 
