@@ -64,7 +64,7 @@ class Engine:
         seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
         decoding = Decoding(self.vocabulary, few(list(samplings)), seen is not None, alternatives)
         settings = knobs(list(samplings))
-        token = jnp.asarray([_ids(prompt)[-1] for prompt in prompts], jnp.int32)
+        token = jax.device_put(np.array([_ids(prompt)[-1] for prompt in prompts], np.int32))
 
         pending: Choice | None = None
         if hidden is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +70,7 @@ def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
         for row, (prompt, start, stop) in enumerate(parts):
             tokens[row, : stop - start] = (prompt.ids if isinstance(prompt, Prompt) else prompt)[start:stop]
             valid[row, : stop - start] = True
-        yield Chunk(starts, jnp.asarray(tokens), valid, _pictured(parts, size))
+        yield Chunk(starts, jax.device_put(tokens), valid, _pictured(parts, size))
         starts = stops
 
 
@@ -103,4 +103,4 @@ def _pictured(parts: Sequence[tuple[Ids | Prompt, int, int]], size: int) -> Pict
         first = int(np.sum(np.asarray(prompt.ids[:start]) == ROW))
         rows[index, places] = prompt.rows[first : first + len(places)]
         blocks[index, : stop - start] = prompt.blocks[start:stop]
-    return Pictured(jnp.asarray(rows), jnp.asarray(blocks))
+    return Pictured(jax.device_put(rows), jax.device_put(blocks))

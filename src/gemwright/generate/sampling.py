@@ -73,7 +73,8 @@ def knobs(rows: list[Sampling]) -> Knobs:
 
     def column(name: str) -> Array:
         dtype = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
-        return jnp.asarray(np.array([getattr(row, name) for row in rows], dtype))
+        # `jnp.asarray` would run a program of its own, which each start lowers and reads.
+        return jax.device_put(np.array([getattr(row, name) for row in rows], dtype))
 
     return Knobs(**{field.name: column(field.name) for field in fields(Knobs)})  # type: ignore[arg-type]
 
