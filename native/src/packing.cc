@@ -18,11 +18,22 @@ void unpack_nibbles(const uint8_t* packed, int count, uint8_t* q) {
   }
 }
 
+// Bit i of a byte as the lowest bit of byte i.
+uint64_t spread(uint8_t bits) {
+  const uint64_t each = bits * 0x0101010101010101u & 0x8040201008040201u;
+  return (each + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
+}
+
 void unpack(const Q4_0::Source& s, uint8_t* q) { unpack_nibbles(s.qs, 16, q); }
 
 void unpack(const Q5_0::Source& s, uint8_t* q) {
   unpack_nibbles(s.qs, 16, q);
-  for (int i = 0; i < 32; ++i) q[i] |= (s.qh[i / 8] >> (i % 8) & 1) << 4;
+  for (int i = 0; i < 4; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, q + 8 * i, 8);
+    eight |= spread(s.qh[i]) << 4;
+    std::memcpy(q + 8 * i, &eight, 8);
+  }
 }
 
 void unpack(const Q8_0::Source& s, uint8_t* q) { std::memcpy(q, s.qs, 32); }
@@ -66,7 +77,7 @@ uint32_t load_four(const uint8_t* q) {
   std::memcpy(&four, q, 4);
   return four;
 }
-constexpr uint32_t kLow = 0x0f0f0f0f, kBit = 0x01010101;
+constexpr uint32_t kLow = 0x0f0f0f0f;
 
 void place(const uint8_t* q, int row, Quants<4>& to) {
   for (int g = 0; g < 4; ++g) {
@@ -83,9 +94,14 @@ void place_low(const uint8_t* q, int row, uint8_t (&low)[4][64]) {
 
 void place(const uint8_t* q, int row, Quants<5>& to) {
   place_low(q, row, to.low);
-  uint32_t bits = 0;
-  for (int g = 0; g < 8; ++g) bits |= (load_four(q + 4 * g) >> 4 & kBit) << g;
-  std::memcpy(&to.high[4 * row], &bits, 4);
+  uint64_t bits = 0;  // of even groups in the lower half, of odd ones in the upper
+  for (int pair = 0; pair < 4; ++pair) {
+    uint64_t eight;
+    std::memcpy(&eight, q + 8 * pair, 8);
+    bits |= (eight >> 4 & 0x0101010101010101u) << 2 * pair;
+  }
+  const uint32_t all = static_cast<uint32_t>(bits) | static_cast<uint32_t>(bits >> 32) << 1;
+  std::memcpy(&to.high[4 * row], &all, 4);
 }
 
 namespace {
