@@ -33,8 +33,9 @@ def test_serialize_is_what_sentencepiece_reads(small_model: bytes, torture_texts
     assert (ours.pad_id(), ours.eos_id(), ours.bos_id(), ours.unk_id()) == (0, 1, 2, 3)
 
 
-def test_round_trip_is_exact_for_long_pieces_too() -> None:
-    pieces = [*PIECES, "\u2581" * 31, "c" * 118, "d" * 119, "e" * 130, "f" * 20000]
+@pytest.mark.parametrize("last", ["f" * 20000, "a\0b", "\0"])
+def test_round_trip_is_exact_for_long_pieces_and_zero_bytes_too(last: str) -> None:
+    pieces = [*PIECES, "\u2581" * 31, "c" * 118, "d" * 119, "e" * 130, last]
     scores = np.append(SCORES, np.float32([1e-30, -1e30, 7, 8, 9]))
     kinds = np.append(KINDS, np.uint8([USER_DEFINED, NORMAL, CONTROL, NORMAL, CONTROL]))
     again = sentencepiece_model.parse(sentencepiece_model.serialize(pieces, scores, kinds))

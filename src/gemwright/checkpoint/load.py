@@ -184,7 +184,8 @@ def _read(
             flat[rows] = values - np.float32(stored.offset) if stored.offset else values
         file.release(name)
 
-    list(pool.map(copy, row_chunks(stored.shape)))
+    parts = list(row_chunks(stored.shape))
+    list(map(copy, parts) if len(parts) == 1 else pool.map(copy, parts))
     return out
 
 

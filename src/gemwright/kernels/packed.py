@@ -18,7 +18,7 @@ from gemwright import tree
 from gemwright.errors import GemwrightError
 from gemwright.typing import Array
 
-CHUNK = 1 << 22
+CHUNK = 1 << 24
 """Values that are rearranged at a time."""
 
 

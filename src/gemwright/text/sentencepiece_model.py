@@ -64,10 +64,7 @@ def serialize(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray
     Returns:
         The content of a `.model` file.
     """
-    text = np.frombuffer("".join(pieces).encode(), np.uint8)
-    characters = np.append(np.flatnonzero(text & 0xC0 != 0x80), len(text))  # where each begins
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    sizes = np.diff(characters[np.cumsum(lengths)], prepend=0)
+    text, sizes = _text(pieces)
 
     # All lengths are as wide as the longest, one byte in every Gemma, so that what stands around the texts is a table.
     width = len(_varint(int(sizes.max()) + 2 * _TAIL.itemsize))
@@ -79,12 +76,26 @@ def serialize(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray
     around["score_tag"], around["score"] = _SCORE_TAG, scores
     around["kind_tag"], around["kind"] = _KIND_TAG, kinds
 
-    counts = np.column_stack([np.full_like(sizes, head_size), sizes, np.full_like(sizes, _TAIL.itemsize)])
-    is_text = np.repeat(np.tile([False, True, False], len(pieces)), counts.ravel())
-    content = np.empty(len(is_text), np.uint8)
+    # What stands between two texts is the tail of one piece and the head of the next.
+    gaps = np.concatenate([np.zeros(_TAIL.itemsize, np.uint8), around.view(np.uint8), np.zeros(head_size, np.uint8)])
+    gaps = gaps.view(f"V{around.itemsize}")
+    places = np.append(0, np.cumsum(sizes)) + around.itemsize * np.arange(len(gaps))
+    content = np.empty(len(text) + gaps.nbytes, np.uint8)
+    is_text = np.ones(len(content), np.bool_)
+    for array, between in ((content, gaps), (is_text, np.zeros_like(gaps))):
+        np.ndarray(len(array) - around.itemsize + 1, gaps.dtype, array.data, strides=(1,))[places] = between
     content[is_text] = text
-    content[~is_text] = around.view(np.uint8)
-    return content.tobytes() + _trainer_spec(pieces) + _normalizer_spec()
+    return content[_TAIL.itemsize : -head_size].tobytes() + _trainer_spec(pieces) + _normalizer_spec()
+
+
+def _text(pieces: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All texts in UTF-8, and the size of each."""
+    text = np.frombuffer("\0".join([*pieces, ""]).encode(), np.uint8)
+    ends = np.flatnonzero(text == 0)
+    if len(ends) == len(pieces):
+        return text[text != 0], np.diff(ends, prepend=-1) - 1
+    encoded = [piece.encode() for piece in pieces]  # one holds a zero byte itself
+    return np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(map(len, encoded), np.int64, len(encoded))
 
 
 def _read(data: bytes) -> tuple[list[str], NDArray[np.void], int | bytes]:
