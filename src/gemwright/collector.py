@@ -1,12 +1,12 @@
 """Python's collector of garbage, out of the way of what is made to stay."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def paused() -> Iterator[None]:
+def paused() -> Generator[None]:
     """Collect no cyclic garbage for a while, and take what was made meanwhile for old.
 
     Modules and vocabularies are hundreds of thousands of objects that stay; looking through them again and again as
