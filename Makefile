@@ -7,7 +7,7 @@ WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-
 # Two processes, each of which takes whole files, so that what a file sets up is made once.
 IN_PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-peers test-sanitized check format bench clean
+.PHONY: demo test test-slow test-peers test-sanitized test-neon check format bench clean
 
 demo: .venv/demo.installed  ## Real text, written by a real Gemma
 	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
@@ -18,6 +18,9 @@ test: .venv/dev.installed  ## Prove the house sound
 
 test-sanitized:  ## The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh
+
+test-neon:  ## The native kernels for 64-bit Arm, in an emulator
+	native/tests/neon.sh
 
 test-slow: .venv/dev.installed  ## Tests of half a minute each
 	$(BIN)/pytest -m slow
