@@ -21,7 +21,7 @@ enum class Numbers { kExact, kIntegers, kBfloat16 };
 
 // More rows are multiplied in bfloat16, where the processor multiplies whole tiles of that. The rounding of activations
 // is finer than to 8 bits, which share the scale of the largest of 32, so none are taken precisely. With 32 rows
-// decoding the weights costs what it saves; and eight tokens of eight texts are verified by the numbers that decode them.
+// decoding the weights costs what it saves, and eight tokens of eight texts must be verified as they are decoded.
 constexpr int64_t kFewRows = 64;
 constexpr int64_t kBfloat16Chunk = 1024;  // rows whose tiles stay in the second-level cache
 
@@ -88,7 +88,8 @@ std::vector<Product> plan(Numbers numbers, int64_t rows, int64_t in, const std::
     products.push_back({integers ? table.prepare[encoding] : table.prepare_exact,
                         integers ? table.matmul[encoding] : table.exact[encoding], rows * row_bytes,
                         weight.packed_size, (weight.out + kLanes - 1) / kLanes, 1, 64, chunk,
-                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y, false}});
+                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y,
+                         false}});
     if (numbers == Numbers::kBfloat16 && table.bfloat16.matmul[encoding] != nullptr) {
       Product& product = products.back();
       product.prepare = table.bfloat16.prepare, product.multiply = table.bfloat16.matmul[encoding];
