@@ -7,7 +7,9 @@
 namespace gemwright {
 
 // What CMakeLists.txt compiles kernels.cc for, best first.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
+#define GEMWRIGHT_ISAS(X) X(amx) X(avx512) X(avxvnni) X(avx2) X(portable)
+#elif defined(__x86_64__)
 #define GEMWRIGHT_ISAS(X) X(avx512) X(avxvnni) X(avx2) X(portable)
 #elif defined(__aarch64__)
 #define GEMWRIGHT_ISAS(X) X(neon) X(portable)

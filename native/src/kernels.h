@@ -44,6 +44,14 @@ struct RowKernels {
   void (*rest)(const float* x, int64_t width, float* y);
 };
 
+// Products of many rows with activations and weights rounded to bfloat16; null where the instruction set has no such.
+struct Bfloat16Kernels {
+  // Rows [row, row + rows) of x into tiles, which have room for a multiple of kBfloat16Rows.
+  void (*prepare)(const MatmulArgs&, int64_t row, int64_t rows);
+  void (*matmul[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
+};
+constexpr int64_t kBfloat16Rows = 32;  // the first row of a product is a multiple of it
+
 struct Kernels {
   const char* name;
   bool (*supported)();  // asks the processor
@@ -57,6 +65,7 @@ struct Kernels {
   void (*exact[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
   // Ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
+  const Bfloat16Kernels& bfloat16;
   const AttentionKernels& attention;
   const RecurrenceKernels& recurrence;
   const RowKernels& row;

@@ -16,6 +16,15 @@ constexpr int64_t kPartBytes = 1 << 17;
 // A chunk of activation rows that stays in the second-level cache while many panels pass over it.
 constexpr int64_t kChunkBytes = 1 << 18;
 
+// What a block format is multiplied in; plain floats are always exact.
+enum class Numbers { kExact, kIntegers, kBfloat16 };
+
+// More rows are multiplied in bfloat16, where the processor multiplies whole tiles of that. The rounding of activations
+// is finer than to 8 bits, which share the scale of the largest of 32, so none are taken precisely. With 32 rows
+// decoding the weights costs what it saves, and eight tokens of eight texts must be verified as they are decoded.
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kBfloat16Chunk = 1024;  // rows whose tiles stay in the second-level cache
+
 int64_t parts(int64_t work, int64_t most) {
   return std::clamp<int64_t>(work / kPartBytes, 1, std::max<int64_t>(most, 1));
 }
@@ -51,6 +60,7 @@ struct Product {
   Prepare prepare;  // null where an earlier product has the same tiles
   Multiply multiply;
   int64_t tile_bytes, packed_size, panels;
+  int64_t together, shares, chunk;  // panels taken at a time, parts for each thread at most, rows taken at a time
   MatmulArgs args;
 };
 
@@ -67,17 +77,25 @@ void for_rows(Pool& pool, int64_t rows, int64_t row_bytes, const Body& body) {
 }
 
 // The sizes are right: finds the kernels, and where the tiles of each product lie.
-std::vector<Product> plan(bool exact, int64_t rows, int64_t in, const std::vector<Weight>& weights) {
+std::vector<Product> plan(Numbers numbers, int64_t rows, int64_t in, const std::vector<Weight>& weights) {
   const Kernels& table = kernels();
   std::vector<Product> products;
   for (const Weight& weight : weights) {
     const Encoding encoding = *find_encoding(weight.encoding);
-    const bool integers = !exact && table.matmul[encoding] != nullptr;
+    const bool integers = numbers != Numbers::kExact && table.matmul[encoding] != nullptr;
     const int64_t row_bytes = integers ? in / kStripe * int64_t{sizeof(Activations)} : in * int64_t{sizeof(float)};
+    const int64_t chunk = std::max<int64_t>(kChunkBytes / std::max<int64_t>(row_bytes * kRowGroup, 1), 1) * kRowGroup;
     products.push_back({integers ? table.prepare[encoding] : table.prepare_exact,
                         integers ? table.matmul[encoding] : table.exact[encoding], rows * row_bytes,
-                        weight.packed_size, (weight.out + kLanes - 1) / kLanes,
-                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y, false}});
+                        weight.packed_size, (weight.out + kLanes - 1) / kLanes, 1, 64, chunk,
+                        {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y,
+                         false}});
+    if (numbers == Numbers::kBfloat16 && table.bfloat16.matmul[encoding] != nullptr) {
+      Product& product = products.back();
+      product.prepare = table.bfloat16.prepare, product.multiply = table.bfloat16.matmul[encoding];
+      product.tile_bytes = (rows + kBfloat16Rows - 1) / kBfloat16Rows * kBfloat16Rows * in * int64_t{sizeof(Bfloat16)};
+      product.together = 2, product.shares = 8, product.chunk = kBfloat16Chunk;
+    }
   }
   return products;
 }
@@ -124,18 +142,19 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   const int64_t groups = row_groups(rows);
   std::vector<int64_t> ends;
   for (const Product& product : products) {
-    const int64_t count = parts(product.packed_size * groups, std::min(product.panels, 64 * pool.threads()));
+    const int64_t units = (product.panels + product.together - 1) / product.together;
+    const int64_t count = parts(product.packed_size * groups, std::min(units, product.shares * pool.threads()));
     ends.push_back((ends.empty() ? 0 : ends.back()) + count);
   }
   parallel_for(pool, ends.back(), [&](int64_t part) {
     const size_t which = std::upper_bound(ends.begin(), ends.end(), part) - ends.begin();
     const Product& product = products[which];
     const int64_t begin = which == 0 ? 0 : ends[which - 1], count = ends[which] - begin, i = part - begin;
-    const int64_t first = product.panels * i / count, last = product.panels * (i + 1) / count;
-    const int64_t group_bytes = std::max<int64_t>(product.tile_bytes / groups, 1);
-    const int64_t chunk = std::max<int64_t>(kChunkBytes / group_bytes, 1) * kRowGroup;
-    for (int64_t row = 0; row < rows; row += chunk) {
-      product.multiply(product.args, first, last, row, std::min(chunk, rows - row));
+    const int64_t together = product.together, units = (product.panels + together - 1) / together;
+    const int64_t first = units * i / count * together;
+    const int64_t last = std::min(units * (i + 1) / count * together, product.panels);
+    for (int64_t row = 0; row < rows; row += product.chunk) {
+      product.multiply(product.args, first, last, row, std::min(product.chunk, rows - row));
     }
   });
 }
@@ -153,7 +172,7 @@ void multiply_precisely(Pool& pool, const float* x, int64_t rows, int64_t in, co
       kernels().row.rest(both, in, both + in);
     }
   });
-  std::vector<Product> planned = plan(false, 2 * rows, in, weights);
+  std::vector<Product> planned = plan(Numbers::kIntegers, 2 * rows, in, weights);
   for (Product& product : planned) product.args.paired = true;
   prepare(pool, input, 2 * rows, in, {}, planned);
   multiply(pool, 2 * rows, planned);
@@ -198,10 +217,12 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
   const bool blocks = std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
     return kernels().matmul[*find_encoding(weight.encoding)] != nullptr;
   });
-  if (around.precise && blocks && !exact) {
+  const bool many = rows > kFewRows && kernels().bfloat16.prepare != nullptr;
+  const Numbers numbers = exact ? Numbers::kExact : many ? Numbers::kBfloat16 : Numbers::kIntegers;
+  if (around.precise && blocks && numbers == Numbers::kIntegers) {
     multiply_precisely(pool, x, rows, in, around, weights);
   } else {
-    std::vector<Product> planned = plan(exact, rows, in, weights);
+    std::vector<Product> planned = plan(numbers, rows, in, weights);
     prepare(pool, x, rows, in, around, planned);
     multiply(pool, rows, planned);
   }

@@ -1,7 +1,12 @@
-// Sixteen lanes as one AVX-512 register, with the four-way byte dot products of VNNI.
+// Sixteen lanes as one AVX-512 register, with the four-way byte dot products of VNNI. Compiled a second time with AMX,
+// for bfloat16_kernels.cc.
 #pragma once
 
 #include <immintrin.h>
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -15,6 +20,11 @@ constexpr int kTileRows = 8;
 constexpr int kSignedOffset = 128;  // VNNI multiplies unsigned by signed bytes, so signed weights are moved up
 
 inline bool supported() {
+#ifdef __AMX_BF16__
+  if (!__builtin_cpu_supports("amx-bf16") || !__builtin_cpu_supports("avx512bf16")) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // the kernel keeps tiles for a process that asks
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return false;
+#endif
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");

@@ -77,6 +77,45 @@ def test_every_number_of_rows(isa: str, rows: int, exact: bool) -> None:
     assert error(y, w, x if exact else quantised(x)[0]) < TOLERANCE
 
 
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    return values.astype(jnp.bfloat16).astype(np.float64)
+
+
+@pytest.mark.parametrize("encoding", INTEGER_ENCODINGS)
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize(
+    ("out", "width", "rows"),
+    [(37, 768, 65), (16, 256, 96), (3, 1280, 70), (1, 2304, 81), (100, 1024, 79), (32, 256, 1100)],
+)
+def test_many_rows_in_bfloat16(isa: str, encoding: str, precise: bool, out: int, width: int, rows: int) -> None:
+    """With AMX, both factors of more than 64 rows are rounded to bfloat16, each by 2^-9 of itself at most."""
+    w = random_weight(encoding, (out, width))
+    x = activations(rows, width)
+    packed = jnp.asarray(native.pack(encoding, w.raw, w.values.shape))
+    y = np.asarray(native.matmul(jnp.asarray(x), packed, encoding, out, precise=precise))
+    accumulated = np.abs(x).astype(np.float64) @ w.magnitudes.T
+    if isa == "amx":
+        assert (np.abs(y - x.astype(np.float64) @ w.values.T) <= 1.01 * 2**-8 * accumulated).all()
+        assert (np.abs(y - bfloat16(x) @ bfloat16(w.values).T) <= TOLERANCE * accumulated).all()
+    elif not precise:
+        assert error(y, w, quantised(x)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_few_rows_are_the_same_with_amx(precise: bool) -> None:
+    """Decoding and verification hang on it to the last bit: eight tokens of eight texts."""
+    if "amx" not in native.isas():
+        pytest.skip("this machine has no AMX")
+    w, x, before = random_weight("Q5_0", (50, 96)), jnp.asarray(activations(64, 96)), native.isa()
+    packed = jnp.asarray(native.pack("Q5_0", w.raw, w.values.shape))
+    results = []
+    for name in ("amx", "avx512"):
+        native.select_isa(name)
+        results.append(np.asarray(native.matmul(x, packed, "Q5_0", 50, precise=precise)))
+    native.select_isa(before)
+    np.testing.assert_array_equal(*results)
+
+
 def test_extreme_weights_and_activations_do_not_saturate(isa: str) -> None:
     """Holds the integer products at their largest, where 16-bit sums of neighbours are fullest."""
     e = random_weight("Q8_0", (16, 64))
@@ -91,13 +130,15 @@ def test_extreme_weights_and_activations_do_not_saturate(isa: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_stay_in_their_row(isa: str, bad: float) -> None:
+@pytest.mark.parametrize("rows", [10, 70])
+def test_values_that_are_not_finite_stay_in_their_row(isa: str, bad: float, rows: int) -> None:
     w = random_weight("Q5_0", (20, 64))
-    x = activations(10, 64)
+    x = activations(rows, 64)
     good = product(w, x, exact=False)
     x[3, 40] = bad
     y = product(w, x, exact=False)
-    assert np.isnan(y[3]).all()
+    assert not np.isfinite(y[3]).any()
+    assert np.isnan(y[3]).all() or (isa == "amx" and rows > 64)
     np.testing.assert_array_equal(np.delete(y, 3, 0), np.delete(good, 3, 0))
 
 
@@ -125,10 +166,11 @@ def test_empty_arrays(isa: str) -> None:
     w = random_weight("Q4_0", (5, 64))
     packed = jnp.asarray(native.pack("Q4_0", w.raw, (5, 64)))
     assert native.matmul(jnp.zeros((0, 64)), packed, "Q4_0", 5).shape == (0, 5)
-    assert native.matmul(jnp.zeros((3, 64)), jnp.zeros(0, jnp.uint8), "Q4_0", 0).shape == (3, 0)
-    np.testing.assert_array_equal(
-        native.matmul(jnp.zeros((3, 0)), jnp.zeros(0, jnp.uint8), "Q4_0", 5), np.zeros((3, 5))
-    )
+    for rows in (3, 65):
+        assert native.matmul(jnp.zeros((rows, 64)), jnp.zeros(0, jnp.uint8), "Q4_0", 0).shape == (rows, 0)
+        np.testing.assert_array_equal(
+            native.matmul(jnp.zeros((rows, 0)), jnp.zeros(0, jnp.uint8), "Q4_0", 5), np.zeros((rows, 5))
+        )
     assert native.rows(packed, jnp.zeros(0, jnp.int32), "Q4_0", 64).shape == (0, 64)
 
 

@@ -42,7 +42,7 @@ def test_gradient_inside_jit_leaves_the_weight_alone() -> None:
 def test_two_python_threads_at_once() -> None:
     w = random_weight("Q5_K", (4096, 512))
     packed = jnp.asarray(native.pack("Q5_K", w.raw, (4096, 512)))
-    xs = [jnp.asarray(np.random.default_rng(i).standard_normal((i + 1, 512)), jnp.float32) for i in range(4)]
+    xs = [jnp.asarray(np.random.default_rng(i).standard_normal((i, 512)), jnp.float32) for i in (1, 2, 70, 130)]
     call = jax.jit(lambda x: native.matmul(x, packed, "Q5_K", 4096))
     expected = [np.asarray(call(x)) for x in xs]
     with ThreadPoolExecutor(4) as pool:
@@ -57,17 +57,18 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same_result(threads: int) -> None:
-    code = """
+@pytest.mark.parametrize("rows", [19, 70])
+def test_any_number_of_threads_gives_the_same_result(threads: int, rows: int) -> None:
+    code = f"""
 import hashlib, jax.numpy as jnp, numpy as np, gemwright_native as native
 from weights import random_weight
 w = random_weight("Q6_K", (5000, 512))
-x = jnp.asarray(np.random.default_rng(0).standard_normal((19, 512)), jnp.float32)
+x = jnp.asarray(np.random.default_rng(0).standard_normal(({rows}, 512)), jnp.float32)
 packed = jnp.asarray(native.pack("Q6_K", w.raw, (5000, 512)))
 print(hashlib.sha256(np.asarray(native.matmul(x, packed, "Q6_K", 5000)).tobytes()).hexdigest())
 """
     w = random_weight("Q6_K", (5000, 512))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((19, 512)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, 512)), jnp.float32)
     packed = jnp.asarray(native.pack("Q6_K", w.raw, (5000, 512)))
     here = np.asarray(native.matmul(x, packed, "Q6_K", 5000)).tobytes()
     result = run(code, NPROC=str(threads))

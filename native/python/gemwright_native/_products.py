@@ -29,7 +29,8 @@ def matmul(
         out_features: Rows of the weight.
         exact: Multiply float32 activations. Otherwise a block format meets activations rounded to 8 bits in
             blocks of 32 with a float32 scale, and products are summed as integers within a block. A block of
-            `x` that is not finite makes its row of the result NaN.
+            `x` that is not finite makes its row of the result NaN. On a processor with AMX more than 64 rows, and the
+            weight, are rounded to bfloat16 and summed in float32, `precise` or not.
         precise: Round activations to 16 bits instead, as the sum of two numbers of 8; it takes twice the arithmetic
             and reads the weight once. `SPLIT` is always multiplied so.
 
