@@ -101,6 +101,14 @@ def test_rows_read_as_without_speculation(engine: Engine, right: float):
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("rows", [speculation.MOST_ROWS, speculation.MOST_ROWS + 1])
+def test_large_batches_are_decoded_plainly(engine: Engine, rows: int):
+    prompts = [_prompt(6, seed=1) * 3] * rows
+    steps = list(engine.generate(prompts, [Sampling()] * rows, 12, proposer=Lookup()))
+    assert any(step.proposed.any() for step in steps) == (rows == speculation.MOST_ROWS)
+
+
+@pytest.mark.usefixtures("eager")
 def test_look_up_changes_nothing(engine: Engine):
     prompts = [_prompt(6, seed=1) * 5, _prompt(30), _prompt(10) * 2]
     steps = _run(engine, prompts, LENGTH, Lookup())

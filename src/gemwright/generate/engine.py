@@ -58,6 +58,7 @@ class Engine:
         self._check(prompts)
         if proposer is not None:
             speculation.refuse_recurrent(self.config)
+            proposer = proposer if len(prompts) <= speculation.MOST_ROWS else None
         longest = max(len(prompt) for prompt in prompts)
         max_tokens = min(max_tokens, self.config.context - longest)
         state, hidden = self._feed(prompts, slack=0 if proposer is None else speculation.SLACK)
