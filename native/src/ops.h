@@ -38,7 +38,8 @@ std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64
                      const std::vector<Weight>& weights);
 
 // The `count` largest of the products with the first `limit` rows of a weight, best first and the lower row first
-// where two are equal: values and ids [rows, count]. They are the very numbers that `products`, precise, gives for the weight.
+// where two are equal: values and ids [rows, count]. They are the very numbers that `products`, precise,
+// gives for the weight, a few rows at a time.
 std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t rows, int64_t in, const uint8_t* packed,
                 int64_t packed_size, int64_t out, int64_t limit, int64_t count, float* values, int32_t* ids);
 

@@ -17,7 +17,10 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def sorted_products(x: np.ndarray, packed: np.ndarray, encoding: str, out: int, limit: int, count: int) -> tuple:
-    products = np.asarray(native.matmul(jnp.asarray(x), jnp.asarray(packed), encoding, out, precise=True))[:, :limit]
+    """By sorting all products; those of few rows at a time, as more may be multiplied in bfloat16."""
+    weight = jnp.asarray(packed)
+    few = [native.matmul(jnp.asarray(x[i : i + 50]), weight, encoding, out, precise=True) for i in range(0, len(x), 50)]
+    products = np.concatenate(few)[:, :limit]
     ids = np.argsort(-products, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(products, ids, axis=1), ids
 
