@@ -1,5 +1,6 @@
 """What all tests share. Under test, the functions that compute check the types and shapes that they state."""
 
+import signal
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ jaxtyping.install_import_hook(COMPUTING, "beartype.beartype(conf=beartype.Bearty
 # The same examples in every run: a change fails for what it changed. To look further: --hypothesis-profile=default.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+# A shell's background job ignores Ctrl-C, and so would the programs that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
