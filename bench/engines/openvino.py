@@ -47,4 +47,6 @@ class OpenVino:
 
 
 def load(path: str, task: Task, threads: int) -> OpenVino:
-    return OpenVino(genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=threads))
+    scheduler = genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # else a prompt that it has seen costs nothing
+    return OpenVino(genai.LLMPipeline(path, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads))
