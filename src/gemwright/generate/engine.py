@@ -47,8 +47,8 @@ class Engine:
     ) -> Iterator[Step]:
         """Continue every prompt, one step at a time, until `max_tokens` or until the caller stops asking.
 
-        A row's tokens depend neither on the other rows nor on what a proposer guesses, but for the rounding of sums
-        that another batch size may take in another order. What a row gives after its own end means nothing.
+        A row's tokens depend neither on the other rows nor on what a proposer guesses, but for rounding, which may
+        differ with the size of the batch. What a row gives after its own end means nothing.
         With `alternatives`, log-probabilities are reported too, and those of as many of the likeliest tokens.
 
         Raises:

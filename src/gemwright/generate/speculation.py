@@ -42,7 +42,7 @@ from gemwright.model.state import DecodeState, empty_state, with_room, with_slac
 SLACK = schedule.VERIFIED[-1] - 1
 """Tokens that a verification may take back."""
 MOST_ROWS = 8
-"""A larger batch is decoded plainly: that is no slower, and so many tokens may be multiplied in other numbers."""
+"""A larger batch is decoded plainly: kernels may multiply so many tokens in other numbers than `decode` does."""
 GRAMS = (3, 2)
 """So many last tokens are looked up in the text, the longer first."""
 PATIENCE = (16, 256)

@@ -44,7 +44,7 @@ class QTensor:
         return jnp.dtype(jnp.float32)
 
     def matmul(self, x: Array, inputs: int) -> Array:
-        """Contract the last `inputs` axes of x; block formats meet activations of 8 or 16 bits in blocks of 32."""
+        """Contract the last `inputs` axes of x; block formats meet activations of 8 or 16 bits, or bfloat16."""
         native = _native()
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
