@@ -10,7 +10,7 @@
 namespace gemwright {
 namespace {
 
-constexpr int64_t kPartWork = 1 << 16;   // products in a part of a loop, some tens of microseconds
+constexpr int64_t kPartWork = 1 << 14;   // products in a part of a loop, some microseconds
 constexpr int64_t kDirectRows = 64;      // so few queries meet the keys as they lie
 constexpr int64_t kExponential = 16;     // products that take as long as one
 // As many new tokens are taken one after the other, and so give to the last bit what they give in calls of their own:

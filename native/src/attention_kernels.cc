@@ -184,6 +184,7 @@ inline void score_tile(const float* queries, int64_t width, const Number* keys, 
     Floats sum[Rows];
     for (int r = 0; r < Rows; ++r) sum[r] = zero();
     for (int64_t i = 0; i < width; i += kLanes) {
+      prefetch_row<kLanes * sizeof(Number)>(keys + i, width);
       const Floats k = load(keys + i);
       for (int r = 0; r < Rows; ++r) sum[r] = multiply_add(k, load(queries + r * width + i), sum[r]);
     }

@@ -9,9 +9,10 @@
 namespace gemwright {
 namespace {
 
-// One part of a loop should take tens of microseconds: long beside the cost of handing it out, short beside
-// the wait for a thread that was slow to begin.
-constexpr int64_t kPartBytes = 1 << 17;
+// One part of a loop takes a microsecond or two: long beside taking it, short where another thread waits for the last.
+constexpr int64_t kPartBytes = 1 << 14;
+// What a thread more is worth waking for, if it has gone.
+constexpr int64_t kThreadBytes = 1 << 16;
 
 // A chunk of activation rows that stays in the second-level cache while many panels pass over it.
 constexpr int64_t kChunkBytes = 1 << 18;
@@ -87,7 +88,7 @@ std::vector<Product> plan(Numbers numbers, int64_t rows, int64_t in, const std::
     const int64_t chunk = std::max<int64_t>(kChunkBytes / std::max<int64_t>(row_bytes * kRowGroup, 1), 1) * kRowGroup;
     products.push_back({integers ? table.prepare[encoding] : table.prepare_exact,
                         integers ? table.matmul[encoding] : table.exact[encoding], rows * row_bytes,
-                        weight.packed_size, (weight.out + kLanes - 1) / kLanes, 1, 64, chunk,
+                        weight.packed_size, (weight.out + kLanes - 1) / kLanes, 1, 256, chunk,
                         {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y,
                          false}});
     if (numbers == Numbers::kBfloat16 && table.bfloat16.matmul[encoding] != nullptr) {
@@ -141,12 +142,14 @@ void prepare(Pool& pool, const float* x, int64_t rows, int64_t in, const Around&
 void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   const int64_t groups = row_groups(rows);
   std::vector<int64_t> ends;
+  int64_t bytes = 0;
   for (const Product& product : products) {
+    bytes += product.packed_size * groups;
     const int64_t units = (product.panels + product.together - 1) / product.together;
     const int64_t count = parts(product.packed_size * groups, std::min(units, product.shares * pool.threads()));
     ends.push_back((ends.empty() ? 0 : ends.back()) + count);
   }
-  parallel_for(pool, ends.back(), [&](int64_t part) {
+  parallel_for(pool, ends.back(), bytes / kThreadBytes, [&](int64_t part) {
     const size_t which = std::upper_bound(ends.begin(), ends.end(), part) - ends.begin();
     const Product& product = products[which];
     const int64_t begin = which == 0 ? 0 : ends[which - 1], count = ends[which] - begin, i = part - begin;

@@ -38,6 +38,15 @@ inline float widen(Bfloat16 x) {
   return value;
 }
 
+// Keys and values are read once, and are asked for some rows early; past the end of a ring that does nothing, and the
+// address is an integer because no pointer may go there.
+template <int64_t Bytes, class Number>
+inline void prefetch_row(const Number* now, int64_t width) {
+  constexpr int64_t kAhead = 16, kLine = 64;
+  const auto ahead = reinterpret_cast<uintptr_t>(now) + kAhead * width * sizeof(Number);
+  for (int64_t i = 0; i < Bytes; i += kLine) __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
+}
+
 // y = weights . values for `Rows` rows and `Columns` times sixteen columns: weights [Rows, stride], values [count,
 // width], from `column` on; added to what y holds unless this is the first part of the sum.
 template <int Rows, int Columns, class Number>
@@ -49,6 +58,7 @@ inline void weighted_sum(const float* weights, int64_t stride, const Number* val
   }
   values += column;
   for (int64_t i = 0; i < count; ++i, values += width) {
+    prefetch_row<Columns * kLanes * sizeof(Number)>(values, width);
     Floats value[Columns];
     for (int c = 0; c < Columns; ++c) value[c] = load(values + c * kLanes);
     for (int r = 0; r < Rows; ++r) {

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemwright.typing import Array, Float, Int
 
@@ -29,7 +30,8 @@ def rotation(positions: Int[Array, "B T"], width: int, base: float, scale: float
     Positions stay integers until the float32 product with the frequencies: in bfloat16, 8190 and 8191 are one.
     """
     half = width // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / scale
+    # A constant, by which a compiler sees that all layers of a kind share their angles.
+    frequency = (base ** (-np.arange(half) / half) / scale).astype(np.float32)
     angle = positions[:, :, None].astype(jnp.float32) * frequency
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=2)
 

@@ -15,7 +15,7 @@ from gemwright.generate.programs import Choice, Decoding
 from gemwright.generate.prompts import ROW, Ids, Prompt, chunks
 from gemwright.generate.sampling import Knobs, Sampling, few, knobs
 from gemwright.generate.speculation import Proposer
-from gemwright.generate.step import Step, from_choice
+from gemwright.generate.step import Step, from_choice, from_choices
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
@@ -75,15 +75,24 @@ class Engine:
             texts = [list(_ids(prompt)) for prompt in prompts]
             yield from self._speculate(proposer, decoding, texts, state, settings, seen, max_tokens, pending)
             return
-        for length in range(longest, longest + max_tokens):
-            state = self._room(state, length)
-            choice, state, seen = programs.decode(self.config, decoding, self.params, token, state, settings, seen)
-            # The device works on the next token while the caller is busy with this one.
-            if pending is not None:
-                yield from_choice(pending)
-            pending, token = choice, choice.token
-        if pending is not None:
-            yield from_choice(pending)
+        ahead, end = schedule.Ahead(programs.AHEAD), longest + max_tokens
+        steps = iter(() if pending is None else (from_choice(pending),))
+        while longest < end:
+            count = min(ahead.count, end - longest)
+            longest += count
+            state = self._room(state, longest - 1)
+            choices, token, state, seen = programs.decode(
+                self.config, decoding, self.params, token, state, settings, seen, count
+            )
+            # The device works on these tokens while the caller is busy with those before.
+            yield from steps
+            steps = self._made(choices, count, ahead)
+        yield from steps
+
+    def _made(self, choices: Choice, count: int, ahead: schedule.Ahead) -> Iterator[Step]:
+        steps = from_choices(choices, count)
+        ahead.made(count)
+        yield from steps
 
     def _speculate(
         self,

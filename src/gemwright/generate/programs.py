@@ -16,6 +16,8 @@ from gemwright.model.state import DecodeState
 from gemwright.model.transformer import Pictured
 from gemwright.typing import Array, Bool, Float, Int
 
+AHEAD = 8
+"""Tokens of a row that one call of `decode` makes at most."""
 SCORED_ROWS = 32
 """Positions whose logits stand in memory together while a text is scored: 32 MB for the largest vocabulary."""
 
@@ -76,13 +78,42 @@ def decode(
     state: DecodeState,
     knobs: Knobs,
     seen: Bool[Array, "B V"] | None,
-) -> tuple[Choice, DecodeState, Bool[Array, "B V"] | None]:
-    """Take one token of each row into the state and choose the next."""
-    hidden, after = transformer.forward(config, params, token[:, None], state)
-    assert after is not None
-    if seen is not None:
-        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
-    return choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen), after, seen
+    count: Int[Array, ""],
+) -> tuple[Choice, Int[Array, " B"], DecodeState, Bool[Array, "B V"] | None]:
+    """Take one token of each row into the state and choose the next, `count` times, at most `AHEAD`.
+
+    Several at a time spare a small model the host's work for each.
+
+    Returns:
+        The choices, [AHEAD, B] each, of which the first `count` are real; the last token of each row, which the state
+        does not hold yet; the state and the seen tokens.
+    """
+
+    def step(
+        carry: tuple[Array, Choice, Array, DecodeState, Array | None],
+    ) -> tuple[Array, Choice, Array, DecodeState, Array | None]:
+        at, choices, token, state, seen = carry
+        hidden, after = transformer.forward(config, params, token[:, None], state)
+        assert after is not None
+        if seen is not None:
+            seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+        choice = choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen)
+        choices = jax.tree.map(lambda all, one: all.at[at].set(one), choices, choice)
+        return at + 1, choices, choice.token, after, seen
+
+    first = (jnp.zeros((), jnp.int32), _unmade(decoding, AHEAD, *token.shape), token, state, seen)
+    _, choices, token, state, seen = jax.lax.while_loop(lambda carry: carry[0] < count, step, first)
+    return choices, token, state, seen
+
+
+def _unmade(decoding: Decoding, *rows: int) -> Choice:
+    tokens = jnp.zeros(rows, jnp.int32)
+    if decoding.alternatives is None:
+        return Choice(tokens, None, None, None)
+    likeliest = (*rows, decoding.alternatives)
+    return Choice(
+        tokens, jnp.zeros(rows, jnp.float32), jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, jnp.float32)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "decoding"), donate_argnames=("state", "seen"))

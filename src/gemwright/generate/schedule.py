@@ -4,12 +4,33 @@ A model compiles one prefill program per chunk size and capacity, and one decodi
 has one decoding program per size and capacity.
 """
 
+import time
+
 CHUNKS = (32, 128, 512)
 """Tokens of a prompt that are fed in one call."""
 CAPACITIES = (1024, 4096, 16_384, 65_536, 131_072)
 """Tokens that a cache has room for."""
 VERIFIED = (4, 8)
 """Tokens of a row, the pending one and guesses, that speculation verifies in one call."""
+
+CALL_SECONDS = 0.05
+"""A call that decodes should take no longer, for texts to appear smoothly and to end soon."""
+
+
+class Ahead:
+    """How many tokens to decode in the next call: one at first, which is wanted soon, then by how long they take."""
+
+    def __init__(self, most: int):
+        self.count = 1
+        self._most = most
+        self._last: float | None = None
+
+    def made(self, count: int) -> None:
+        """Learn that `count` more tokens have come."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self.count = max(1, min(self._most, int(CALL_SECONDS * count / (now - self._last))))
+        self._last = now
 
 
 def chunk(rest: int, least: int = 0) -> int:

@@ -133,18 +133,14 @@ class Draft:
             return [[] for _ in texts]
         state = self._catch_up(texts, longest)
         token = jnp.asarray([max(text[-1], 0) for text in texts], jnp.int32)
-        guesses: list[NDArray[np.int32]] = []
-        for _ in range(count):
-            choice, state, _ = programs.decode(
-                self._config, self._decoding, self._params, token, state, self._knobs, None
-            )
-            token = choice.token
-            guesses.append(token)
+        choices, token, state, _ = programs.decode(
+            self._config, self._decoding, self._params, token, state, self._knobs, None, count
+        )
         # The last guess is taken in too: the next round begins behind it if all are accepted.
         self._state, _ = programs.feed(
             self._config, self._params, token[:, None], np.ones((len(texts), 1), bool), state
         )
-        rows = np.stack([np.asarray(guess) for guess in guesses], axis=1).tolist()
+        rows = np.asarray(choices.token)[:count].T.tolist()
         self._sure = [len(text) for text in texts]
         self._taken = [[*text, *row] for text, row in zip(texts, rows, strict=True)]
         return rows

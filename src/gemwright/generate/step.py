@@ -1,8 +1,10 @@
 """What the engine hands out: one token for each row of a batch, on the host."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,10 +35,16 @@ class Step:
 
 def from_choice(choice: Choice) -> Step:
     """A choice that nobody guessed, with which nothing was guessed."""
-
-    def host(part: Array | None) -> NDArray[Any] | None:
-        return None if part is None else np.asarray(part)
-
     tokens = np.asarray(choice.token)
     none = np.zeros_like(tokens)
-    return Step(tokens, host(choice.logprob), host(choice.top_tokens), host(choice.top_logprobs), none, none)
+    return Step(tokens, _host(choice.logprob), _host(choice.top_tokens), _host(choice.top_logprobs), none, none)
+
+
+def from_choices(choices: Choice, count: int) -> Iterator[Step]:
+    """The first `count` of choices that stand one after the other."""
+    host = jax.tree.map(np.asarray, choices)
+    return (from_choice(jax.tree.map(lambda part: part[at], host)) for at in range(count))
+
+
+def _host(part: Array | NDArray[Any] | None) -> NDArray[Any] | None:
+    return None if part is None else np.asarray(part)
