@@ -1,4 +1,4 @@
-"""How the next token is chosen: each filter is a threshold on the logits, and one uniform number picks the token.
+"""How the next token is chosen: each filter is a threshold on the logits, and uniform numbers pick the token.
 
 The order is the field's: repetition penalty, temperature, top-k, top-p, min-p.
 """
