@@ -101,6 +101,17 @@ def test_rows_read_as_without_speculation(engine: Engine, right: float):
 
 
 @pytest.mark.usefixtures("eager")
+def test_rows_without_a_top_k_read_as_without_speculation(engine: Engine):
+    wide = replace(HOT, top_k=0)
+    samplings = [wide, replace(wide, top_p=1.0, min_p=0.05), replace(wide, top_p=1.0, repetition_penalty=1.4)]
+    plain = _tokens(list(engine.generate(PROMPTS, samplings, 30)))
+    truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, plain, strict=True)]
+    together = list(engine.generate(PROMPTS, samplings, 30, proposer=Oracle(truth, 0.7)))
+    assert _tokens(together) == plain
+    assert 0 < sum(step.accepted.sum() for step in together) < sum(step.proposed.sum() for step in together)
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("rows", [speculation.MOST_ROWS, speculation.MOST_ROWS + 1])
 def test_large_batches_are_decoded_plainly(engine: Engine, rows: int):
     prompts = [_prompt(6, seed=1) * 3] * rows

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemwright import tree
+from gemwright import tree, weights
 from gemwright.generate import sampling
 from gemwright.generate.sampling import Knobs
 from gemwright.model import transformer
@@ -183,15 +183,18 @@ def choose(
 
     Log-probabilities are the model's own: before penalty, temperature and filters.
     """
-    number = sampling.uniform(knobs.seed, lengths)
-    if decoding.few is not None and seen is None and decoding.alternatives is None:
-        count = min(decoding.few, decoding.vocabulary)
-        largest, ids = transformer.top_logits(config, params, hidden, decoding.vocabulary, count)
-        chosen = ids[:, 0] if decoding.few == 1 else sampling.sample_few(largest, ids, knobs, number)
+    numbers = sampling.uniform(knobs.seed, lengths)
+
+    def of_few(largest: Array, ids: Array) -> Array:
+        return ids[:, 0] if decoding.few == 1 else sampling.sample_few(largest, ids, knobs, numbers)
+
+    count = None if decoding.few is None else min(decoding.few, decoding.vocabulary)
+    if count is not None and seen is None and decoding.alternatives is None:
+        chosen = of_few(*transformer.top_logits(config, params, hidden, decoding.vocabulary, count))
         return Choice(chosen, None, None, None)
     logits = _real(transformer.logits(config, params, hidden), decoding.vocabulary)
     scores = logits if seen is None else sampling.penalise(logits, seen, knobs.repetition_penalty)
-    chosen = sampling.greedy(scores) if decoding.few == 1 else sampling.sample(scores, knobs, number)
+    chosen = sampling.sample(scores, knobs, numbers) if count is None else of_few(*weights.largest(scores, count))
     if decoding.alternatives is None:
         return Choice(chosen, None, None, None)
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)

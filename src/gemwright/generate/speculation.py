@@ -6,10 +6,10 @@ the model chooses as it does when it decodes. A guess stands if it is the token 
 was not guessed is the next pending token, so a pass brings at least one token. What was taken in beyond it is taken
 back: lengths shrink, and rings have room so that nothing that is still visible was overwritten (`state.with_slack`).
 
-Nothing is lost. The number that decides a draw belongs to the row's seed and the token's position alone
+Nothing is lost. The numbers that decide a draw belong to the row's seed and the token's position alone
 (`sampling.uniform`), so the token at a position is a function of the tokens before it, whoever guessed them, and a row
 reads token for token as it does without speculation; its distribution is the model's because each token was drawn from
-the model by its own uniform number. Speculative sampling (arXiv:2211.17192) instead accepts a guess x with probability
+the model by its own uniform numbers. Speculative sampling (arXiv:2211.17192) instead accepts a guess x with probability
 min(1, p(x) / q(x)) and draws anew from what is left of p; that accepts more of a sampled draft's guesses, and gives the
 same distribution but another text. Here the draft draws with the same numbers, which makes it agree often, and no
 acceptance needs probabilities.
