@@ -12,6 +12,7 @@ from tiny import tiny_gguf
 import gemwright
 from gemwright import weights
 from gemwright.checkpoint import ggml
+from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.convert import convert
 from gemwright.kernels import packed
 from gemwright.kernels.packed import QTensor
@@ -26,7 +27,7 @@ def q8_0(shape: tuple[int, ...], rows: int) -> tuple[QTensor, jax.Array]:
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
-    return packed.pack("Q8_0", raw, shape, rows, lambda: None), jnp.asarray(decoded.reshape(shape))
+    return packed.pack("Q8_0", raw, shape, rows, take=aligned, done=lambda: None), jnp.asarray(decoded.reshape(shape))
 
 
 @pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
