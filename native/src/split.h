@@ -28,8 +28,8 @@ std::optional<Split> split_layout(int64_t out, int64_t in);
 
 // Groups of 64 values in a row, an even number: two share the low and the high halves of 64 bytes.
 constexpr int64_t fine_groups(int64_t in) { return (in + 127) / 128 * 2; }
-// Scales of a row as they are loaded, 16 at a time. What is loaded after them are r: as no half of their bytes is above
-// 11, they are finite numbers in float16 too, and count for nothing where they meet zeros.
+// Scales of a row as they are loaded, 16 at a time. The last load goes on into the r: no half of their bytes is above 11,
+// so that as float16 they are finite, and come to nothing where the activations' scales are zero.
 constexpr int64_t fine_scales(int64_t in) { return (in / 32 + 15) / 16 * 16; }
 constexpr int64_t fine_scale_bytes(int64_t in) { return in / 32 * 2; }
 
