@@ -47,13 +47,14 @@ bool eightfold(Float16 d, Float16& result) {
 std::optional<float> split_row(const Split& split, const uint8_t* source, int lane, Q5_0::Panel* panel, uint8_t* fine) {
   const auto divide = kernels().split.divide;
   std::memset(fine, 0, split.row_bytes);
-  auto* scales = reinterpret_cast<Float16*>(fine + fine_groups(split.in) / 2 * 64);
+  auto* scales = reinterpret_cast<Float16*>(fine);
+  uint8_t* const nibbles = fine + fine_scale_bytes(split.in);
   double error = 0.0, length = 0.0;
   for (int64_t b = 0; b < split.in / 32; ++b, source += sizeof(Q8_0::Source)) {
     std::memcpy(&scales[b], source, sizeof(Float16));
     uint8_t h[32];
     const Squares squares =
-        divide(source + sizeof(Float16), h, b / 2 % 2 == 0 ? 1 : 16, fine + b / 4 * 64 + b % 2 * 32);
+        divide(source + sizeof(Float16), h, b / 2 % 2 == 0 ? 1 : 16, nibbles + b / 4 * 64 + b % 2 * 32);
     if (!eightfold(scales[b], panel[b].d[lane])) return std::nullopt;
     place(h, lane, panel[b].stripes[0].q);
     const double d = widen(scales[b]);
@@ -95,7 +96,7 @@ std::optional<Split> split_layout(int64_t out, int64_t in) {
   const auto panels = packed_bytes(kQ5_0, out, in);
   const int64_t limit = std::numeric_limits<int64_t>::max() / 16;
   if (!panels || fine_scales(in) > kMostScales || out > limit / (in + 64) || *panels > limit) return std::nullopt;
-  Split split{out, in, *panels, *panels, 0, fine_groups(in) / 2 * 64 + fine_scales(in) * 2, 0};
+  Split split{out, in, *panels, *panels, 0, fine_scale_bytes(in) + fine_groups(in) / 2 * 64, 0};
   split.fine = (split.errors + (out + kLanes - 1) / kLanes * kLanes * int64_t{sizeof(float)} + 63) / 64 * 64;
   split.size = split.fine + out * split.row_bytes;
   return split;
@@ -118,10 +119,10 @@ std::optional<Split> split_of_size(int64_t size, int64_t in) {
 
 void add_fine(const Split& split, const uint8_t* packed, int64_t row, float* y) {
   const uint8_t* fine = packed + split.fine + row * split.row_bytes;
-  const auto* scales = reinterpret_cast<const Float16*>(fine + fine_groups(split.in) / 2 * 64);
+  const auto* scales = reinterpret_cast<const Float16*>(fine);
   for (int64_t b = 0; b < split.in / 32; ++b) {
     const float d = widen(scales[b]);
-    const uint8_t* nibbles = fine + b / 4 * 64 + b % 2 * 32;
+    const uint8_t* nibbles = fine + fine_scale_bytes(split.in) + b / 4 * 64 + b % 2 * 32;
     for (int i = 0; i < 32; ++i) y[32 * b + i] += d * float((nibbles[i] >> (b / 2 % 2 * 4) & 15) - 4);
   }
 }

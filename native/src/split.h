@@ -19,7 +19,7 @@ struct Split {
   int64_t panels_size;  // bytes of the Q5_0 panels, which come first
   int64_t errors;       // offset of [panels * 16] float32: what the r of a row add for an input of length 1
   int64_t fine;         // offset of the rows of r
-  int64_t row_bytes;    // of each: `fine_groups` half as many 64 bytes, then `fine_scales` float16
+  int64_t row_bytes;    // of each: a float16 for 32 values, then 64 bytes for each two of `fine_groups`
   int64_t size;         // in all
 };
 
@@ -28,8 +28,10 @@ std::optional<Split> split_layout(int64_t out, int64_t in);
 
 // Groups of 64 values in a row, an even number: two share the low and the high halves of 64 bytes.
 constexpr int64_t fine_groups(int64_t in) { return (in + 127) / 128 * 2; }
-// Scales in a row, one for 32 values, and zeros up to a multiple of 16.
+// Scales of a row as they are loaded, 16 at a time. The last load goes on into the r: no half of their bytes is above 11,
+// so that as float16 they are finite, and come to nothing where the activations' scales are zero.
 constexpr int64_t fine_scales(int64_t in) { return (in / 32 + 15) / 16 * 16; }
+constexpr int64_t fine_scale_bytes(int64_t in) { return in / 32 * 2; }
 
 // The same for a packed weight of `size` bytes with rows of `in` values.
 std::optional<Split> split_of_size(int64_t size, int64_t in);
@@ -43,10 +45,10 @@ bool pack_split(const Split& split, const uint8_t* source, int64_t first, int64_
 
 // One row of activations as the rows of r meet it.
 struct FineInput {
-  int64_t groups;
+  int64_t groups, scale_bytes;  // of a row of r
   const int8_t* q;       // [groups * 64]
   const int32_t* start;  // [groups * 16] where sums begin, as the r are stored with 4 added
-  const float* scales;   // [fine_scales]
+  const float* scales;   // [fine_scales], zeros at the end
   int64_t scale_count;
 };
 

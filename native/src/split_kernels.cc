@@ -30,7 +30,8 @@ Squares divide(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r) {
 // As many activations at a time as there are sums that fit the registers.
 template <int Count>
 void fine_tile(const uint8_t* row, const FineInput* x, float* y, int64_t stride) {
-  const auto* d = reinterpret_cast<const Float16*>(row + x->groups / 2 * 64);
+  const auto* d = reinterpret_cast<const Float16*>(row);
+  const uint8_t* const nibbles = row + x->scale_bytes;
   float scales[Count][kMostScales];
   for (int64_t i = 0; i < x->scale_count; i += kLanes) {
     const Floats step = load(d + i);
@@ -39,7 +40,7 @@ void fine_tile(const uint8_t* row, const FineInput* x, float* y, int64_t stride)
   Floats sum[Count];
   for (int c = 0; c < Count; ++c) sum[c] = zero();
   for (int64_t g = 0; g < x->groups; g += 2) {
-    const Bytes both = load_bytes(row + g / 2 * 64), low = shift_and<0>(both, 15), high = shift_and<-4>(both, 15);
+    const Bytes both = load_bytes(nibbles + g / 2 * 64), low = shift_and<0>(both, 15), high = shift_and<-4>(both, 15);
     for (int c = 0; c < Count; ++c) {
       const float* scale = scales[c] + 2 * g;
       const int32_t* start = x[c].start + g * kLanes;

@@ -33,7 +33,10 @@ struct Candidate {
 class FinePart {
  public:
   FinePart(const Split& split, const float* x)
-      : q_(fine_groups(split.in) * 64), start_(fine_groups(split.in) * kLanes), scales_(fine_scales(split.in)) {
+      : scale_bytes_(fine_scale_bytes(split.in)),
+        q_(fine_groups(split.in) * 64),
+        start_(fine_groups(split.in) * kLanes),
+        scales_(fine_scales(split.in)) {
     const int64_t stripes = split.in / kStripe;
     std::vector<Activations> tile(stripes);
     kernels().prepare[kQ5_0]({nullptr, 0, split.in, 0, x, tile.data(), nullptr, false}, 0, 1);
@@ -52,10 +55,11 @@ class FinePart {
   }
   float length() const { return length_; }
   FineInput input() const {
-    return {int64_t(q_.size()) / 64, q_.data(), start_.data(), scales_.data(), int64_t(scales_.size())};
+    return {int64_t(q_.size()) / 64, scale_bytes_, q_.data(), start_.data(), scales_.data(), int64_t(scales_.size())};
   }
 
  private:
+  int64_t scale_bytes_;
   std::vector<int8_t> q_;
   std::vector<int32_t> start_;
   std::vector<float> scales_;

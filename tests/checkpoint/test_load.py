@@ -21,6 +21,7 @@ from tiny import tiny_config
 
 from gemwright import tree
 from gemwright.checkpoint import flax_names, load, names
+from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE, PIECE, Arena
 from gemwright.checkpoint.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.gguf_configuration import to_gguf
 from gemwright.checkpoint.huggingface import to_huggingface
@@ -128,6 +129,23 @@ def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> No
     for _, host in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32):
         device = jax.device_put(host, jax.devices("cpu")[0])
         assert device.unsafe_buffer_pointer() == host.ctypes.data
+
+
+def test_small_weights_share_a_piece_of_memory_and_large_ones_have_their_own() -> None:
+    arena = Arena()
+    small = [arena.take(nbytes) for nbytes in (1, 64, 1000)]
+    places = [taken.ctypes.data for taken in small]
+    assert [taken.size for taken in small] == [1, 64, 1000]
+    assert [place - places[0] for place in places] == [0, 64, 128]
+    assert places[0] % HUGE_PAGE == 0
+    large, after = arena.take(LARGE), arena.take(5)
+    assert large.ctypes.data % ALIGNMENT == 0
+    assert after.ctypes.data == places[2] + 1024
+    full = [arena.take(LARGE - 1) for _ in range(PIECE // LARGE)]  # the last finds no room left
+    assert full[-1].ctypes.data % HUGE_PAGE == 0
+    for place, taken in enumerate([*small, large, after, *full]):
+        taken[:] = place
+    assert all((taken == place).all() for place, taken in enumerate([*small, large, after, *full]))
 
 
 MEASURE = """

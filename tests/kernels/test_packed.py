@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny import tiny_gguf
 
 import gemwright
 from gemwright import weights
 from gemwright.checkpoint import ggml
+from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.convert import convert
 from gemwright.kernels import packed
 from gemwright.kernels.packed import QTensor
@@ -26,7 +28,7 @@ def q8_0(shape: tuple[int, ...], rows: int) -> tuple[QTensor, jax.Array]:
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
-    return packed.pack("Q8_0", raw, shape, rows, lambda: None), jnp.asarray(decoded.reshape(shape))
+    return packed.pack("Q8_0", raw, shape, rows, take=aligned, done=lambda: None), jnp.asarray(decoded.reshape(shape))
 
 
 @pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
@@ -47,6 +49,18 @@ def test_rows_are_the_very_values():
     assert jnp.array_equal(found[0], array[jnp.asarray([0, 69])])
     assert jnp.array_equal(found[1, 0], array[5])
     assert jnp.all(jnp.isnan(found[1, 1]))
+
+
+def test_a_packed_weight_stays_where_it_was_packed():
+    values = np.random.default_rng(0).normal(size=(70, 64)).astype(np.float32)
+    taken: list[NDArray[np.uint8]] = []
+
+    def take(nbytes: int) -> NDArray[np.uint8]:
+        taken.append(aligned(nbytes))
+        return taken[-1]
+
+    weight = packed.pack("Q8_0", ggml.encode("Q8_0", values), (70, 64), 70, take=take, done=lambda: None)
+    assert [weight.packed.unsafe_buffer_pointer()] == [memory.ctypes.data for memory in taken]
 
 
 def test_a_weight_packed_in_parts_is_the_weight_packed_whole(monkeypatch: pytest.MonkeyPatch):

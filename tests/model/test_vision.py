@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gemwright import tree
+from gemwright.checkpoint.arena import aligned
 from gemwright.kernels import packed
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
@@ -105,7 +106,8 @@ def test_packed_weights_see_as_plain_ones():
     def pack(path: str, param: Param) -> Any:
         values = tree.flatten(params)[path]
         raw = np.asarray(values.astype(jnp.bfloat16)).view(np.uint8)
-        return packed.pack("BF16", raw, param.shape, param.shape[0], lambda: None) if param.linear else values
+        rows = param.shape[0]
+        return packed.pack("BF16", raw, param.shape, rows, take=aligned, done=lambda: None) if param.linear else values
 
     rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))
     plain = vision.encode(NORMED, params, _pictures(NORMED))

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from gemwright import tree
+from gemwright.checkpoint.arena import Arena, aligned
 from gemwright.checkpoint.names import Stored, check, plain_name
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
@@ -30,8 +31,6 @@ CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
 PRECISE = (".down", ".q", ".k", ".v")
 """Ends of the paths of weights that meet activations of 16 bits, as the head does: 8 would change most here."""
-ALIGNMENT = 64
-"""Bytes. A host buffer so aligned becomes a CPU device's buffer without a copy."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
@@ -67,7 +66,7 @@ def _leaves(
     names = _checked_names(file, plan)
     total, done = _total(file, plan, names), 0
     known = packed.encodings() if dtype is None else ()
-    plain = np.dtype(np.float32 if dtype is None else dtype)
+    plain, arena = np.dtype(np.float32 if dtype is None else dtype), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(spec(config)).items():
             stored, name = plan[path], names[plan[path].name]
@@ -79,11 +78,13 @@ def _leaves(
                 yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=precise)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
-                release = functools.partial(file.release, name)
-                rows = stored.shape[0]
-                yield path, packed.pack(info.encoding, raw, param.shape, rows, release, head=head, precise=precise)
+                rows, release = stored.shape[0], functools.partial(file.release, name)
+                weight = packed.pack(
+                    info.encoding, raw, param.shape, rows, take=arena.take, done=release, head=head, precise=precise
+                )
+                yield path, weight
             else:
-                yield path, jax.device_put(_read(pool, file, name, stored, param.shape, plain))
+                yield path, jax.device_put(_read(pool, arena.take, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)
             progress(done, total)
 
@@ -127,7 +128,7 @@ def read_weights(
             for path in params if order is None else order:
                 stored = plan[path]
                 name = names[stored.name]
-                yield path, _read(pool, file, name, stored, params[path].shape, np.dtype(dtype))
+                yield path, _read(pool, aligned, file, name, stored, params[path].shape, np.dtype(dtype))
                 done += _nbytes(file, stored, name)
                 progress(done, total)
 
@@ -162,13 +163,14 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 def _read(
     pool: ThreadPoolExecutor,
+    take: Callable[[int], NDArray[np.uint8]],
     file: TensorFile,
     name: str,
     stored: Stored,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    out = _aligned_empty(shape, dtype)
+    out = take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
     if stored.index or stored.permute is not None:
         values = file.read(name)[stored.index]
         values = values if stored.permute is None else values.transpose(stored.permute)
@@ -187,11 +189,3 @@ def _read(
     parts = list(row_chunks(stored.shape))
     list(map(copy, parts) if len(parts) == 1 else pool.map(copy, parts))
     return out
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised array that starts on an `ALIGNMENT` boundary."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + nbytes].view(dtype).reshape(shape)

@@ -120,8 +120,9 @@ def pack(
     raw: NDArray[np.uint8],
     shape: tuple[int, ...],
     rows: int,
-    done: Callable[[], None],
     *,
+    take: Callable[[int], NDArray[np.uint8]],
+    done: Callable[[], None],
     head: bool = False,
     precise: bool = False,
 ) -> QTensor:
@@ -132,6 +133,7 @@ def pack(
         raw: The bytes as a GGUF or safetensors file holds them.
         shape: What the weight stands for.
         rows: Into how many rows the bytes are divided.
+        take: Gives memory for so many bytes, aligned as XLA wants it.
         done: Called when some rows have been read, so that their pages can be given back.
         head: Mostly the largest of its products are wanted; see `gemwright_native.top`.
         precise: Activations meet it in 16 bits.
@@ -140,13 +142,13 @@ def pack(
     width, row_bytes = math.prod(shape) // rows, len(raw) // rows
     step = max(1, CHUNK // width // native.LANES) * native.LANES
     layout = native.SPLIT if head and encoding == "Q8_0" else encoding
-    packed = native.empty(layout, (rows, width))
+    packed = take(native.packed_bytes(layout, (rows, width)))
     for start in range(0, rows, step):
         part = range(start, min(start + step, rows))
         try:
             native.pack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], (rows, width), part)
         except OverflowError:
-            return pack(encoding, raw, shape, rows, done, precise=precise)
+            return pack(encoding, raw, shape, rows, take=take, done=done, precise=precise)
         done()
     return QTensor(jax.device_put(packed), layout, shape, precise)
 

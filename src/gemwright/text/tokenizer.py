@@ -29,7 +29,7 @@ class Tokenizer:
     """Encodes and decodes text with a Gemma vocabulary.
 
     Attributes:
-        vocabulary: what it was made from.
+        kinds: uint8, the SentencePiece type of every id; see `Vocabulary`.
         bos_id, eos_id, pad_id, unk_id: ids of the four special pieces.
     """
 
@@ -43,7 +43,7 @@ class Tokenizer:
             self._processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise CheckpointError(f"SentencePiece refuses the vocabulary ({error}): fetch it again.") from error
-        self.vocabulary = vocabulary
+        self.kinds, self._scores = vocabulary.kinds, vocabulary.scores
         self._control_ids = _control_ids(vocabulary)
         self.bos_id = self._control_ids["<bos>"]
         self.eos_id = self._control_ids["<eos>"]
@@ -53,12 +53,18 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """Number of ids; the model's embedding may have more rows, or fewer."""
-        return self.vocabulary.size
+        return len(self.kinds)
 
     @property
     def pieces(self) -> tuple[str, ...]:
         """The text of every id as the vocabulary spells it, U+2581 for a space."""
-        return self.vocabulary.pieces
+        # Of SentencePiece's own copy: 262144 strings of Python's would take another 22 MB.
+        return tuple(self._processor.id_to_piece(list(range(self.size))))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What it was made from, made anew."""
+        return Vocabulary(self.pieces, self._scores, self.kinds)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and free of control tokens.
@@ -107,7 +113,7 @@ class Tokenizer:
             raise GemwrightError(
                 f"Token id {token} is outside the vocabulary of {self.size} pieces: use the model's own tokenizer."
             )
-        piece, kind = self.pieces[token], self.vocabulary.kinds[token]
+        piece, kind = self._processor.id_to_piece(token), self.kinds[token]
         if kind == BYTE:
             return bytes([int(piece[3:5], 16)])
         if kind in (CONTROL, UNKNOWN):
