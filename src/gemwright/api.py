@@ -288,7 +288,7 @@ def load(
         made = early.tokenizer if early else beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
         params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress, arranged)
         tokenizer = made.result()
-    checkpoint.check_vocabulary(tokenizer.vocabulary, checkpoint.path)
+    checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.path)
     eyes = None
     if config.vision is not None and params.vision is not None:
         # The resizing that Gemma 3 and big_vision's PaliGemma were given; the processors of the hub's PaliGemma differ.

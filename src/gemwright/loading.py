@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemwright import collector
+from gemwright import collector, compilation
 from gemwright.checkpoint.early import Early
 from gemwright.checkpoint.locate import locate
 
@@ -50,4 +50,6 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[Early | None
         path: Of a checkpoint.
         native: Whether matrices will be kept at their own bits where they can.
     """
-    return Early(path, native=native) if path.is_file() and path.suffix == ".gguf" else nullcontext()
+    if not path.is_file() or path.suffix != ".gguf":
+        return nullcontext()
+    return Early(path, native=native, kept=compilation.cache_folder() / "tokenizers")

@@ -1,6 +1,7 @@
 """Weights as the kernels read them: sizes and the one-time rearrangement."""
 
 import os
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ LANES = 16  # rows in a panel, the unit of packing
 ALIGNMENT = 64  # bytes; an array that starts so is handed to XLA without a copy
 
 
+@cache
 def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:
     """Returns the size of a packed weight.
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from gemwright import host
 from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.kept import kept_tokenizer
 from gemwright.errors import CheckpointError
 from gemwright.kernels import packing
 from gemwright.kernels.packing import Arranged
 from gemwright.text.tokenizer import Tokenizer
-from gemwright.text.vocabulary import Vocabulary
 
 SPARE = 2_000_000_000
 """Bytes that must stay free beside a file and two copies of it, or its weights wait for a forecast of the memory."""
@@ -33,7 +33,7 @@ class Early:
         tokenizer: What its vocabulary makes.
     """
 
-    def __init__(self, path: Path, *, native: bool):
+    def __init__(self, path: Path, *, native: bool, kept: Path | None = None):
         self._path = path
         self._late = threading.Event()
         self._switch = sys.getswitchinterval()
@@ -41,7 +41,7 @@ class Early:
         self._pool = ThreadPoolExecutor(1)
         self.file = self._pool.submit(open_gguf, path)
         self._arranged = self._pool.submit(self._arrange, native)
-        self.tokenizer = self._pool.submit(self._tokenizer)
+        self.tokenizer = self._pool.submit(self._tokenizer, kept)
 
     def __enter__(self) -> "Early":
         return self
@@ -73,9 +73,9 @@ class Early:
         file.release(head)
         return arranged
 
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self, kept: Path | None) -> Tokenizer:
         try:
-            return Tokenizer(Vocabulary.from_gguf(self.file.result().metadata))
+            return kept_tokenizer(self.file.result().metadata, kept)
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error
 

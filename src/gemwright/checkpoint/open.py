@@ -1,7 +1,7 @@
 """Open a checkpoint of any format: what it holds, without its weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,16 +71,16 @@ class Checkpoint:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
         if self.config.vision and self.config.vision.prefix:
             vocabulary = with_places(vocabulary, self.config.vocab)
-        self.check_vocabulary(vocabulary, path)
+        self.check_vocabulary(vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), path)
         return vocabulary
 
-    def check_vocabulary(self, vocabulary: Vocabulary, path: Path) -> None:
+    def check_vocabulary(self, size: int, is_control: Callable[[int], bool], path: Path) -> None:
         """Raise a `CheckpointError` if a vocabulary, read from `path`, is another model's."""
         # Markers may lie beyond the table, as Gemma 3's for images do in its text models; text may not.
         rows = self.config.vocab
-        if abs(vocabulary.size - rows) > MAX_PADDING or (vocabulary.kinds[rows:] != CONTROL).any():
+        if abs(size - rows) > MAX_PADDING or not all(map(is_control, range(rows, size))):
             raise CheckpointError(
-                f"{path} has {vocabulary.size} tokens where the model has {rows}; put the model's own tokenizer there."
+                f"{path} has {size} tokens where the model has {rows}; put the model's own tokenizer there."
             )
 
     def _tokenizer_file(self) -> Path:
