@@ -177,7 +177,7 @@ def _call(
 ) -> tuple[Array, ...]:
     x, gain, gate, residual, post_gain = inputs
     results = [jax.ShapeDtypeStruct((x.shape[0], out), jnp.float32) for _, out in shapes]
-    row, matrix = jnp.zeros(0, jnp.float32), jnp.zeros((0, 0), jnp.float32)
+    row, matrix = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)  # jnp.zeros is traced, at length
     return tuple(
         operation("gemwright_products", results)(
             x,

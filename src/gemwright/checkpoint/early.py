@@ -6,7 +6,7 @@ The import keeps one core busy for most of the time to the first token; this giv
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from gemwright import host
@@ -22,7 +22,7 @@ SPARE = 2_000_000_000
 RELEASED = 1 << 24
 """Bytes of a tensor whose pages are given back at once; that of others waits, as it disturbs all threads."""
 SWITCH = 0.0005
-"""Seconds after which a thread must let another run: this one asks often and briefly, between calls that need no GIL."""
+"""Seconds after which one thread lets another run: this one asks often and briefly, between calls without the GIL."""
 
 
 class Early:
@@ -35,7 +35,7 @@ class Early:
 
     def __init__(self, path: Path, *, native: bool, kept: Path | None = None):
         self._path = path
-        self._late = threading.Event()
+        self._late, self._left = threading.Event(), threading.Event()
         self._switch = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH)
         self._pool = ThreadPoolExecutor(1)
@@ -48,6 +48,7 @@ class Early:
 
     def __exit__(self, *exception: object) -> None:
         self._late.set()
+        self._left.set()
         self._pool.shutdown(cancel_futures=True)
         sys.setswitchinterval(self._switch)
 
@@ -67,11 +68,15 @@ class Early:
                 break
             if len(info.shape) == 2 and info.encoding in packing.native().ENCODINGS:
                 raw = file.raw(name)
-                arranged[name] = packing.arrange(info.encoding, raw, info.shape, head=name == head, idle=1)
+                arranged[name] = packing.arrange(info.encoding, raw, info.shape, self._check, head=name == head, idle=1)
                 if info.nbytes > RELEASED:
                     file.release(name)
         file.release(head)
         return arranged
+
+    def _check(self) -> None:
+        if self._left.is_set():
+            raise CancelledError
 
     def _tokenizer(self, kept: Path | None) -> Tokenizer:
         try:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ def kept_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenize
     Raises:
         CheckpointError: The vocabulary is missing or damaged.
     """
-    tokens, *numbers = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    numbers = [metadata.get(f"tokenizer.ggml.{key}") for key in ("scores", "token_type")]
     if folder is None or not isinstance(tokens, Texts) or not all(isinstance(array, np.ndarray) for array in numbers):
         return Tokenizer(Vocabulary.from_gguf(metadata))
     digest = hashlib.blake2b(FORM, digest_size=20)
-    for array in (tokens.stored, *numbers):
+    for array in map(np.asarray, (tokens.stored, *numbers)):
         digest.update(f"{array.dtype} {array.size}".encode())
         digest.update(np.ascontiguousarray(array).data)
     file = folder / f"{digest.hexdigest()}.model"
@@ -47,9 +49,10 @@ def kept_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenize
 
 def _keep(tokenizer: Tokenizer, file: Path) -> None:
     partial = file.with_name(file.name + ".partial")
-    try:
+    with suppress(OSError):  # it is made anew next time
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.write_bytes(tokenizer.model)
-        partial.replace(file)
-    except OSError:  # it is made anew next time
-        partial.unlink(missing_ok=True)
+        try:
+            partial.write_bytes(tokenizer.model)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)

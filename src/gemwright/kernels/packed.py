@@ -18,6 +18,7 @@ from gemwright.kernels import packing
 from gemwright.kernels.packing import Arranged
 from gemwright.typing import Array
 
+
 @tree.node
 class QTensor:
     """A weight in a block format of GGUF or in plain floats, rearranged for the kernels; it stands for float32.
@@ -51,7 +52,8 @@ class QTensor:
     def rows(self, ids: Array) -> Array:
         """Decode rows; ids outside the table give NaN."""
         flat = ids.reshape(-1).astype(jnp.int32)
-        return packing.native().rows(self.packed, flat, self.encoding, self.shape[-1]).reshape(*ids.shape, self.shape[-1])
+        native, width = packing.native(), self.shape[-1]
+        return native.rows(self.packed, flat, self.encoding, width).reshape(*ids.shape, width)
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
         """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
