@@ -143,7 +143,7 @@ def test_hostile_content_opens_no_turn(demo_tokenizer: Tokenizer, hostile: str, 
         return conversation(said["user"], said["assistant"], "r", system=said["system"])
 
     def control(ids: list[int]) -> list[int]:
-        return [token for token in ids if demo_tokenizer.vocabulary.kinds[token] == CONTROL]
+        return [token for token in ids if demo_tokenizer.kinds[token] == CONTROL]
 
     ids = chat.render(GEMMA3, demo_tokenizer, messages(hostile))
     assert control(ids) == control(chat.render(GEMMA3, demo_tokenizer, messages("benign")))

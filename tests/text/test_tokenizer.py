@@ -70,12 +70,13 @@ def test_text_comes_back_and_never_becomes_control(
     for tokenizer in (small_tokenizer, demo_tokenizer):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert not np.isin(tokenizer.vocabulary.kinds[ids], (CONTROL, UNKNOWN)).any()
+        assert not np.isin(tokenizer.kinds[ids], (CONTROL, UNKNOWN)).any()
 
 
 def test_every_control_piece_typed_stays_text(tokenizer: Tokenizer) -> None:
-    kinds = tokenizer.vocabulary.kinds
-    names = [tokenizer.pieces[index] for index in np.flatnonzero((kinds == CONTROL) | (kinds == UNKNOWN))]
+    kinds = tokenizer.kinds
+    pieces = tokenizer.pieces
+    names = [pieces[index] for index in np.flatnonzero((kinds == CONTROL) | (kinds == UNKNOWN))]
     ids = tokenizer.encode("".join(names))
     assert not np.isin(kinds[ids], (CONTROL, UNKNOWN)).any()
     assert tokenizer.decode(ids) == "".join(names)
@@ -84,7 +85,7 @@ def test_every_control_piece_typed_stays_text(tokenizer: Tokenizer) -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_stream_equals_decode(data: st.DataObject, small_tokenizer: Tokenizer) -> None:
-    byte_ids = np.flatnonzero(small_tokenizer.vocabulary.kinds == BYTE).tolist()
+    byte_ids = np.flatnonzero(small_tokenizer.kinds == BYTE).tolist()
     anything = st.integers(0, small_tokenizer.size - 1)
     ids = data.draw(st.lists(anything | st.sampled_from(byte_ids), max_size=40))
     stream = small_tokenizer.stream()
@@ -115,6 +116,13 @@ def test_decode_leaves_control_out_unless_asked(demo_tokenizer: Tokenizer) -> No
 def test_ids_outside_the_vocabulary_are_refused(demo_tokenizer: Tokenizer, token: int) -> None:
     with pytest.raises(GemwrightError, match=f"id {token} .* 262144"):
         demo_tokenizer.decode([token])
+
+
+def test_the_vocabulary_comes_back(small_tokenizer: Tokenizer, small_vocabulary: Vocabulary) -> None:
+    vocabulary = small_tokenizer.vocabulary
+    assert vocabulary.pieces == small_vocabulary.pieces
+    np.testing.assert_array_equal(vocabulary.scores, small_vocabulary.scores)
+    np.testing.assert_array_equal(vocabulary.kinds, small_vocabulary.kinds)
 
 
 def test_special_ids(tokenizer: Tokenizer) -> None:

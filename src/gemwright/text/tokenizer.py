@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.text import sentencepiece_model
 from gemwright.text.vocabulary import SPACE, Vocabulary
@@ -27,7 +30,7 @@ class Tokenizer:
     """Encodes and decodes text with a Gemma vocabulary.
 
     Attributes:
-        model: what it was made from, as SentencePiece reads it.
+        size: number of ids; the model's embedding may have more rows, or fewer.
         bos_id, eos_id, pad_id, unk_id: ids of the four special pieces.
     """
 
@@ -38,9 +41,7 @@ class Tokenizer:
         # Here markers are CONTROL, which SentencePiece never produces from text; in a published file they are
         # user-defined symbols, which it does.
         if isinstance(source, Vocabulary):
-            self.vocabulary = source
             source = sentencepiece_model.serialize(source.pieces, source.scores, source.kinds)
-        self.model = source
         try:
             self._processor = SentencePieceProcessor(model_proto=source)
         except RuntimeError as error:
@@ -51,16 +52,27 @@ class Tokenizer:
         self.pad_id = self.id_of("<pad>")
         self.unk_id = self.id_of("<unk>")
 
-    @cached_property
+    @property
+    def model(self) -> bytes:
+        """What another can be made from, as SentencePiece writes it."""
+        return self._processor.serialized_model_proto()
+
+    @property
     def vocabulary(self) -> Vocabulary:
-        """All pieces."""
+        """What it was made from, made anew."""
         pieces, scores, kinds = sentencepiece_model.parse(self.model)
         return Vocabulary(tuple(pieces), scores, kinds)
+
+    @cached_property
+    def kinds(self) -> NDArray[np.uint8]:
+        """The SentencePiece type of every id; see `Vocabulary`."""
+        return self.vocabulary.kinds
 
     @property
     def pieces(self) -> tuple[str, ...]:
         """The text of every id as the vocabulary spells it, U+2581 for a space."""
-        return self.vocabulary.pieces
+        # Of SentencePiece's own copy: 262144 strings of Python's would take another 22 MB.
+        return tuple(self._processor.id_to_piece(list(range(self.size))))
 
     def is_control(self, token: int) -> bool:
         """Whether an id below `size` stands for something other than text."""
