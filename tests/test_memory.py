@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny_config, tiny_gguf
 
-import gemwright
 from gemwright import memory
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import GemwrightError
@@ -57,7 +56,6 @@ def test_the_demo_s_state_is_forecast_to_the_byte(demo_gguf: Path) -> None:
 
 MEASURE = """
 import sys
-import gemwright
 model = gemwright.load(sys.argv[1], dtype=sys.argv[2])
 model.generate("Once upon a time", max_tokens=3, temperature=0.0)
 model.engine.score([list(range(1000, 1513))])  # a whole chunk of 512
@@ -110,7 +108,7 @@ def test_too_large_a_model_is_refused_before_it_is_read(tmp_path: Path, monkeypa
     monkeypatch.setattr(api, "open_checkpoint", lambda *_: replace(opened, config=huge))
     monkeypatch.delattr(GgufFile, "read_rows")
     with pytest.raises(GemwrightError, match=r"tiny\.gguf needs 10\d\.\d GB \(10\d\.\d GB of weights, .* are free"):
-        gemwright.load(path, dtype=jnp.float32)
+        api.load(path, dtype=jnp.float32)
 
 
 def test_a_picture_needs_more_than_the_text() -> None:

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gemwright
 from engines import Task
-from gemwright import Model, Sampling
-from gemwright.api import PUBLISHED
+
+if TYPE_CHECKING:
+    from gemwright import Model
 
 
 @dataclass(frozen=True)
 class Gemwright:
     """An engine; see `engines.Engine`."""
 
-    model: Model
+    model: "Model"
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
@@ -22,6 +24,9 @@ class Gemwright:
         return self.model.tokenizer.decode([token])
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
+        from gemwright import Sampling  # JAX, which it brings, is imported while a model is being loaded
+        from gemwright.api import PUBLISHED
+
         sampling = PUBLISHED if task.sampled else Sampling(temperature=0.0)
         for step in self.model.engine.generate(prompts, [sampling] * len(prompts), task.tokens):
             known(step.tokens.tolist())

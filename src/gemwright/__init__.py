@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gemwright.errors import CheckpointError, GemwrightError
 
 if TYPE_CHECKING:
-    from gemwright.api import Completion, Model, Score, load
+    from gemwright.api import Completion, Model, Score
     from gemwright.generate.sampling import Sampling
+    from gemwright.loading import load
     from gemwright.text.chat import Message
 
 __all__ = ["CheckpointError", "Completion", "GemwrightError", "Message", "Model", "Sampling", "Score", "load"]
@@ -21,7 +22,7 @@ _PLACES = {
     "Completion": "gemwright.api",
     "Model": "gemwright.api",
     "Score": "gemwright.api",
-    "load": "gemwright.api",
+    "load": "gemwright.loading",
     "Sampling": "gemwright.generate.sampling",
     "Message": "gemwright.text.chat",
 }

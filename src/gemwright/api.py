@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gemwright import collector, memory
+from gemwright.checkpoint.early import Early
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
-from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.open import Checkpoint, from_gguf_file, open_checkpoint
 from gemwright.compilation import enable_cache
 from gemwright.errors import GemwrightError
 from gemwright.eyes import Eyes, Picture
@@ -261,8 +262,9 @@ def load(
     variant: str | None = None,
     draft: str | Path | None = None,
     progress: Progress = lambda done, total: None,
+    early: Early | None = None,
 ) -> Model:
-    """Load a model.
+    """Load a model; `gemwright.load` reads a GGUF file while this module, and JAX with it, is being imported.
 
     Args:
         model: A path, a name of `gemwright models`, or a hub id.
@@ -270,20 +272,23 @@ def load(
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model of the same vocabulary, which guesses tokens for this one to verify; as `model` names it.
         progress: Called with the bytes read so far and the bytes in all.
+        early: What was read of it before.
 
     Raises:
         GemwrightError: it cannot be found, read or held in memory, or the draft does not fit it; the message says why.
     """
     enable_cache()
-    checkpoint = open_checkpoint(locate(str(model)), variant)
+    checkpoint = from_gguf_file(early.file.result()) if early else open_checkpoint(locate(str(model)), variant)
     config = checkpoint.config
     precision = choose_dtype(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
+    arranged = early.arranged() if early and precision is None else None
     # The tokenizer keeps one core busy, reading weights mostly waits.
     with collector.paused(), ThreadPoolExecutor(1) as beside:
-        made = beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
-        params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress)
+        made = early.tokenizer if early else beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
+        params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress, arranged)
         tokenizer = made.result()
+    checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.path)
     eyes = None
     if config.vision is not None and params.vision is not None:
         # The resizing that Gemma 3 and big_vision's PaliGemma were given; the processors of the hub's PaliGemma differ.

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from gemwright import host
 from gemwright.errors import GemwrightError
 from gemwright.model.config import Config
 from gemwright.model.spec import parameter_count
@@ -73,12 +74,7 @@ def available() -> int | None:
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123
-            free = next(line for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-    return int(free.split()[1]) * 1024
+    return host.free_memory()
 
 
 def require(need: Forecast, name: str) -> None:

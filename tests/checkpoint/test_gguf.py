@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from quick_reader import QuickReader
 
 from gemwright.checkpoint import ggml
+from gemwright.checkpoint import gguf as own
 from gemwright.checkpoint.gguf import GgufFile, GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.tensors import TensorFile, TensorInfo
+from gemwright.checkpoint.texts import Texts
 from gemwright.errors import CheckpointError
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
@@ -36,6 +38,7 @@ def assert_reads_like_gguf_py(file: GgufFile, reader: gguf.GGUFReader) -> None:
             np.testing.assert_array_equal(value, np.concatenate([field.parts[i] for i in field.data]))
         else:
             expected = field.contents()
+            value = list(value) if isinstance(value, Texts) else value
             assert type(value) is type(expected)
             assert value == expected
     infos = [
@@ -156,15 +159,37 @@ def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.text(st.sampled_from("\0\1\7\x08aé▁🙂"), max_size=8) | st.just("x" * 300), max_size=8))
-def test_reads_any_strings(tmp_path: Path, texts: list[str]) -> None:
+@given(
+    texts=st.lists(st.text(st.sampled_from("\0\1\7\x08aé▁🙂"), max_size=8) | st.just("x" * 300), max_size=8),
+    many=st.sampled_from([1, own.MANY]),
+)
+def test_reads_any_strings(tmp_path: Path, texts: list[str], many: int) -> None:
     """Zero bytes and small numbers, of which lengths consist too, in any place of any string."""
     path = tmp_path / "strings.gguf"
     array = struct.pack("<IQ", STRING, len(texts)) + b"".join(text(one.encode()) for one in texts)
     path.write_bytes(gguf_bytes([key(b"texts", ARRAY, array), *ONE_KEY], ONE, 32))
-    file = open_gguf(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "MANY", many)
+        file = open_gguf(path)
+    assert list(file.metadata["texts"]) == texts
     assert file.metadata == {"texts": texts, "a": 1}
     assert list(file.tensors) == ["t"]
+
+
+def test_many_strings_are_made_when_somebody_looks(tmp_path: Path) -> None:
+    names = [f"piece {index}" for index in range(own.MANY)]
+    write_gguf(tmp_path / "many.gguf", {"names": names}, [])
+    read = open_gguf(tmp_path / "many.gguf").metadata["names"]
+    assert isinstance(read, Texts)
+    assert (len(read), read[-1], read[2:4]) == (own.MANY, names[-1], names[2:4])
+    assert read == names
+    assert read != names[:-1]
+    write_gguf(tmp_path / "copy.gguf", {"names": read}, [])
+    assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
+    damaged = (tmp_path / "many.gguf").read_bytes().replace(b"piece 7\x07", b"piece \xff\x07")
+    (tmp_path / "many.gguf").write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="holds text that is not UTF-8; fetch the file again"):
+        list(open_gguf(tmp_path / "many.gguf").metadata["names"])
 
 
 # Damaged and foreign files

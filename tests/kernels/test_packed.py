@@ -15,7 +15,7 @@ from gemwright import weights
 from gemwright.checkpoint import ggml
 from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.convert import convert
-from gemwright.kernels import packed
+from gemwright.kernels import packed, packing
 from gemwright.kernels.packed import QTensor
 
 if not packed.use_native():
@@ -28,7 +28,8 @@ def q8_0(shape: tuple[int, ...], rows: int) -> tuple[QTensor, jax.Array]:
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
-    return packed.pack("Q8_0", raw, shape, rows, take=aligned, done=lambda: None), jnp.asarray(decoded.reshape(shape))
+    made = packing.arrange("Q8_0", raw, values.shape, take=aligned, done=lambda: None)
+    return packed.held(made, shape, precise=False), jnp.asarray(decoded.reshape(shape))
 
 
 @pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
@@ -59,13 +60,14 @@ def test_a_packed_weight_stays_where_it_was_packed():
         taken.append(aligned(nbytes))
         return taken[-1]
 
-    weight = packed.pack("Q8_0", ggml.encode("Q8_0", values), (70, 64), 70, take=take, done=lambda: None)
+    made = packing.arrange("Q8_0", ggml.encode("Q8_0", values), (70, 64), take=take, done=lambda: None)
+    weight = packed.held(made, (70, 64), precise=False)
     assert [weight.packed.unsafe_buffer_pointer()] == [memory.ctypes.data for memory in taken]
 
 
 def test_a_weight_packed_in_parts_is_the_weight_packed_whole(monkeypatch: pytest.MonkeyPatch):
     whole, _ = q8_0((70, 64), 70)
-    monkeypatch.setattr(packed, "CHUNK", 1)
+    monkeypatch.setattr(packing, "CHUNK", 1)
     assert jnp.array_equal(q8_0((70, 64), 70)[0].packed, whole.packed)
 
 

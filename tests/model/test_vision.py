@@ -13,7 +13,7 @@ import pytest
 
 from gemwright import tree
 from gemwright.checkpoint.arena import aligned
-from gemwright.kernels import packed
+from gemwright.kernels import packed, packing
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
 from gemwright.model.spec import Param, VisionWeights, spec
@@ -106,8 +106,11 @@ def test_packed_weights_see_as_plain_ones():
     def pack(path: str, param: Param) -> Any:
         values = tree.flatten(params)[path]
         raw = np.asarray(values.astype(jnp.bfloat16)).view(np.uint8)
-        rows = param.shape[0]
-        return packed.pack("BF16", raw, param.shape, rows, take=aligned, done=lambda: None) if param.linear else values
+        shape = (param.shape[0], math.prod(param.shape[1:]))
+        if not param.linear:
+            return values
+        made = packing.arrange("BF16", raw, shape, take=aligned, done=lambda: None)
+        return packed.held(made, param.shape, precise=False)
 
     rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))
     plain = vision.encode(NORMED, params, _pictures(NORMED))

@@ -7,7 +7,9 @@ A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and pla
 The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
 """
 
-from gemwright_native._attention import attention
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gemwright_native._library import available, isa, isas, select_isa
 from gemwright_native._packing import (
     ALIGNMENT,
@@ -19,8 +21,11 @@ from gemwright_native._packing import (
     pack_rows,
     packed_bytes,
 )
-from gemwright_native._products import matmul, products, rows, top
-from gemwright_native._recurrence import rg_lru
+
+if TYPE_CHECKING:
+    from gemwright_native._attention import attention
+    from gemwright_native._products import matmul, products, rows, top
+    from gemwright_native._recurrence import rg_lru
 
 __all__ = [
     "ALIGNMENT",
@@ -42,3 +47,21 @@ __all__ = [
     "select_isa",
     "top",
 ]
+
+_OPERATIONS = {
+    "attention": "_attention",
+    "matmul": "_products",
+    "products": "_products",
+    "rg_lru": "_recurrence",
+    "rows": "_products",
+    "top": "_products",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Packing needs no JAX, which takes most of a second to import.
+    if name not in _OPERATIONS:
+        raise AttributeError(f"module 'gemwright_native' has no attribute {name!r}")
+    operation = getattr(import_module(f"gemwright_native.{_OPERATIONS[name]}"), name)
+    globals()[name] = operation
+    return operation

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gemwright_native._library import library
+from gemwright_native._library import operation
 from gemwright_native._packing import LANES
 
 
@@ -52,7 +52,6 @@ def attention(
     Raises:
         ValueError: A dtype or shape is wrong.
     """
-    library()
     B, T, N, H = q.shape
     K, S = ring[0].shape[1:3] if ring[0].ndim == 4 else (0, 0)
     stored = jnp.bfloat16 if ring[0].dtype == jnp.bfloat16 else jnp.float32
@@ -78,7 +77,7 @@ def attention(
     if H % LANES or K < 1 or N % K or S < 1 or 2 * rotation.shape[-1] > H or (window is not None and window < 1):
         raise ValueError(f"{N} heads of {H} over {K}, a ring of {S} and a window of {window} do not fit together.")
     results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *ring)]
-    call = jax.ffi.ffi_call(f"gemwright_attention_{ring[0].dtype}", results, input_output_aliases={3: 1, 4: 2})
+    call = operation(f"gemwright_attention_{ring[0].dtype}", results, input_output_aliases={3: 1, 4: 2})
     y, keys, values = call(
         q,
         k,

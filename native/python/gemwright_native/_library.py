@@ -2,17 +2,17 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-
-import jax
+from typing import Any
 
 _LIBRARY = Path(__file__).with_name("libgemwright_native.so")
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Loads the kernels, chooses the instruction set and registers the operations with XLA, once."""
+    """Loads the kernels and chooses the instruction set, once; neither needs JAX."""
     loaded = ctypes.CDLL(str(_LIBRARY))
     loaded.gemwright_isa.restype = loaded.gemwright_isa_name.restype = ctypes.c_char_p
     size, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -23,6 +23,22 @@ def library() -> ctypes.CDLL:
     if forced and not loaded.gemwright_select_isa(forced.encode()):
         names = ", ".join(_isas(loaded))
         raise ValueError(f"GEMWRIGHT_NATIVE_ISA={forced} cannot run here; choose from {names}, or leave it unset.")
+    return loaded
+
+
+def operation(name: str, results: Any, **options: Any) -> Callable[..., Any]:
+    """Returns a kernel as a JAX operation; the arguments are those of `jax.ffi.ffi_call`."""
+    import jax
+
+    _register()
+    return jax.ffi.ffi_call(name, results, **options)
+
+
+@cache
+def _register() -> None:
+    """Registers the operations with XLA, once."""
+    import jax
+
     for name in (
         "gemwright_products",
         "gemwright_top",
@@ -32,8 +48,7 @@ def library() -> ctypes.CDLL:
         "gemwright_rg_lru_float32",
         "gemwright_rg_lru_bfloat16",
     ):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
-    return loaded
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library(), name)), platform="cpu")
 
 
 def _isas(loaded: ctypes.CDLL) -> tuple[str, ...]:

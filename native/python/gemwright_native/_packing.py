@@ -1,6 +1,7 @@
 """Weights as the kernels read them: sizes and the one-time rearrangement."""
 
 import os
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ LANES = 16  # rows in a panel, the unit of packing
 ALIGNMENT = 64  # bytes; an array that starts so is handed to XLA without a copy
 
 
+@cache
 def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:
     """Returns the size of a packed weight.
 
@@ -65,7 +67,7 @@ def empty(encoding: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def pack_rows(
-    packed: NDArray[np.uint8], encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int], rows: range
+    packed: NDArray[np.uint8], encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int], rows: range, idle: int = 0
 ) -> None:
     """Packs some rows of a weight, as `pack` does all.
 
@@ -75,13 +77,14 @@ def pack_rows(
         raw: The bytes of the rows.
         shape: Of the whole weight.
         rows: Which they are; they begin at a multiple of 16, and end at one or with the weight.
+        idle: Cores to leave to others.
 
     Raises:
         ValueError, OverflowError: As for `pack`.
     """
     if raw.dtype != np.uint8 or not raw.flags.c_contiguous:
         raise ValueError(f"raw bytes must be contiguous uint8, and these are {raw.dtype}.")
-    threads = len(os.sched_getaffinity(0)) if raw.size > 1 << 20 else 1
+    threads = max(1, len(os.sched_getaffinity(0)) - idle) if raw.size > 1 << 20 else 1
     place, size = packed.ctypes.data, packed.size
     status = library().gemwright_pack(
         encoding.encode(), raw.ctypes.data, raw.size, *shape, rows.start, len(rows), place, size, threads

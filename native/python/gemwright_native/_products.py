@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gemwright_native._library import operation
 from gemwright_native._packing import LANES, SPLIT, packed_bytes
 
 _Shapes: TypeAlias = tuple[tuple[str, int], ...]  # of each weight: encoding, rows
@@ -128,7 +129,7 @@ def top(x: Array, packed: Array, encoding: str, out_features: int, limit: int, c
     _check_packed(packed, packed_bytes(encoding, (out_features, x.shape[1])), f"{encoding} [{out_features}, in]")
     shape = (x.shape[0], count)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
-    call = jax.ffi.ffi_call("gemwright_top", results)
+    call = operation("gemwright_top", results)
     values, ids = call(x, packed, encoding=encoding, out=np.int64(out_features), limit=np.int64(limit))
     return values, ids
 
@@ -168,7 +169,7 @@ def _check_packed(packed: Array, size: int, what: str) -> None:
 
 def _rows(packed: Array, ids: Array, encoding: str, width: int) -> Array:
     result = jax.ShapeDtypeStruct((ids.shape[0], width), jnp.float32)
-    return jax.ffi.ffi_call("gemwright_rows", result)(packed, ids, encoding=encoding)
+    return operation("gemwright_rows", result)(packed, ids, encoding=encoding)
 
 
 def _call(
@@ -176,9 +177,9 @@ def _call(
 ) -> tuple[Array, ...]:
     x, gain, gate, residual, post_gain = inputs
     results = [jax.ShapeDtypeStruct((x.shape[0], out), jnp.float32) for _, out in shapes]
-    row, matrix = jnp.zeros(0, jnp.float32), jnp.zeros((0, 0), jnp.float32)
+    row, matrix = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)  # jnp.zeros is traced, at length
     return tuple(
-        jax.ffi.ffi_call("gemwright_products", results)(
+        operation("gemwright_products", results)(
             x,
             row if gain is None else gain,
             matrix if gate is None else gate,

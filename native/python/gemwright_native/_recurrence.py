@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gemwright_native._library import library
+from gemwright_native._library import operation
 
 
 def rg_lru(
@@ -36,7 +36,6 @@ def rg_lru(
     Raises:
         ValueError: A dtype or shape is wrong.
     """
-    library()  # registers the operation
     B, T, R = u.shape if u.ndim == 3 else (0, 0, 0)
     blocks = max(input_gate[0].shape[0], 1)
     width = R // blocks
@@ -56,5 +55,5 @@ def rg_lru(
             raise ValueError(
                 f"{name} must be {np.dtype(dtype)} {list(shape)}, and is {array.dtype} {list(array.shape)}."
             )
-    call = jax.ffi.ffi_call(f"gemwright_rg_lru_{input_gate[0].dtype}", jax.ShapeDtypeStruct(u.shape, jnp.float32))
+    call = operation(f"gemwright_rg_lru_{input_gate[0].dtype}", jax.ShapeDtypeStruct(u.shape, jnp.float32))
     return call(u, positions, initial, *input_gate, *decay_gate, decay)

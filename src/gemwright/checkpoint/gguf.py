@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gemwright.checkpoint import ggml
 from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.texts import Texts
 from gemwright.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -27,6 +28,7 @@ MAX_ENTRIES = 1 << 16  # keys, or tensors; the largest Gemma has fewer than two 
 MAX_NAME = 63  # bytes of a tensor's name that llama.cpp can hold
 MAX_AXES = 4
 DEFAULT_ALIGNMENT = 32
+MANY = 4096  # strings, from which on they are made into Python's only when asked for
 _USUAL_COUNT, _USUAL_BYTES = 1 << 20, 32  # pieces of a vocabulary, which take half of these bytes on average
 
 _NUMBERS = {
@@ -153,16 +155,16 @@ class _Header:
         return np.frombuffer(self.data, dtype, 1, self.skip(dtype.itemsize, where))[0].item()
 
     def string(self, where: str) -> str:
-        return self.strings(1, where)[0]
+        return self.any_strings(1, where)[0]
 
-    def strings(self, count: int, where: str) -> list[str]:
-        usual = self.usual_strings(count) if 1 < count <= _USUAL_COUNT else None
-        return self.any_strings(count, where) if usual is None else usual
+    def strings(self, count: int, where: str) -> Sequence[str]:
+        many = self.texts(count) if MANY <= count <= _USUAL_COUNT else None
+        return self.any_strings(count, where) if many is None else many
 
-    def usual_strings(self, count: int) -> list[str] | None:
-        """Strings of 1 to 255 bytes without a zero byte, all at once; None where one is different, or damaged.
+    def texts(self, count: int) -> Texts | None:
+        """Strings of 1 to 255 bytes, found all at once; None where one is different, or damaged.
 
-        Seven zero bytes in a row then stand in lengths alone. A vocabulary has 262144 strings.
+        Seven zero bytes in a row then stand in lengths alone, or behind a length that says so.
         """
         window = min(_USUAL_BYTES * count, self.size - self.position)
         content = np.frombuffer(self.data, np.uint8, window, self.position)
@@ -175,18 +177,8 @@ class _Header:
         ends = starts + 8 + lengths
         if len(starts) < count or starts[0] or (ends[:-1] != starts[1:]).any() or ends[-1] > len(content):
             return None
-        content = content[: ends[-1]].copy()
-        content[starts] = 0
-        kept = content != 0
-        if np.count_nonzero(kept) != lengths.sum():
-            return None
-        kept[starts] = True  # a zero byte is left in front of each string
-        try:
-            strings = content[kept].tobytes().decode().split("\0")[1:]
-        except UnicodeDecodeError:
-            return None
-        self.position += len(content)
-        return strings
+        self.position += int(ends[-1])
+        return Texts(content[: ends[-1]], starts)
 
     def any_strings(self, count: int, where: str) -> list[str]:
         data, size, length, position = self.data, self.size, _LENGTH.unpack_from, self.position
@@ -368,7 +360,7 @@ def _packed_value(value: Any) -> bytes:
             return struct.pack("<If", _FLOAT32, value)
         case np.ndarray() if value.ndim == 1 and value.dtype in _KINDS:
             return struct.pack("<IIQ", _ARRAY, _KINDS[value.dtype], len(value)) + value.tobytes()
-        case list() if all(isinstance(item, str) for item in value):
+        case list() | Texts() if all(isinstance(item, str) for item in value):
             return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_packed_string, value))
         case _:
             raise TypeError(f"{value!r:.40} is no number, text, list of texts or flat array that GGUF can hold")

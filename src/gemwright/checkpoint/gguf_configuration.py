@@ -24,6 +24,7 @@ from gemwright.checkpoint.configuration import (
 )
 from gemwright.checkpoint.names import is_recurrent
 from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.texts import Texts
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Rope
 
@@ -143,7 +144,7 @@ def _vocab(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], width
         raise CheckpointError(f"{where}: tensor 'token_embd.weight' is {found}, and it must have rows of {width}.")
     rows = embedding.shape[0]
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(tokens) > rows:
+    if isinstance(tokens, list | Texts) and len(tokens) > rows:
         raise CheckpointError(
             f"{where}: the tokenizer has {len(tokens)} tokens and tensor 'token_embd.weight' only {rows} rows; "
             "fetch or convert the file again."

@@ -21,7 +21,8 @@ from gemwright.checkpoint.arena import Arena, aligned
 from gemwright.checkpoint.names import Stored, check, plain_name
 from gemwright.checkpoint.tensors import TensorFile
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packed, panels
+from gemwright.kernels import packed, packing, panels
+from gemwright.kernels.packing import Arranged
 from gemwright.kernels.panels import PanelTensor
 from gemwright.model.config import Config
 from gemwright.model.spec import ModelWeights, spec
@@ -42,6 +43,7 @@ def load_weights(
     config: Config,
     dtype: DTypeLike | None,
     progress: Progress = lambda done, total: None,
+    arranged: Mapping[str, Arranged] | None = None,
 ) -> ModelWeights:
     """Read the weights that a plan names, onto the default device.
 
@@ -52,15 +54,21 @@ def load_weights(
         dtype: What they become; None keeps matrices at their own bits, for the native kernels. Our own quantised
             matrices stay as they are mapped, and this is the dtype of what they are multiplied with.
         progress: Called as the reading goes on.
+        arranged: What was rearranged before, by name of the tensor in the file.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
     """
-    return tree.build(spec(config), dict(_leaves(file, plan, config, dtype, progress)))
+    return tree.build(spec(config), dict(_leaves(file, plan, config, dtype, progress, arranged or {})))
 
 
 def _leaves(
-    file: TensorFile, plan: Mapping[str, Stored], config: Config, dtype: DTypeLike | None, progress: Progress
+    file: TensorFile,
+    plan: Mapping[str, Stored],
+    config: Config,
+    dtype: DTypeLike | None,
+    progress: Progress,
+    arranged: Mapping[str, Arranged],
 ) -> Iterator[tuple[str, Weight]]:
     """Matrices at their own bits where they can be multiplied so and lie in rows as ours do; all else plain arrays."""
     names = _checked_names(file, plan)
@@ -76,13 +84,13 @@ def _leaves(
             precise = head or path.endswith(PRECISE)
             if param.linear and as_ours and info.panels:
                 yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=precise)
+            elif param.linear and as_ours and name in arranged and info.shape == stored.shape:
+                yield path, packed.held(arranged[name], param.shape, precise=precise)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
-                rows, release = stored.shape[0], functools.partial(file.release, name)
-                weight = packed.pack(
-                    info.encoding, raw, param.shape, rows, take=arena.take, done=release, head=head, precise=precise
-                )
-                yield path, weight
+                shape, release = (stored.shape[0], math.prod(stored.shape[1:])), functools.partial(file.release, name)
+                made = packing.arrange(info.encoding, raw, shape, take=arena.take, done=release, head=head)
+                yield path, packed.held(made, param.shape, precise=precise)
             else:
                 yield path, jax.device_put(_read(pool, arena.take, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)

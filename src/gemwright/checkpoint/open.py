@@ -1,7 +1,7 @@
 """Open a checkpoint of any format: what it holds, without its weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,13 +71,17 @@ class Checkpoint:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
         if self.config.vision and self.config.vision.prefix:
             vocabulary = with_places(vocabulary, self.config.vocab)
+        self.check_vocabulary(vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), path)
+        return vocabulary
+
+    def check_vocabulary(self, size: int, is_control: Callable[[int], bool], path: Path) -> None:
+        """Raise a `CheckpointError` if a vocabulary, read from `path`, is another model's."""
         # Markers may lie beyond the table, as Gemma 3's for images do in its text models; text may not.
         rows = self.config.vocab
-        if abs(vocabulary.size - rows) > MAX_PADDING or (vocabulary.kinds[rows:] != CONTROL).any():
+        if abs(size - rows) > MAX_PADDING or not all(map(is_control, range(rows, size))):
             raise CheckpointError(
-                f"{path} has {vocabulary.size} tokens where the model has {rows}; put the model's own tokenizer there."
+                f"{path} has {size} tokens where the model has {rows}; put the model's own tokenizer there."
             )
-        return vocabulary
 
     def _tokenizer_file(self) -> Path:
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -117,7 +121,7 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, variant)
     if path.suffix == ".gguf":
-        return _open_gguf(path)
+        return from_gguf_file(open_gguf(path))
     if path.suffix == ".safetensors":
         return _open_huggingface(path)
     if path.suffix == ".npz":
@@ -132,7 +136,7 @@ def _open_folder(folder: Path, variant: str | None) -> Checkpoint:
         return _open_huggingface(folder)
     match sorted(folder.glob("*.gguf")):
         case [single]:
-            return _open_gguf(single)
+            return from_gguf_file(open_gguf(single))
         case [_, *_] as several:
             listed = ", ".join(file.name for file in several)
             raise CheckpointError(f"{folder} holds several GGUF files ({listed}); give the path of one.")
@@ -162,8 +166,13 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _open_gguf(path: Path) -> Checkpoint:
-    file = open_gguf(path)
+def from_gguf_file(file: GgufFile) -> Checkpoint:
+    """What `open_checkpoint` makes of a GGUF file that is open.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    path = file.path
     parts = file.metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise CheckpointError(

@@ -77,20 +77,21 @@ def chat(
     On a terminal, /help lists what else can be typed. From a pipe, every line is a message and the replies go to
     standard output.
     """
-    wanted = o.settings(
-        max_tokens=max_tokens,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        lookup=lookup,
-    )
     from gemwright.cli.generate import announce_settings
-    from gemwright.cli.loading import load
+    from gemwright.cli.loading import load, reading
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
+    with reading(model, dtype) as early:
+        wanted = o.settings(
+            max_tokens=max_tokens,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            lookup=lookup,
+        )
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:

@@ -44,21 +44,22 @@ def generate(
     Sampling settings that are not given are the model's own.
     """
     prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
-    wanted = o.settings(
-        max_tokens=max_tokens,
-        stop=stop,
-        seed=seed,
-        alternatives=logprobs,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        lookup=lookup,
-    )
-    from gemwright.cli.loading import load
+    from gemwright.cli.loading import load, reading
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
+    with reading(model, dtype) as early:
+        wanted = o.settings(
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            alternatives=logprobs,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            lookup=lookup,
+        )
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
     if verbose:
         announce_settings(loaded.model, wanted)
     if len(prompts) == 1:

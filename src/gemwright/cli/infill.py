@@ -40,17 +40,18 @@ def infill(
     if (file is None) == (before is None and after is None) or (file is None) != (line is None):
         raise GemwrightError("Say where the gap is; give FILE and --line, or --before and --after.")
     ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
-    wanted = o.settings(
-        max_tokens=max_tokens,
-        stop=stop,
-        seed=seed,
-        temperature=0.0 if temperature is None else temperature,
-        lookup=lookup,
-    )
     from gemwright.cli.generate import announce_settings, announce_speed, record
-    from gemwright.cli.loading import load
+    from gemwright.cli.loading import load, reading
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft)
+    with reading(model, dtype) as early:
+        wanted = o.settings(
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            temperature=0.0 if temperature is None else temperature,
+            lookup=lookup,
+        )
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
     if verbose:
         announce_settings(loaded.model, wanted)
     start = time.perf_counter()

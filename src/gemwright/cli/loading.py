@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from gemwright import compilation
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.cli import render
-from gemwright.cli.imports import import_jax
+from gemwright.cli.imports import import_jax, importing
 from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import jax.numpy as jnp
 
     from gemwright.api import Model
+    from gemwright.checkpoint.early import Early
     from gemwright.checkpoint.open import Checkpoint
     from gemwright.generate.sampling import Sampling
     from gemwright.memory import Forecast
@@ -41,24 +45,61 @@ class Loaded:
     seconds: float
 
 
-def load(name: str, *, dtype: str | None, variant: str | None, verbose: bool, draft: str | None = None) -> Loaded:
+def load(
+    name: str,
+    *,
+    dtype: str | None,
+    variant: str | None,
+    verbose: bool,
+    draft: str | None = None,
+    early: "Early | None" = None,
+) -> Loaded:
     """Find a model, say what it will need if asked to, and load it behind a progress bar.
+
+    Args:
+        name: What the person calls it.
+        dtype: Of the weights, if the person said so.
+        variant: Its published variant, likewise.
+        verbose: Whether to say what it will need.
+        draft: A model that guesses for it.
+        early: What `reading` read of it.
 
     Raises:
         GemwrightError: it cannot be found, read or held in memory.
     """
+    if early is None:
+        with reading(name, dtype) as early:
+            return _load(name, dtype, variant, draft, early, verbose=verbose)
+    return _load(name, dtype, variant, draft, early, verbose=verbose)
+
+
+def reading(name: str, dtype: str | None) -> "AbstractContextManager[Early | None]":
+    """Begin to read a model that is on this machine, while options are checked and JAX is imported."""
+    with importing():
+        from gemwright.loading import reading as read
+
+    try:
+        path = locate(name, may_download=False)
+    except GemwrightError:  # told when it is loaded
+        return nullcontext()
+    return read(path, native=dtype is None)
+
+
+def _load(
+    name: str, dtype: str | None, variant: str | None, draft: str | None, early: "Early | None", *, verbose: bool
+) -> Loaded:
     import_jax()
     path = find(name)
     draft_path = None if draft is None else find(draft)
     compilation.enable_cache()
-    import gemwright
+    from gemwright import api
 
     precision = chosen_dtype(dtype)
     if verbose:
         _announce(name, path, precision, variant)
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
-        model = gemwright.load(path, dtype=precision, variant=variant, draft=draft_path, progress=bar)
+        model = api.load(path, dtype=precision, variant=variant, draft=draft_path, progress=bar, early=early)
     return Loaded(model, name, dtype_name(precision), time.perf_counter() - start)
 
 

@@ -65,18 +65,15 @@ class Engine:
         seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
         decoding = Decoding(self.vocabulary, few(list(samplings)), seen is not None, alternatives)
         settings = knobs(list(samplings))
-        token = jax.device_put(np.array([_ids(prompt)[-1] for prompt in prompts], np.int32))
 
-        pending: Choice | None = None
-        if hidden is not None:
-            choice = programs.choose(self.config, decoding, self.params, hidden, state.lengths, settings, seen)
-            pending, token, max_tokens, longest = choice, choice.token, max_tokens - 1, longest + 1
+        first = programs.choose(self.config, decoding, self.params, hidden, state.lengths, settings, seen)
         if proposer is not None:
             texts = [list(_ids(prompt)) for prompt in prompts]
-            yield from self._speculate(proposer, decoding, texts, state, settings, seen, max_tokens, pending)
+            yield from self._speculate(proposer, decoding, texts, state, settings, seen, max_tokens, first)
             return
-        ahead, end = schedule.Ahead(programs.AHEAD), longest + max_tokens
-        steps = iter(() if pending is None else (from_choice(pending),))
+        yield from_choice(first)
+        token, ahead, steps = first.token, schedule.Ahead(programs.AHEAD), iter(())
+        longest, end = longest + 1, longest + max_tokens
         while longest < end:
             count = min(ahead.count, end - longest)
             longest += count
@@ -103,7 +100,7 @@ class Engine:
         settings: Knobs,
         seen: jax.Array | None,
         max_tokens: int,
-        pending: Choice | None,
+        first: Choice,
     ) -> Iterator[Step]:
         """The rest of `generate`, several tokens at a time where guesses stand."""
         rings = with_slack(self.config, speculation.SLACK)
@@ -117,9 +114,7 @@ class Engine:
             )
             return choice, np.asarray(taken)
 
-        first = None if pending is None else from_choice(pending)
-        total = max_tokens + (first is not None)
-        return speculation.decode(verify, proposer, texts, total, first)
+        return speculation.decode(verify, proposer, texts, max_tokens, from_choice(first))
 
     def score(self, prompts: Sequence[Ids | Prompt]) -> list[NDArray[np.float32]]:
         """Natural log-probability of every id of each row given those before it, from the second on.
@@ -160,14 +155,17 @@ class Engine:
         capacity = schedule.capacity(max(map(len, prompts)), self.config.context)
         return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.state_dtype)
 
-    def _feed(self, prompts: Sequence[Ids | Prompt], slack: int) -> tuple[DecodeState, jax.Array | None]:
-        """The state of all but the last token of each row; or of all, and what the last ones gave."""
+    def _feed(self, prompts: Sequence[Ids | Prompt], slack: int) -> tuple[DecodeState, jax.Array]:
+        """The state of all tokens, and what the last of each row gave."""
         state, hidden = self._empty(prompts, slack), None
-        for chunk in chunks(_fed(prompts)):
-            state, last = programs.feed(self.config, self.params, chunk.tokens, chunk.valid, state, chunk.pictured)
+        for chunk in chunks(prompts):
+            state, last = programs.feed(
+                self.config, self.params, chunk.tokens, chunk.valid, state, chunk.pictured, last=chunk.last
+            )
             if last is not None:
                 hidden = last if hidden is None else jnp.where(chunk.valid[:, :1], last, hidden)
-        return state, hidden if _ends_in_block(prompts) else None
+        assert hidden is not None
+        return state, hidden
 
     def _room(self, state: DecodeState, length: int) -> DecodeState:
         """The state with room for `length` tokens."""
@@ -181,12 +179,10 @@ class Engine:
 
 
 def _fed(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:
-    """What goes into the state before the first token is chosen: all but the last, unless that is part of a block."""
-    return prompts if _ends_in_block(prompts) else [prompt[:-1] for prompt in prompts]
-
-
-def _ends_in_block(prompts: Sequence[Ids | Prompt]) -> bool:
-    return any(isinstance(prompt, Prompt) and prompt.blocks[-1] >= 0 for prompt in prompts)
+    """What must be seen to score a text: all but the last token, unless that is part of a block."""
+    if any(isinstance(prompt, Prompt) and prompt.blocks[-1] >= 0 for prompt in prompts):
+        return prompts
+    return [prompt[:-1] for prompt in prompts]
 
 
 def _ids(prompt: Ids | Prompt) -> Ids:

@@ -49,7 +49,7 @@ class Choice:
     top_logprobs: Float[Array, "B A"] | None
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "last"), donate_argnames="state")
 def feed(
     config: Config,
     params: ModelWeights,
@@ -57,16 +57,17 @@ def feed(
     valid: Bool[Array, "B T"],
     state: DecodeState,
     pictured: Pictured | None = None,
+    *,
+    last: bool = False,
 ) -> tuple[DecodeState, Float[Array, "B D"] | None]:
-    """Take a chunk of each row's prompt into the state. No logits are computed.
+    """Take a chunk of each row's prompt into the state.
 
-    Where there are pictures, what the last token of each row gives comes too: a block may end the prompt, and then its
-    last token cannot wait to be decoded.
+    Where it is the last of some row, what the last token of each row gives comes too, for `choose`.
     """
     hidden, after = transformer.forward(config, params, tokens, state, valid=valid, pictured=pictured)
     assert after is not None
-    last = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
-    return after, None if pictured is None else hidden[jnp.arange(tokens.shape[0]), last]
+    ends = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
+    return after, hidden[jnp.arange(tokens.shape[0]), ends] if last else None
 
 
 @functools.partial(jax.jit, static_argnames=("config", "decoding"), donate_argnames=("state", "seen"))
@@ -98,7 +99,7 @@ def decode(
         if seen is not None:
             seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
         choice = choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen)
-        choices = jax.tree.map(lambda all, one: all.at[at].set(one), choices, choice)
+        choices = jax.tree.map(lambda made, new: made.at[at].set(new), choices, choice)
         return at + 1, choices, choice.token, after, seen
 
     first = (jnp.zeros((), jnp.int32), _unmade(decoding, AHEAD, *token.shape), token, state, seen)

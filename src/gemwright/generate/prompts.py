@@ -50,12 +50,14 @@ class Chunk:
         starts: [B] where in its row each part begins.
         tokens: [B, T].
         valid: [B, T] which of them are real.
+        last: Some row ends here.
         pictured: What comes from pictures.
     """
 
     starts: list[int]
     tokens: Array
     valid: NDArray[np.bool_]
+    last: bool
     pictured: Pictured | None
 
 
@@ -70,7 +72,8 @@ def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
         for row, (prompt, start, stop) in enumerate(parts):
             tokens[row, : stop - start] = (prompt.ids if isinstance(prompt, Prompt) else prompt)[start:stop]
             valid[row, : stop - start] = True
-        yield Chunk(starts, jax.device_put(tokens), valid, _pictured(parts, size))
+        last = any(start < stop == len(prompt) for prompt, start, stop in parts)
+        yield Chunk(starts, jax.device_put(tokens), valid, last, _pictured(parts, size))
         starts = stops
 
 

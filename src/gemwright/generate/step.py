@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def from_choice(choice: Choice) -> Step:
 def from_choices(choices: Choice, count: int) -> Iterator[Step]:
     """The first `count` of choices that stand one after the other."""
     host = jax.tree.map(np.asarray, choices)
-    return (from_choice(jax.tree.map(lambda part: part[at], host)) for at in range(count))
+    return (from_choice(jax.tree.map(itemgetter(at), host)) for at in range(count))
 
 
 def _host(part: Array | NDArray[Any] | None) -> NDArray[Any] | None:

@@ -3,23 +3,18 @@
 Where the package is not installed, or the device is no CPU, weights are plain arrays and XLA multiplies them.
 """
 
-import importlib
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.errors import GemwrightError
+from gemwright.kernels import packing
+from gemwright.kernels.packing import Arranged
 from gemwright.typing import Array
-
-CHUNK = 1 << 24
-"""Values that are rearranged at a time."""
 
 
 @tree.node
@@ -45,7 +40,7 @@ class QTensor:
 
     def matmul(self, x: Array, inputs: int) -> Array:
         """Contract the last `inputs` axes of x; block formats meet activations of 8 or 16 bits, or bfloat16."""
-        native = _native()
+        native = packing.native()
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
@@ -55,12 +50,13 @@ class QTensor:
     def rows(self, ids: Array) -> Array:
         """Decode rows; ids outside the table give NaN."""
         flat = ids.reshape(-1).astype(jnp.int32)
-        return _native().rows(self.packed, flat, self.encoding, self.shape[-1]).reshape(*ids.shape, self.shape[-1])
+        native, width = packing.native(), self.shape[-1]
+        return native.rows(self.packed, flat, self.encoding, width).reshape(*ids.shape, width)
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
         """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
         flat = x.astype(jnp.float32)
-        return _native().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
+        return packing.native().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
 
 
 def use_native() -> bool:
@@ -69,11 +65,10 @@ def use_native() -> bool:
     Raises:
         GemwrightError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine lacks.
     """
-    if jax.default_backend() != "cpu" or importlib.util.find_spec("gemwright_native") is None:
+    if jax.default_backend() != "cpu" or not packing.installed():
         return False
-    native = _native()
     try:
-        return native.available() and bool(native.isa())
+        return bool(packing.native().isa())
     except ValueError as error:
         raise GemwrightError(str(error)) from error
 
@@ -102,7 +97,7 @@ def products(
         return None if array is None else array.astype(jnp.float32)
 
     inputs = x.ndim - 2
-    results = _native().products(
+    results = packing.native().products(
         matrix(x),
         [(weight.packed, weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
         gain=row(gain),
@@ -115,53 +110,16 @@ def products(
     return tuple(y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True))
 
 
-def pack(
-    encoding: str,
-    raw: NDArray[np.uint8],
-    shape: tuple[int, ...],
-    rows: int,
-    *,
-    take: Callable[[int], NDArray[np.uint8]],
-    done: Callable[[], None],
-    head: bool = False,
-    precise: bool = False,
-) -> QTensor:
-    """Rearrange a weight's bytes, some rows at a time.
-
-    Args:
-        encoding: Of the bytes; one of `encodings()`.
-        raw: The bytes as a GGUF or safetensors file holds them.
-        shape: What the weight stands for.
-        rows: Into how many rows the bytes are divided.
-        take: Gives memory for so many bytes, aligned as XLA wants it.
-        done: Called when some rows have been read, so that their pages can be given back.
-        head: Mostly the largest of its products are wanted; see `gemwright_native.top`.
-        precise: Activations meet it in 16 bits.
-    """
-    native = _native()
-    width, row_bytes = math.prod(shape) // rows, len(raw) // rows
-    step = max(1, CHUNK // width // native.LANES) * native.LANES
-    layout = native.SPLIT if head and encoding == "Q8_0" else encoding
-    packed = take(native.packed_bytes(layout, (rows, width)))
-    for start in range(0, rows, step):
-        part = range(start, min(start + step, rows))
-        try:
-            native.pack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], (rows, width), part)
-        except OverflowError:
-            return pack(encoding, raw, shape, rows, take=take, done=done, precise=precise)
-        done()
-    return QTensor(jax.device_put(packed), layout, shape, precise)
+def held(arranged: Arranged, shape: tuple[int, ...], *, precise: bool) -> QTensor:
+    """What was rearranged, on the device."""
+    return QTensor(jax.device_put(arranged.packed), arranged.layout, shape, precise)
 
 
 def instruction_set() -> str:
     """The instruction set that the kernels use here."""
-    return _native().isa()
+    return packing.native().isa()
 
 
 def encodings() -> tuple[str, ...]:
     """The encodings that have kernels."""
-    return _native().ENCODINGS
-
-
-def _native() -> Any:
-    return importlib.import_module("gemwright_native")
+    return packing.native().ENCODINGS

@@ -6,13 +6,14 @@ characters; control tokens come from `id_of` alone, which chat formats and fill-
 
 import codecs
 from collections.abc import Iterable
+from functools import cached_property
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.text import sentencepiece_model
-from gemwright.text.sentencepiece_model import BYTE, CONTROL, UNKNOWN
 from gemwright.text.vocabulary import SPACE, Vocabulary
 
 # CodeGemma's markers stand in slots that its SentencePiece model still calls unused (CodeGemma's model card).
@@ -29,31 +30,43 @@ class Tokenizer:
     """Encodes and decodes text with a Gemma vocabulary.
 
     Attributes:
-        kinds: uint8, the SentencePiece type of every id; see `Vocabulary`.
+        size: number of ids; the model's embedding may have more rows, or fewer.
         bos_id, eos_id, pad_id, unk_id: ids of the four special pieces.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, source: Vocabulary | bytes):
+        """Makes one from a vocabulary, or from the `model` of another."""
         from sentencepiece import SentencePieceProcessor
 
         # Here markers are CONTROL, which SentencePiece never produces from text; in a published file they are
         # user-defined symbols, which it does.
-        model = sentencepiece_model.serialize(vocabulary.pieces, vocabulary.scores, vocabulary.kinds)
+        if isinstance(source, Vocabulary):
+            source = sentencepiece_model.serialize(source.pieces, source.scores, source.kinds)
         try:
-            self._processor = SentencePieceProcessor(model_proto=model)
+            self._processor = SentencePieceProcessor(model_proto=source)
         except RuntimeError as error:
             raise CheckpointError(f"SentencePiece refuses the vocabulary ({error}): fetch it again.") from error
-        self.kinds, self._scores = vocabulary.kinds, vocabulary.scores
-        self._control_ids = _control_ids(vocabulary)
-        self.bos_id = self._control_ids["<bos>"]
-        self.eos_id = self._control_ids["<eos>"]
-        self.pad_id = self._control_ids["<pad>"]
-        self.unk_id = self._control_ids["<unk>"]
+        self.size: int = self._processor.get_piece_size()
+        self.bos_id = self.id_of("<bos>")
+        self.eos_id = self.id_of("<eos>")
+        self.pad_id = self.id_of("<pad>")
+        self.unk_id = self.id_of("<unk>")
 
     @property
-    def size(self) -> int:
-        """Number of ids; the model's embedding may have more rows, or fewer."""
-        return len(self.kinds)
+    def model(self) -> bytes:
+        """What another can be made from, as SentencePiece writes it."""
+        return self._processor.serialized_model_proto()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What it was made from, made anew."""
+        pieces, scores, kinds = sentencepiece_model.parse(self.model)
+        return Vocabulary(tuple(pieces), scores, kinds)
+
+    @cached_property
+    def kinds(self) -> NDArray[np.uint8]:
+        """The SentencePiece type of every id; see `Vocabulary`."""
+        return self.vocabulary.kinds
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -61,10 +74,9 @@ class Tokenizer:
         # Of SentencePiece's own copy: 262144 strings of Python's would take another 22 MB.
         return tuple(self._processor.id_to_piece(list(range(self.size))))
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What it was made from, made anew."""
-        return Vocabulary(self.pieces, self._scores, self.kinds)
+    def is_control(self, token: int) -> bool:
+        """Whether an id below `size` stands for something other than text."""
+        return self._processor.is_control(token) or self._processor.is_unknown(token)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and free of control tokens.
@@ -84,12 +96,15 @@ class Tokenizer:
         Raises:
             GemwrightError: this vocabulary has no such control piece.
         """
-        try:
-            return self._control_ids[piece]
-        except KeyError:
+        slot = next((index for index, names in _INFILL_SLOTS.items() if piece in names), self.size)
+        if slot < self.size and self._processor.id_to_piece(slot) in _INFILL_SLOTS[slot]:
+            return slot
+        token: int = self._processor.piece_to_id(piece)
+        if self._processor.id_to_piece(token) != piece or not self.is_control(token):
             raise GemwrightError(
                 f"The vocabulary has no control token {piece!r}: use a model that was trained with it."
-            ) from None
+            )
+        return token
 
     def with_bos(self, ids: Iterable[int]) -> list[int]:
         """The ids behind exactly one BOS, however many stood at their front."""
@@ -113,10 +128,10 @@ class Tokenizer:
             raise GemwrightError(
                 f"Token id {token} is outside the vocabulary of {self.size} pieces: use the model's own tokenizer."
             )
-        piece, kind = self._processor.id_to_piece(token), self.kinds[token]
-        if kind == BYTE:
+        piece: str = self._processor.id_to_piece(token)
+        if self._processor.is_byte(token):
             return bytes([int(piece[3:5], 16)])
-        if kind in (CONTROL, UNKNOWN):
+        if self.is_control(token):
             return piece.encode() if keep_control else b""
         return piece.replace(SPACE, " ").encode()
 
@@ -152,13 +167,3 @@ class TextStream:
     def finish(self) -> str:
         """U+FFFD for a character that was left incomplete, or nothing."""
         return self._decoder.decode(b"", final=True)
-
-
-def _control_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """Ids by name of all control pieces, under both of their names where they have two."""
-    control = np.flatnonzero((vocabulary.kinds == CONTROL) | (vocabulary.kinds == UNKNOWN)).tolist()
-    ids = {vocabulary.pieces[index]: index for index in control}
-    for index, names in _INFILL_SLOTS.items():
-        if index < vocabulary.size and vocabulary.pieces[index] in names:
-            ids |= dict.fromkeys(names, index)
-    return ids

@@ -1,0 +1,94 @@
+"""What can be read of a GGUF file before JAX is imported: its tokenizer, and its matrices as the kernels take them.
+
+The import keeps one core busy for most of the time to the first token; this gives another core something to do.
+"""
+
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+from gemwright import host
+from gemwright.checkpoint.arena import Arena
+from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.kept import kept_tokenizer
+from gemwright.errors import CheckpointError
+from gemwright.kernels import packing
+from gemwright.kernels.packing import Arranged
+from gemwright.text.tokenizer import Tokenizer
+
+SPARE = 2_000_000_000
+"""Bytes that must stay free beside a file and two copies of it, or its weights wait for a forecast of the memory."""
+RELEASED = 1 << 24
+"""Bytes of a tensor whose pages are given back at once; that of others waits, as it disturbs all threads."""
+SWITCH = 0.0005
+"""Seconds after which one thread lets another run: this one asks often and briefly, between calls without the GIL."""
+
+
+class Early:
+    """Reads a GGUF file beside the program, from the beginning of a `with` block to its end at most.
+
+    Attributes:
+        file: The open file.
+        tokenizer: What its vocabulary makes.
+    """
+
+    def __init__(self, path: Path, *, native: bool, kept: Path | None = None):
+        self._path = path
+        self._late, self._left = threading.Event(), threading.Event()
+        self._switch = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH)
+        self._pool = ThreadPoolExecutor(1)
+        self.file = self._pool.submit(open_gguf, path)
+        self._arranged = self._pool.submit(self._arrange, native)
+        self.tokenizer = self._pool.submit(self._tokenizer, kept)
+
+    def __enter__(self) -> "Early":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._late.set()
+        self._left.set()
+        self._pool.shutdown(cancel_futures=True)
+        sys.setswitchinterval(self._switch)
+
+    def arranged(self) -> Mapping[str, Arranged]:
+        """The matrices that were arranged so far, by name of the tensor; no more will be."""
+        self._late.set()
+        return self._arranged.result()
+
+    def _arrange(self, native: bool) -> dict[str, Arranged]:
+        file = self.file.result()
+        arranged: dict[str, Arranged] = {}
+        arena = Arena()
+        if not (native and host.expects_cpu() and packing.installed() and _plenty(self._path.stat().st_size)):
+            return arranged
+        head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+        for name, info in file.tensors.items():
+            if self._late.is_set():
+                break
+            if len(info.shape) == 2 and info.encoding in packing.native().ENCODINGS:
+                raw = file.raw(name)
+                arranged[name] = packing.arrange(
+                    info.encoding, raw, info.shape, take=arena.take, done=self._check, head=name == head, idle=1
+                )
+                if info.nbytes > RELEASED:
+                    file.release(name)
+        file.release(head)
+        return arranged
+
+    def _check(self) -> None:
+        if self._left.is_set():
+            raise CancelledError
+
+    def _tokenizer(self, kept: Path | None) -> Tokenizer:
+        try:
+            return kept_tokenizer(self.file.result().metadata, kept)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._path}: {error}") from error
+
+
+def _plenty(size: int) -> bool:
+    free = host.free_memory()
+    return free is not None and free > 3 * size + SPARE
