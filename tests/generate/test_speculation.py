@@ -161,27 +161,33 @@ def test_a_draft_is_silent_beyond_its_context(engine: Engine):
 
 @pytest.mark.usefixtures("eager")
 def test_sampled_tokens_follow_the_models_distribution(monkeypatch: pytest.MonkeyPatch):
-    """The first two tokens of 2000 texts against all 97 and 97 x 97 probabilities; chi-square at 1e-4, fixed seeds.
+    """The first three tokens of 2000 texts against the probabilities of each, and of the last two together, which were
+    guessed; chi-square at 1e-4, fixed seeds.
 
     The guess is the same in every row: the likeliest pair, which is right in some rows only.
     """
     engine, prompt, rows = _engine("multi-query"), _prompt(8), 2000
     monkeypatch.setattr(speculation, "MOST_ROWS", rows)  # so many small batches would take minutes
+    tokens = range(VOCAB)
     first = _probabilities(engine, [prompt])[0]
-    second = _probabilities(engine, [[*prompt, token] for token in range(VOCAB)])
-    likeliest = [int(first.argmax()), int(second[first.argmax()].argmax())]
-    truth = [[*prompt, *likeliest, 0, 0, 0, 0, 0, 0]] * rows
+    second = _probabilities(engine, [[*prompt, token] for token in tokens])
+    third = _probabilities(engine, [[*prompt, one, two] for one in tokens for two in tokens])
+    pairs = np.einsum("a,ab,abc->bc", first, second, third.reshape(VOCAB, VOCAB, VOCAB))
+    likeliest = np.unravel_index(pairs.argmax(), pairs.shape)
+    truth = [[*prompt, 0, *map(int, likeliest), 0, 0, 0, 0, 0]] * rows
     samplings = [Sampling(temperature=1.0, seed=seed) for seed in range(rows)]
-    steps = list(engine.generate([prompt] * rows, samplings, 2, proposer=Oracle(truth, 1.0)))
-    assert 0 < sum(step.accepted.sum() for step in steps) < rows
+    steps = list(engine.generate([prompt] * rows, samplings, 3, proposer=Oracle(truth, 1.0)))
+    assert 0 < sum(step.accepted.sum() for step in steps) < 2 * rows
     drawn = np.array(_tokens(steps))
     for counts, exact in [
         (np.bincount(drawn[:, 0], minlength=VOCAB), first),
-        (np.bincount(drawn[:, 1], minlength=VOCAB), first @ second),
-        (np.bincount(drawn @ [VOCAB, 1], minlength=VOCAB**2), (first[:, None] * second).reshape(-1)),
+        (np.bincount(drawn[:, 1], minlength=VOCAB), pairs.sum(1)),
+        (np.bincount(drawn[:, 2], minlength=VOCAB), pairs.sum(0)),
+        (np.bincount(drawn[:, 1:] @ [VOCAB, 1], minlength=VOCAB**2), pairs.reshape(-1)),
     ]:
         common = exact * rows >= 5
-        observed, expected = (np.append(x[common], x[~common].sum()) for x in (counts, exact * rows))
+        rest = [] if common.all() else [~common]
+        observed, expected = ([*x[common], *(x[other].sum() for other in rest)] for x in (counts, exact * rows))
         assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 

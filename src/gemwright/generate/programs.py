@@ -99,12 +99,16 @@ def decode(
         if seen is not None:
             seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
         choice = choose(config, decoding, params, hidden[:, 0], after.lengths, knobs, seen)
-        choices = jax.tree.map(lambda made, new: made.at[at].set(new), choices, choice)
+        choices = jax.tree.map(functools.partial(_put, at), choices, choice)
         return at + 1, choices, choice.token, after, seen
 
     first = (jnp.zeros((), jnp.int32), _unmade(decoding, AHEAD, *token.shape), token, state, seen)
     _, choices, token, state, seen = jax.lax.while_loop(lambda carry: carry[0] < count, step, first)
     return choices, token, state, seen
+
+
+def _put(at: Array, rows: Array, row: Array) -> Array:
+    return rows.at[at].set(row)
 
 
 def _unmade(decoding: Decoding, *rows: int) -> Choice:

@@ -1,7 +1,7 @@
 """Few shapes: the chunk sizes in which prompts are fed and the capacities by which caches grow.
 
-A model compiles one prefill program per chunk size and capacity, and one decoding program per capacity. Speculation
-has one decoding program per size and capacity.
+A model compiles two prefill programs per chunk size and capacity, one of them for a prompt's end, and one decoding
+program per capacity. Speculation has one decoding program per size and capacity.
 """
 
 import time

@@ -216,9 +216,7 @@ class Pace:
         return sum((self.stood / self.tried) ** place for place in range(size)) / seconds
 
 
-def decode(
-    verify: Verify, proposer: Proposer, texts: Sequence[list[int]], count: int, first: Step | None
-) -> Iterator[Step]:
+def decode(verify: Verify, proposer: Proposer, texts: Sequence[list[int]], count: int, first: Step) -> Iterator[Step]:
     """Continue texts by `count` tokens, one step at a time; rows run ahead of each other in between.
 
     Args:
@@ -226,12 +224,11 @@ def decode(
         proposer: what guesses.
         texts: the prompts, which grow.
         count: tokens to write in each row.
-        first: the token of each row that has been chosen already, if one has.
+        first: the token of each row that has been chosen already.
     """
     rows = [_Row(text, count) for text in texts]
     pace = Pace()
-    if first is not None:
-        _hand_out(rows, first, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32))
+    _hand_out(rows, first, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32))
     while True:
         while all(row.waiting for row in rows):
             yield _together([row.waiting.popleft() for row in rows])
