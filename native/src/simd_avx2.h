@@ -120,7 +120,10 @@ inline __m256i broadcast_four(const int8_t* q) {
 }
 
 inline Ints load(const int32_t* p) { return {load_256(p), load_256(p + 8)}; }
-inline Floats halves(float a, float b) { return {_mm256_set1_ps(a), _mm256_set1_ps(b)}; }
+inline Floats repeat(const float* p) {
+  const __m256 eight = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  return {eight, eight};
+}
 
 #ifdef __AVXVNNI__
 

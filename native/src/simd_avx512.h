@@ -98,10 +98,8 @@ inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_loadu_si512(q))};
 }
 inline Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
-// `a` in the first eight lanes, `b` in the others.
-inline Floats halves(float a, float b) {
-  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_set1_ps(a)), _mm256_set1_ps(b), 1)};
-}
+// Four floats, four times.
+inline Floats repeat(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 inline Signed prepare_signed(Bytes w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(-128))}; }
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) { return dot(sum, w, q); }
 

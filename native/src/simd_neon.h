@@ -120,7 +120,7 @@ inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
   GEMWRIGHT_EACH(Ints, vdotq_s32(sum.v[i], vreinterpretq_s8_u8(w.v[i]), vld1q_s8(q + 16 * i)));
 }
 inline Ints load(const int32_t* p) { GEMWRIGHT_EACH(Ints, vld1q_s32(p + 4 * i)); }
-inline Floats halves(float a, float b) { GEMWRIGHT_EACH(Floats, vdupq_n_f32(i < 2 ? a : b)); }
+inline Floats repeat(const float* p) { GEMWRIGHT_EACH(Floats, vld1q_f32(p)); }
 inline Signed prepare_signed(Bytes w) { return w; }
 
 #undef GEMWRIGHT_EACH

@@ -118,8 +118,8 @@ inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
                            w.v[4 * i + 2] * q[4 * i + 2] + w.v[4 * i + 3] * q[4 * i + 3]);
 }
 inline Ints load(const int32_t* p) { GEMWRIGHT_EACH(Ints, p[i]); }
-// `a` in the first eight lanes, `b` in the others.
-inline Floats halves(float a, float b) { GEMWRIGHT_EACH(Floats, i < 8 ? a : b); }
+// Four floats, four times.
+inline Floats repeat(const float* p) { GEMWRIGHT_EACH(Floats, p[i % 4]); }
 inline Signed prepare_signed(Bytes w) { return w; }
 // As `dot`, with weights -128..127.
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) {

@@ -53,8 +53,7 @@ std::optional<float> split_row(const Split& split, const uint8_t* source, int la
   for (int64_t b = 0; b < split.in / 32; ++b, source += sizeof(Q8_0::Source)) {
     std::memcpy(&scales[b], source, sizeof(Float16));
     uint8_t h[32];
-    const Squares squares =
-        divide(source + sizeof(Float16), h, b / 2 % 2 == 0 ? 1 : 16, nibbles + b / 4 * 64 + b % 2 * 32);
+    const Squares squares = divide(source + sizeof(Float16), h, b, nibbles);
     if (!eightfold(scales[b], panel[b].d[lane])) return std::nullopt;
     place(h, lane, panel[b].stripes[0].q);
     const double d = widen(scales[b]);
@@ -95,8 +94,8 @@ bool pack_panels(const Split& split, const uint8_t* source, int64_t first, int64
 std::optional<Split> split_layout(int64_t out, int64_t in) {
   const auto panels = packed_bytes(kQ5_0, out, in);
   const int64_t limit = std::numeric_limits<int64_t>::max() / 16;
-  if (!panels || fine_scales(in) > kMostScales || out > limit / (in + 64) || *panels > limit) return std::nullopt;
-  Split split{out, in, *panels, *panels, 0, fine_scale_bytes(in) + fine_groups(in) / 2 * 64, 0};
+  if (!panels || in / 32 > kMostScales || out > limit / (in + 64) || *panels > limit) return std::nullopt;
+  Split split{out, in, *panels, *panels, 0, fine_scale_bytes(in) + fine_groups(in) * 64, 0};
   split.fine = (split.errors + (out + kLanes - 1) / kLanes * kLanes * int64_t{sizeof(float)} + 63) / 64 * 64;
   split.size = split.fine + out * split.row_bytes;
   return split;
@@ -122,8 +121,8 @@ void add_fine(const Split& split, const uint8_t* packed, int64_t row, float* y) 
   const auto* scales = reinterpret_cast<const Float16*>(fine);
   for (int64_t b = 0; b < split.in / 32; ++b) {
     const float d = widen(scales[b]);
-    const uint8_t* nibbles = fine + fine_scale_bytes(split.in) + b / 4 * 64 + b % 2 * 32;
-    for (int i = 0; i < 32; ++i) y[32 * b + i] += d * float((nibbles[i] >> (b / 2 % 2 * 4) & 15) - 4);
+    const uint8_t* nibbles = fine + fine_scale_bytes(split.in);
+    for (int i = 0; i < 32; ++i) y[32 * b + i] += d * float((nibbles[fine_byte(b, i)] >> (i / 4 % 2 * 4) & 15) - 4);
   }
 }
 

@@ -6,12 +6,13 @@
 #define GEMWRIGHT_STRING_(x) #x
 #define GEMWRIGHT_STRING(x) GEMWRIGHT_STRING_(x)
 #include GEMWRIGHT_SIMD_HEADER
+#include "tiles.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 namespace {
 
-Squares divide(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r) {
+Squares divide(const uint8_t* quants, uint8_t* h, int64_t b, uint8_t* r) {
   int8_t left[32];
   Squares squares{0, 0};
   for (int i = 0; i < 32; ++i) {
@@ -19,7 +20,10 @@ Squares divide(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r) {
     h[i] = uint8_t(high + 16);
     left[i] = int8_t(q - 8 * high);
   }
-  for (int i = 0; i < 32; ++i) r[i] = uint8_t(r[i] + uint8_t(left[i] + 4) * shift);
+  r += b / 4 * 64 + b % 4 * 4;  // as `fine_byte` tells
+  for (int i = 0; i < 32; i += 8, r += 16) {
+    for (int k = i; k < i + 4; ++k) r[k - i] = uint8_t((left[k] + 4) | (left[k + 4] + 4) << 4);
+  }
   for (int i = 0; i < 32; ++i) {
     squares.q += int8_t(quants[i]) * int8_t(quants[i]);
     squares.r += left[i] * left[i];
@@ -27,34 +31,48 @@ Squares divide(const uint8_t* quants, uint8_t* h, uint8_t shift, uint8_t* r) {
   return squares;
 }
 
-// As many activations at a time as there are sums that fit the registers.
-template <int Count>
-void fine_tile(const uint8_t* row, const FineInput* x, float* y, int64_t stride) {
-  const auto* d = reinterpret_cast<const Float16*>(row);
-  const uint8_t* const nibbles = row + x->scale_bytes;
-  float scales[Count][kMostScales];
-  for (int64_t i = 0; i < x->scale_count; i += kLanes) {
-    const Floats step = load(d + i);
-    for (int c = 0; c < Count; ++c) store(scales[c] + i, step * load(x[c].scales + i));
-  }
-  Floats sum[Count];
-  for (int c = 0; c < Count; ++c) sum[c] = zero();
-  for (int64_t g = 0; g < x->groups; g += 2) {
-    const Bytes both = load_bytes(nibbles + g / 2 * 64), low = shift_and<0>(both, 15), high = shift_and<-4>(both, 15);
-    for (int c = 0; c < Count; ++c) {
-      const float* scale = scales[c] + 2 * g;
-      const int32_t* start = x[c].start + g * kLanes;
-      const int8_t* q = x[c].q + g * 64;
-      sum[c] = multiply_add(to_float(dot_each(load(start), low, q)), halves(scale[0], scale[1]), sum[c]);
-      sum[c] = multiply_add(to_float(dot_each(load(start + kLanes), high, q + 64)), halves(scale[2], scale[3]), sum[c]);
-    }
-  }
-  for (int c = 0; c < Count; ++c) y[c * stride] += add_lanes(sum[c]);
+// The products of 128 r with one part of their activations, in sixteen sums.
+inline Floats meet(Bytes low, Bytes high, const FineGroup& x, int part) {
+  return to_float(dot_each(dot_each(load(x.start[part]), low, x.q[part][0]), high, x.q[part][1]));
 }
 
-void fine(const uint8_t* row, const FineInput* x, int64_t count, float* y, int64_t stride) {
-  for (; count >= 4; count -= 4, x += 4, y += 4 * stride) fine_tile<4>(row, x, y, stride);
-  for (; count >= 1; count -= 1, x += 1, y += stride) fine_tile<1>(row, x, y, stride);
+// Rows [first, last) of r with as many rows of activations as there are sums that fit the registers.
+template <int Count>
+void fine_tile(const FineRows& rows, int64_t first, int64_t last, const FineGroup* x, float* y, int64_t stride) {
+  constexpr int64_t kAhead = 16, kLine = 64;
+  float scales[kMostScales];
+  for (int64_t row = first; row < last; ++row) {
+    const uint8_t* const r = rows.first + row * rows.bytes;
+    if (row + kAhead < rows.count) {
+      for (int64_t i = 0; i < rows.bytes; i += kLine) __builtin_prefetch(r + kAhead * rows.bytes + i);
+    }
+    const auto* d = reinterpret_cast<const Float16*>(r);
+    for (int64_t i = 0; i < 4 * rows.groups; i += kLanes) store(scales + i, load(d + i));
+    Floats sum[Count];
+    for (int c = 0; c < Count; ++c) sum[c] = zero();
+    for (int64_t g = 0; g < rows.groups; ++g) {
+      const Bytes both = load_bytes(r + rows.scale_bytes + g * 64);
+      const Bytes low = shift_and<0>(both, 15), high = shift_and<-4>(both, 15);
+      const Floats scale = repeat(scales + 4 * g);
+      for (int c = 0; c < Count; ++c) {
+        const FineGroup& group = x[c * rows.groups + g];
+        const Floats coarse = meet(low, high, group, 0) * repeat(group.scales[0]);
+        const Floats all = multiply_add(meet(low, high, group, 1), repeat(group.scales[1]), coarse);
+        sum[c] = multiply_add(all, scale, sum[c]);
+      }
+    }
+    for (int c = 0; c < Count; ++c) y[c * stride + row] += add_lanes(sum[c]);
+  }
+}
+
+void fine(const FineRows& rows, const FineGroup* x, int64_t count, float* y, int64_t stride) {
+  constexpr int64_t kStrip = 16;  // rows that stay in the nearest cache for all activations
+  for (int64_t first = 0; first < rows.count; first += kStrip) {
+    const int64_t last = smaller(first + kStrip, rows.count);
+    for_each_tile(0, count, [&](int64_t c, auto n) {
+      fine_tile<n>(rows, first, last, x + c * rows.groups, y + c * stride, stride);
+    });
+  }
 }
 
 void tops(const float* y, int64_t count, float* tops) {

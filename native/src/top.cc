@@ -1,6 +1,5 @@
 // The largest products of a weight, and the products of a split weight.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -29,57 +28,55 @@ struct Candidate {
   }
 };
 
-// 8 bits of a row of activations as the fine rows meet them: the same that the panels meet.
-class FinePart {
- public:
-  FinePart(const Split& split, const float* x)
-      : scale_bytes_(fine_scale_bytes(split.in)),
-        q_(fine_groups(split.in) * 64),
-        start_(fine_groups(split.in) * kLanes),
-        scales_(fine_scales(split.in)) {
-    const int64_t stripes = split.in / kStripe;
-    std::vector<Activations> tile(stripes);
-    kernels().prepare[kQ5_0]({nullptr, 0, split.in, 0, x, tile.data(), nullptr, false}, 0, 1);
-    double squares = 0.0;
-    for (int64_t s = 0; s < stripes; ++s) {
-      std::copy(tile[s].q, tile[s].q + kStripe, &q_[s * kStripe]);
-      scales_[s] = tile[s].scale;
-      int32_t sum = 0;
-      for (const int8_t q : tile[s].q) sum += q * q;
-      squares += double(tile[s].scale) * tile[s].scale * sum;
-    }
-    for (size_t i = 0; i < start_.size(); ++i) {
-      start_[i] = -4 * (q_[4 * i] + q_[4 * i + 1] + q_[4 * i + 2] + q_[4 * i + 3]);
-    }
-    length_ = float(std::sqrt(squares) * 1.000001);
-  }
-  float length() const { return length_; }
-  FineInput input() const {
-    return {int64_t(q_.size()) / 64, scale_bytes_, q_.data(), start_.data(), scales_.data(), int64_t(scales_.size())};
-  }
+// Rows [first, first + count) of r.
+FineRows fine_rows(const Split& split, const uint8_t* packed, int64_t first, int64_t count) {
+  return {packed + split.fine + first * split.row_bytes, count, split.row_bytes, fine_scale_bytes(split.in),
+          fine_groups(split.in)};
+}
 
- private:
-  int64_t scale_bytes_;
-  std::vector<int8_t> q_;
-  std::vector<int32_t> start_;
-  std::vector<float> scales_;
-  float length_;
-};
-
-// A row of activations, and what rounding it to 8 bits leaves out.
+// Rows of activations as the rows of r meet them.
 class Fine {
  public:
-  Fine(const Split& split, const float* x) : first_(split, x), second_(split, rest(x, split.in).data()) {}
-  std::array<FineInput, 2> parts() const { return {first_.input(), second_.input()}; }
-  float length() const { return (first_.length() + second_.length()) * 1.000001f; }
+  Fine(const Split& split, const float* x, int64_t rows) : groups_(rows * fine_groups(split.in)) {
+    for (int64_t row = 0; row < rows; ++row) {
+      lengths_.push_back(fill(split, x + row * split.in, groups_.data() + row * fine_groups(split.in)));
+    }
+  }
+  const FineGroup* groups() const { return groups_.data(); }
+  float length(int64_t row) const { return lengths_[row]; }
 
  private:
-  static std::vector<float> rest(const float* x, int64_t in) {
-    std::vector<float> y(in);
-    kernels().row.rest(x, in, y.data());
-    return y;
+  // A row, rounded to 8 bits, and what that leaves out, rounded too: as the panels meet them. Gives its length.
+  static float fill(const Split& split, const float* x, FineGroup* groups) {
+    const int64_t stripes = split.in / kStripe;
+    std::vector<float> rest(split.in);
+    kernels().row.rest(x, split.in, rest.data());
+    std::vector<Activations> tile(stripes);
+    float length = 0.0f;
+    for (int half : {0, 1}) {
+      const float* part = half == 0 ? x : rest.data();
+      kernels().prepare[kQ5_0]({nullptr, 0, split.in, 0, part, tile.data(), nullptr, false}, 0, 1);
+      double squares = 0.0;
+      for (int64_t s = 0; s < stripes; ++s) {
+        const float scale = tile[s].scale;
+        FineGroup& group = groups[s / 4];
+        group.scales[half][s % 4] = scale;
+        int32_t sum = 0;
+        for (int i = 0; i < kStripe; ++i) {
+          const int32_t q = tile[s].q[i], byte = fine_byte(s % 4, i);
+          group.q[half][i / 4 % 2][byte] = int8_t(q);
+          group.start[half][byte / 4] -= 4 * q;
+          sum += q * q;
+        }
+        squares += double(scale) * scale * sum;
+      }
+      length += float(std::sqrt(squares) * 1.000001);
+    }
+    return length * 1.000001f;
   }
-  FinePart first_, second_;
+
+  std::vector<FineGroup> groups_;
+  std::vector<float> lengths_;
 };
 
 template <class Body>
@@ -89,17 +86,14 @@ void for_parts(Pool& pool, int64_t rows, const Body& body) {
 }
 
 // Adds to the scores of some rows what their fine parts make.
-void refine(const Split& split, const uint8_t* packed, const Fine& x, std::vector<Candidate>& rows) {
+void refine(const Split& split, const uint8_t* packed, const FineGroup* x, std::vector<Candidate>& rows) {
   constexpr size_t kAhead = 4;
-  const uint8_t* fine = packed + split.fine;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (i + kAhead < rows.size()) {
-      const uint8_t* next = fine + rows[i + kAhead].id * split.row_bytes;
+      const uint8_t* next = fine_rows(split, packed, rows[i + kAhead].id, 1).first;
       for (int64_t line = 0; line < split.row_bytes; line += 64) __builtin_prefetch(next + line);
     }
-    for (const FineInput& part : x.parts()) {
-      kernels().split.fine(fine + rows[i].id * split.row_bytes, &part, 1, &rows[i].value, 0);
-    }
+    kernels().split.fine(fine_rows(split, packed, rows[i].id, 1), x, 1, &rows[i].value, 0);
   }
 }
 
@@ -141,7 +135,7 @@ std::vector<Candidate> gather(Pool& pool, const Scores& scores, const Refinement
     int32_t found[kPartRows + kLanes];
     const int64_t some = kernels().split.find(scores, first, last, least, found);
     for (int64_t i = 0; i < some; ++i) parts[part].push_back({scores.y[found[i]], found[i]});
-    if (refinement) refine(refinement->split, refinement->packed, refinement->x, parts[part]);
+    if (refinement) refine(refinement->split, refinement->packed, refinement->x.groups(), parts[part]);
     keep_best(parts[part], count);
   });
   std::vector<Candidate> all;
@@ -159,7 +153,7 @@ void select(Pool& pool, const float* y, const Refinement* refinement, int64_t li
     // These are exact now, so that what cannot reach the last of them is out.
     const float least = int64_t(best.size()) == count ? best.back().value : -std::numeric_limits<float>::infinity();
     scores.errors = reinterpret_cast<const float*>(refinement->packed + refinement->split.errors);
-    scores.length = refinement->x.length();
+    scores.length = refinement->x.length(0);
     best = gather(pool, scores, refinement, limit, least, count);
   }
   for (int64_t i = 0; i < count; ++i) {  // where a score is no number there may be too few
@@ -177,17 +171,10 @@ std::string split_product(Pool& pool, const float* x, int64_t rows, int64_t in, 
   const std::string wrong =
       products(pool, false, x, rows, in, kPrecise, {{"Q5_0", weight.packed, split->panels_size, weight.out, weight.y}});
   if (!wrong.empty()) return wrong;
-  std::vector<Fine> fine;
-  for (int64_t row = 0; row < rows; ++row) fine.emplace_back(*split, x + row * in);
-  std::vector<FineInput> inputs[2];
-  for (const Fine& row : fine) {
-    for (int part : {0, 1}) inputs[part].push_back(row.parts()[part]);
-  }
+  const Fine fine(*split, x, rows);
   for_parts(pool, weight.out, [&](int64_t, int64_t first, int64_t last) {
-    for (; first < last; ++first) {
-      const uint8_t* row = weight.packed + split->fine + first * split->row_bytes;
-      for (const auto& part : inputs) kernels().split.fine(row, part.data(), rows, weight.y + first, weight.out);
-    }
+    const FineRows part = fine_rows(*split, weight.packed, first, last - first);
+    kernels().split.fine(part, fine.groups(), rows, weight.y + first, weight.out);
   });
   return {};
 }
@@ -209,7 +196,7 @@ std::string top(Pool& pool, std::string_view encoding, const float* x, int64_t r
       float* const best = values + (first + row) * count;
       int32_t* const where = ids + (first + row) * count;
       if (split) {
-        const Fine fine(*split, x + (first + row) * in);
+        const Fine fine(*split, x + (first + row) * in, 1);
         const Refinement refinement{*split, packed, fine};
         select(pool, y + row * out, &refinement, limit, count, best, where);
       } else {
