@@ -105,6 +105,7 @@ class Crew : public std::enable_shared_from_this<Crew> {
 };
 
 // Runs body(0), ..., body(count - 1), each once, in any order; returns when all have ended. `threads` may share them.
+// A body may not call this again.
 template <class Body>
 void parallel_for(Pool& pool, int64_t count, int64_t threads, const Body& body) {
   threads = std::min({count, threads, pool.threads(), Loop::kMostThreads});
