@@ -37,7 +37,7 @@ def config(kind: str) -> Any:
     # An attention block has fewer weights than a recurrent one; a wider MLP makes up for it.
     hidden = 3 * width if kind == "griffin" else 3 * width + 114
     layers = pattern(depth, *(Layer(mixer, Mlp(hidden, bias=True)) for mixer in mixers))
-    return Config(width, vocab=8192, layers=layers, context=2**31 - 1 if kind == "griffin" else 2 * TOKENS)
+    return Config(width, vocab=8192, layers=layers, max_length=2**31 - 1 if kind == "griffin" else 2 * TOKENS)
 
 
 def measure(kind: str) -> None:
@@ -46,8 +46,8 @@ def measure(kind: str) -> None:
 
     from gemwright.generate.engine import Engine
     from gemwright.generate.sampling import Sampling
-    from gemwright.generate.schedule import capacity
-    from gemwright.model.spec import init, parameter_count
+    from gemwright.generate.buckets import capacity
+    from gemwright.model.params import init, parameter_count
     from gemwright.model.state import state_bytes
 
     model = config(kind)
@@ -60,7 +60,7 @@ def measure(kind: str) -> None:
         start = time.perf_counter()
         if count % WINDOW:
             continue
-        room = capacity(count, model.context)
+        room = capacity(count, model.max_length)
         row = {
             "tokens": count,
             "milliseconds": 1e3 * statistics.quantiles(times[-WINDOW:], n=10)[0],

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from worker import PROMPT
 
 from gemwright import tree
-from gemwright.checkpoint import names
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.mapping import mapping
 from gemwright.checkpoint.convert import convert
-from gemwright.checkpoint.gguf import GgufTensor, open_gguf, write_gguf
-from gemwright.checkpoint.gguf_configuration import to_gguf
+from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.load import row_chunks
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.checkpoint.open import open_checkpoint
-from gemwright.model.spec import spec
+from gemwright.model.params import param_specs
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
 
@@ -78,10 +79,10 @@ def _write_random(path: Path) -> None:
         for rows in row_chunks(shape):
             yield random.standard_normal((rows.stop - rows.start, *shape[1:]), np.float32) * deviation
 
-    plan = names.gguf(config)
+    mapping = map_gguf(config)
     tensors = []
-    for ours, param in tree.flatten(spec(config)).items():
-        name, shape = plan[ours].name, plan[ours].shape
+    for ours, param in tree.flatten(param_specs(config)).items():
+        name, shape = mapping[ours].name, mapping[ours].shape
         encoding, chunks = ("Q4_0", matrix(shape)) if param.linear else ("F32", gains(shape[0]))
         tensors.append(GgufTensor(name, shape, encoding, chunks))
     tokenizer = {key: value for key, value in open_gguf(demo_gguf()).metadata.items() if key.startswith("tokenizer.")}

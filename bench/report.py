@@ -13,7 +13,8 @@ from typing import TypeAlias
 import models
 from engines import Task, llama_cpp_python
 
-from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.files.gguf import open_gguf
+from gemwright.kernels.native import native_enabled, instruction_set
 from gemwright.checkpoint.locate import DEMO
 from gemwright.kernels import packed
 from gemwright.variants import VARIANTS
@@ -58,8 +59,8 @@ def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool)
     )
     print(f"{time.strftime('%Y-%m-%d')}, {cpu}, {os.cpu_count()} cores; ", end="")
     print(", ".join(f"{package.replace('_', '-')} {version(package)}" for package in PACKAGES))
-    if packed.use_native():
-        print(f"gemwright's native kernels use {packed.instruction_set()}.")
+    if native_enabled():
+        print(f"gemwright's native kernels use {instruction_set()}.")
     if not llama_cpp_python.repacks():
         print("llama.cpp was compiled with AMX, so it could not repack weights; `make bench` compiles it without.")
     show_machine(machine)
@@ -120,7 +121,7 @@ def bytes_read(model: str, engine: str) -> int:
     parameters = VARIANTS[name].parameters
     if engine == "transformers bfloat16":
         return 2 * parameters
-    if engine == "transformers float32" or (engine == "gemwright" and not packed.use_native()):
+    if engine == "transformers float32" or (engine == "gemwright" and not native_enabled()):
         return 4 * parameters
     tensors = open_gguf(path).tensors
     head = tensors["token_embd.weight"]

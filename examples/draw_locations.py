@@ -15,7 +15,7 @@ from gemwright.errors import GemwrightError
 from gemwright.images.drawing import draw, save_png
 from gemwright.images.locations import parse
 from gemwright.images.masks import MaskDecoder, outlines
-from gemwright.images.reading import read_image
+from gemwright.images.load import load_image
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 def run(photo: Path, text: str, output: Path, decoder_path: Path | None) -> None:
     """Draws, and prints what was found."""
-    image = read_image(photo)
+    image = load_image(photo)
     found = parse(text)
     decoder = None if decoder_path is None else MaskDecoder.load(decoder_path)
     if decoder is None and any(item.mask_codes for item in found):

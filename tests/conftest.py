@@ -46,7 +46,7 @@ def demo(demo_gguf: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def demo_metadata(demo_gguf: Path) -> dict[str, Any]:
-    from gemwright.checkpoint.gguf import open_gguf
+    from gemwright.checkpoint.files.gguf import open_gguf
 
     return dict(open_gguf(demo_gguf).metadata)
 

@@ -18,7 +18,7 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-from gemwright.checkpoint.markers import with_markers
+from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.text.vocabulary import Vocabulary
 
 KINDS = ("recurrent_gemma", "paligemma", "paligemma2", "gemma3")
@@ -48,7 +48,7 @@ _VISION: dict[str, Any] = {
 def vocabulary(kind: str) -> Vocabulary:
     """Gemma's pieces as the SentencePiece files of the family have them."""
     gemma3 = ("<start_of_image>", "<end_of_image>")
-    return with_markers(tiny_vocabulary(), *(gemma3 if kind == "gemma3" else ()))
+    return add_control_tokens(tiny_vocabulary(), *(gemma3 if kind == "gemma3" else ()))
 
 
 def rows(kind: str) -> int:

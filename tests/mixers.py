@@ -9,7 +9,7 @@ import numpy as np
 
 from gemwright import tree
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope, pattern
-from gemwright.model.spec import ModelWeights, init
+from gemwright.model.params import ModelWeights, init
 
 VOCAB = 97
 WINDOW = 7
@@ -23,10 +23,10 @@ _GROUPED = Attention(4, 2, head_dim=16, query_scalar=24.0)
 _CAPPED = replace(_GROUPED, soft_cap=5.0)
 _QK_NORM = Attention(4, 1, head_dim=16, query_scalar=16.0, rope=Rope(1e6, 8.0), qk_norm=True)
 CONFIGS = {
-    "multi-query": Config(32, VOCAB, _layers(2, Attention(4, 1, 16, 16.0), post_norms=False), context=256),
-    "capped": Config(32, VOCAB, _layers(2, replace(_CAPPED, window=WINDOW), _CAPPED), context=256, final_soft_cap=10.0),
-    "qk-norm": Config(32, VOCAB, _layers(2, replace(_QK_NORM, window=WINDOW, rope=Rope()), _QK_NORM), context=256),
-    "local only": Config(32, VOCAB, _layers(1, replace(_GROUPED, window=WINDOW)), context=256),
+    "multi-query": Config(32, VOCAB, _layers(2, Attention(4, 1, 16, 16.0), post_norms=False), max_length=256),
+    "capped": Config(32, VOCAB, _layers(2, replace(_CAPPED, window=WINDOW), _CAPPED), max_length=256, final_soft_cap=10.0),
+    "qk-norm": Config(32, VOCAB, _layers(2, replace(_QK_NORM, window=WINDOW, rope=Rope()), _QK_NORM), max_length=256),
+    "local only": Config(32, VOCAB, _layers(1, replace(_GROUPED, window=WINDOW)), max_length=256),
 }
 
 

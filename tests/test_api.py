@@ -15,7 +15,8 @@ from tiny import tiny_gguf
 
 import gemwright
 from gemwright import memory
-from gemwright.api import _draft, default_sampling
+from gemwright.api import _draft
+from gemwright.families import default_sampling
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import forward, logits
@@ -35,13 +36,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> gemwright.Model:
 @pytest.fixture(scope="module")
 def short(model: gemwright.Model) -> gemwright.Model:
     """The same model with a context of `CONTEXT` tokens."""
-    return replace(model, engine=replace(model.engine, config=replace(model.engine.config, context=CONTEXT)))
+    return replace(model, engine=replace(model.engine, config=replace(model.engine.config, max_length=CONTEXT)))
 
 
 def test_generate_continues_a_text(model: gemwright.Model):
-    completion = model.generate(PROMPTS[0], max_tokens=20, temperature=0.0, alternatives=0)
+    completion = model.generate(PROMPTS[0], max_tokens=20, temperature=0.0, top_logprobs=0)
     assert len(completion.tokens) == len(completion.logprobs) == 20
-    assert completion.finish == "length"
+    assert completion.finish_reason == "length"
     assert completion.prompt_tokens == len(model.encode(PROMPTS[0]))
     assert completion.text == model.tokenizer.decode(completion.tokens)
     assert all(logprob <= 0 for logprob in completion.logprobs)
@@ -50,7 +51,7 @@ def test_generate_continues_a_text(model: gemwright.Model):
 def test_the_logprobs_are_those_of_the_text(model: gemwright.Model):
     """With keys and values in float32: a rounded one may fall to either side in one pass and in several."""
     model = replace(model, engine=replace(model.engine, state_dtype=jnp.float32))
-    completion = model.generate(PROMPTS[0], max_tokens=10, temperature=1.5, top_k=9, seed=4, alternatives=0)
+    completion = model.generate(PROMPTS[0], max_tokens=10, temperature=1.5, top_k=9, seed=4, top_logprobs=0)
     whole = model.engine.score([model.encode(PROMPTS[0]) + completion.tokens])[0]
     np.testing.assert_allclose(completion.logprobs, whole[-10:], rtol=0, atol=1e-5)
 
@@ -107,7 +108,7 @@ def test_a_stop_string_ends_the_text(model: gemwright.Model):
     whole = model.generate(PROMPTS[0], max_tokens=30, temperature=0.0)
     stop = whole.text[7:9]
     cut = model.generate(PROMPTS[0], max_tokens=30, temperature=0.0, stop=stop)
-    assert cut.finish == "stop"
+    assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.tokens == whole.tokens[: len(cut.tokens)]
     stream = model.stream(PROMPTS[0], max_tokens=30, temperature=0.0, stop=["never written", stop])
@@ -118,19 +119,19 @@ def test_a_stop_id_ends_one_row_and_not_the_other(model: gemwright.Model):
     rows = model.generate(PROMPTS, max_tokens=20, temperature=1.0, seed=[1, 2])
     stop = next(token for token in rows[0].tokens[2:] if token not in rows[1].tokens)
     ended = replace(model, stop_ids=(stop,)).generate(PROMPTS, max_tokens=20, temperature=1.0, seed=[1, 2])
-    assert ended[0].finish == "stop"
+    assert ended[0].finish_reason == "stop"
     assert ended[0].tokens == rows[0].tokens[: rows[0].tokens.index(stop)]
     assert ended[1].tokens == rows[1].tokens
 
 
 def test_alternatives(model: gemwright.Model):
-    completion = model.generate(PROMPTS[0], max_tokens=5, temperature=0.0, alternatives=4)
-    for token, logprob, options in zip(completion.tokens, completion.logprobs, completion.alternatives, strict=True):
+    completion = model.generate(PROMPTS[0], max_tokens=5, temperature=0.0, top_logprobs=4)
+    for token, logprob, options in zip(completion.tokens, completion.logprobs, completion.top_logprobs, strict=True):
         assert len(options) == 4
         assert list(options.values()) == sorted(options.values(), reverse=True)
         assert next(iter(options)) == token
         assert options[token] == pytest.approx(logprob, abs=1e-5)
-    assert model.generate(PROMPTS[0], max_tokens=2, alternatives=0).alternatives == [{}, {}]
+    assert model.generate(PROMPTS[0], max_tokens=2, top_logprobs=0).top_logprobs == [{}, {}]
     assert model.generate(PROMPTS[0], max_tokens=2).logprobs == []
 
 
@@ -166,8 +167,8 @@ def test_writing_ends_with_the_context(short: gemwright.Model):
     ("options", "message"),
     [
         ({"max_tokens": 0}, "max_tokens"),
-        ({"alternatives": 65}, "alternatives"),
-        ({"alternatives": -1}, "alternatives"),
+        ({"top_logprobs": 65}, "top_logprobs"),
+        ({"top_logprobs": -1}, "top_logprobs"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -3}, "top_k"),

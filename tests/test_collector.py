@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemwright import collector
+from gemwright.runtime import startup
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_no_collection_runs_meanwhile_and_what_stays_is_old() -> None:
 
     gc.callbacks.append(note)
     try:
-        with collector.paused():
+        with startup.paused():
             kept = [Cycle() for _ in range(20_000)]
             assert not started
     finally:
@@ -40,7 +40,7 @@ def test_no_collection_runs_meanwhile_and_what_stays_is_old() -> None:
 
 
 def test_garbage_of_the_pause_is_collected_later() -> None:
-    with collector.paused():
+    with startup.paused():
         gone = weakref.ref(Cycle())
     assert gone() is not None
     gc.collect()
@@ -51,7 +51,7 @@ def test_a_collector_that_is_off_stays_off_and_what_is_frozen_stays_frozen() -> 
     gc.disable()
     gc.freeze()
     try:
-        with collector.paused():
+        with startup.paused():
             pass
         assert not gc.isenabled()
         assert gc.get_freeze_count() > 0
@@ -60,6 +60,6 @@ def test_a_collector_that_is_off_stays_off_and_what_is_frozen_stays_frozen() -> 
 
 
 def test_an_error_ends_the_pause() -> None:
-    with pytest.raises(KeyError), collector.paused():
+    with pytest.raises(KeyError), startup.paused():
         raise KeyError
     assert gc.isenabled()

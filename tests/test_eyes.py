@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import gemwright
 from gemwright.checkpoint.convert import convert
-from gemwright.eyes import Picture
-from gemwright.generate.prompts import ROW, Prompt
+from gemwright.images.image_prompt import Picture
+from gemwright.generate.prompts import SOFT_TOKEN, Prompt
 
 KINDS = ("paligemma", "paligemma2", "gemma3")
 TOKENS = 10
@@ -40,7 +40,7 @@ def _theirs(folder: Path, prompt: Prompt, rows: Any) -> list[int]:
     """What transformers continues the same ids with, greedily."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = torch.tensor([prompt.ids])
-    ids[ids == ROW] = model.config.image_token_index
+    ids[ids == SOFT_TOKEN] = model.config.image_token_index
     # PaliGemma's kinds tell prefix (0) from suffix, Gemma 3's a picture's rows (1) from text.
     kinds = torch.zeros_like(ids)
     if model.config.model_type == "gemma3":
@@ -54,15 +54,15 @@ def _theirs(folder: Path, prompt: Prompt, rows: Any) -> list[int]:
 def _pixels(model: gemwright.Model, pictures: list[Picture]) -> torch.Tensor:
     from gemwright.images.preprocess import resize_square
 
-    assert model.eyes is not None
-    sized = [resize_square(p, model.eyes.spec.image_size, model.eyes.resample) for p in pictures]
+    assert model.image_prompter is not None
+    sized = [resize_square(p, model.image_prompter.spec.image_size, model.image_prompter.resample) for p in pictures]
     return torch.tensor(np.stack(sized)).permute(0, 3, 1, 2)
 
 
 def test_the_text_is_what_transformers_writes(folder: Path, model: gemwright.Model):
     picture = _picture(1)
-    assert model.eyes is not None
-    prompt = model.eyes.before("the cat", [[picture]])
+    assert model.image_prompter is not None
+    prompt = model.image_prompter.before("the cat", [[picture]])
     completion = model.generate("the cat", [picture], max_tokens=TOKENS, temperature=0.0)
     theirs = _theirs(folder, prompt, _pixels(model, [picture]))
     assert completion.tokens == theirs[: len(completion.tokens)]
@@ -83,7 +83,7 @@ def test_a_batch_equals_each_alone(model: gemwright.Model):
 
 def test_a_text_is_scored_after_what_was_seen(model: gemwright.Model):
     picture = _picture(1)
-    completion = model.generate("the", [picture], max_tokens=4, temperature=0.0, alternatives=1)
+    completion = model.generate("the", [picture], max_tokens=4, temperature=0.0, top_logprobs=1)
     score = model.score(completion.text, "the", [picture])
     if score.tokens[1:] == completion.tokens:  # text that is encoded as it was written
         np.testing.assert_allclose(score.logprobs, completion.logprobs, rtol=0, atol=1e-4)
@@ -94,23 +94,23 @@ def test_a_text_is_scored_after_what_was_seen(model: gemwright.Model):
 
 def test_prompts_are_those_of_the_processor(folder: Path, model: gemwright.Model):
     """Id by id, but that ours never merges a picture's empty lines with newlines beside them."""
-    processor, eyes = AutoProcessor.from_pretrained(folder, backend="pil"), model.eyes
+    processor, eyes = AutoProcessor.from_pretrained(folder, backend="pil"), model.image_prompter
     assert eyes is not None
     picture = _picture(5)
-    marker = "<image>" if eyes.spec.prefix else "<start_of_image>"
+    marker = "<image>" if image_prompt.spec.prefix_lm else "<start_of_image>"
     given = processor(text=f"{marker}the cat", images=Image.fromarray(picture), return_tensors="np")
-    row = processor.tokenizer.convert_tokens_to_ids("<image>" if eyes.spec.prefix else "<image_soft_token>")
-    theirs = [ROW if token == row else token for token in given["input_ids"][0].tolist()]
-    assert list(eyes.before("the cat", [[picture]]).ids) == theirs
+    row = processor.tokenizer.convert_tokens_to_ids("<image>" if image_prompt.spec.prefix_lm else "<image_soft_token>")
+    theirs = [SOFT_TOKEN if token == row else token for token in given["input_ids"][0].tolist()]
+    assert list(image_prompt.before("the cat", [[picture]]).ids) == theirs
     np.testing.assert_array_equal(given["pixel_values"], _pixels(model, [picture]).numpy())
 
 
 def test_a_picture_is_looked_at_once(model: gemwright.Model, monkeypatch: pytest.MonkeyPatch):
-    from gemwright import eyes
+    from gemwright.images import image_prompt
 
     picture = _picture(6)
     first = model.generate("the", [picture], max_tokens=3, temperature=0.0)
-    monkeypatch.setattr(eyes.vision, "encode", None)
+    monkeypatch.setattr(image_prompt.vision, "encode", None)
     assert model.generate("the", [picture], max_tokens=3, temperature=0.0).tokens == first.tokens
 
 
@@ -120,13 +120,13 @@ def test_conversations_hold_pictures(model: gemwright.Model):
         {"role": "assistant", "content": "and"},
         {"role": "user", "content": "the dog", "images": [_picture(7)]},
     ]
-    assert model.eyes is not None
-    if model.eyes.spec.prefix:
+    assert model.image_prompter is not None
+    if model.image_prompter.spec.prefix_lm:
         with pytest.raises(gemwright.GemwrightError, match="sees no pictures"):
             model.encode_chat(talk)
         return
     ids = model.encode_chat(talk)
-    assert ids.count(ROW) == 3 * model.eyes.spec.tokens
+    assert ids.count(SOFT_TOKEN) == 3 * model.image_prompter.spec.tokens
     assert ids.count(model.tokenizer.id_of("<start_of_image>")) == 3
     assert (
         "".join(model.stream(talk, max_tokens=5, temperature=0.0))
@@ -135,15 +135,15 @@ def test_conversations_hold_pictures(model: gemwright.Model):
 
 
 def test_long_pictures_may_be_cut(model: gemwright.Model):
-    assert model.eyes is not None
+    assert model.image_prompter is not None
     wide = _picture(9, 300, 900)
-    if model.eyes.spec.prefix:
+    if model.image_prompter.spec.prefix_lm:
         with pytest.raises(gemwright.GemwrightError, match="is for Gemma 3"):
             model.generate("the", [wide], pan_and_scan=True)
         return
     whole = model.generate("the", [wide], max_tokens=1)
     cut = model.generate("the", [wide], max_tokens=1, pan_and_scan=True)
-    rows = model.eyes.spec.tokens
+    rows = model.image_prompter.spec.tokens
     assert cut.prompt_tokens >= whole.prompt_tokens + 3 * rows
 
 

@@ -15,7 +15,7 @@ from gemwright import memory
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import GemwrightError
 from gemwright.memory import RUNTIME, Forecast, forecast
-from gemwright.model.spec import init
+from gemwright.model.params import init
 from gemwright.model.state import empty_state
 from gemwright.variants import VARIANTS
 
@@ -43,7 +43,7 @@ def test_weights_at_their_own_bits_leave_a_narrow_state() -> None:
 
 
 def test_no_more_state_than_the_context_is_forecast() -> None:
-    config = tiny_config(context=64)
+    config = tiny_config(max_length=64)
     assert forecast(config, jnp.float32, capacity=10**9) == forecast(config, jnp.float32, capacity=64)
 
 
@@ -99,8 +99,8 @@ def test_what_fits_is_let_through_and_what_does_not_is_told_in_numbers(monkeypat
 def test_too_large_a_model_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really too large: 27 billion weights of whose file there is but the header."""
     from gemwright import api
-    from gemwright.checkpoint.gguf import GgufFile
-    from gemwright.checkpoint.gguf_configuration import to_gguf
+    from gemwright.checkpoint.files.gguf import GgufFile
+    from gemwright.checkpoint.configs.gguf import to_gguf
 
     path = tiny_gguf(tmp_path / "tiny.gguf")
     huge = replace(VARIANTS["gemma-3-27b"].config, vocab=262_144, vision=None)

@@ -10,7 +10,7 @@ import pytest
 
 from gemwright import tree
 from gemwright.model.config import Attention, Config, Recurrent, stages
-from gemwright.model.spec import ModelWeights, init, parameter_count, spec
+from gemwright.model.params import ModelWeights, init, parameter_count, param_specs
 from gemwright.model.state import abstract_state, state_bytes
 from gemwright.model.transformer import forward, logits
 from gemwright.variants import VARIANTS
@@ -91,7 +91,7 @@ def test_the_table_is_complete():
 def test_parameter_counts_are_the_published_ones(name: str):
     config = VARIANTS[name].config
     embedding, rest = EMBEDDING_AND_REST[name]
-    assert spec(config).embed.size == embedding
+    assert param_specs(config).embed.size == embedding
     assert parameter_count(config) == VARIANTS[name].parameters == embedding + rest
 
 
@@ -102,7 +102,7 @@ def test_decoders_alone_have_the_published_counts_too(name: str):
 
 @variants
 def test_initial_weights_have_the_shapes_of_the_table(name: str):
-    weights, declared = abstract_weights(name), tree.flatten(spec(VARIANTS[name].config))
+    weights, declared = abstract_weights(name), tree.flatten(param_specs(VARIANTS[name].config))
     assert {path: leaf.shape for path, leaf in tree.flatten(weights).items()} == {
         path: param.shape for path, param in declared.items()
     }
@@ -113,7 +113,7 @@ def test_initial_weights_have_the_shapes_of_the_table(name: str):
 @shapes
 def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
     config, weights = VARIANTS[name].config, abstract_weights(name)
-    state = abstract_state(config, 2, config.context, jnp.bfloat16)
+    state = abstract_state(config, 2, config.max_length, jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
 
     def run(weights, tokens, state):
@@ -131,7 +131,7 @@ def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
 @shapes
 def test_layers_never_store_more_than_they_see(name: str):
     config = VARIANTS[name].config
-    for capacity in (256, config.context):
+    for capacity in (256, config.max_length):
         state = abstract_state(config, 3, capacity, jnp.bfloat16)
         stored = 0
         for layer, kept in zip(config.layers, state.layers, strict=True):
@@ -181,9 +181,9 @@ def test_pictures_become_the_published_number_of_tokens(name: str):
     vision = VARIANTS[name].config.vision
     assert vision is not None
     if name.startswith("gemma-3"):
-        assert (vision.image_size, vision.grid, vision.tokens, vision.prefix) == (896, 64, 256, False)
+        assert (vision.image_size, vision.grid, vision.tokens, vision.prefix_lm) == (896, 64, 256, False)
     else:
-        assert (str(vision.image_size), vision.tokens, vision.prefix) == (name[-3:], vision.grid**2, True)
+        assert (str(vision.image_size), vision.tokens, vision.prefix_lm) == (name[-3:], vision.grid**2, True)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("gemma-3")])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gemwright.checkpoint import names
-from gemwright.checkpoint.gguf import GgufTensor, write_gguf
-from gemwright.checkpoint.gguf_configuration import to_gguf
+from gemwright.checkpoint.names.mapping import mapping
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
+from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope
 from gemwright.text.vocabulary import Vocabulary
 
@@ -20,7 +21,7 @@ def tiny_config(context: int = 4096) -> Config:
     everything = Attention(heads=2, kv_heads=1, head_dim=16, query_scalar=16, rope=Rope(1e6), qk_norm=True)
     local = Attention(heads=2, kv_heads=1, head_dim=16, query_scalar=16, window=16, qk_norm=True)
     layers = tuple(Layer(mixer, Mlp(64), post_norms=True) for mixer in (local, everything))
-    return Config(width=32, vocab=tiny_vocabulary().size, layers=layers, context=context, tied=False)
+    return Config(width=32, vocab=tiny_vocabulary().size, layers=layers, max_length=context, tied=False)
 
 
 def tiny_vocabulary() -> Vocabulary:
@@ -49,7 +50,7 @@ def tiny_gguf(path: Path, *, context: int = 4096, chat_template: str | None = No
     """
     config, vocabulary, random = tiny_config(context), tiny_vocabulary(), np.random.default_rng(0)
     tensors: list[GgufTensor] = []
-    for ours, stored in names.gguf(config).items():
+    for ours, stored in map_gguf(config).items():
         values = np.full(stored.shape, stored.offset, np.float32)
         if len(stored.shape) > 1:
             values = random.normal(size=stored.shape, scale=stored.shape[-1] ** -0.5).astype(np.float32)

@@ -60,7 +60,7 @@ class LlamaCpp:
         for sampler in samplers:
             lib.llama_sampler_free(sampler)
 
-    def feed(self, rows: Sequence[Sequence[int]], position: int, every: bool = False) -> list[int]:
+    def prefill(self, rows: Sequence[Sequence[int]], position: int, every: bool = False) -> list[int]:
         """Take the next tokens of each sequence, which stand at `position` and after it.
 
         Returns:

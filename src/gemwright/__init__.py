@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'gemwright' has no attribute {name!r}")
     import importlib
 
-    from gemwright import collector
+    from gemwright.runtime import startup
 
-    with collector.paused():
+    with startup.paused():
         return getattr(importlib.import_module(_PLACES[name]), name)

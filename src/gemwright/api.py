@@ -15,27 +15,28 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gemwright import collector, memory
-from gemwright.checkpoint.early import Early
+from gemwright import memory
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, from_gguf_file, open_checkpoint
-from gemwright.compilation import enable_cache
+from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.errors import GemwrightError
-from gemwright.eyes import Eyes, Picture
 from gemwright.generate.engine import Engine
+from gemwright.generate.output import Completion, OutputBatch, Stream
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.speculation import Draft, Lookup, Proposer, refuse_recurrent
+from gemwright.images.image_prompt import ImagePrompter, Picture
+from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
-from gemwright.images.reading import read_image
-from gemwright.kernels import packed
+from gemwright.kernels.native import native_enabled
 from gemwright.model.config import Attention
 from gemwright.model.state import state_dtype
+from gemwright.runtime import startup
+from gemwright.runtime.cache_dir import enable_cache
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
-from gemwright.writing import Batch, Completion, Stream
 
 PUBLISHED = Sampling(temperature=1.0, top_k=64, top_p=0.95)
 """Sampling where a checkpoint says nothing: what Gemma 3 is published with."""
@@ -50,8 +51,9 @@ class Options(TypedDict, total=False):
     Attributes:
         max_tokens: Tokens to write at most (256); never more than fit in the context.
         stop: Strings that end the text; they are not part of it.
-        alternatives: How many of the likeliest tokens to report at each step; log-probabilities, of the written tokens
-            too, are given only where this is, for they cost a look at the whole vocabulary.
+        logprobs: Whether to report the log-probability of each token, which costs a pass over the whole vocabulary
+            (False).
+        top_logprobs: Number of the most likely tokens to report at each step, 0 to 64; implies `logprobs`.
         seed: One seed, or one for each text.
         lookup: Whether to guess tokens from the text so far, which changes the speed only: it pays where text repeats
             itself or the prompt (False). It takes the place of a draft.
@@ -61,7 +63,8 @@ class Options(TypedDict, total=False):
 
     max_tokens: int
     stop: str | Sequence[str]
-    alternatives: int
+    logprobs: bool
+    top_logprobs: int
     seed: int | Sequence[int]
     lookup: bool
     pan_and_scan: bool
@@ -102,7 +105,7 @@ class Model:
         defaults: Sampling where a call does not say otherwise.
         stop_ids: Ids that end a text.
         tuned: Whether the checkpoint came with a chat template, as instruction-tuned ones do.
-        eyes: What sees pictures, if the model does.
+        image_prompter: What sees pictures, if the model does.
         draft: A smaller model of the same vocabulary, which guesses tokens for this one to verify.
     """
 
@@ -113,7 +116,7 @@ class Model:
     defaults: Sampling
     stop_ids: tuple[int, ...]
     tuned: bool
-    eyes: Eyes | None = None
+    image_prompter: ImagePrompter | None = None
     draft: Engine | None = None
 
     @overload
@@ -201,20 +204,21 @@ class Model:
         return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
 
     def _prompt(self, text: str, images: Images, options: Options) -> Ids | Prompt:
-        if self.eyes is None and images:
+        if self.image_prompter is None and images:
             raise GemwrightError(f"{self.name} sees no pictures; take a model that does, such as gemma-3-4b-it.")
-        if self.eyes is None or not (images or self.eyes.spec.prefix):
+        if self.image_prompter is None or not (images or self.image_prompter.vision.prefix_lm):
             return self.encode(text)
-        if self.eyes.spec.prefix and options.get("pan_and_scan"):
+        if self.image_prompter.vision.prefix_lm and options.get("pan_and_scan"):
             raise GemwrightError("Pan and scan is for Gemma 3; a PaliGemma sees a picture once, in its own size.")
-        return self.eyes.before(text, _views(images, options))
+        return self.image_prompter.before(text, _views(images, options))
 
     def _conversation(self, messages: Conversation, options: Options) -> Ids | Prompt:
         turns = [_message(message, options) for message in messages]
         pictures = [view for turn in turns for views in turn.images for view in views]
-        eyes = None if self.eyes is None or self.eyes.spec.prefix else self.eyes
-        ids = chat.render(self.chat_format, self.tokenizer, turns, eyes and eyes.insertion)
-        return eyes.prompt(ids, pictures) if eyes and pictures else ids
+        prompter = self.image_prompter
+        inline = None if prompter is None or prompter.vision.prefix_lm else prompter
+        ids = chat.render(self.chat_format, self.tokenizer, turns, inline and inline.insertion)
+        return inline.prompt(ids, pictures) if inline and pictures else ids
 
     def _complete(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> list[Completion]:
         if not prompts:
@@ -224,16 +228,18 @@ class Model:
             pass
         return batch.completions
 
-    def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> Batch:
-        max_tokens, alternatives = options.get("max_tokens", 256), options.get("alternatives")
-        if max_tokens < 1 or not 0 <= (alternatives or 0) <= 64:
-            raise GemwrightError("max_tokens must be at least 1, and alternatives between 0 and 64.")
+    def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
+        max_tokens, top_logprobs = options.get("max_tokens", 256), options.get("top_logprobs")
+        if max_tokens < 1 or not 0 <= (top_logprobs or 0) <= 64:
+            raise GemwrightError("max_tokens must be at least 1, and top_logprobs between 0 and 64.")
+        if top_logprobs is None and options.get("logprobs"):
+            top_logprobs = 0
         stop = options.get("stop", ())
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
-        steps = self.engine.generate(prompts, samplings, max_tokens, alternatives, proposer)
+        steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer)
         lengths = [len(prompt) for prompt in prompts]
-        return Batch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
+        return OutputBatch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
 
     def _proposer(self, samplings: Sequence[Sampling], options: Options) -> Proposer | None:
         if options.get("lookup"):
@@ -262,7 +268,7 @@ def load(
     variant: str | None = None,
     draft: str | Path | None = None,
     progress: Progress = lambda done, total: None,
-    early: Early | None = None,
+    early: GgufPrefetch | None = None,
 ) -> Model:
     """Load a model; `gemwright.load` reads a GGUF file while this module, and JAX with it, is being imported.
 
@@ -282,18 +288,18 @@ def load(
     config = checkpoint.config
     precision = choose_dtype(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
-    arranged = early.arranged() if early and precision is None else None
+    repacked = early.repacked() if early and precision is None else None
     # The tokenizer keeps one core busy, reading weights mostly waits.
-    with collector.paused(), ThreadPoolExecutor(1) as beside:
+    with startup.paused(), ThreadPoolExecutor(1) as beside:
         made = early.tokenizer if early else beside.submit(lambda: Tokenizer(checkpoint.vocabulary()))
-        params = load_weights(checkpoint.file, checkpoint.plan, config, precision, progress, arranged)
+        params = load_weights(checkpoint.file, checkpoint.mapping, config, precision, progress, repacked)
         tokenizer = made.result()
     checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.path)
     eyes = None
     if config.vision is not None and params.vision is not None:
         # The resizing that Gemma 3 and big_vision's PaliGemma were given; the processors of the hub's PaliGemma differ.
-        bicubic = config.vision.prefix and checkpoint.format == "safetensors"
-        eyes = Eyes(config.vision, params.vision, "bicubic" if bicubic else "bilinear", tokenizer)
+        bicubic = config.vision.prefix_lm and checkpoint.format == "safetensors"
+        eyes = ImagePrompter(config.vision, params.vision, "bicubic" if bicubic else "bilinear", tokenizer)
     third_generation = any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
     loaded = Model(
         name=str(model),
@@ -303,7 +309,7 @@ def load(
         defaults=default_sampling(checkpoint),
         stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
         tuned=checkpoint.chat_template is not None,
-        eyes=eyes,
+        image_prompter=eyes,
     )
     return loaded if draft is None else replace(loaded, draft=_draft(load(draft, dtype=dtype), loaded))
 
@@ -319,7 +325,7 @@ def choose_dtype(given: DTypeLike | None) -> jnp.dtype | None:
         return jnp.dtype(given)
     if jax.default_backend() != "cpu":
         return jnp.dtype(jnp.bfloat16)
-    return None if packed.use_native() else jnp.dtype(jnp.float32)
+    return None if native_enabled() else jnp.dtype(jnp.float32)
 
 
 def forecast(checkpoint: Checkpoint, dtype: jnp.dtype | None, capacity: int = 1024) -> memory.Forecast:
@@ -342,7 +348,7 @@ def default_sampling(checkpoint: Checkpoint) -> Sampling:
     keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {key: generation[key] for key in keys if key in generation}
     if "do_sample" not in generation and not given:
-        return Sampling() if vision is not None and vision.prefix else PUBLISHED
+        return Sampling() if vision is not None and vision.prefix_lm else PUBLISHED
     if not generation.get("do_sample", False):
         return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
     return replace(Sampling(temperature=1.0, top_k=50), **given)
@@ -364,7 +370,7 @@ def _views(images: Images, options: Options) -> list[list[Picture]]:
     """Each picture, and the crops that are shown after it."""
     if isinstance(images, str | bytes | Path):
         raise GemwrightError("images must be a list of pictures; put the one into a list.")
-    pictures = [read_image(image) for image in images]
+    pictures = [load_image(image) for image in images]
     return [[picture, *(pan_and_scan(picture) if options.get("pan_and_scan") else ())] for picture in pictures]
 
 

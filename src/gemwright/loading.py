@@ -4,9 +4,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemwright import collector, compilation
-from gemwright.checkpoint.early import Early
 from gemwright.checkpoint.locate import locate
+from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.runtime import cache_dir, startup
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -37,13 +37,13 @@ def load(
     Raises:
         GemwrightError: it cannot be found, read or held in memory, or the draft does not fit it; the message says why.
     """
-    with reading(locate(str(model)), native=dtype is None) as early, collector.paused():
+    with reading(locate(str(model)), native=dtype is None) as early, startup.paused():
         from gemwright import api
 
         return api.load(model, dtype=dtype, variant=variant, draft=draft, progress=progress, early=early)
 
 
-def reading(path: Path, *, native: bool) -> "AbstractContextManager[Early | None]":
+def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch | None]":
     """Read a file in a thread, if it is of a format for which that pays.
 
     Args:
@@ -52,4 +52,4 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[Early | None
     """
     if not path.is_file() or path.suffix != ".gguf":
         return nullcontext()
-    return Early(path, native=native, kept=compilation.cache_folder() / "tokenizers")
+    return GgufPrefetch(path, native=native, kept=cache_dir.cache_folder() / "tokenizers")

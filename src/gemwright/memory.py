@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemwright import host
 from gemwright.errors import GemwrightError
 from gemwright.model.config import Config
-from gemwright.model.spec import parameter_count
+from gemwright.model.params import parameter_count
 from gemwright.model.state import state_bytes, state_dtype
+from gemwright.runtime import machine
 
 RUNTIME = 800_000_000
 """Bytes that Python, JAX, the compiled programs and a chunk's activations take beside the model."""
@@ -50,7 +50,7 @@ def forecast(
 
     `stored` is the size of weights that are kept at their own bits, as all are where `dtype` is None.
     """
-    state = state_bytes(config, batch, min(capacity, config.context), state_dtype(dtype))
+    state = state_bytes(config, batch, min(capacity, config.max_length), state_dtype(dtype))
     if dtype is None or stored:
         return Forecast(stored, state, pictures=_pictures(config))
     count, size = parameter_count(config), np.dtype(dtype).itemsize
@@ -66,7 +66,7 @@ def _pictures(config: Config) -> int:
         return 0
     tower = 20 * vision.grid**2 * vision.hidden  # as measured at 896 pixels: five times what an MLP holds
     widest = max(layer.mlp.hidden for layer in config.layers)
-    return tower + (12 * (vision.tokens + 512) * widest if vision.prefix else 0)
+    return tower + (12 * (vision.tokens + 512) * widest if vision.prefix_lm else 0)
 
 
 def available() -> int | None:
@@ -74,7 +74,7 @@ def available() -> int | None:
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return host.free_memory()
+    return machine.free_memory()
 
 
 def require(need: Forecast, name: str) -> None:

@@ -24,7 +24,7 @@ class Variant:
 
 def _gemma1(*, width: int, depth: int, heads: int, kv_heads: int, hidden: int) -> Config:
     mixer = Attention(heads, kv_heads, head_dim=256, query_scalar=256)
-    return Config(width, 256_000, pattern(depth, Layer(mixer, Mlp(hidden))), context=8192)
+    return Config(width, 256_000, pattern(depth, Layer(mixer, Mlp(hidden))), max_length=8192)
 
 
 def _gemma2(
@@ -40,7 +40,7 @@ def _gemma2(
     everything = Attention(heads, kv_heads, head_dim, query_scalar, soft_cap=50.0)
     local = replace(everything, window=4096)
     kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (local, everything)]
-    return Config(width, 256_000, pattern(depth, *kinds), context=8192, final_soft_cap=30.0)
+    return Config(width, 256_000, pattern(depth, *kinds), max_length=8192, final_soft_cap=30.0)
 
 
 def _gemma3(
@@ -54,12 +54,12 @@ def _gemma3(
     query_scalar: float = 256,
     window: int = 1024,
     rope_scale: float = 8.0,
-    context: int = 131_072,
+    max_length: int = 131_072,
 ) -> Config:
     everything = Attention(heads, kv_heads, head_dim, query_scalar, rope=Rope(1_000_000.0, rope_scale), qk_norm=True)
     local = replace(everything, window=window, rope=Rope(10_000.0))
     kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (*[local] * 5, everything)]
-    return Config(width, 262_144, pattern(depth, *kinds), context)
+    return Config(width, 262_144, pattern(depth, *kinds), max_length)
 
 
 def _recurrent(*, width: int, depth: int, heads: int, embed_scale: float) -> Config:
@@ -71,7 +71,7 @@ def _recurrent(*, width: int, depth: int, heads: int, embed_scale: float) -> Con
         width,
         256_000,
         pattern(depth, recurrent, recurrent, Layer(attention, mlp)),
-        context=2**31 - 1,  # its state does not grow: only the type of positions, int32, sets a limit
+        max_length=2**31 - 1,  # its state does not grow: only the type of positions, int32, sets a limit
         final_soft_cap=30.0,
         embed_scale=embed_scale,  # the square root of the width, rounded to bfloat16 in every dtype
     )
@@ -79,12 +79,12 @@ def _recurrent(*, width: int, depth: int, heads: int, embed_scale: float) -> Con
 
 def _paligemma(decoder: Config, image_size: int) -> Config:
     """Gemma's vocabulary is extended by 1024 places and 128 pieces of masks."""
-    vision = Vision(image_size, (image_size // 14) ** 2, prefix=True, projector="affine")
+    vision = Vision(image_size, (image_size // 14) ** 2, prefix_lm=True, projector="affine")
     return replace(decoder, vocab=257_152, vision=vision)
 
 
 def _gemma3_vision(decoder: Config) -> Config:
-    return replace(decoder, vision=Vision(896, 256, prefix=False, projector="normed"))
+    return replace(decoder, vision=Vision(896, 256, prefix_lm=False, projector="normed"))
 
 
 GEMMA_2B = _gemma1(width=2048, depth=18, heads=8, kv_heads=1, hidden=16_384)
@@ -93,9 +93,11 @@ GEMMA_2_2B = _gemma2(width=2304, depth=26, heads=8, kv_heads=4, hidden=9216)
 GEMMA_2_9B = _gemma2(width=3584, depth=42, heads=16, kv_heads=8, hidden=14_336)
 GEMMA_2_27B = _gemma2(width=4608, depth=46, heads=32, kv_heads=16, head_dim=128, query_scalar=144, hidden=36_864)
 GEMMA_3_270M = _gemma3(
-    width=640, depth=18, heads=4, kv_heads=1, hidden=2048, window=512, rope_scale=1.0, context=32_768
+    width=640, depth=18, heads=4, kv_heads=1, hidden=2048, window=512, rope_scale=1.0, max_length=32_768
 )
-GEMMA_3_1B = _gemma3(width=1152, depth=26, heads=4, kv_heads=1, hidden=6912, window=512, rope_scale=1.0, context=32_768)
+GEMMA_3_1B = _gemma3(
+    width=1152, depth=26, heads=4, kv_heads=1, hidden=6912, window=512, rope_scale=1.0, max_length=32_768
+)
 GEMMA_3_4B = _gemma3(width=2560, depth=34, heads=8, kv_heads=4, hidden=10_240)
 GEMMA_3_12B = _gemma3(width=3840, depth=48, heads=16, kv_heads=8, hidden=15_360)
 GEMMA_3_27B = _gemma3(width=5376, depth=62, heads=32, kv_heads=16, head_dim=128, query_scalar=168, hidden=21_504)

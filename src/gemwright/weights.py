@@ -1,7 +1,7 @@
 """Weights are leaves: a plain array, or any leaf that knows how to be multiplied and looked up.
 
 No layer knows which kind it holds. A quantised tensor or a low-rank update is one more class with the members of
-`PackedWeight`.
+`WeightLeaf`.
 """
 
 import math
@@ -11,11 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from gemwright import tree
+from gemwright.kernels import native, panels
+from gemwright.kernels.native import Repacked
 from gemwright.typing import Array, Float, Int
+
+VALUES_PER_PRODUCT = 1 << 24
+"""Values that a product with a `PanelTensor` decodes at a time."""
 
 
 @runtime_checkable
-class PackedWeight(Protocol):
+class WeightLeaf(Protocol):
     """A weight that is not a plain array: a pytree that stands for an array of `shape` in `dtype`."""
 
     @property
@@ -41,7 +47,7 @@ class PackedWeight(Protocol):
         ...
 
 
-Weight: TypeAlias = Array | PackedWeight
+Weight: TypeAlias = Array | WeightLeaf
 
 
 def matmul(x: Array, weight: Weight, *, inputs: int = 1, out: DTypeLike | None = None) -> Array:
@@ -94,3 +100,114 @@ def largest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B count"]
     # Behind a barrier: XLA's CPU backend would sort all of x for whoever takes a slice of the result.
     values, places = jax.lax.optimization_barrier(jax.lax.top_k(x, count))
     return values, places
+
+
+@tree.node
+class PackedTensor:
+    """A weight in a block format of GGUF or in plain floats, rearranged for the kernels; it stands for float32.
+
+    Attributes:
+        packed: [bytes] uint8.
+        encoding: Of the values, such as "Q4_K" or "BF16".
+        shape: Of the array that it stands for, outputs first.
+        precise: Activations meet it in 16 bits, not in 8.
+    """
+
+    packed: Array
+    encoding: str = tree.static()
+    shape: tuple[int, ...] = tree.static()
+    precise: bool = tree.static()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Activations are float32 whatever the bits of the weight."""
+        return jnp.dtype(jnp.float32)
+
+    def matmul(self, x: Array, inputs: int) -> Array:
+        """Contract the last `inputs` axes of x; block formats meet activations of 8 or 16 bits, or bfloat16."""
+        kernels = native.library()
+        split = len(self.shape) - inputs
+        width = math.prod(self.shape[split:])
+        flat = x.reshape(-1, width).astype(jnp.float32)
+        y = kernels.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), precise=self.precise)
+        return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
+
+    def rows(self, ids: Array) -> Array:
+        """Decode rows; ids outside the table give NaN."""
+        flat = ids.reshape(-1).astype(jnp.int32)
+        kernels, width = native.library(), self.shape[-1]
+        return kernels.rows(self.packed, flat, self.encoding, width).reshape(*ids.shape, width)
+
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        flat = x.astype(jnp.float32)
+        return native.library().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
+
+    @classmethod
+    def to_device(cls, repacked: Repacked, shape: tuple[int, ...], *, precise: bool) -> "PackedTensor":
+        """Copy a repacked weight to the device."""
+        return cls(jax.device_put(repacked.packed), repacked.layout, shape, precise)
+
+
+@tree.node
+class PanelTensor:
+    """A packed weight that XLA decodes where it is used, some panels at a time.
+
+    Attributes:
+        packed: [bytes] uint8, as `kernels.panels.pack` makes them.
+        encoding: A key of `kernels.panels.BITS`.
+        shape: Of the array that it stands for, outputs first.
+        dtype: Of the activations, in which its values are multiplied.
+    """
+
+    packed: Array
+    encoding: str = tree.static()
+    shape: tuple[int, ...] = tree.static()
+    dtype: jnp.dtype = tree.static()
+
+    def matmul(self, x: Array, inputs: int) -> Array:
+        """Contract the last `inputs` axes of x, in float32."""
+        outputs, width = self.shape[:-inputs], math.prod(self.shape[-inputs:])
+        flat = x.reshape(-1, width).astype(self.dtype)
+        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+
+        def product(part: tuple[Array, Array]) -> Array:
+            panel, real = part
+            weight = jnp.where(real[:, None], panels.decode(panel, self.encoding, width), 0).astype(self.dtype)
+            return jax.lax.dot_general(
+                flat, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+            )
+
+        parts, count = self._panels(width), math.prod(outputs)
+        at_once = max(1, min(VALUES_PER_PRODUCT // (panels.LANES * width), len(parts)))
+        # The NaN of rows that the last panel lacks would come through in a gradient.
+        real = jnp.arange(len(parts) * panels.LANES).reshape(-1, panels.LANES) < count
+        y = jax.lax.map(product, (parts, real), batch_size=at_once)  # [panels, batch, lanes]
+        y = y.swapaxes(0, 1).reshape(len(flat), -1)[:, :count]
+        return y.reshape(*x.shape[: x.ndim - inputs], *outputs)
+
+    def rows(self, ids: Array) -> Array:
+        """Decode rows; ids outside the table give NaN."""
+        count, width = self.shape
+        flat = ids.reshape(-1)
+        known = (flat >= 0) & (flat < count)
+        row = jnp.where(known, flat, 0)
+        scales, stored = panels.split_blocks(
+            self._panels(width)[row // panels.LANES].reshape(len(flat), width // panels.GROUP, -1)
+        )
+        lane = (row % panels.LANES)[:, None, None]
+        scales = jnp.take_along_axis(scales, lane, axis=2)
+        stored = jnp.take_along_axis(stored, lane[..., None, None], axis=3)
+        values = panels.block_values(scales, stored, self.encoding).reshape(len(flat), width).astype(self.dtype)
+        return jnp.where(known[:, None], values, jnp.nan).reshape(*ids.shape, width)
+
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        products = self.matmul(x, 1)
+        known = jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf)
+        # Behind a barrier: XLA's CPU backend would sort all of it for whoever takes a slice of the result.
+        values, places = jax.lax.optimization_barrier(jax.lax.top_k(known, count))
+        return values, places
+
+    def _panels(self, width: int) -> Array:
+        return self.packed.reshape(-1, width // panels.GROUP * panels.block_bytes(self.encoding))

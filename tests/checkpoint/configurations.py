@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope
 from gemwright.variants import GEMMA_2_2B, GEMMA_2B, GEMMA_3_270M, VARIANTS
 
@@ -57,7 +57,7 @@ def as_transformers_reads(data: dict[str, Any]) -> Config:
         width=c.hidden_size,
         vocab=c.vocab_size,
         layers=tuple(map(layer, [GLOBAL] * c.num_hidden_layers if gemma1 else c.layer_types)),
-        context=c.max_position_embeddings,
+        max_length=c.max_position_embeddings,
         final_soft_cap=None if gemma1 else c.final_logit_softcapping,
         tied=outer.tie_word_embeddings,
         norm_eps=c.rms_norm_eps,
@@ -105,7 +105,7 @@ def tiny_config(kind: str, draw: dict[str, Any]) -> Config:
         width=draw["width"],
         vocab=100,
         layers=tuple(Layer(mixer, Mlp(48), post_norms=not gemma1) for mixer in mixers),
-        context=64,
+        max_length=64,
         final_soft_cap=None if gemma1 else draw["final_soft_cap"],
         tied=draw["tied"],
         norm_eps=draw["norm_eps"],

@@ -10,7 +10,7 @@ from configurations import transformers_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.huggingface import from_huggingface, to_huggingface
+from gemwright.checkpoint.configs.huggingface import from_huggingface, to_huggingface
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern
 from gemwright.variants import VARIANTS
@@ -36,7 +36,7 @@ def recurrent_as_transformers_reads(data: dict[str, Any]) -> Config:
         c.hidden_size,
         c.vocab_size,
         tuple(Layer(mixers[kind], Mlp(c.intermediate_size // 2, bias=True)) for kind in c.layers_block_type),
-        context=2**31 - 1,
+        max_length=2**31 - 1,
         final_soft_cap=c.logits_soft_cap,
         tied=c.tie_word_embeddings,
         norm_eps=c.rms_norm_eps,
@@ -347,11 +347,11 @@ UNWRITABLE = {
         layers=pattern(3, *(replace(x, mixer=replace(x.mixer, window=None)) for x in RECURRENT_2B.layers[2:3])),
     ),
     "no cap": replace(RECURRENT_2B, final_soft_cap=None),
-    "a context": replace(RECURRENT_2B, context=8192),
+    "a context": replace(RECURRENT_2B, max_length=8192),
     "two widths": replace(RECURRENT_2B, layers=(*RECURRENT_2B.layers, Layer(Recurrent(20, 10), Mlp(8, bias=True)))),
     "recurrent without biases": replace(RECURRENT_2B, layers=(Layer(Recurrent(2560, 10), Mlp(8)),)),
-    "averaged patches in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 64, prefix=True, projector="affine")),
-    "Gemma 3's projector in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 256, prefix=False, projector="normed")),
+    "averaged patches in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 64, prefix_lm=True, projector="affine")),
+    "Gemma 3's projector in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 256, prefix_lm=False, projector="normed")),
     "scaled embeddings": replace(PALIGEMMA, embed_scale=3.0),
 }
 

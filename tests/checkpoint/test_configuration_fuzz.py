@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.configuration import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
-from gemwright.checkpoint.gguf_configuration import from_gguf, to_gguf
-from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config, to_huggingface
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
+from gemwright.checkpoint.configs.gguf import from_gguf, to_gguf
+from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config, to_huggingface
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Recurrent
 from gemwright.variants import VARIANTS
@@ -82,7 +82,7 @@ def check(config: Config | None) -> None:
     if config is None:
         return
     assert 1 <= len(config.layers) <= MAX_LAYERS
-    assert 1 <= config.context <= MAX_POSITIONS
+    assert 1 <= config.max_length <= MAX_POSITIONS
     if v := config.vision:
         assert all(1 <= n <= MAX_SIZE for n in (v.tokens, v.patch, v.width, v.depth, v.heads, v.hidden, v.grid**2))
         assert v.image_size % v.patch == v.width % v.heads == v.grid**2 % v.tokens == 0

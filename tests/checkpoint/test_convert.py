@@ -20,9 +20,10 @@ from tiny import tiny_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemwright import Model
+from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
-from gemwright.checkpoint.gguf import open_gguf
+from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
@@ -133,13 +134,13 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
     original, file = tensors(source), open_gguf(path)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    plan = convert_module.names.gguf(checkpoint.config)
-    assert theirs.keys() == {stored.name for stored in plan.values()}
-    for name, stored in plan.items():
+    mapping = convert_module.names.gguf(checkpoint.config)
+    assert theirs.keys() == {stored.name for stored in mapping.values()}
+    for name, stored in mapping.items():
         tensor = theirs[stored.name]
         read = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(stored.shape)
         np.testing.assert_array_equal(file.read(stored.name).astype(np.float32), read)
-        expected = original[checkpoint.plan[name].name].numpy() + np.float32(stored.offset)
+        expected = original[checkpoint.mapping[name].name].numpy() + np.float32(stored.offset)
         if len(stored.shape) == 1:
             assert tensor.tensor_type.name == "F32"
             np.testing.assert_array_equal(read, expected)
@@ -148,7 +149,7 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
         assert tensor.tensor_type.name == kind
         error, blocks = np.abs(read - expected).reshape(-1, 32), np.abs(expected).reshape(-1, 32).max(axis=1)
         assert np.all(error.max(axis=1) <= ERROR[dtype] * blocks)
-    load_weights(file, plan, checkpoint.config, np.float32)
+    load_weights(file, mapping, checkpoint.config, np.float32)
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 40_000], ids=["one file", "shards"])
@@ -169,7 +170,7 @@ def test_transformers_loads_the_folder(
     with torch.no_grad():
         theirs = made.eval()(torch.tensor([ids])).logits.numpy()
         np.testing.assert_array_equal(theirs, model(kind)(torch.tensor([ids])).logits.numpy())
-    weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32)
     hidden, _ = forward(checkpoint.config, weights, jnp.asarray([ids]))
     np.testing.assert_allclose(logits(checkpoint.config, weights, hidden), theirs, rtol=0, atol=1e-4)
 

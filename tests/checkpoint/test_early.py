@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import gemwright
-from gemwright import api, host, tree
-from gemwright.checkpoint import early, kept
-from gemwright.checkpoint.early import Early
-from gemwright.checkpoint.gguf import open_gguf
-from gemwright.checkpoint.kept import kept_tokenizer
+from gemwright import api, tree
+from gemwright.runtime import machine
+from gemwright.checkpoint import prefetch, tokenizer_cache
+from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.checkpoint.files.gguf import open_gguf
+from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
 from gemwright.text.tokenizer import Tokenizer
 
@@ -24,9 +25,9 @@ def weights(model: gemwright.Model) -> dict[str, np.ndarray]:
 def test_what_is_read_early_is_what_is_read_later(demo_gguf: Path) -> None:
     """Every weight to the last bit, in the same layout, and every id of the tokenizer."""
     later = api.load(demo_gguf)
-    with Early(demo_gguf, native=True) as read:
-        arranged = read._arranged.result()
-        assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(arranged)
+    with GgufPrefetch(demo_gguf, native=True) as read:
+        repacked = read._arranged.result()
+        assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(repacked)
         sooner = api.load(demo_gguf, early=read)
     assert sooner.tokenizer.pieces == later.tokenizer.pieces
     assert api.jax.tree.structure(sooner.engine.params) == api.jax.tree.structure(later.engine.params)
@@ -36,8 +37,8 @@ def test_what_is_read_early_is_what_is_read_later(demo_gguf: Path) -> None:
 
 
 def test_what_comes_too_late_is_arranged_by_the_load(demo_gguf: Path) -> None:
-    with Early(demo_gguf, native=True) as read:
-        few = read.arranged()  # stops it
+    with GgufPrefetch(demo_gguf, native=True) as read:
+        few = read.repacked()  # stops it
         assert len(few) < 126
         model = api.load(demo_gguf, early=read)
     assert model.generate("Once upon a time", max_tokens=3, temperature=0.0).tokens
@@ -51,13 +52,13 @@ def test_weights_wait_where_they_may_not_be_wanted(
         monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     if reason == "memory":
         monkeypatch.setattr(host, "free_memory", lambda: 2 * demo_gguf.stat().st_size)
-    with Early(demo_gguf, native=reason != "dtype") as read:
+    with GgufPrefetch(demo_gguf, native=reason != "dtype") as read:
         assert read._arranged.result() == {}
 
 
 def test_leaving_stops_it(demo_gguf: Path) -> None:
     interval = sys.getswitchinterval()
-    with Early(demo_gguf, native=True) as read:
+    with GgufPrefetch(demo_gguf, native=True) as read:
         read.file.result()
     assert read.tokenizer.cancelled() or read.tokenizer.done()
     assert sys.getswitchinterval() == pytest.approx(interval)
@@ -81,27 +82,27 @@ def metadata(demo_gguf: Path) -> dict[str, Any]:
 
 def test_a_tokenizer_is_kept(tmp_path: Path, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tokenizers"
-    made = kept_tokenizer(metadata, folder)
+    made = load_cached_tokenizer(metadata, folder)
     (file,) = folder.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(kept, "Vocabulary", None)  # nothing is made anew
-        read = kept_tokenizer(metadata, folder)
+        read = load_cached_tokenizer(metadata, folder)
     assert read.pieces == made.pieces
     np.testing.assert_array_equal(read.vocabulary.scores, made.vocabulary.scores)
     np.testing.assert_array_equal(read.vocabulary.kinds, made.vocabulary.kinds)
     text = "Once upon a time <b>in Πάτρα</b>\n\n  <end_of_turn>\0"
     assert read.encode(text) == made.encode(text)
     file.write_bytes(b"no model")
-    assert kept_tokenizer(metadata, folder).encode(text) == made.encode(text)
+    assert load_cached_tokenizer(metadata, folder).encode(text) == made.encode(text)
     assert file.read_bytes() == made.model
     changed = metadata | {"tokenizer.ggml.scores": metadata["tokenizer.ggml.scores"] * np.float32(2)}
-    kept_tokenizer(changed, folder)
+    load_cached_tokenizer(changed, folder)
     assert len(list(folder.iterdir())) == 2
 
 
 def test_a_tokenizer_that_cannot_be_kept_is_made(tmp_path: Path, metadata: dict[str, Any]) -> None:
     (tmp_path / "file").touch()
-    assert isinstance(kept_tokenizer(metadata, tmp_path / "file" / "folder"), Tokenizer)
+    assert isinstance(load_cached_tokenizer(metadata, tmp_path / "file" / "folder"), Tokenizer)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
@@ -109,7 +110,7 @@ def test_reading_early_needs_no_jax(demo_gguf: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gemwright.loading import reading\n"
         "with reading(Path(sys.argv[1]), native=True) as early:\n"
-        "    early._arranged.result(); early.tokenizer.result()\n"
+        "    prefetch._arranged.result(); prefetch.tokenizer.result()\n"
         "sys.exit('jax' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(demo_gguf)]
@@ -117,5 +118,5 @@ def test_reading_early_needs_no_jax(demo_gguf: Path) -> None:
 
 
 def test_memory_that_must_stay_free() -> None:
-    assert not early._plenty(10**15)
-    assert early._plenty(1)
+    assert not prefetch._plenty(10**15)
+    assert prefetch._plenty(1)

@@ -16,15 +16,18 @@ from safetensors.numpy import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from gemwright import tree
-from gemwright.checkpoint import flax_names, names
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.flax import map_big_vision
+from gemwright.kernels.native import native_enabled
+from gemwright.checkpoint.names.mapping import flax, mapping
 from gemwright.checkpoint.convert import convert
-from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.load import load_weights, read_weights
-from gemwright.checkpoint.names import check, plain_name
+from gemwright.checkpoint.names.mapping import check, plain_name
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.kernels import packed
-from gemwright.model.spec import spec
+from gemwright.model.params import param_specs
 from gemwright.variants import VARIANTS, Variant
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -45,10 +48,10 @@ def as_saved(kind: str) -> dict[str, np.ndarray]:
 def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: bool, tmp_path: Path) -> None:
     folder = huggingface(tmp_path, kind, save_original_format=not names_in_memory)
     checkpoint = open_checkpoint(folder)
-    weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     theirs = as_saved(kind)
     found = {
-        plain_name(checkpoint.plan[path].name): checkpoint.plan[path].as_stored(np.asarray(value))
+        plain_name(checkpoint.mapping[path].name): checkpoint.mapping[path].as_stored(np.asarray(value))
         for path, value in tree.flatten(weights).items()
     }
     assert found.keys() == theirs.keys()
@@ -60,7 +63,7 @@ def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: boo
 def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Path) -> None:
     """Where ours and theirs differ in the order of axes."""
     checkpoint = open_checkpoint(huggingface(tmp_path, kind))
-    weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     theirs = as_saved(kind)
     if kind == "recurrent_gemma":
         conv = theirs["model.layers.0.temporal_block.conv_1d.weight"]
@@ -77,13 +80,13 @@ def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Pat
 
 @kinds
 def test_only_matrices_are_kept_at_their_own_bits(kind: str, tmp_path: Path) -> None:
-    if not packed.use_native():
+    if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     checkpoint = open_checkpoint(huggingface(tmp_path, kind, torch.bfloat16))
-    kept = tree.flatten(load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, None))
-    plain = dict(read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32))
+    kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, None))
+    plain = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
     for path, param in tree.flatten(spec(checkpoint.config)).items():
-        in_rows_as_ours = checkpoint.plan[path].permute is None
+        in_rows_as_ours = checkpoint.mapping[path].permute is None
         assert (path not in kept) == (param.linear and in_rows_as_ours), path
         if path in kept:
             np.testing.assert_array_equal(np.asarray(kept[path]), plain[path], err_msg=path)
@@ -256,8 +259,8 @@ def test_a_gemma3_that_sees_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> Non
     convert(source, tmp_path / "text.gguf", "gguf")
     whole, text = open_checkpoint(source), open_checkpoint(tmp_path / "text.gguf")
     assert text.config.vision is None
-    weights = dict(read_weights(text.file, text.plan, text.config, np.float32))
-    for path, value in read_weights(whole.file, whole.plan, whole.config, np.float32):
+    weights = dict(read_weights(text.file, text.mapping, text.config, np.float32))
+    for path, value in read_weights(whole.file, whole.mapping, whole.config, np.float32):
         if not path.startswith("vision."):
             np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
 
@@ -276,7 +279,7 @@ def test_a_missing_tower_is_named(tmp_path: Path) -> None:
     save_file(kept, source / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(source)
     with pytest.raises(CheckpointError, match=r"tensors vision_tower\.encoder\.layers\.0\.mlp\.fc1\.bias, .* missing"):
-        load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
 def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) -> None:
@@ -284,18 +287,18 @@ def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) ->
     settings = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(settings | {"vision_config": None}))
     checkpoint = open_checkpoint(source)
-    weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     assert weights.vision is None
 
 
 def test_padding_rows_beyond_the_vocabulary_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from gemwright.checkpoint import huggingface_vision
+    from gemwright.checkpoint.configs import huggingface_vision
 
     source = huggingface(tmp_path, "paligemma")
     whole = tensors(source)["language_model.model.embed_tokens.weight"]
     monkeypatch.setattr(huggingface_vision, "PALIGEMMA_VOCAB", whole.shape[0] - 5)
     checkpoint = open_checkpoint(source)
-    weights = load_weights(checkpoint.file, names.huggingface(checkpoint.config), checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, map_huggingface(checkpoint.config), checkpoint.config, np.float32)
     np.testing.assert_array_equal(np.asarray(weights.embed), whole[:-5])
 
 
@@ -308,7 +311,7 @@ def test_published_sizes_have_the_names_and_shapes_of_transformers(name: str) ->
     with torch.device("meta"):
         made = auto.from_config(CONFIG_MAPPING[settings["model_type"]].from_dict(settings))
     theirs = {plain_name(name): tuple(value.shape) for name, value in made.named_parameters()}
-    ours = {plain_name(stored.name): stored.shape for stored in names.huggingface(config).values()}
+    ours = {plain_name(stored.name): stored.shape for stored in map_huggingface(config).values()}
     assert ours == theirs
 
 
@@ -346,13 +349,13 @@ BIG_VISION_3B = {  # after `params/`; google-research/big_vision `models/ppp/gem
 
 @pytest.mark.parametrize("changed", [None, *BIG_VISION_3B])
 def test_the_published_arrays_of_a_paligemma_are_the_planned_ones(changed: str | None) -> None:
-    plan = flax_names.big_vision(VARIANTS["paligemma-3b-224"].config, {})
+    mapping = map_big_vision(VARIANTS["paligemma-3b-224"].config, {})
     shapes = {f"params/{name}": shape for name, shape in BIG_VISION_3B.items()}
     if changed is None:
-        check(plan, shapes, "file")
+        check(mapping, shapes, "file")
         return
     for other in (BIG_VISION_3B[changed][1:], (*BIG_VISION_3B[changed], 1), (3, *BIG_VISION_3B[changed][1:])):
         with pytest.raises(CheckpointError, match=f"tensor params/{changed} has shape"):
-            check(plan, shapes | {f"params/{changed}": other}, "file")
+            check(mapping, shapes | {f"params/{changed}": other}, "file")
     with pytest.raises(CheckpointError, match=f"tensor params/{changed} is missing"):
-        check(plan, {name: shape for name, shape in shapes.items() if name != f"params/{changed}"}, "file")
+        check(mapping, {name: shape for name, shape in shapes.items() if name != f"params/{changed}"}, "file")

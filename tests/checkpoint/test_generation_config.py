@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import transformers
 
-from gemwright.checkpoint.huggingface import read_generation_config
+from gemwright.checkpoint.configs.huggingface import read_generation_config
 from gemwright.errors import CheckpointError
 
 

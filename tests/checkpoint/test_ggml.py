@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gemwright.checkpoint import ggml
+from gemwright.checkpoint.files import ggml
 from gemwright.errors import CheckpointError
 
 ENCODABLE = [name for name, e in ggml.ENCODINGS.items() if e.encode]

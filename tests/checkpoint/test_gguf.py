@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quick_reader import QuickReader
 
-from gemwright.checkpoint import ggml
-from gemwright.checkpoint import gguf as own
-from gemwright.checkpoint.gguf import GgufFile, GgufTensor, open_gguf, write_gguf
-from gemwright.checkpoint.tensors import TensorFile, TensorInfo
-from gemwright.checkpoint.texts import Texts
+from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.files import gguf as own
+from gemwright.checkpoint.files.gguf import GgufFile, GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.files.tensor_file import TensorFile, TensorInfo
+from gemwright.checkpoint.files.lazy_strings import LazyStrings
 from gemwright.errors import CheckpointError
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
@@ -38,7 +38,7 @@ def assert_reads_like_gguf_py(file: GgufFile, reader: gguf.GGUFReader) -> None:
             np.testing.assert_array_equal(value, np.concatenate([field.parts[i] for i in field.data]))
         else:
             expected = field.contents()
-            value = list(value) if isinstance(value, Texts) else value
+            value = list(value) if isinstance(value, LazyStrings) else value
             assert type(value) is type(expected)
             assert value == expected
     infos = [
@@ -180,7 +180,7 @@ def test_many_strings_are_made_when_somebody_looks(tmp_path: Path) -> None:
     names = [f"piece {index}" for index in range(own.MANY)]
     write_gguf(tmp_path / "many.gguf", {"names": names}, [])
     read = open_gguf(tmp_path / "many.gguf").metadata["names"]
-    assert isinstance(read, Texts)
+    assert isinstance(read, LazyStrings)
     assert (len(read), read[-1], read[2:4]) == (own.MANY, names[-1], names[2:4])
     assert read == names
     assert read != names[:-1]

@@ -8,9 +8,9 @@ import pytest
 from configurations import CONFIGS, TINY, UNWRITABLE, tensors_of, tiny_config, with_mixers
 from hypothesis import given, settings
 
-from gemwright.checkpoint.gguf import open_gguf, write_gguf
-from gemwright.checkpoint.gguf_configuration import from_gguf, to_gguf
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.files.gguf import open_gguf, write_gguf
+from gemwright.checkpoint.configs.gguf import from_gguf, to_gguf
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope, pattern
 from gemwright.variants import GEMMA_3_4B, GEMMA_3_270M

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint import ggml
-from gemwright.checkpoint.gguf import GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.errors import CheckpointError
 
 PEAK = 4 << 20  # bytes; the files have a few thousand

@@ -19,7 +19,7 @@ from configurations import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.huggingface import from_huggingface, to_huggingface
+from gemwright.checkpoint.configs.huggingface import from_huggingface, to_huggingface
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Rope
 from gemwright.variants import GEMMA_2_2B, GEMMA_3_4B, GEMMA_3_270M

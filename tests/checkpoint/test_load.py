@@ -20,15 +20,19 @@ from safetensors.numpy import load_file, save_file
 from tiny import tiny_config
 
 from gemwright import tree
-from gemwright.checkpoint import flax_names, load, names
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.flax import map_deepmind
+from gemwright.checkpoint.names.mapping import flax, mapping
+from gemwright.checkpoint import load
 from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE, PIECE, Arena
-from gemwright.checkpoint.gguf import GgufTensor, write_gguf
-from gemwright.checkpoint.gguf_configuration import to_gguf
-from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
+from gemwright.checkpoint.configs.gguf import to_gguf
+from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
 from gemwright.checkpoint.open import open_checkpoint
-from gemwright.checkpoint.orbax import open_orbax
-from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.checkpoint.files.orbax import open_orbax
+from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Mlp
 
@@ -37,10 +41,10 @@ def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
     for kind in KINDS:
         checkpoint = open_checkpoint(huggingface(tmp_path / kind, kind))
         expected = load_file(tmp_path / kind / "model.safetensors")
-        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32))
-        assert {checkpoint.plan[path].name for path in weights} == expected.keys()
+        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32))
+        assert {checkpoint.mapping[path].name for path in weights} == expected.keys()
         for path, weight in weights.items():
-            reference = expected[checkpoint.plan[path].name]
+            reference = expected[checkpoint.mapping[path].name]
             assert weight.dtype == jnp.float32
             np.testing.assert_array_equal(np.asarray(weight).reshape(reference.shape), reference, err_msg=path)
 
@@ -55,12 +59,12 @@ def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_
         made = flax(original, mixer.heads, mixer.kv_heads, swapped=swapped, padding=128)
         checkpointer.save(tmp_path / "flax", made)
     file = open_orbax(tmp_path / "flax")
-    plan = flax_names.deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
-    stacked = {stored.name for stored in plan.values() if "qkv_einsum" in stored.name}
+    mapping = map_deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
+    stacked = {stored.name for stored in mapping.values() if "qkv_einsum" in stored.name}
     assert bool(stacked) == (kind == "gemma, full heads")
 
-    ours = dict(read_weights(file, plan, folder.config, np.float32))
-    expected = dict(read_weights(folder.file, folder.plan, folder.config, np.float32))
+    ours = dict(read_weights(file, mapping, folder.config, np.float32))
+    expected = dict(read_weights(folder.file, folder.mapping, folder.config, np.float32))
     assert ours.keys() == expected.keys()
     for path, weight in ours.items():
         np.testing.assert_array_equal(weight, expected[path], err_msg=path)
@@ -73,33 +77,33 @@ def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "flax", made)
     file = open_orbax(tmp_path / "flax")
-    plan = flax_names.deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
+    mapping = map_deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
     with pytest.raises(CheckpointError, match=r"layer_1/attn/kv_einsum/w has shape \[3, 1, 64, 32\] .* \[2, 1, 64"):
-        load_weights(file, plan, folder.config, np.float32)
+        load_weights(file, mapping, folder.config, np.float32)
 
 
 def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(huggingface(tmp_path))
     expected = load_file(tmp_path / "model.safetensors")
-    for path, weight in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, ml_dtypes.bfloat16):
-        reference = torch.tensor(expected[checkpoint.plan[path].name]).bfloat16().view(torch.int16).numpy()
+    for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, ml_dtypes.bfloat16):
+        reference = torch.tensor(expected[checkpoint.mapping[path].name]).bfloat16().view(torch.int16).numpy()
         np.testing.assert_array_equal(weight.view(np.int16).reshape(reference.shape), reference)
 
 
 def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(huggingface(tmp_path))
     config = replace(checkpoint.config, vocab=checkpoint.config.vocab - 7)
-    weights = dict(read_weights(checkpoint.file, names.huggingface(config), config, np.float32))
+    weights = dict(read_weights(checkpoint.file, map_huggingface(config), config, np.float32))
     expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
     np.testing.assert_array_equal(weights["embed"], expected[: config.vocab])
 
 
 def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(huggingface(tmp_path))
-    whole = dict(read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32))
+    whole = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
     monkeypatch.setattr(load, "CHUNK", 200)  # three rows of most matrices
     assert [chunk.stop - chunk.start for chunk in row_chunks((10, 64))] == [3, 3, 3, 1]
-    for path, weight in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32):
+    for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
         np.testing.assert_array_equal(weight, whole[path])
 
 
@@ -107,7 +111,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(huggingface(tmp_path))
     seen: list[tuple[int, int]] = []
     load_weights(
-        checkpoint.file, checkpoint.plan, checkpoint.config, np.float32, lambda done, all_: seen.append((done, all_))
+        checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32, lambda done, all_: seen.append((done, all_))
     )
     total = sum(info.nbytes for info in checkpoint.file.tensors.values())
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -121,12 +125,12 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is there under two names"):
-        load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
 def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(huggingface(tmp_path))
-    for _, host in read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32):
+    for _, host in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
         device = jax.device_put(host, jax.devices("cpu")[0])
         assert device.unsafe_buffer_pointer() == host.ctypes.data
 
@@ -166,7 +170,7 @@ checkpoint = open_checkpoint(Path(sys.argv[1]))
 ctypes.CDLL(None).malloc_trim(0)  # or what opening has freed would be taken again
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = memory("VmRSS")
-weights = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.dtype(sys.argv[2]))
+weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.dtype(sys.argv[2]))
 print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
 """
 RUNTIME = 40_000_000
@@ -186,15 +190,15 @@ def _write(path: Path, encoding: str) -> None:
     config = replace(config, layers=tuple(replace(layer, mlp=Mlp(3072)) for layer in config.layers))
     random, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
 
-    def values(stored: names.Stored) -> Any:
+    def values(stored: mapping.TensorMapping) -> Any:
         return random.integers(0, 0x4000, stored.shape, np.uint16).view(bfloat16)
 
     if path.suffix == ".gguf":
-        stored_as = [(s, "F32" if len(s.shape) == 1 else encoding) for s in names.gguf(config).values()]
+        stored_as = [(s, "F32" if len(s.shape) == 1 else encoding) for s in map_gguf(config).values()]
         write_gguf(path, to_gguf(config), [GgufTensor(s.name, s.shape, e, iter([values(s)])) for s, e in stored_as])
         return
-    plan = names.huggingface(config).values()
-    write_safetensors(path, [SafetensorsTensor(s.name, s.shape, bfloat16, lambda s=s: values(s)) for s in plan])
+    mapping = map_huggingface(config).values()
+    write_safetensors(path, [SafetensorsTensor(s.name, s.shape, bfloat16, lambda s=s: values(s)) for s in mapping])
     (path / "config.json").write_text(json.dumps(to_huggingface(config, "bfloat16")))
 
 

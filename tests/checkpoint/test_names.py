@@ -13,23 +13,26 @@ from hypothesis import strategies as st
 from tiny import tiny_config
 
 from gemwright import tree
-from gemwright.checkpoint import flax_names, names
-from gemwright.checkpoint.names import check, plain_name
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.flax import map_deepmind
+from gemwright.checkpoint.names.mapping import flax, mapping
+from gemwright.checkpoint.names.mapping import check, plain_name
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.config import pattern
-from gemwright.model.spec import spec
+from gemwright.model.params import param_specs
 
 TIED = replace(tiny_config(), tied=True)
-PLAN = names.huggingface(tiny_config())
+PLAN = map_huggingface(tiny_config())
 SHAPES = {stored.name: stored.shape for stored in PLAN.values()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_names_and_shapes_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    plan = names.huggingface(open_checkpoint(huggingface(tmp_path, kind)).config)
+    mapping = map_huggingface(open_checkpoint(huggingface(tmp_path, kind)).config)
     theirs = {name: tuple(parameter.shape) for name, parameter in model(kind).named_parameters()}
-    assert {stored.name: stored.shape for stored in plan.values()} == theirs
+    assert {stored.name: stored.shape for stored in mapping.values()} == theirs
 
 
 @pytest.mark.parametrize(
@@ -41,8 +44,8 @@ def test_gguf_names_are_those_of_gguf_py(kind: str, architecture: str, tmp_path:
 
     config = open_checkpoint(huggingface(tmp_path, kind)).config
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture], len(config.layers))
-    theirs = {path: table.get_name(stored.name, (".weight",)) for path, stored in names.huggingface(config).items()}
-    assert {path: stored.name for path, stored in names.gguf(config).items()} == theirs
+    theirs = {path: table.get_name(stored.name, (".weight",)) for path, stored in map_huggingface(config).items()}
+    assert {path: stored.name for path, stored in map_gguf(config).items()} == theirs
 
 
 def test_a_plan_fits_its_own_shapes() -> None:
@@ -71,8 +74,8 @@ def test_what_belongs_to_no_text_model_is_passed_over(name: str) -> None:
 
 
 def test_the_head_of_a_tied_model_is_a_copy() -> None:
-    plan = names.huggingface(TIED)
-    check(plan, SHAPES, "file")
+    mapping = map_huggingface(TIED)
+    check(mapping, SHAPES, "file")
     assert "lm_head.weight" in SHAPES
 
 
@@ -106,7 +109,7 @@ def test_what_does_not_fit_is_named(case: str) -> None:
         check(PLAN, shapes, "file")
 
 
-FLAX = flax_names.deepmind(TIED, {})
+FLAX = map_deepmind(TIED, {})
 
 
 @given(st.sampled_from(sorted({stored.name for stored in FLAX.values()})), st.lists(st.integers(0, 2**62), max_size=5))
@@ -131,16 +134,16 @@ def test_checking_takes_time_in_proportion() -> None:
     """Fifty thousand tensors that are passed over, and 6500 that are known."""
     layers = pattern(500, *tiny_config().layers)
     deep = replace(tiny_config(), layers=layers)
-    plan = names.huggingface(deep)
-    shapes = {stored.name: stored.shape for stored in plan.values()} | {f"v.{n}.weight": (1,) for n in range(50_000)}
+    mapping = map_huggingface(deep)
+    shapes = {stored.name: stored.shape for stored in mapping.values()} | {f"v.{n}.weight": (1,) for n in range(50_000)}
     start = time.process_time()
-    check(plan, shapes, "file")
+    check(mapping, shapes, "file")
     assert time.process_time() - start < 5
 
 
 def test_places_in_the_flax_tree_are_inverse_permutations() -> None:
     """A file's shape, permuted, is ours."""
-    for path, param in tree.flatten(spec(TIED)).items():
+    for path, param in tree.flatten(param_specs(TIED)).items():
         stored = FLAX[path]
         axes = stored.permute or tuple(range(len(stored.shape)))
         assert tuple(stored.shape[axis] for axis in axes) == param.shape

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gemwright.checkpoint.npz import open_npz
+from gemwright.checkpoint.files.npz import open_npz
 from gemwright.errors import CheckpointError
 
 RANDOM = np.random.default_rng(0)

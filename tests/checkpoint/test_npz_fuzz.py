@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.npz import open_npz
+from gemwright.checkpoint.files.npz import open_npz
 from gemwright.errors import CheckpointError
 
 ARRAYS: dict[str, Any] = {

@@ -14,7 +14,7 @@ from orbax import checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_config, tiny_gguf, tiny_vocabulary
 
-from gemwright.checkpoint.gguf import GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.errors import CheckpointError
@@ -61,7 +61,7 @@ def load(path: Path) -> None:
     """Everything that a user's loading does."""
     checkpoint = open_checkpoint(path)
     checkpoint.vocabulary()
-    load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+    load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
 VOCAB = tiny_vocabulary().size
@@ -165,14 +165,14 @@ def test_nothing_is_read_of_a_folder_that_does_not_fit(folder: Path, monkeypatch
     checkpoint = open_checkpoint(folder)
     monkeypatch.delattr(type(checkpoint.file), "read_rows")
     with pytest.raises(CheckpointError, match="is missing"):
-        load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
 def test_a_folder_and_its_file_are_the_same_checkpoint(folder: Path) -> None:
     one_file(folder, lambda tensors: None)
     whole, single = open_checkpoint(folder), open_checkpoint(folder / "model.safetensors")
     assert whole.config == single.config
-    assert whole.plan == single.plan
+    assert whole.mapping == single.mapping
     assert whole.vocabulary().pieces == single.vocabulary().pieces == tiny_vocabulary().pieces
 
 
@@ -310,7 +310,7 @@ def test_an_orbax_tree_needs_a_known_variant(orbax: Path, variant: str | None) -
 def test_an_orbax_tree_of_another_variant_is_refused(orbax: Path) -> None:
     checkpoint = open_checkpoint(orbax, "gemma-3-270m")
     with pytest.raises(CheckpointError, match=r"tensors transformer/layer_1\d?/.* missing; the file is incomplete"):
-        load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
 def test_the_tokenizer_of_an_orbax_tree_lies_in_it_or_beside_it(orbax: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from orbax import checkpoint as ocp
 
-from gemwright.checkpoint.orbax import is_orbax, open_orbax
+from gemwright.checkpoint.files.orbax import is_orbax, open_orbax
 from gemwright.errors import CheckpointError
 
 SHAPES = {
@@ -191,7 +191,7 @@ def test_a_tensor_in_two_layouts_is_refused(tmp_path: Path) -> None:
 def test_orbax_is_imported_late_and_its_absence_names_the_extra(folder: Path) -> None:
     program = f"""
 import sys
-from gemwright.checkpoint.orbax import open_orbax
+from gemwright.checkpoint.files.orbax import open_orbax
 assert not {{"orbax", "jax"}} & sys.modules.keys()
 sys.modules["orbax"] = None
 try:

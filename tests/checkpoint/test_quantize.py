@@ -20,21 +20,22 @@ from transformers import AutoModelForCausalLM
 
 import gemwright
 from gemwright import tree
+from gemwright.kernels.native import native_enabled
 from gemwright.api import forecast
-from gemwright.checkpoint import ggml
+from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint import quantize as quantize_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.load import load_weights, read_weights
-from gemwright.checkpoint.names import plain_name
+from gemwright.checkpoint.names.mapping import plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.quantize import BY_BITS, pack, quantize
-from gemwright.checkpoint.safetensors import write_safetensors
+from gemwright.checkpoint.files.safetensors import write_safetensors
 from gemwright.errors import CheckpointError
 from gemwright.kernels import packed, panels
-from gemwright.kernels.panels import PanelTensor
+from gemwright.weights import PanelTensor
 from gemwright.model import vision
 from gemwright.model.config import Config
-from gemwright.model.spec import spec
+from gemwright.model.params import param_specs
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,7 +49,7 @@ def source(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    return dict(read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32))
+    return dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -66,14 +67,14 @@ def test_matrices_are_rounded_and_the_rest_is_as_it_was(place: Path) -> None:
     values, infos = arrays(original), {plain_name(name): info for name, info in made.file.tensors.items()}
     kept: set[str] = set()
     for path, rounded in arrays(made).items():
-        info = infos[plain_name(made.plan[path].name)]
+        info = infos[plain_name(made.mapping[path].name)]
         if not info.panels:
             assert info.encoding == "BF16"
             np.testing.assert_array_equal(rounded, values[path])
             kept.add(path)
             continue
         assert info.encoding in BY_BITS.values()
-        assert info.shape == made.plan[path].shape
+        assert info.shape == made.mapping[path].shape
         assert info.offset % 64 == 0
         plain = np.empty_like(rounded)
         ggml.decode(info.encoding, ggml.encode(info.encoding, values[path]), plain)
@@ -90,7 +91,7 @@ def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> Non
     results: list[Any] = []
     for folder in (place / "made", tmp_path / "plain"):
         checkpoint = open_checkpoint(folder)
-        params = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32)
+        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32)
         assert isinstance(params.layers[0].mlp.gate, PanelTensor) == (folder.name == "made")
 
         def run(params: Any, config: Config = checkpoint.config) -> Any:
@@ -109,7 +110,7 @@ def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path, monkeypatch: p
     rows: list[Any] = []
     for folder in ("made", "plain"):
         checkpoint = open_checkpoint(tmp_path / folder)
-        params = load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, jnp.float32).vision
+        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32).vision
         assert params is not None
         assert checkpoint.config.vision is not None
         held = [params.layers[0].q, params.layers[1].up, params.layers[1].down, params.project]
@@ -123,9 +124,9 @@ def test_panels_are_multiplied_where_the_file_is_mapped(tmp_path: Path) -> None:
     """The device's buffer is the map itself: nothing is copied, and the native kernels take it as it is."""
     quantize(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
     checkpoint = open_checkpoint(tmp_path / "made")
-    for dtype in (jnp.float32, None) if packed.use_native() else (jnp.float32,):
-        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, dtype))
-        for path, stored in checkpoint.plan.items():
+    for dtype in (jnp.float32, None) if native_enabled() else (jnp.float32,):
+        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype))
+        for path, stored in checkpoint.mapping.items():
             if checkpoint.file.tensors[stored.name].panels:
                 raw = checkpoint.file.raw(stored.name)
                 assert weights[f"{path}.packed"].unsafe_buffer_pointer() == raw.ctypes.data
@@ -133,7 +134,7 @@ def test_panels_are_multiplied_where_the_file_is_mapped(tmp_path: Path) -> None:
 
 def test_the_native_kernels_take_it(tmp_path: Path) -> None:
     """Against the GGUF of the same values, which they pack for themselves."""
-    if not packed.use_native():
+    if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
     quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # whose values are on a grid of 8 bits already

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gemwright.checkpoint import ggml
+from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint.rounding import GRIDS, round_groups
 
 RANDOM = np.random.default_rng(0)

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from gemwright.checkpoint.safetensors import SafetensorsTensor, open_safetensors, write_safetensors
-from gemwright.checkpoint.tensors import TensorFile
+from gemwright.checkpoint.files.safetensors import SafetensorsTensor, open_safetensors, write_safetensors
+from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.errors import CheckpointError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -14,7 +14,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.safetensors import open_safetensors
+from gemwright.checkpoint.files.safetensors import open_safetensors
 from gemwright.errors import CheckpointError
 
 SMALL = safetensors.numpy.save(

@@ -111,7 +111,7 @@ PROMPT = r"\n> "
 
 
 def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path):
-    model = tiny_gguf(tmp_path / "long.gguf", context=131_072, chat_template="x")
+    model = tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template="x")
     talk = terminal("chat", "-m", model, "--temperature", 0, "--max-tokens", 100_000, "--verbose")
     assert "/help lists the commands" in talk.until(PROMPT)
     talk.type("hello\n")
@@ -130,7 +130,7 @@ def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path)
 
 
 def test_conversation_at_a_terminal(terminal, tmp_path: Path):
-    model = tiny_gguf(tmp_path / "short.gguf", context=64)
+    model = tiny_gguf(tmp_path / "short.gguf", max_length=64)
     talk = terminal("chat", "-m", model, *OPTIONS, "--verbose", NO_COLOR="1")
     assert "was not tuned for conversation" in talk.until(PROMPT)
 

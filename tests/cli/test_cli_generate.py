@@ -47,8 +47,8 @@ def test_json_tells_all_and_can_be_repeated(run, tiny, tiny_model):
         assert record["completion_tokens"] == len(record["tokens"]) == len(record["logprobs"]) == 9
         assert record["prompt_tokens"] == len(tiny_model.encode("the"))
         assert record["finish"] == "length"
-        assert [len(step) for step in record["alternatives"]] == [2] * 9
-        assert all(step[0]["logprob"] >= step[1]["logprob"] for step in record["alternatives"])
+        assert [len(step) for step in record["top_logprobs"]] == [2] * 9
+        assert all(step[0]["logprob"] >= step[1]["logprob"] for step in record["top_logprobs"])
         prefix = tiny_model.encode("the")
         logprobs = tiny_model.engine.score([[*prefix, *record["tokens"]]])[0][len(prefix) - 1 :]
         np.testing.assert_allclose(record["logprobs"], logprobs, atol=1e-4)
@@ -71,7 +71,7 @@ def test_stop_string(run, tiny, tiny_model):
 def test_logprobs_as_text(run, tiny, tiny_model):
     result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 3, "--logprobs", 2)
     text, _, table = result.out.partition("\n\n")
-    completion = tiny_model.generate("hello", temperature=0.0, max_tokens=3, alternatives=2)
+    completion = tiny_model.generate("hello", temperature=0.0, max_tokens=3, top_logprobs=2)
     assert text == completion.text
     rows = [line.split() for line in table.splitlines()]
     assert [row[0] for row in rows] == [row[2] for row in rows] == [f"{value:.4f}" for value in completion.logprobs]

@@ -7,10 +7,11 @@ from tiny import tiny_config
 
 import gemwright
 from gemwright import memory
+from gemwright.kernels.native import native_enabled
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.cli.inspect import variants_of
 from gemwright.kernels import packed
-from gemwright.model.spec import parameter_count
+from gemwright.model.params import parameter_count
 from gemwright.variants import VARIANTS
 
 
@@ -111,7 +112,7 @@ def test_doctor(run, monkeypatch):
     report = json.loads(run("doctor", "--json").out)
     assert report["hub"]["token"] is True
     assert report["backend"] == "cpu"
-    assert report["dtype"] == ("as stored" if packed.use_native() else "float32")
+    assert report["dtype"] == ("as stored" if native_enabled() else "float32")
     assert report["packages"]["jax"].startswith("0.10")
 
 

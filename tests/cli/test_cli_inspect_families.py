@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gemwright.checkpoint import flax_names, names
-from gemwright.checkpoint.huggingface import to_huggingface
-from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.checkpoint.names.mapping import flax, mapping
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.flax import map_big_vision
+from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.model.config import Config, Layer, Mlp, Recurrent, Vision, pattern
-from gemwright.model.spec import parameter_count
+from gemwright.model.params import parameter_count
 from gemwright.variants import RECURRENT_2B, VARIANTS, Variant
 
 
@@ -17,7 +19,7 @@ def written(folder: Path, config: Config) -> Path:
     """A folder of zeros."""
     tensors = [
         SafetensorsTensor(stored.name, stored.shape, np.dtype(np.float32), lambda s=stored: np.zeros(s.shape, "f4"))
-        for stored in names.huggingface(config).values()
+        for stored in map_huggingface(config).values()
     ]
     write_safetensors(folder, tensors)
     (folder / "config.json").write_text(json.dumps(to_huggingface(config, "float32")))
@@ -50,7 +52,7 @@ def test_a_recurrentgemma(run, tmp_path: Path):
 def test_a_gemma3_that_sees(run, tmp_path: Path):
     text = VARIANTS["gemma-3-270m"].config
     text = Config(640, 8, tuple(Layer(x.mixer, Mlp(32), post_norms=True) for x in text.layers[:6]), 64)
-    vision = Vision(56, 4, prefix=False, projector="normed", width=32, depth=3, heads=2, hidden=40)
+    vision = Vision(56, 4, prefix_lm=False, projector="normed", width=32, depth=3, heads=2, hidden=40)
     config = Config(640, 8, text.layers, 64, vision=vision)
     said = told(run, written(tmp_path, config))
     assert said["pictures"] == "56 x 56 pixels, 4 tokens each"
@@ -60,11 +62,11 @@ def test_a_gemma3_that_sees(run, tmp_path: Path):
 
 def test_arrays_of_a_paligemma(run, tmp_path: Path, monkeypatch):
     mixer = VARIANTS["gemma-2b"].config.layers[0].mixer
-    vision = Vision(28, 4, prefix=True, projector="affine", width=32, depth=2, heads=2, hidden=40)
+    vision = Vision(28, 4, prefix_lm=True, projector="affine", width=32, depth=2, heads=2, hidden=40)
     config = Config(16, 8, (Layer(mixer, Mlp(24)),) * 2, 64, vision=vision)
     monkeypatch.setitem(VARIANTS, "paligemma-tiny", Variant("PaliGemma", config, 0, ()))
     whole: dict[str, tuple[int, ...]] = {}
-    for stored in flax_names.big_vision(config, {}).values():
+    for stored in map_big_vision(config, {}).values():
         before = whole.get(stored.name, (0,) * len(stored.index))
         leading = tuple(max(a, b + 1) for a, b in zip(before, stored.index, strict=False))
         whole[stored.name] = leading + stored.shape

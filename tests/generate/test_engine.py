@@ -12,11 +12,11 @@ from mixers import CONFIGS, VOCAB, weights
 from scipy.special import log_softmax
 
 from gemwright.errors import GemwrightError
-from gemwright.generate import programs, schedule
+from gemwright.generate import programs, buckets
 from gemwright.generate.engine import Engine, Step
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Config
-from gemwright.model.spec import ModelWeights
+from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -107,7 +107,7 @@ def test_the_penalty_counts_prompt_and_answer(engine: Engine):
 
 
 def test_writing_ends_with_the_context(engine: Engine):
-    prompts = [_prompt(engine.config.context - 4), _prompt(7), _prompt(1), _prompt(2)]
+    prompts = [_prompt(engine.config.max_length - 4), _prompt(7), _prompt(1), _prompt(2)]
     tokens = _tokens(_steps(engine, prompts, 100))
     assert tokens[0] == _naive(engine, prompts[0], 4)
     assert [len(row) for row in tokens] == [4] * 4
@@ -143,7 +143,7 @@ def test_score_equals_one_pass(engine: Engine):
 def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engine):
     fewer = replace(engine, vocabulary=40)
     prompt = [token % 40 for token in _prompt(10)]
-    steps = list(fewer.generate([prompt], [Sampling(temperature=3.0)], 20, alternatives=40))
+    steps = list(fewer.generate([prompt], [Sampling(temperature=3.0)], 20, top_logprobs=40))
     assert engine.params.embed.shape[0] == VOCAB
     assert max(_tokens(steps)[0]) < 40
     for step in steps:
@@ -156,14 +156,14 @@ def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engi
 
 def test_few_programs_are_compiled():
     """However many prompts of whatever length: two feeding programs per chunk size, one decoding program."""
-    config = replace(CONFIGS["local only"], context=200)  # a configuration of its own, so that nothing is compiled yet
+    config = replace(CONFIGS["local only"], max_length=200)  # a configuration of its own, so that nothing is compiled yet
     engine = Engine(config, weights(config), VOCAB)
-    fed, decoded, scored = (f._cache_size() for f in (programs.feed, programs.decode, programs.score))
+    fed, decoded, scored = (f._cache_size() for f in (programs.prefill, programs.decode, programs.score))
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
         _steps(engine, [_prompt(length)], 3)
         _steps(engine, [_prompt(length)], 2)
-    used = {schedule.chunk(length) for length in range(1, 200)}
-    assert 0 < programs.feed._cache_size() - fed <= 2 * len(used) <= 2 * len(schedule.CHUNKS)
+    used = {buckets.chunk(length) for length in range(1, 200)}
+    assert 0 < programs.prefill._cache_size() - fed <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
     assert programs.decode._cache_size() - decoded == 1
     hot = [
         Sampling(temperature=t, top_k=k, top_p=p, seed=k) for t, k, p in [(1.0, 3, 0.5), (0.0, 0, 1.0), (2.0, 9, 0.9)]
@@ -205,6 +205,6 @@ def test_tokens_do_not_depend_on_what_else_is_asked(engine: Engine, samplings: l
     """The largest logits alone, all logits because log-probabilities are wanted, or because of another row."""
     prompts = [_prompt(length) for length in (3, 17, 40)]
     alone = _tokens(list(engine.generate(prompts, samplings, 30)))
-    assert _tokens(list(engine.generate(prompts, samplings, 30, alternatives=0))) == alone
+    assert _tokens(list(engine.generate(prompts, samplings, 30, top_logprobs=0))) == alone
     beside = [*samplings, Sampling(temperature=1.0)]
     assert _tokens(list(engine.generate([*prompts, _prompt(9)], beside, 30)))[:3] == alone

@@ -8,8 +8,8 @@ from mixers import weights
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
-from gemwright.model.spec import ModelWeights
-from gemwright.model.state import KVState, room
+from gemwright.model.params import ModelWeights
+from gemwright.model.state import KVCache, room
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -19,7 +19,7 @@ CONFIG = Config(
     32,
     VOCAB,
     pattern(5, *(Layer(mixer, Mlp(48, bias=True)) for mixer in (Recurrent(32, 2), Recurrent(32, 2), _LOCAL))),
-    context=2**31 - 1,
+    max_length=2**31 - 1,
     final_soft_cap=30.0,
     embed_scale=5.65625,
 )
@@ -50,7 +50,7 @@ def _logprobs(engine: Engine, ids: list[int]) -> np.ndarray:
 
 def test_rows_of_any_length_equal_one_pass_over_each(engine: Engine):
     prompts = [_prompt(length) for length in (1, 5, 40)]
-    steps = list(engine.generate(prompts, [Sampling()] * 3, 2 * WINDOW, alternatives=0))
+    steps = list(engine.generate(prompts, [Sampling()] * 3, 2 * WINDOW, top_logprobs=0))
     for row, prompt in enumerate(prompts):
         tokens = [int(step.tokens[row]) for step in steps]
         expected = _logprobs(engine, prompt + tokens)[len(prompt) - 1 : -1]
@@ -67,4 +67,4 @@ def test_the_state_never_grows(engine: Engine):
     state = engine._empty([_prompt(2000)])
     assert room(state, CONFIG) is None
     assert engine._room(state, 10**9) is state
-    assert [entry.slots for entry in state.layers if isinstance(entry, KVState)] == [WINDOW]
+    assert [entry.slots for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]

@@ -11,10 +11,10 @@ from mixers import CONFIGS, VOCAB, WINDOW, weights
 
 from gemwright.errors import GemwrightError
 from gemwright.generate.engine import Engine
-from gemwright.generate.prompts import ROW, Chunk, Ids, Prompt, chunks
+from gemwright.generate.prompts import SOFT_TOKEN, Chunk, Ids, Prompt, chunks
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.schedule import CHUNKS
-from gemwright.model.transformer import Pictured, forward, logits
+from gemwright.generate.buckets import CHUNKS
+from gemwright.model.transformer import SoftTokens, forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = CONFIGS["capped"].width
@@ -27,9 +27,9 @@ def _prompt(layout: list[tuple[str, int]], seed: int = 0) -> Prompt:
     numbers = np.random.default_rng(seed)
     ids, blocks = list[int](), list[int]()
     for number, (kind, length) in enumerate(layout):
-        ids += [ROW] * length if kind == "picture" else numbers.integers(1, VOCAB, length).tolist()
+        ids += [SOFT_TOKEN] * length if kind == "picture" else numbers.integers(1, VOCAB, length).tolist()
         blocks += [-1 if kind == "text" else number] * length
-    rows = numbers.standard_normal((ids.count(ROW), WIDTH)).astype(np.float32)
+    rows = numbers.standard_normal((ids.count(SOFT_TOKEN), WIDTH)).astype(np.float32)
     return Prompt(ids, rows, np.asarray(blocks, np.int32))
 
 
@@ -47,12 +47,12 @@ def test_chunks_hold_every_token_once_and_part_no_block(layouts: list[Any]):
         assert np.concatenate([np.asarray(c.tokens)[row, c.valid[row]] for c in cut]).tolist() == list(ids)
         if not isinstance(prompt, Prompt):
             continue
-        kept = [(np.asarray(c.pictured.blocks)[row, c.valid[row]]) for c in cut if c.pictured is not None]
+        kept = [(np.asarray(c.soft_tokens.blocks)[row, c.valid[row]]) for c in cut if c.soft_tokens is not None]
         assert np.concatenate(kept).tolist() == prompt.blocks.tolist()
         homes = [set(part[part >= 0].tolist()) for part in kept]
         assert sum(map(len, homes)) == len(set().union(*homes))
-        places = np.asarray(ids) == ROW
-        rows = np.concatenate([np.asarray(c.pictured.rows)[row, c.valid[row]] for c in cut if c.pictured is not None])
+        places = np.asarray(ids) == SOFT_TOKEN
+        rows = np.concatenate([np.asarray(c.soft_tokens.rows)[row, c.valid[row]] for c in cut if c.soft_tokens is not None])
         np.testing.assert_array_equal(rows[places], prompt.rows)
     assert all(c.tokens.shape[1] in CHUNKS or c.tokens.shape[1] % CHUNKS[-1] == 0 for c in cut)
 
@@ -60,13 +60,13 @@ def test_chunks_hold_every_token_once_and_part_no_block(layouts: list[Any]):
 def _alone(engine: Engine, prompt: Prompt | list[int], after: list[int]) -> np.ndarray:
     """Log-probabilities of what follows each token of a prompt and what came after it, in one pass without a state."""
     ids = list(prompt.ids if isinstance(prompt, Prompt) else prompt) + after
-    pictured = None
+    soft_tokens = None
     if isinstance(prompt, Prompt):
         rows = np.zeros((1, len(ids), WIDTH), np.float32)
-        rows[0, np.asarray(ids) == ROW] = prompt.rows
+        rows[0, np.asarray(ids) == SOFT_TOKEN] = prompt.rows
         blocks = np.concatenate([prompt.blocks, np.full(len(after), -1, np.int32)])
-        pictured = Pictured(jnp.asarray(rows), jnp.asarray(blocks)[None])
-    hidden, _ = forward(engine.config, engine.params, jnp.asarray([ids]), pictured=pictured)
+        soft_tokens = SoftTokens(jnp.asarray(rows), jnp.asarray(blocks)[None])
+    hidden, _ = forward(engine.config, engine.params, jnp.asarray([ids]), soft_tokens=soft_tokens)
     scores = np.asarray(logits(engine.config, engine.params, hidden[0]), np.float64)
     return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
@@ -87,7 +87,7 @@ def test_rows_equal_one_pass_over_each(layouts: list[Any]):
         np.random.default_rng(5).integers(1, VOCAB, 20).tolist() if layout is None else _prompt(layout, seed)
         for seed, layout in enumerate(layouts)
     ]
-    steps = list(engine.generate(prompts, [Sampling()] * len(prompts), WINDOW + 3, alternatives=0))
+    steps = list(engine.generate(prompts, [Sampling()] * len(prompts), WINDOW + 3, top_logprobs=0))
     for row, prompt in enumerate(prompts):
         tokens = [int(step.tokens[row]) for step in steps]
         expected = _alone(engine, prompt, tokens)[len(prompt) - 1 : -1]
@@ -109,4 +109,4 @@ def test_rows_are_for_prompts_with_pictures():
     config = CONFIGS["capped"]
     engine = Engine(config, weights(config), VOCAB)
     with pytest.raises(GemwrightError, match="between 0"):
-        list(engine.generate([[3, ROW, 4]], [Sampling()], 3))
+        list(engine.generate([[3, SOFT_TOKEN, 4]], [Sampling()], 3))

@@ -21,7 +21,7 @@ from transformers import (
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import sampling
-from gemwright.generate.sampling import CANDIDATES, Knobs, Sampling, knobs, penalise, uniform
+from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, KNOBS_REMOVED, penalise, uniform
 
 sample = jax.jit(sampling.sample)
 draw = jax.jit(sampling._draw)
@@ -48,11 +48,11 @@ def _theirs(logits: np.ndarray, settings: Sampling, seen: list[int]) -> np.ndarr
 def _kept(logits: np.ndarray, rows: list[Sampling], seen: list[int]) -> np.ndarray:
     """Which tokens of each row our own filters leave."""
     stands = np.isin(np.arange(logits.shape[-1]), seen)[None].repeat(len(rows), 0)
-    return np.asarray(_filtered(jnp.asarray(logits), jnp.asarray(stands), knobs(rows)))
+    return np.asarray(_filtered(jnp.asarray(logits), jnp.asarray(stands), BatchedSampling.stack(rows)))
 
 
 @jax.jit
-def _filtered(logits: jax.Array, stands: jax.Array, settings: Knobs) -> jax.Array:
+def _filtered(logits: jax.Array, stands: jax.Array, settings: BatchedSampling) -> jax.Array:
     scores = penalise(logits, stands, settings.repetition_penalty)
     below = scores - jnp.max(scores, axis=-1, keepdims=True)
     return sampling._kept(scores, jnp.exp(below / settings.temperature[:, None]), settings)
@@ -174,7 +174,7 @@ def test_draws_follow_the_probabilities(settings_: Sampling, vocabulary: int):
     draws, batch = 8000, 1000
     numbers = np.random.default_rng(6).random((draws, 2)).astype(np.float32).reshape(-1, batch, 2)
     rows = jnp.broadcast_to(jnp.asarray(logits), (batch, vocabulary))
-    drawn = np.concatenate([sample(rows, knobs([settings_] * batch), jnp.asarray(part)) for part in numbers])
+    drawn = np.concatenate([sample(rows, BatchedSampling.stack([settings_] * batch), jnp.asarray(part)) for part in numbers])
     counts = np.bincount(drawn, minlength=vocabulary)
     assert np.all(counts[exact == 0] == 0)
     common = exact * draws >= 10
@@ -200,7 +200,7 @@ def test_the_uniform_numbers_are_uniform_and_belong_to_seed_and_position():
 def test_the_ends_of_the_interval_give_a_kept_token(number: float):
     logits = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     rows = [Sampling(temperature=1.0, top_k=3), Sampling(temperature=1.0, top_p=0.1), Sampling(temperature=1.0)]
-    tokens = np.asarray(sample(logits, knobs(rows), jnp.full((3, 2), number)))
+    tokens = np.asarray(sample(logits, BatchedSampling.stack(rows), jnp.full((3, 2), number)))
     kept = [_by_sorting(np.asarray(part), row, 0.0).nonzero()[0] for part, row in zip(logits, rows, strict=True)]
     assert tokens[0] == kept[0][0 if number == 0 else -1]
     assert tokens[1:].tolist() == [part[-1 if number == 0 else 0] for part in kept[1:]]
@@ -208,7 +208,7 @@ def test_the_ends_of_the_interval_give_a_kept_token(number: float):
 
 def test_impossible_tokens_are_never_drawn():
     logits = jnp.full(SHAPE, -jnp.inf).at[:, 7].set(0.0).at[:, 600].set(-1.0)
-    settings_ = knobs([Sampling(temperature=1.0)] * 3)
+    settings_ = BatchedSampling.stack([Sampling(temperature=1.0)] * 3)
     numbers = np.arange(132, dtype=np.float32).reshape(-1, 3, 2) / 132
     drawn = np.concatenate([sample(logits, settings_, jnp.asarray(part)) for part in numbers])
     assert set(drawn.tolist()) == {7, 600}
@@ -239,12 +239,12 @@ def test_unlikely_tokens_of_a_block_are_told_apart():
 
 def test_greedy_takes_the_lowest_id_of_equals():
     logits = jnp.zeros(SHAPE).at[0, 690].set(1.0).at[0, 31].set(1.0).at[1, 699].set(-1.0).at[2, 5:].set(1.0)
-    assert sample(logits, knobs([Sampling()] * 3), jnp.full((3, 2), 0.99)).tolist() == [31, 0, 5]
+    assert sample(logits, BatchedSampling.stack([Sampling()] * 3), jnp.full((3, 2), 0.99)).tolist() == [31, 0, 5]
 
 
 def test_a_tiny_temperature_is_greedy():
     logits = jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE), jnp.float32)
-    drawn = sample(logits, knobs([Sampling(temperature=1e-30)] * 3), jnp.full((3, 2), 0.5))
+    drawn = sample(logits, BatchedSampling.stack([Sampling(temperature=1e-30)] * 3), jnp.full((3, 2), 0.5))
     np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
 
 
@@ -261,8 +261,8 @@ def test_rows_of_a_batch_are_drawn_as_alone():
         Sampling(temperature=0.5, top_p=0.5, min_p=0.1),
     ]
     logits, numbers = jnp.tile(one, (len(rows), 1)), jnp.tile(jnp.asarray([0.37, 0.61]), (len(rows), 1))
-    together = sample(logits, knobs(rows), numbers).tolist()
-    alone = [int(sample(logits, knobs([row] * len(rows)), numbers)[0]) for row in rows]
+    together = sample(logits, BatchedSampling.stack(rows), numbers).tolist()
+    alone = [int(sample(logits, BatchedSampling.stack([row] * len(rows)), numbers)[0]) for row in rows]
     assert together == alone
     assert together[0] == together[1] == int(one.argmax())
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemwright.generate.schedule import CAPACITIES, CHUNKS, capacity, chunk
+from gemwright.generate.buckets import CAPACITIES, CHUNKS, capacity, chunk
 
 
 def chunks(length: int) -> list[int]:

@@ -12,13 +12,13 @@ from mixers import CONFIGS, VOCAB, WINDOW, weights
 from scipy import stats
 
 from gemwright.errors import GemwrightError
-from gemwright.generate import schedule, speculation
+from gemwright.generate import buckets, speculation
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.speculation import Draft, Lookup, Pace, Proposer
 from gemwright.generate.step import Step
 from gemwright.model.config import Config, Layer, Mlp, Recurrent
-from gemwright.model.spec import ModelWeights
+from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -46,7 +46,7 @@ def eager(monkeypatch: pytest.MonkeyPatch):
 
     @dataclass
     class Eager(Pace):
-        sizes: itertools.cycle = field(default_factory=lambda: itertools.cycle(schedule.VERIFIED))
+        sizes: itertools.cycle = field(default_factory=lambda: itertools.cycle(buckets.VERIFIED))
 
         def size(self) -> int:
             return next(self.sizes)
@@ -72,7 +72,7 @@ def _engine(name: str, seed: int = 3) -> Engine:
 
 
 def _run(engine: Engine, prompts: list[list[int]], count: int, proposer: Proposer | None = None) -> list[Step]:
-    return list(engine.generate(prompts, SAMPLINGS, count, alternatives=3, proposer=proposer))
+    return list(engine.generate(prompts, SAMPLINGS, count, top_logprobs=3, proposer=proposer))
 
 
 def _tokens(steps: list[Step]) -> list[list[int]]:
@@ -86,7 +86,7 @@ def _draft(engine: Engine) -> Draft:
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
 def test_rows_read_as_without_speculation(engine: Engine, right: float):
-    """Greedy, sampled and penalised rows, many times past the window; log-probabilities and alternatives too."""
+    """Greedy, sampled and penalised rows, many times past the window; log-probabilities and top_logprobs too."""
     plain = _run(engine, PROMPTS, LENGTH)
     truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, _tokens(plain), strict=True)]
     assert LENGTH > 5 * WINDOW
@@ -154,7 +154,7 @@ def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
 
 
 def test_a_draft_is_silent_beyond_its_context(engine: Engine):
-    draft = _draft(replace(engine, config=replace(engine.config, context=47)))
+    draft = _draft(replace(engine, config=replace(engine.config, max_length=47)))
     assert list(map(len, draft.propose(PROMPTS, 7))) == [7, 7, 7]
     assert draft.propose([*PROMPTS[:2], _prompt(41)], 7) == [[], [], []]
 
@@ -204,7 +204,7 @@ def _probabilities(engine: Engine, texts: list[list[int]]) -> np.ndarray:
 
 @pytest.mark.usefixtures("eager")
 def test_writing_ends_with_the_context(engine: Engine):
-    prompts = [_prompt(engine.config.context - 5), _prompt(7), _prompt(1)]
+    prompts = [_prompt(engine.config.max_length - 5), _prompt(7), _prompt(1)]
     plain = _tokens(_run(engine, prompts, 100))
     assert _tokens(_run(engine, prompts, 100, _draft(engine))) == plain
     assert [len(row) for row in plain] == [5, 5, 5]
@@ -218,12 +218,12 @@ def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, en
 
 
 def test_a_caller_may_stop_asking(engine: Engine):
-    endless = engine.generate(PROMPTS, SAMPLINGS, 10**9, alternatives=3, proposer=Lookup())
+    endless = engine.generate(PROMPTS, SAMPLINGS, 10**9, top_logprobs=3, proposer=Lookup())
     assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_run(engine, PROMPTS, 5))
 
 
 def test_recurrent_layers_are_refused(engine: Engine):
-    config = Config(32, VOCAB, (Layer(Recurrent(32, 2), Mlp(48)),), context=64)
+    config = Config(32, VOCAB, (Layer(Recurrent(32, 2), Mlp(48)),), max_length=64)
     recurrent = replace(engine, config=config)  # refused before its weights are looked at
     with pytest.raises(GemwrightError, match="recurrent"):
         _run(recurrent, PROMPTS, 3, Lookup())

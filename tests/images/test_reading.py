@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gemwright.errors import GemwrightError
-from gemwright.images import reading
-from gemwright.images.reading import read_image
+from gemwright.images import load
+from gemwright.images.load import load_image
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (13, 9, 3), np.uint8)
@@ -69,7 +69,7 @@ def grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def refusal(source: Any) -> str:
     with pytest.raises(GemwrightError) as caught:
-        read_image(source)
+        load_image(source)
     assert type(caught.value) is GemwrightError
     message = str(caught.value)
     assert message.endswith(".")
@@ -88,63 +88,63 @@ def test_reads_a_picture_however_it_is_given(tmp_path: Path, kind: str, options:
     path = tmp_path / "picture"
     path.write_bytes(data)
     for source in (data, path, str(path), Image.fromarray(picture), Image.open(io.BytesIO(data)), picture):
-        result = read_image(source)
+        result = load_image(source)
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, picture)
 
 
 def test_jpeg_is_as_good_as_its_quality() -> None:
     for options in ({}, {"progressive": True}):
-        result = read_image(encoded(SMOOTH, "JPEG", quality=100, subsampling=0, **options))
+        result = load_image(encoded(SMOOTH, "JPEG", quality=100, subsampling=0, **options))
         assert np.abs(result.astype(int) - SMOOTH).max() <= 2
 
 
 def test_one_bit_and_palettes() -> None:
     bits = PICTURE[..., 0] > 127
     for kind in ("PNG", "BMP", "TIFF", "GIF"):
-        np.testing.assert_array_equal(read_image(encoded(bits, kind)), grey(bits * np.uint8(255)))
+        np.testing.assert_array_equal(load_image(encoded(bits, kind)), grey(bits * np.uint8(255)))
     colours, indices = RANDOM.integers(0, 256, (16, 3), np.uint8), PICTURE[..., 0] % 16
     image = Image.fromarray(indices, "L").convert("P")
     image.putdata(indices.ravel().tolist())
     image.putpalette(colours.tobytes())
     for kind in ("PNG", "BMP", "TIFF", "GIF"):
-        np.testing.assert_array_equal(read_image(encoded(image, kind)), colours[indices])
+        np.testing.assert_array_equal(load_image(encoded(image, kind)), colours[indices])
     opacity = np.linspace(0, 255, 16).astype(np.uint8)
     expected = over_white(np.concatenate([colours, opacity[:, None]], axis=-1)[indices])
-    np.testing.assert_allclose(read_image(encoded(image, transparency=opacity.tobytes())), expected, rtol=0, atol=0.51)
+    np.testing.assert_allclose(load_image(encoded(image, transparency=opacity.tobytes())), expected, rtol=0, atol=0.51)
     expected = np.where(indices[..., None] == 5, 255, colours[indices])
     for kind in ("PNG", "GIF"):
-        np.testing.assert_array_equal(read_image(encoded(image, kind, transparency=5)), expected)
+        np.testing.assert_array_equal(load_image(encoded(image, kind, transparency=5)), expected)
 
 
 def test_transparency_is_laid_over_white() -> None:
     for source in (encoded(RGBA), encoded(RGBA, "TIFF"), encoded(RGBA, "WEBP", lossless=True, exact=True)):
-        np.testing.assert_allclose(read_image(source), over_white(RGBA), rtol=0, atol=0.51)
+        np.testing.assert_allclose(load_image(source), over_white(RGBA), rtol=0, atol=0.51)
     two = np.concatenate([RGBA[..., :1], ALPHA], axis=-1)
     expected = over_white(np.concatenate([grey(two[..., 0]), ALPHA], axis=-1))
-    np.testing.assert_allclose(read_image(encoded(Image.fromarray(two))), expected, rtol=0, atol=0.51)
+    np.testing.assert_allclose(load_image(encoded(Image.fromarray(two))), expected, rtol=0, atol=0.51)
     key = PICTURE[4, 4]
     expected = np.where((key == PICTURE).all(-1, keepdims=True), 255, PICTURE)
-    np.testing.assert_array_equal(read_image(encoded(PICTURE, transparency=tuple(key.tolist()))), expected)
+    np.testing.assert_array_equal(load_image(encoded(PICTURE, transparency=tuple(key.tolist()))), expected)
     for mode in ("La", "RGBa"):  # multiplied with the opacity beforehand, rounded once more on the way there and back
         image = Image.fromarray(two if mode == "La" else RGBA).convert(mode)
         expected = over_white(np.concatenate([grey(two[..., 0]), ALPHA], axis=-1) if mode == "La" else RGBA)
-        np.testing.assert_allclose(read_image(image), expected, rtol=0, atol=1.51)
+        np.testing.assert_allclose(load_image(image), expected, rtol=0, atol=1.51)
 
 
 def test_sixteen_bits_become_their_high_bytes() -> None:
     values = np.linspace(0, 65535, 640).astype(np.uint16).reshape(20, 32)
     expected = grey((values >> 8).astype(np.uint8))
     colours = np.repeat(values[..., None], 3, axis=-1)
-    np.testing.assert_array_equal(read_image(png_rows(values, 0)), expected)
-    np.testing.assert_array_equal(read_image(png_rows(colours, 2)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(values, 0)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(colours, 2)), expected)
     opaque = np.full((20, 32, 1), 65535, np.uint16)
-    np.testing.assert_array_equal(read_image(png_rows(np.concatenate([colours, opaque], axis=-1), 6)), expected)
-    np.testing.assert_array_equal(read_image(png_rows(np.concatenate([values[..., None], opaque], -1), 4)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(np.concatenate([colours, opaque], axis=-1), 6)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(np.concatenate([values[..., None], opaque], -1), 4)), expected)
     for order in "<>":
         data = values.astype(order + "u2").tobytes()
-        np.testing.assert_array_equal(read_image(tiff(32, 20, data, order, bits=16)), expected)
-    np.testing.assert_array_equal(read_image(Image.fromarray(values)), expected)
+        np.testing.assert_array_equal(load_image(tiff(32, 20, data, order, bits=16)), expected)
+    np.testing.assert_array_equal(load_image(Image.fromarray(values)), expected)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_cmyk() -> None:
     jpeg = encoded(image, "JPEG", quality=100)
     assert b"Adobe" in jpeg  # whose convention is to store the inks inverted
     for data in (encoded(image, "TIFF"), jpeg):
-        np.testing.assert_allclose(read_image(data), ink * black / 255, rtol=0, atol=2)
+        np.testing.assert_allclose(load_image(data), ink * black / 255, rtol=0, atol=2)
 
 
 UPRIGHT = {
@@ -193,19 +193,19 @@ def test_pictures_are_turned_upright(orientation: int) -> None:
     for kind, options in LOSSLESS:
         if kind != "BMP":
             data = encoded(PICTURE, kind, exif=exif, **options)
-            np.testing.assert_array_equal(read_image(data), UPRIGHT[orientation](PICTURE))
+            np.testing.assert_array_equal(load_image(data), UPRIGHT[orientation](PICTURE))
     data = encoded(PICTURE, "JPEG", exif=exif)
-    np.testing.assert_array_equal(read_image(data), UPRIGHT[orientation](read_image(encoded(PICTURE, "JPEG"))))
+    np.testing.assert_array_equal(load_image(data), UPRIGHT[orientation](load_image(encoded(PICTURE, "JPEG"))))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_data_does_no_harm(kind: str) -> None:
-    expected = read_image(encoded(SMOOTH, kind))
-    np.testing.assert_array_equal(read_image(encoded(SMOOTH, kind, exif=b"Exif\0\0nonsense")), expected)
+    expected = load_image(encoded(SMOOTH, kind))
+    np.testing.assert_array_equal(load_image(encoded(SMOOTH, kind, exif=b"Exif\0\0nonsense")), expected)
     data = encoded(SMOOTH, kind, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0")
-    with pytest.warns(UserWarning, match="EXIF"):  # what read_image keeps to itself
+    with pytest.warns(UserWarning, match="EXIF"):  # what load_image keeps to itself
         Image.open(io.BytesIO(data)).getexif()
-    np.testing.assert_array_equal(read_image(data), expected)
+    np.testing.assert_array_equal(load_image(data), expected)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})], ids=str)
@@ -213,7 +213,7 @@ def test_the_first_frame_stands_for_an_animation(kind: str, options: Any) -> Non
     first, second = PICTURE & 0x80, ~PICTURE & 0x80
     data = encoded(first, kind, save_all=True, append_images=[Image.fromarray(second)], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 2
-    np.testing.assert_array_equal(read_image(data), first)
+    np.testing.assert_array_equal(load_image(data), first)
 
 
 WHOLE = {
@@ -241,7 +241,7 @@ def test_broken_bytes_give_a_picture_or_one_sentence(kind: str, data: st.DataObj
         broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
     picture, sentence = PICTURE, ""
     try:
-        picture = read_image(bytes(broken))
+        picture = load_image(bytes(broken))
     except GemwrightError as error:
         sentence = str(error)
     assert "\n" not in sentence
@@ -308,7 +308,7 @@ def test_too_many_pixels_are_refused_from_the_header(
 
 def test_the_limit_is_the_last_size_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_PIXELS", 13 * 9)
-    assert read_image(encoded(PICTURE)).shape == PICTURE.shape
+    assert load_image(encoded(PICTURE)).shape == PICTURE.shape
     assert "megapixels" in refusal(encoded(np.zeros((2, 59, 3), np.uint8)))
 
 
@@ -322,17 +322,17 @@ def tile_bomb(side: int) -> bytes:
 def test_bombs_take_no_memory(tmp_path: Path) -> None:
     small = tmp_path / "small.tiff"
     small.write_bytes(tile_bomb(1024))
-    assert read_image(small).shape == (1, 1, 3)  # so it is the size that is refused
+    assert load_image(small).shape == (1, 1, 3)  # so it is the size that is refused
     (tmp_path / "tile.tiff").write_bytes(tile_bomb(16_384))
     (tmp_path / "header.png").write_bytes(png(60_000, 60_000, 8, 2, b""))
     script = f"""
 import resource
-from gemwright.images.reading import read_image
-read_image({str(small)!r})
+from gemwright.images.load import load_image
+load_image({str(small)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in ("tile.tiff", "header.png"):
     try:
-        read_image({str(tmp_path)!r} + "/" + name)
+        load_image({str(tmp_path)!r} + "/" + name)
     except ValueError as error:
         assert "more than 100 megapixels" in str(error), error
     else:
@@ -354,25 +354,25 @@ def test_files_are_closed_and_images_left_open(tmp_path: Path) -> None:
     bad.write_bytes(WHOLE["LZW"][: len(WHOLE["LZW"]) * 2 // 3])
     before = open_files()
     for _ in range(3):
-        read_image(good)
+        load_image(good)
         refusal(bad)
         refusal(tmp_path)
     assert open_files() == before
     with Image.open(io.BytesIO(WHOLE["GIF"])) as image:
-        read_image(image)
-        np.testing.assert_array_equal(read_image(image), read_image(WHOLE["GIF"]))
+        load_image(image)
+        np.testing.assert_array_equal(load_image(image), load_image(WHOLE["GIF"]))
         image.seek(0)
 
 
 def test_the_array_is_the_callers_own() -> None:
     image = Image.fromarray(PICTURE)
-    read_image(image)[:] = 0
+    load_image(image)[:] = 0
     np.testing.assert_array_equal(np.asarray(image), PICTURE)
-    assert read_image(PICTURE) is PICTURE
+    assert load_image(PICTURE) is PICTURE
 
 
 def test_pillows_warnings_stay_inside_and_ours_come_back() -> None:
     filters = list(warnings.filters)
-    read_image(WHOLE["PNG"])
+    load_image(WHOLE["PNG"])
     refusal(b"")
     assert warnings.filters == filters

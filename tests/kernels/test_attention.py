@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemwright.kernels.attention import attend_to_ring
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.attention import attend_cached
+from gemwright.kernels.native import native_enabled
 from gemwright.model import attention
-from gemwright.model.branch import Branch
+from gemwright.linear import Branch
 from gemwright.model.config import Attention, Rope
-from gemwright.model.spec import AttentionWeights
-from gemwright.model.state import Context, KVState
+from gemwright.model.params import AttentionWeights
+from gemwright.model.state import Positions, KVCache
 
-if not use_native():
+if not native_enabled():
     pytest.skip("gemwright-native is not installed", allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -48,19 +48,19 @@ def _weights(spec: Attention) -> AttentionWeights:
     return AttentionWeights(**({"o_bias": None, "q_norm": None, "k_norm": None} | drawn))
 
 
-def _run(spec: Attention, dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], KVState]:
-    chosen = attention.kernel.runs_natively
-    monkeypatch.setattr(attention.kernel, "runs_natively", lambda *given: native and chosen(*given))
+def _run(spec: Attention, dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], KVCache]:
+    chosen = attention.kernel.supports
+    monkeypatch.setattr(attention.kernel, "supports", lambda *given: native and chosen(*given))
     params, random = _weights(spec), np.random.default_rng(1)
     shape = (2, spec.kv_heads, min(spec.window or SLOTS, SLOTS), spec.head_dim)
-    state, lengths, results = KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), np.zeros(2, np.int32), []
+    state, lengths, results = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), np.zeros(2, np.int32), []
     branch = Branch(None, None, 1e-6)
     step = jax.jit(lambda x, context, state: attention.apply(spec, params, branch, x, context, state))
     for tokens, padding in CHUNKS:
         x = jnp.asarray(random.standard_normal((2, tokens, WIDTH)), jnp.float32)
         valid = np.arange(tokens) < np.array([[tokens], [tokens - padding]])
         positions = np.where(valid, lengths[:, None] + np.arange(tokens), -1)
-        y, state = step(x, Context(jnp.asarray(positions), None, jnp.asarray(lengths)), state)
+        y, state = step(x, Positions(jnp.asarray(positions), None, jnp.asarray(lengths)), state)
         assert state is not None
         lengths += valid.sum(1, dtype=np.int32)
         results.append(np.asarray(y)[valid])
@@ -100,7 +100,7 @@ def test_few_tokens_give_to_the_bit_what_they_give_one_by_one(tokens: int, windo
     def attend(part: slice, ring: tuple[jnp.ndarray, jnp.ndarray]):
         arrays = (q[:, part], k[:, part], v[:, part])
         where = positions[:, part], lengths + part.start, rotation[:, part]
-        return attend_to_ring(*arrays, ring, *where, gains, window=window, scale=0.2, cap=None, eps=1e-6)
+        return attend_cached(*arrays, ring, *where, gains, window=window, scale=0.2, cap=None, eps=1e-6)
 
     together, (keys, values) = attend(slice(0, tokens), ring)
     for at in range(tokens):

@@ -12,24 +12,25 @@ from tiny import tiny_gguf
 
 import gemwright
 from gemwright import weights
-from gemwright.checkpoint import ggml
+from gemwright.kernels.native import native_enabled
+from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.convert import convert
-from gemwright.kernels import packed, packing
-from gemwright.kernels.packed import QTensor
+from gemwright.kernels import packed, native
+from gemwright.weights import PackedTensor
 
-if not packed.use_native():
+if not native_enabled():
     pytest.skip("gemwright-native is not installed", allow_module_level=True)
 
 
-def q8_0(shape: tuple[int, ...], rows: int) -> tuple[QTensor, jax.Array]:
+def q8_0(shape: tuple[int, ...], rows: int) -> tuple[PackedTensor, jax.Array]:
     """A random weight in Q8_0, and the array that it stands for."""
     values = np.random.default_rng(0).normal(size=(rows, np.prod(shape) // rows)).astype(np.float32)
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
-    made = packing.arrange("Q8_0", raw, values.shape, take=aligned, done=lambda: None)
-    return packed.held(made, shape, precise=False), jnp.asarray(decoded.reshape(shape))
+    made = native.arrange("Q8_0", raw, values.shape, take=aligned, done=lambda: None)
+    return PackedTensor.to_device(made, shape, precise=False), jnp.asarray(decoded.reshape(shape))
 
 
 @pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
@@ -60,8 +61,8 @@ def test_a_packed_weight_stays_where_it_was_packed():
         taken.append(aligned(nbytes))
         return taken[-1]
 
-    made = packing.arrange("Q8_0", ggml.encode("Q8_0", values), (70, 64), take=take, done=lambda: None)
-    weight = packed.held(made, (70, 64), precise=False)
+    made = native.arrange("Q8_0", ggml.encode("Q8_0", values), (70, 64), take=take, done=lambda: None)
+    weight = PackedTensor.to_device(made, (70, 64), precise=False)
     assert [weight.packed.unsafe_buffer_pointer()] == [memory.ctypes.data for memory in taken]
 
 
@@ -82,7 +83,7 @@ def test_a_frozen_packed_weight_passes_gradients_on():
 def test_plain_weights_at_their_own_bits_give_the_float32_model(tmp_path: Path, dtype: str):
     convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", "gguf", dtype)
     own, plain = gemwright.load(tmp_path / "other.gguf"), gemwright.load(tmp_path / "other.gguf", dtype="float32")
-    assert isinstance(own.engine.params.layers[0].mlp.gate, QTensor)
+    assert isinstance(own.engine.params.layers[0].mlp.gate, PackedTensor)
     assert (own.engine.state_dtype, plain.engine.state_dtype) == (jnp.bfloat16, jnp.float32)
     own = replace(own, engine=replace(own.engine, state_dtype=jnp.float32))  # the weights alone
     text = "the and then " * 5
@@ -93,7 +94,7 @@ def test_the_demo_keeps_its_bits_and_its_quality(demo_gguf: Path, demo: gemwrigh
     """Rounding activations to 8 bits moves the mean log-likelihood by less than 0.3%, and few first choices."""
     own = gemwright.load(demo_gguf)
     assert own.engine.params.embed.dtype == jnp.float32
-    assert isinstance(own.engine.params.embed, QTensor)
+    assert isinstance(own.engine.params.embed, PackedTensor)
     text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
     ids = own.encode(text)[:513]  # one chunk of 512
     ours, theirs = (np.mean(model.engine.score([ids])[0]) for model in (own, demo))

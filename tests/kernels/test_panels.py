@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from gemwright import weights
-from gemwright.checkpoint import ggml
+from gemwright.kernels.native import native_enabled
+from gemwright.checkpoint.files import ggml
 from gemwright.kernels import packed, panels
-from gemwright.kernels.panels import PanelTensor
+from gemwright.weights import PanelTensor
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 encodings = pytest.mark.parametrize("encoding", panels.BITS)
@@ -39,7 +40,7 @@ def tensor(encoding: str, shape: tuple[int, ...], inputs: int, dtype: Any = jnp.
 @encodings
 @pytest.mark.parametrize("shape", [(70, 96), (16, 32), (1, 64)])
 def test_panels_are_those_of_the_native_kernels(encoding: str, shape: tuple[int, int]) -> None:
-    if not packed.use_native():
+    if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     import gemwright_native
 

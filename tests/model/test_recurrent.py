@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from gemwright import tree
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.native import native_enabled
 from gemwright.model import recurrent
-from gemwright.model.branch import Branch
+from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope
-from gemwright.model.spec import ModelWeights, RecurrentWeights, spec
-from gemwright.model.state import Context, DecodeState, RecurrentState, empty_state, room, state_bytes
+from gemwright.model.params import ModelWeights, RecurrentWeights, param_specs
+from gemwright.model.state import Positions, DecodeState, RecurrentState, empty_state, room, state_bytes
 from gemwright.model.transformer import forward
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,7 +29,7 @@ MIXER = Recurrent(width=24, blocks=3)
 BARE = Branch(None, None, 1e-6)
 LOCAL = Attention(4, 1, head_dim=8, query_scalar=8.0, rope=Rope(fraction=0.5), window=WINDOW, out_bias=True)
 GRIFFIN = Config(
-    32, VOCAB, tuple(Layer(mixer, Mlp(48, bias=True)) for mixer in (MIXER, LOCAL, MIXER)), context=2**31 - 1
+    32, VOCAB, tuple(Layer(mixer, Mlp(48, bias=True)) for mixer in (MIXER, LOCAL, MIXER)), max_length=2**31 - 1
 )
 
 
@@ -44,7 +44,7 @@ def _weights() -> ModelWeights:
             values = np.log(np.expm1(-np.log(numbers.uniform(0.9, 0.999, param.shape))))
         return jnp.asarray(values, jnp.float32)
 
-    return tree.map_with_path(draw, spec(GRIFFIN))
+    return tree.map_with_path(draw, param_specs(GRIFFIN))
 
 
 def _hidden(tokens: np.ndarray, state: DecodeState | None = None, **told: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -119,7 +119,7 @@ POSITIONS = np.array(
 
 
 def _apply(params: RecurrentWeights, x: Any, positions: Any = POSITIONS) -> jax.Array:
-    context = Context(jnp.asarray(positions), None, jnp.zeros(len(positions), jnp.int32))
+    context = Positions(jnp.asarray(positions), None, jnp.zeros(len(positions), jnp.int32))
     return recurrent.apply(MIXER, params, BARE, x, context, None)[0] - x
 
 
@@ -189,9 +189,9 @@ def test_channels_that_never_forget_have_gradients():
 @pytest.fixture(params=["reference", "native"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both versions of the recurrence with a state."""
-    if request.param == "native" and not use_native():
+    if request.param == "native" and not native_enabled():
         pytest.skip("gemwright-native is not installed")
-    monkeypatch.setattr(recurrent.kernel, "runs_natively", lambda *_: request.param == "native")
+    monkeypatch.setattr(recurrent.kernel, "supports", lambda *_: request.param == "native")
 
 
 both = pytest.mark.usefixtures("kernel")
@@ -201,7 +201,7 @@ both = pytest.mark.usefixtures("kernel")
 def test_one_token_is_a_step_without_a_loop():
     params, state = _weights().layers[0].mixer, _empty(2).layers[0]
     assert isinstance(state, RecurrentState)
-    context = Context(jnp.array([[4], [0]]), None, jnp.array([4, 0]))
+    context = Positions(jnp.array([[4], [0]]), None, jnp.array([4, 0]))
     jaxpr = jax.make_jaxpr(lambda x: recurrent.apply(MIXER, params, BARE, x, context, state))(_inputs(2, 1))
     assert "cumsum" not in str(jaxpr)
     assert "scan[" not in str(jaxpr)
@@ -310,7 +310,7 @@ def test_packed_documents_equal_separate_ones():
         np.testing.assert_allclose(packed[own], alone[valid], **CLOSE)
 
 
-@pytest.mark.skipif(not use_native(), reason="gemwright-native is not installed")
+@pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernel_equals_the_reference(dtype: str):
     """Both in float32; where a channel keeps nearly all, 1 - a^2 has few digits in the reference."""
@@ -320,7 +320,7 @@ def test_the_kernel_equals_the_reference(dtype: str):
     initial = jnp.asarray(random.standard_normal((3, MIXER.width)), jnp.float32)
     positions = jnp.asarray(np.where(POSITIONS < 0, -1, POSITIONS + np.array([[0], [7], [0]])))
     gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
-    assert recurrent.kernel.runs_natively(params.input_gate, params.decay_gate)
+    assert recurrent.kernel.supports(params.input_gate, params.decay_gate)
     found = recurrent.kernel.rg_lru(u, positions, initial, *gates, params.decay)
     expected = recurrent._rg_lru(params, u, positions, initial)
     assert found.dtype == expected.dtype == jnp.float32

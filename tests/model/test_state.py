@@ -12,18 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixers import CONFIGS, VOCAB, WINDOW, weights
 
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.native import native_enabled
 from gemwright.model import attention
 from gemwright.model.config import Config
-from gemwright.model.state import (
-    DecodeState,
-    abstract_state,
-    empty_state,
-    grow,
-    slot_positions,
-    state_bytes,
-    visible,
-)
+from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, slot_positions, state_bytes, visible
 from gemwright.model.transformer import forward
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "kernel")
@@ -42,10 +34,10 @@ mixed = pytest.mark.parametrize("name", ["capped"])
 @pytest.fixture(scope="module", params=["reference", "native"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both versions of attention with a state."""
-    if request.param == "native" and not use_native():
+    if request.param == "native" and not native_enabled():
         pytest.skip("gemwright-native is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention.kernel, "runs_natively", lambda *_: request.param == "native")
+        patch.setattr(attention.kernel, "supports", lambda *_: request.param == "native")
         jax.clear_caches()
         yield
     jax.clear_caches()

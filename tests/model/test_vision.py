@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 
 from gemwright import tree
+from gemwright.kernels.native import native_enabled
 from gemwright.checkpoint.arena import aligned
-from gemwright.kernels import packed, packing
+from gemwright.kernels import packed, native
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
-from gemwright.model.spec import Param, VisionWeights, spec
+from gemwright.model.params import ParamSpec, VisionWeights, param_specs
 
-AFFINE = Vision(20, 16, prefix=True, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
-NORMED = Vision(24, 4, prefix=False, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
+AFFINE = Vision(20, 16, prefix_lm=True, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
+NORMED = Vision(24, 4, prefix_lm=False, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
 
 
 def _spec(tower: Vision) -> Any:
-    decoder = Config(48, 97, (Layer(Attention(4, 1, 16, 16.0), Mlp(8)),), context=256)
+    decoder = Config(48, 97, (Layer(Attention(4, 1, 16, 16.0), Mlp(8)),), max_length=256)
     return spec(replace(decoder, vision=tower)).vision
 
 
@@ -31,7 +32,7 @@ def _weights(tower: Vision, dtype: Any = jnp.float32) -> VisionWeights:
     """Random weights, gains and biases."""
     numbers = np.random.default_rng(0)
 
-    def draw(_: str, param: Param) -> jax.Array:
+    def draw(_: str, param: ParamSpec) -> jax.Array:
         values = numbers.standard_normal(param.shape) * (param.fan_in**-0.5 if param.linear else 0.3)
         return jnp.asarray(values + (param.init == "ones"), dtype)
 
@@ -99,18 +100,18 @@ def test_activations_have_the_dtype_of_the_weights():
     assert 0 < error < 30**0.5 * 2.0**-9 * np.abs(exact).max()
 
 
-@pytest.mark.skipif(not packed.use_native(), reason="gemwright-native is not installed")
+@pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
 def test_packed_weights_see_as_plain_ones():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), _weights(NORMED))
 
-    def pack(path: str, param: Param) -> Any:
+    def pack(path: str, param: ParamSpec) -> Any:
         values = tree.flatten(params)[path]
         raw = np.asarray(values.astype(jnp.bfloat16)).view(np.uint8)
         shape = (param.shape[0], math.prod(param.shape[1:]))
         if not param.linear:
             return values
-        made = packing.arrange("BF16", raw, shape, take=aligned, done=lambda: None)
-        return packed.held(made, param.shape, precise=False)
+        made = native.arrange("BF16", raw, shape, take=aligned, done=lambda: None)
+        return PackedTensor.to_device(made, param.shape, precise=False)
 
     rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))
     plain = vision.encode(NORMED, params, _pictures(NORMED))
@@ -119,7 +120,7 @@ def test_packed_weights_see_as_plain_ones():
 
 def test_a_large_picture_does_not_hold_the_scores_of_all_heads():
     """At 896 px the scores of one head are the most at a time, and no array is larger than the MLP's inside."""
-    tower = Vision(896, 256, prefix=False, projector="normed")
+    tower = Vision(896, 256, prefix_lm=False, projector="normed")
     params = jax.tree.map(lambda param: jax.ShapeDtypeStruct(param.shape, jnp.float32), _spec(tower).layers[0])
     x = jax.ShapeDtypeStruct((1, tower.grid**2, tower.width), jnp.float32)
     program = str(jax.make_jaxpr(partial(vision.layer, tower))(params, x))

@@ -21,8 +21,8 @@ from transformers import (
 
 from gemwright.model import vision
 from gemwright.model.config import Config
-from gemwright.model.spec import ModelWeights
-from gemwright.model.transformer import Pictured, forward, logits
+from gemwright.model.params import ModelWeights
+from gemwright.model.transformer import SoftTokens, forward, logits
 
 IMAGE = VOCAB - 1
 """transformers' id of the token that stands for a row of a picture; ours is any negative number."""
@@ -128,20 +128,20 @@ def make(name: str, folder: Path) -> Pair:
     return Pair(folder, theirs, config, weights, _batch(config))
 
 
-def pictured(pair: Pair, rows: Any = None) -> Pictured:
+def soft_tokens(pair: Pair, rows: Any = None) -> SoftTokens:
     """What our side has to know of the pictures; `rows` [pictures, tokens, D] are the tower's unless given."""
     batch, config = pair.batch, pair.config
     if rows is None:
         rows = vision.encode(config.vision, pair.weights.vision, jnp.asarray(batch.pixels))
     placed = np.zeros((*batch.tokens.shape, config.width), np.float32)
     placed[batch.tokens < 0] = np.asarray(rows, np.float32).reshape(-1, config.width)
-    return Pictured(jnp.asarray(placed), jnp.asarray(batch.blocks))
+    return SoftTokens(jnp.asarray(placed), jnp.asarray(batch.blocks))
 
 
-def ours(pair: Pair, given: Pictured | None = None) -> jax.Array:
+def ours(pair: Pair, given: SoftTokens | None = None) -> jax.Array:
     """Logits [2, LENGTH, V] of one pass."""
-    given = pictured(pair) if given is None else given
-    hidden, _ = forward(pair.config, pair.weights, jnp.asarray(pair.batch.tokens), pictured=given)
+    given = soft_tokens(pair) if given is None else given
+    hidden, _ = forward(pair.config, pair.weights, jnp.asarray(pair.batch.tokens), soft_tokens=given)
     return logits(pair.config, pair.weights, hidden)
 
 
@@ -175,14 +175,14 @@ def _batch(config: Config) -> Batch:
     random = np.random.default_rng(1)
     tokens = random.integers(0, VOCAB - 3, (2, LENGTH))
     kinds, blocks = np.zeros((2, LENGTH), np.int64), np.full((2, LENGTH), -1, np.int32)
-    starts = ((0,), (0,)) if config.vision.prefix else PLACES
+    starts = ((0,), (0,)) if config.vision.prefix_lm else PLACES
     for row in range(2):
         for number, start in enumerate(starts[row]):
             picture = slice(start, start + config.vision.tokens)
             tokens[row, picture] = -1
-            if not config.vision.prefix:
+            if not config.vision.prefix_lm:
                 kinds[row, picture], blocks[row, picture] = 1, number
-        if config.vision.prefix:
+        if config.vision.prefix_lm:
             kinds[row, PREFIXES[row] :], blocks[row, : PREFIXES[row]] = 1, 0
     side = config.vision.image_size
     pixels = random.uniform(-1, 1, (sum(map(len, starts)), side, side, 3)).astype(np.float32)

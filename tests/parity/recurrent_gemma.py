@@ -14,7 +14,7 @@ from reference import load
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from gemwright.model.config import Config, Layer, Recurrent
-from gemwright.model.spec import AttentionWeights, ModelWeights
+from gemwright.model.params import AttentionWeights, ModelWeights
 
 torch.set_num_threads(1)  # such small products only wait for each other on more
 VOCAB, WIDTH, DEPTH, HEADS, RECURRENT, HIDDEN, WINDOW = 101, 48, 5, 3, 60, 72, 8

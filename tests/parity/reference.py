@@ -21,7 +21,7 @@ from transformers import (
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.config import Config
-from gemwright.model.spec import ModelWeights
+from gemwright.model.params import ModelWeights
 
 torch.set_num_threads(1)  # such small products only wait for each other on more
 VOCAB = 101
@@ -113,7 +113,7 @@ def make(name: str, folder: Path) -> Pair:
 def load(folder: Path, dtype: Any) -> tuple[Config, ModelWeights]:
     """The model of a folder, by the way that every user goes."""
     checkpoint = open_checkpoint(folder)
-    return checkpoint.config, load_weights(checkpoint.file, checkpoint.plan, checkpoint.config, dtype)
+    return checkpoint.config, load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -17,12 +17,13 @@ import torch
 from reference import LENGTH, MODELS, WINDOW, Pair, array, load, make
 
 from gemwright import ops, tree
-from gemwright.checkpoint import names
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import mapping
 from gemwright.model import attention, block, mlp
-from gemwright.model.branch import Branch
+from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Rope
-from gemwright.model.spec import AttentionWeights
-from gemwright.model.state import Context
+from gemwright.model.params import AttentionWeights
+from gemwright.model.state import Positions
 from gemwright.model.transformer import forward, logits
 
 LOGITS = 1e-4
@@ -47,7 +48,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _attention(spec: Attention, weights: AttentionWeights, x: jax.Array, context: Context, eps: float) -> jax.Array:
+def _attention(spec: Attention, weights: AttentionWeights, x: jax.Array, context: Positions, eps: float) -> jax.Array:
     """Without the norms and the sum of its branch."""
     return attention.apply(spec, weights, Branch(None, None, eps), x, context, None)[0] - x
 
@@ -81,9 +82,9 @@ def _records(pair: Pair) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return records
 
 
-def _context(batch: int) -> Context:
+def _context(batch: int) -> Positions:
     positions = jnp.broadcast_to(jnp.arange(LENGTH), (batch, LENGTH))
-    return Context(positions, None, jnp.zeros(batch, jnp.int32))
+    return Positions(positions, None, jnp.zeros(batch, jnp.int32))
 
 
 def _close(ours: Any, theirs: np.ndarray) -> None:
@@ -170,10 +171,10 @@ def test_gradients(gemma3: Pair):
         return -jnp.mean(jnp.take_along_axis(logprobs, gemma3.tokens[:, 1:, None], axis=-1))
 
     ours = tree.flatten(jax.grad(loss)(gemma3.weights))
-    plan = names.huggingface(gemma3.config)
-    assert {plan[path].name for path in ours} == expected.keys()
+    mapping = map_huggingface(gemma3.config)
+    assert {mapping[path].name for path in ours} == expected.keys()
     for path, gradient in ours.items():
-        reference = expected[plan[path].name]
+        reference = expected[mapping[path].name]
         assert np.abs(reference).max() > 1e-6, path
         np.testing.assert_allclose(
             np.asarray(gradient).reshape(reference.shape), reference, rtol=0, atol=1e-5 * np.abs(reference).max()

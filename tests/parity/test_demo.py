@@ -14,6 +14,7 @@ from quick_reader import QuickReader
 
 import gemwright
 from gemwright.model.transformer import forward, logits
+from gemwright.checkpoint.names.huggingface import map_huggingface
 
 LENGTH = 1600
 """Tokens of the long text: three windows of 512 and a bit."""
@@ -116,14 +117,14 @@ def reference_hidden(theirs: Any, long_text: list[int]) -> torch.Tensor:
 
 def test_every_weight_equals_the_one_that_ggml_reads(ours: gemwright.Model, theirs: Any):
     from gemwright import tree
-    from gemwright.checkpoint import names
+    from gemwright.checkpoint.names.mapping import mapping
 
     expected = dict(theirs.named_parameters())
-    plan = names.huggingface(ours.engine.config)
+    mapping = map_huggingface(ours.engine.config)
     weights = tree.flatten(ours.engine.params)
-    assert {plan[path].name for path in weights} == expected.keys()
+    assert {mapping[path].name for path in weights} == expected.keys()
     for path, leaf in weights.items():
-        reference = expected[plan[path].name].detach().numpy()
+        reference = expected[mapping[path].name].detach().numpy()
         np.testing.assert_array_equal(np.asarray(leaf).reshape(reference.shape), reference)
 
 

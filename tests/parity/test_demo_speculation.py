@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import gemwright
-from gemwright.generate import schedule
+from gemwright.generate import buckets
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.speculation import Lookup, Pace
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.native import native_enabled
 
 PROMPT = "".join(
     f"def test_{name}():\n    assert convert('{name}') == '{name}'\n\n\n" for name in ("one", "two", "six")
@@ -19,7 +19,7 @@ LENGTH = 150
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not use_native(), reason="XLA's products of one row and of several differ in rounding")
+@pytest.mark.skipif(not native_enabled(), reason="XLA's products of one row and of several differ in rounding")
 def test_the_text_is_that_of_plain_decoding(monkeypatch: pytest.MonkeyPatch, demo_gguf: Path):
     model = gemwright.load(demo_gguf)
     engine, prompts = model.engine, [model.encode(PROMPT)] * 2

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from multimodal import SEEING, Pair, channels_first, in_bfloat16, make, ours, pictured, theirs
+from multimodal import SEEING, Pair, channels_first, in_bfloat16, make, ours, soft_tokens, theirs
 from reference import LENGTH, array
 
 from gemwright import ops, tree
-from gemwright.checkpoint import names
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import mapping
 from gemwright.model import attention, vision
 from gemwright.model.state import DecodeState, empty_state
-from gemwright.model.transformer import Pictured, forward, logits
+from gemwright.model.transformer import SoftTokens, forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOGITS = 1e-4
@@ -120,10 +121,10 @@ def test_gradients_of_the_tower(sighted: Pair):
     found = tree.flatten(
         jax.grad(lambda params: jnp.sum(vision.encode(tower, params, pixels) * factors))(sighted.weights.vision)
     )
-    plan = names.huggingface(sighted.config)
+    mapping = map_huggingface(sighted.config)
     assert len(found) > 3 * 16
     for path, gradient in found.items():
-        stored = plan[f"vision.{path}"]
+        stored = mapping[f"vision.{path}"]
         reference = array(expected[stored.name])
         reference = reference if stored.permute is None else reference.transpose(stored.permute)
         # A bias of the keys moves all scores of a query alike, so its gradient is nothing but rounding.
@@ -163,16 +164,16 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers(sighted: Pair):
 
 def _chunk(
     pair: Pair, starts: tuple[int, ...], stops: tuple[int, ...], *, left: bool
-) -> tuple[jax.Array, jax.Array, Pictured]:
+) -> tuple[jax.Array, jax.Array, SoftTokens]:
     """Tokens `starts` to `stops` of each row, padded on one side with what must not matter."""
-    batch, given, width = pair.batch, pictured(pair), CHUNK
+    batch, given, width = pair.batch, soft_tokens(pair), CHUNK
     tokens, valid = np.full((2, width), 5), np.zeros((2, width), bool)
     rows, blocks = np.ones((2, width, pair.config.width), np.float32), np.zeros((2, width), np.int32)
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         place = slice(width - (stop - start), width) if left else slice(stop - start)
         tokens[row, place], valid[row, place] = batch.tokens[row, start:stop], True
         rows[row, place], blocks[row, place] = given.rows[row, start:stop], given.blocks[row, start:stop]
-    return jnp.asarray(tokens), jnp.asarray(valid), Pictured(jnp.asarray(rows), jnp.asarray(blocks))
+    return jnp.asarray(tokens), jnp.asarray(valid), SoftTokens(jnp.asarray(rows), jnp.asarray(blocks))
 
 
 def _check(pair: Pair, hidden: jax.Array, valid: jax.Array, starts: tuple[int, ...], expected: np.ndarray) -> None:
@@ -188,11 +189,11 @@ def test_a_padded_prompt_and_then_token_by_token(pair: Pair, left: bool):
     """Rows of different lengths, fed to a state in one chunk, then one token at a time, and without a state."""
     expected, start = theirs(pair), (0, 0)
     tokens, valid, given = _chunk(pair, start, PROMPTS, left=left)
-    hidden, _ = forward(pair.config, pair.weights, tokens, valid=valid, pictured=given)
+    hidden, _ = forward(pair.config, pair.weights, tokens, valid=valid, soft_tokens=given)
     _check(pair, hidden, valid, start, expected)
 
     state: DecodeState | None = empty_state(pair.config, 2, LENGTH, jnp.float32)
-    hidden, state = forward(pair.config, pair.weights, tokens, state, valid=valid, pictured=given)
+    hidden, state = forward(pair.config, pair.weights, tokens, state, valid=valid, soft_tokens=given)
     _check(pair, hidden, valid, start, expected)
     for step in range(LENGTH - max(PROMPTS)):
         places = tuple(length + step for length in PROMPTS)
@@ -210,7 +211,7 @@ def test_pictures_in_several_chunks(pairs: dict[str, Pair]):
     stops = [(0, 0), (7, 4), (16, 19), (56, 59)]
     for start, stop in pairwise(stops):
         tokens, valid, given = _chunk(pair, start, stop, left=False)
-        hidden, state = forward(pair.config, pair.weights, tokens, state, valid=valid, pictured=given)
+        hidden, state = forward(pair.config, pair.weights, tokens, state, valid=valid, soft_tokens=given)
         _check(pair, hidden, valid, start, expected)
 
 
@@ -291,21 +292,21 @@ def test_a_wrong_tower_is_noticed(pairs: dict[str, Pair], mistake: str):
 
 def _blocks(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pair], Any]:
     def wrong(pair: Pair) -> Any:
-        given = pictured(pair)
+        given = soft_tokens(pair)
         return ours(pair, replace(given, blocks=jnp.asarray(change(np.asarray(given.blocks)), jnp.int32)))
 
     return wrong
 
 
 def _placed(change: Callable[[Any], Any]) -> Callable[[Pair], Any]:
-    return lambda pair: ours(pair, pictured(pair, change(_rows(pair))))
+    return lambda pair: ours(pair, soft_tokens(pair, change(_rows(pair))))
 
 
 def _gates(pair: Pair) -> Any:
     layers = tuple(
         replace(layer, mlp=replace(layer.mlp, gate=layer.mlp.up, up=layer.mlp.gate)) for layer in pair.weights.layers
     )
-    return ours(replace(pair, weights=replace(pair.weights, layers=layers)), pictured(pair))
+    return ours(replace(pair, weights=replace(pair.weights, layers=layers)), soft_tokens(pair))
 
 
 def _windowed(window: int) -> Callable[[Pair], Any]:

@@ -18,12 +18,13 @@ from recurrent_gemma import LENGTH, WINDOW, Trio, attention
 from reference import array, load
 
 from gemwright import ops, tree
-from gemwright.checkpoint import names
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import mapping
 from gemwright.model import block, mlp, recurrent
-from gemwright.model.branch import Branch
+from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Recurrent, Rope
-from gemwright.model.spec import ModelWeights, RecurrentWeights
-from gemwright.model.state import Context, empty_state
+from gemwright.model.params import ModelWeights, RecurrentWeights
+from gemwright.model.state import Positions, empty_state
 from gemwright.model.transformer import forward, logits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -151,7 +152,7 @@ def _records(trio: Trio) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def test_float32_blocks_equal_those_of_transformers(trio: Trio):
     """Every module on the input that transformers' own had, so that errors do not add up."""
     records, eps = _records(trio), trio.config.norm_eps
-    context = Context(jnp.asarray(_positions(0, LENGTH)), None, jnp.zeros(2, jnp.int32))
+    context = Positions(jnp.asarray(_positions(0, LENGTH)), None, jnp.zeros(2, jnp.int32))
     for index, (layer, weights) in enumerate(zip(trio.config_transformers.layers, trio.weights.layers, strict=True)):
         name = f"model.layers.{index}"
         given, expected = records[name]
@@ -180,12 +181,12 @@ def test_gradients_equal_those_of_transformers(trio: Trio):
         logprobs = jax.nn.log_softmax(_ours(trio.config_transformers, weights, trio.tokens)[:, :-1])
         return -jnp.mean(jnp.take_along_axis(logprobs, trio.tokens[:, 1:, None], axis=-1))
 
-    ours, plan = tree.flatten(jax.jit(jax.grad(loss))(trio.weights)), names.huggingface(trio.config)
-    assert {plan[path].name for path in ours} == expected.keys()
+    ours, mapping = tree.flatten(jax.jit(jax.grad(loss))(trio.weights)), map_huggingface(trio.config)
+    assert {mapping[path].name for path in ours} == expected.keys()
     for path, gradient in ours.items():
-        reference = expected[plan[path].name]
+        reference = expected[mapping[path].name]
         assert np.abs(reference).max() > 1e-6, path
-        _close(plan[path].as_stored(np.asarray(gradient)), reference, 1e-5)
+        _close(mapping[path].as_stored(np.asarray(gradient)), reference, 1e-5)
 
 
 def test_bfloat16_is_as_near_to_the_truth_as_transformers(trio: Trio):

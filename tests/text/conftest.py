@@ -75,7 +75,7 @@ def small_tokenizer(small_vocabulary: Vocabulary) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def torture_texts() -> list[str]:
-    """Texts at the edges of the tokenizer, without markers and without U+2581."""
+    """LazyStrings at the edges of the tokenizer, without markers and without U+2581."""
     texts = [
         "",
         " ",

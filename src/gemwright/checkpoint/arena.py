@@ -18,7 +18,7 @@ class Arena:
     def __init__(self) -> None:
         self._rest = np.empty(0, np.uint8)
 
-    def take(self, nbytes: int) -> NDArray[np.uint8]:
+    def allocate(self, nbytes: int) -> NDArray[np.uint8]:
         """Uninitialised bytes that start on an `ALIGNMENT` boundary."""
         if nbytes >= LARGE:
             return aligned(nbytes)

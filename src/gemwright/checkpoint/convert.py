@@ -12,15 +12,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint import names, processor
-from gemwright.checkpoint.gguf import GgufTensor, write_gguf
-from gemwright.checkpoint.gguf_configuration import to_gguf
-from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.configs import processor
+from gemwright.checkpoint.configs.gguf import to_gguf
+from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
+from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.checkpoint.load import Progress, read_weights, row_chunks
-from gemwright.checkpoint.markers import with_markers
-from gemwright.checkpoint.names import Stored
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
-from gemwright.checkpoint.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
 from gemwright.text.chat import GEMMA
@@ -103,10 +105,10 @@ def _own_dtype(checkpoint: Checkpoint) -> str:
 def _write_huggingface(
     checkpoint: Checkpoint, vocabulary: Vocabulary, folder: Path, dtype: str, progress: Progress
 ) -> None:
-    plan = names.huggingface(checkpoint.config)
-    weights = read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, DTYPES[dtype], progress)
+    mapping = map_huggingface(checkpoint.config)
+    weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, DTYPES[dtype], progress)
 
-    def produce(path: str, stored: Stored) -> NDArray[Any]:
+    def produce(path: str, stored: TensorMapping) -> NDArray[Any]:
         read, values = next(weights)
         assert read == path
         if not np.isfinite(values).all():
@@ -118,7 +120,7 @@ def _write_huggingface(
 
     tensors = [
         SafetensorsTensor(stored.name, stored.shape, DTYPES[dtype], lambda p=path, s=stored: produce(p, s))
-        for path, stored in plan.items()
+        for path, stored in mapping.items()
     ]
     write_folder(folder, checkpoint, vocabulary, tensors, to_huggingface(checkpoint.config, dtype))
 
@@ -165,7 +167,7 @@ def _documents(
     config, special = dict(config), _special_ids(checkpoint, vocabulary)
     settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
     if vision := checkpoint.config.vision:
-        vocabulary = with_markers(vocabulary, *processor.missing_markers(vision, vocabulary))
+        vocabulary = add_control_tokens(vocabulary, *processor.missing_markers(vision, vocabulary))
         config |= processor.marker_ids(vision, vocabulary)
         settings |= processor.tokenizer_keys(vision)
         documents = processor.processor_documents(vision)
@@ -196,11 +198,11 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
     vocabulary = replace(
         vocabulary, pieces=vocabulary.pieces[:size], scores=vocabulary.scores[:size], kinds=vocabulary.kinds[:size]
     )
-    plan = names.gguf(config)
+    mapping = map_gguf(config)
     # In float32, as the norms' gains are stored in it whatever the dtype of the matrices.
     weights = read_weights(checkpoint.file, _plan_of(checkpoint, config), config, np.float32, progress)
 
-    def chunks(path: str, stored: Stored) -> Iterator[NDArray[Any]]:
+    def chunks(path: str, stored: TensorMapping) -> Iterator[NDArray[Any]]:
         read, values = next(weights)
         assert read == path
         for rows in row_chunks(stored.shape):
@@ -209,21 +211,21 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
 
     tensors = [
         GgufTensor(stored.name, stored.shape, _encoding(path, stored, dtype), chunks(path, stored))
-        for path, stored in plan.items()
+        for path, stored in mapping.items()
     ]
     metadata = _gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(file, metadata, tensors)
 
 
-def _plan_of(checkpoint: Checkpoint, config: Config) -> Mapping[str, Stored]:
-    """The source's plan for the decoder alone, with as many rows of vocabulary or fewer."""
-    plan = {path: stored for path, stored in checkpoint.plan.items() if not path.startswith("vision.")}
-    rows = {"embed", "head"} & plan.keys()
-    return plan | {path: replace(plan[path], shape=(config.vocab, config.width)) for path in rows}
+def _plan_of(checkpoint: Checkpoint, config: Config) -> Mapping[str, TensorMapping]:
+    """The source's mapping for the decoder alone, with as many rows of vocabulary or fewer."""
+    mapping = {path: stored for path, stored in checkpoint.mapping.items() if not path.startswith("vision.")}
+    rows = {"embed", "head"} & mapping.keys()
+    return mapping | {path: replace(mapping[path], shape=(config.vocab, config.width)) for path in rows}
 
 
-def _encoding(path: str, stored: Stored, dtype: str) -> str:
+def _encoding(path: str, stored: TensorMapping, dtype: str) -> str:
     if len(stored.shape) == 1:
         return "F32"
     # The table is read by row as well as multiplied by: it keeps more bits than the rest, as is usual.

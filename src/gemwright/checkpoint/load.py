@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.checkpoint.arena import Arena, aligned
-from gemwright.checkpoint.names import Stored, check, plain_name
-from gemwright.checkpoint.tensors import TensorFile
+from gemwright.checkpoint.files.tensor_file import TensorFile
+from gemwright.checkpoint.names.mapping import TensorMapping, check, plain_name
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packed, packing, panels
-from gemwright.kernels.packing import Arranged
-from gemwright.kernels.panels import PanelTensor
+from gemwright.kernels import native, panels
+from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
-from gemwright.model.spec import ModelWeights, spec
-from gemwright.weights import Weight
+from gemwright.model.params import ModelWeights, param_specs
+from gemwright.weights import PackedTensor, PanelTensor, Weight
 
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
@@ -39,60 +38,62 @@ Progress = Callable[[int, int], None]
 
 def load_weights(
     file: TensorFile,
-    plan: Mapping[str, Stored],
+    mapping: Mapping[str, TensorMapping],
     config: Config,
     dtype: DTypeLike | None,
     progress: Progress = lambda done, total: None,
-    arranged: Mapping[str, Arranged] | None = None,
+    repacked: Mapping[str, Repacked] | None = None,
 ) -> ModelWeights:
-    """Read the weights that a plan names, onto the default device.
+    """Read the weights that a mapping names, onto the default device.
 
     Args:
         file: Where they are.
-        plan: Where each lies in the file.
+        mapping: Where each lies in the file.
         config: The model.
         dtype: What they become; None keeps matrices at their own bits, for the native kernels. Our own quantised
             matrices stay as they are mapped, and this is the dtype of what they are multiplied with.
         progress: Called as the reading goes on.
-        arranged: What was rearranged before, by name of the tensor in the file.
+        repacked: What was rearranged before, by name of the tensor in the file.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
     """
-    return tree.build(spec(config), dict(_leaves(file, plan, config, dtype, progress, arranged or {})))
+    return tree.build(param_specs(config), dict(_leaves(file, mapping, config, dtype, progress, repacked or {})))
 
 
 def _leaves(
     file: TensorFile,
-    plan: Mapping[str, Stored],
+    mapping: Mapping[str, TensorMapping],
     config: Config,
     dtype: DTypeLike | None,
     progress: Progress,
-    arranged: Mapping[str, Arranged],
+    repacked: Mapping[str, Repacked],
 ) -> Iterator[tuple[str, Weight]]:
     """Matrices at their own bits where they can be multiplied so and lie in rows as ours do; all else plain arrays."""
-    names = _checked_names(file, plan)
-    total, done = _total(file, plan, names), 0
-    known = packed.encodings() if dtype is None else ()
+    names = _checked_names(file, mapping)
+    total, done = _total(file, mapping, names), 0
+    known = encodings() if dtype is None else ()
     plain, arena = np.dtype(np.float32 if dtype is None else dtype), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, param in tree.flatten(spec(config)).items():
-            stored, name = plan[path], names[plan[path].name]
+        for path, param in tree.flatten(param_specs(config)).items():
+            stored, name = mapping[path], names[mapping[path].name]
             info = file.tensors[name]
             as_ours = not stored.index and stored.permute is None
             head = path == ("embed" if config.tied else "head")
             precise = head or path.endswith(PRECISE)
             if param.linear and as_ours and info.panels:
                 yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=precise)
-            elif param.linear and as_ours and name in arranged and info.shape == stored.shape:
-                yield path, packed.held(arranged[name], param.shape, precise=precise)
+            elif param.linear and as_ours and name in repacked and info.shape == stored.shape:
+                yield path, PackedTensor.to_device(repacked[name], param.shape, precise=precise)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 shape, release = (stored.shape[0], math.prod(stored.shape[1:])), functools.partial(file.release, name)
-                made = packing.arrange(info.encoding, raw, shape, take=arena.take, done=release, head=head)
-                yield path, packed.held(made, param.shape, precise=precise)
+                made = native.repack(
+                    info.encoding, raw, shape, allocate=arena.allocate, on_rows_read=release, head=head
+                )
+                yield path, PackedTensor.to_device(made, param.shape, precise=precise)
             else:
-                yield path, jax.device_put(_read(pool, arena.take, file, name, stored, param.shape, plain))
+                yield path, jax.device_put(_read(pool, arena.allocate, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)
             progress(done, total)
 
@@ -100,7 +101,7 @@ def _leaves(
 def _mapped(
     raw: NDArray[np.uint8],
     encoding: str,
-    stored: Stored,
+    stored: TensorMapping,
     shape: tuple[int, ...],
     dtype: DTypeLike | None,
     *,
@@ -109,13 +110,13 @@ def _mapped(
     """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
     held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
     if dtype is None:
-        return packed.QTensor(held, encoding, shape, precise)
+        return PackedTensor(held, encoding, shape, precise)
     return PanelTensor(held, encoding, shape, jnp.dtype(dtype))
 
 
 def read_weights(
     file: TensorFile,
-    plan: Mapping[str, Stored],
+    mapping: Mapping[str, TensorMapping],
     config: Config,
     dtype: DTypeLike,
     progress: Progress = lambda done, total: None,
@@ -126,15 +127,15 @@ def read_weights(
     Raises:
         CheckpointError: as for `load_weights`.
     """
-    names = _checked_names(file, plan)
-    total = _total(file, plan, names)
+    names = _checked_names(file, mapping)
+    total = _total(file, mapping, names)
 
     def read() -> Iterator[tuple[str, NDArray[Any]]]:
         done = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            params = tree.flatten(spec(config))
+            params = tree.flatten(param_specs(config))
             for path in params if order is None else order:
-                stored = plan[path]
+                stored = mapping[path]
                 name = names[stored.name]
                 yield path, _read(pool, aligned, file, name, stored, params[path].shape, np.dtype(dtype))
                 done += _nbytes(file, stored, name)
@@ -143,20 +144,20 @@ def read_weights(
     return read()  # not a generator itself, so that the checks are made at once
 
 
-def _checked_names(file: TensorFile, plan: Mapping[str, Stored]) -> dict[str, str]:
-    """The file's own name of each tensor by the plan's; raises unless the file holds just what the plan names."""
+def _checked_names(file: TensorFile, mapping: Mapping[str, TensorMapping]) -> dict[str, str]:
+    """The file's own name of each tensor by the mapping's; raises unless the file holds just what the mapping names."""
     own = {plain_name(name): name for name in file.tensors}
     if twice := set(file.tensors).difference(own.values()):
         raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
-    check(plan, {plain: file.tensors[name].shape for plain, name in own.items()}, str(file.path))
-    return {stored.name: own[plain_name(stored.name)] for stored in plan.values()}
+    check(mapping, {plain: file.tensors[name].shape for plain, name in own.items()}, str(file.path))
+    return {stored.name: own[plain_name(stored.name)] for stored in mapping.values()}
 
 
-def _total(file: TensorFile, plan: Mapping[str, Stored], names: Mapping[str, str]) -> int:
-    return sum(_nbytes(file, stored, names[stored.name]) for stored in plan.values())
+def _total(file: TensorFile, mapping: Mapping[str, TensorMapping], names: Mapping[str, str]) -> int:
+    return sum(_nbytes(file, stored, names[stored.name]) for stored in mapping.values())
 
 
-def _nbytes(file: TensorFile, stored: Stored, name: str) -> int:
+def _nbytes(file: TensorFile, stored: TensorMapping, name: str) -> int:
     """Bytes of a weight in the file: its part of a tensor in which several are stacked."""
     info = file.tensors[name]
     return info.nbytes // math.prod(info.shape[: len(stored.index)])
@@ -171,14 +172,14 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 def _read(
     pool: ThreadPoolExecutor,
-    take: Callable[[int], NDArray[np.uint8]],
+    allocate: Callable[[int], NDArray[np.uint8]],
     file: TensorFile,
     name: str,
-    stored: Stored,
+    stored: TensorMapping,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    out = take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+    out = allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
     if stored.index or stored.permute is not None:
         values = file.read(name)[stored.index]
         values = values if stored.permute is None else values.transpose(stored.permute)

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gemwright.checkpoint import flax_names, names
-from gemwright.checkpoint.gguf import GgufFile, open_gguf
-from gemwright.checkpoint.gguf_configuration import from_gguf
-from gemwright.checkpoint.huggingface import from_huggingface, read_generation_config
-from gemwright.checkpoint.markers import with_places
-from gemwright.checkpoint.names import Stored
-from gemwright.checkpoint.npz import open_npz
-from gemwright.checkpoint.safetensors import open_safetensors
-from gemwright.checkpoint.tensors import TensorFile
+from gemwright.checkpoint.configs.gguf import from_gguf
+from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
+from gemwright.checkpoint.files.gguf import GgufFile, open_gguf
+from gemwright.checkpoint.files.npz import open_npz
+from gemwright.checkpoint.files.safetensors import open_safetensors
+from gemwright.checkpoint.files.tensor_file import TensorFile
+from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import TensorMapping
+from gemwright.checkpoint.vocabulary import add_location_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
 from gemwright.text.sentencepiece_model import CONTROL
@@ -36,7 +38,7 @@ class Checkpoint:
         format: Of the weights.
         file: Their names, shapes and bytes.
         config: The model, as the checkpoint itself describes it.
-        plan: Where each of our weights lies in the file.
+        mapping: Where each of our weights lies in the file.
         generation: What the checkpoint says of sampling, in the words of `generation_config.json`.
         chat_template: The template of conversations that came with it; None for a pretrained model.
     """
@@ -45,7 +47,7 @@ class Checkpoint:
     format: Literal["safetensors", "gguf", "orbax", "npz"]
     file: TensorFile
     config: Config
-    plan: Mapping[str, Stored]
+    mapping: Mapping[str, TensorMapping]
     generation: Mapping[str, Any]
     chat_template: str | None
 
@@ -69,8 +71,8 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-        if self.config.vision and self.config.vision.prefix:
-            vocabulary = with_places(vocabulary, self.config.vocab)
+        if self.config.vision and self.config.vision.prefix_lm:
+            vocabulary = add_location_tokens(vocabulary, self.config.vocab)
         self.check_vocabulary(vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), path)
         return vocabulary
 
@@ -154,8 +156,8 @@ def _open_huggingface(path: Path) -> Checkpoint:
     if (place := folder / "generation_config.json").is_file():
         generation |= read_generation_config(read_json(place), str(place))
     file = open_safetensors(path)
-    plan = names.huggingface(config)
-    return Checkpoint(path, "safetensors", file, config, plan, generation, _chat_template(folder))
+    mapping = map_huggingface(config)
+    return Checkpoint(path, "safetensors", file, config, mapping, generation, _chat_template(folder))
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -179,11 +181,11 @@ def from_gguf_file(file: GgufFile) -> Checkpoint:
             f"{path} is one of {parts} parts of a model; merge them with llama.cpp's `llama-gguf-split --merge` first."
         )
     config = from_gguf(file.metadata, file.tensors, str(path))
-    plan = names.gguf(config)
+    mapping = map_gguf(config)
     stops = {int(file.metadata[key]) for key in _GGUF_STOPS if _is_id(file.metadata.get(key))}
     generation = {"eos_token_id": sorted(stops)} if stops else {}
     template = file.metadata.get("tokenizer.chat_template")
-    return Checkpoint(path, "gguf", file, config, plan, generation, template if isinstance(template, str) else None)
+    return Checkpoint(path, "gguf", file, config, mapping, generation, template if isinstance(template, str) else None)
 
 
 _GGUF_STOPS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
@@ -194,7 +196,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
-    from gemwright.checkpoint.orbax import is_orbax, open_orbax
+    from gemwright.checkpoint.files.orbax import is_orbax, open_orbax
 
     if not is_orbax(folder):
         raise CheckpointError(f"{folder} holds no safetensors, GGUF or Orbax checkpoint; give a folder that does.")
@@ -203,14 +205,14 @@ def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     if not any(name.startswith("SigLiPFromPatches_0/") for name in shapes):
         config = replace(config, vision=None)  # trees are saved without the tower too
-    return Checkpoint(folder, "orbax", file, config, flax_names.deepmind(config, shapes), {}, None)
+    return Checkpoint(folder, "orbax", file, config, map_deepmind(config, shapes), {}, None)
 
 
 def _open_npz(path: Path, variant: str | None) -> Checkpoint:
     config = _variant(variant, "an .npz", path, family="PaliGemma")
     file = open_npz(path)
-    plan = flax_names.big_vision(config, {name: info.shape for name, info in file.tensors.items()})
-    return Checkpoint(path, "npz", file, config, plan, {}, None)
+    mapping = map_big_vision(config, {name: info.shape for name, info in file.tensors.items()})
+    return Checkpoint(path, "npz", file, config, mapping, {}, None)
 
 
 def _variant(variant: str | None, what: str, where: Path, family: str = "") -> Config:

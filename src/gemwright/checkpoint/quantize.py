@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright import tree
-from gemwright.checkpoint import names
+from gemwright.checkpoint.configs.huggingface import QUANT_METHOD, to_huggingface
 from gemwright.checkpoint.convert import DTYPES, ENCODINGS, new, write_folder
-from gemwright.checkpoint.huggingface import QUANT_METHOD, to_huggingface
+from gemwright.checkpoint.files.safetensors import SafetensorsTensor, place_in_shard, stored_bytes
 from gemwright.checkpoint.load import Progress, read_weights
-from gemwright.checkpoint.names import Stored, plain_name
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import TensorMapping, plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.rounding import round_groups
-from gemwright.checkpoint.safetensors import SafetensorsTensor, place_in_shard, stored_bytes
 from gemwright.errors import CheckpointError
 from gemwright.kernels import panels
-from gemwright.model.spec import Param, spec
+from gemwright.model.params import ParamSpec, param_specs
 
 BY_BITS = {8: "Q8_0", 4: "Q4_0"}
 CHUNK = 1 << 16
@@ -61,7 +61,7 @@ def quantize(
 
 
 def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) -> None:
-    params, plan = tree.flatten(spec(checkpoint.config)), names.huggingface(checkpoint.config)
+    params, mapping = tree.flatten(param_specs(checkpoint.config)), map_huggingface(checkpoint.config)
     encodings = {plain_name(name): info.encoding for name, info in checkpoint.file.tensors.items()}
 
     def weight(path: str) -> NDArray[np.float32]:
@@ -69,7 +69,7 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
         assert read == path
         return values
 
-    def describe(path: str, stored: Stored) -> SafetensorsTensor:
+    def describe(path: str, stored: TensorMapping) -> SafetensorsTensor:
         if is_quantized(params[path], stored):
             encoding, (rows, width), where = BY_BITS[bits], stored.shape, f"{folder}: tensor {stored.name}"
             return SafetensorsTensor(
@@ -79,12 +79,12 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
                 lambda: pack(encoding, weight(path).reshape(rows, width), where),
                 described=f"{encoding} {rows} {width}",
             )
-        dtype = _PLAIN.get(encodings.get(plain_name(checkpoint.plan[path].name), ""), np.dtype(np.float32))
+        dtype = _PLAIN.get(encodings.get(plain_name(checkpoint.mapping[path].name), ""), np.dtype(np.float32))
         return SafetensorsTensor(stored.name, stored.shape, dtype, lambda: stored.as_stored(weight(path)).astype(dtype))
 
-    tensors = {path: describe(path, stored) for path, stored in plan.items()}
+    tensors = {path: describe(path, stored) for path, stored in mapping.items()}
     order = sorted(tensors, key=lambda path: place_in_shard(tensors[path]))
-    weights = read_weights(checkpoint.file, checkpoint.plan, checkpoint.config, np.float32, progress, order)
+    weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32, progress, order)
     plain = {tensor.dtype.name for tensor in tensors.values() if tensor.described is None}
     config = to_huggingface(checkpoint.config, plain.pop() if len(plain) == 1 else "float32")
     config["quantization_config"] = {"quant_method": QUANT_METHOD, "bits": bits, "group_size": panels.GROUP}
@@ -94,7 +94,7 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
 _PLAIN: dict[str, np.dtype[Any]] = {ENCODINGS[name]: dtype for name, dtype in DTYPES.items()}
 
 
-def is_quantized(param: Param, stored: Stored) -> bool:
+def is_quantized(param: ParamSpec, stored: TensorMapping) -> bool:
     """Whether a weight is a matrix that the file holds as [outputs, inputs], in rows of whole groups."""
     return param.linear and len(stored.shape) == 2 and stored.permute is None and stored.shape[1] % panels.GROUP == 0
 

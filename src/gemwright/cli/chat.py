@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemwright.cli.loading import Loaded
+    from gemwright.generate.output import Completion
     from gemwright.text.chat import Message
-    from gemwright.writing import Completion
 
 HELP = """\
 /reset         forget the conversation
@@ -151,12 +151,12 @@ def _obey(text: str, talk: Conversation, loaded: "Loaded") -> None:
 
 def _show(file: str, talk: Conversation, loaded: "Loaded") -> None:
     """Read a picture for the next message."""
-    from gemwright.images.reading import read_image
+    from gemwright.images.load import load_image
 
-    if loaded.model.eyes is None or loaded.model.eyes.spec.prefix:
+    if loaded.model.image_prompter is None or loaded.model.image_prompter.vision.prefix_lm:
         return render.warn(f"{loaded.name} takes no pictures in a conversation; gemma-3-4b-it and larger do.")
     try:
-        talk.images.append(read_image(file))
+        talk.images.append(load_image(file))
     except GemwrightError as error:
         return render.warn(str(error))
     return render.news(f"{len(talk.images)} with the next message.")
@@ -184,7 +184,7 @@ def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, 
 
 def _cut_off(reply: "Completion", max_tokens: int) -> str | None:
     """Why a reply has no end, if it has none."""
-    if reply.finish == "stop":
+    if reply.finish_reason == "stop":
         return None
     if len(reply.tokens) < max_tokens:
         return "The context is full; /reset starts anew."
@@ -194,7 +194,7 @@ def _cut_off(reply: "Completion", max_tokens: int) -> str | None:
 def _fits(loaded: "Loaded", talk: Conversation, text: str) -> bool:
     """Whether the model can take the conversation with one more message; if not, says so."""
     tokens = len(loaded.model.encode_chat(talk.messages(text)))
-    context = loaded.model.engine.config.context
+    context = loaded.model.engine.config.max_length
     if tokens >= context:
         way_out = "start anew with /reset" if talk.turns else "shorten the message"
         render.warn(f"The conversation has {tokens:,} tokens and the model's context is {context:,}; {way_out}.")

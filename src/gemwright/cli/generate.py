@@ -14,13 +14,13 @@ from gemwright.errors import GemwrightError
 if TYPE_CHECKING:
     from gemwright.api import Model
     from gemwright.cli.loading import Loaded
-    from gemwright.writing import Completion, Stream
+    from gemwright.generate.output import Completion, Stream
 
 
 def generate(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="Texts to continue; without any, standard input is one."),
+        typer.Argument(metavar="PROMPT", help="LazyStrings to continue; without any, standard input is one."),
     ] = None,
     model: o.ModelOption = "gemma-3-270m",
     max_tokens: o.MaxTokensOption = 256,
@@ -31,7 +31,8 @@ def generate(
     repetition_penalty: o.PenaltyOption = None,
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
-    logprobs: o.LogprobsOption = None,
+    logprobs: o.LogprobsOption = False,
+    top_logprobs: o.TopLogprobsOption = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
@@ -51,7 +52,8 @@ def generate(
             max_tokens=max_tokens,
             stop=stop,
             seed=seed,
-            alternatives=logprobs,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -73,10 +75,10 @@ def generate(
         if len(prompts) > 1:
             _echo(text)
             render.write(completion.text + "\n")
-        if logprobs is not None:
+        if wanted.reports_logprobs:
             render.write("\n")
             tokenizer = loaded.model.tokenizer
-            render.token_lines(tokenizer, completion.tokens, completion.logprobs, completion.alternatives)
+            render.token_lines(tokenizer, completion.tokens, completion.logprobs, completion.top_logprobs)
         if index + 1 < len(prompts) and sys.stdout.isatty():
             render.write("\n")
 
@@ -161,19 +163,19 @@ def record(loaded: "Loaded", completion: "Completion", wanted: o.Settings, text:
     tokenizer = loaded.model.tokenizer
     entry: dict[str, Any] = {
         "text": completion.text,
-        "finish": completion.finish,
+        "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": len(completion.tokens),
         "tokens": completion.tokens,
     }
-    if wanted.alternatives is not None:
+    if wanted.reports_logprobs:
         entry["logprobs"] = [o.finite(logprob) for logprob in completion.logprobs]
-        entry["alternatives"] = [
+        entry["top_logprobs"] = [
             [
                 {"token": token, "text": render.piece(tokenizer, token), "logprob": o.finite(logprob)}
                 for token, logprob in step.items()
             ]
-            for step in completion.alternatives
+            for step in completion.top_logprobs
         ]
     sampling = vars(wanted.resolve(loaded.model.defaults, text))
     limits = {"max_tokens": wanted.max_tokens, "stop": wanted.stop, "dtype": loaded.dtype}

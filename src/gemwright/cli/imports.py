@@ -5,12 +5,12 @@ import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from gemwright import collector
+from gemwright.runtime import startup
 
 
 def import_jax() -> None:
     """Import JAX and what stands on it; until that is done, Ctrl-C ends the process at once."""
-    with importing(), collector.paused():
+    with importing(), startup.paused():
         import gemwright.api  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 

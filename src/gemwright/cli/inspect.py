@@ -74,11 +74,11 @@ def encodings_of(checkpoint: "Checkpoint") -> dict[str, Encoding]:
 
 def problem_of(checkpoint: "Checkpoint") -> str | None:
     """Why the weights could not be loaded: a tensor is missing, unexpected or mis-shaped; None if all is well."""
-    from gemwright.checkpoint.names import check, plain_name
+    from gemwright.checkpoint.names.mapping import check, plain_name
 
     shapes = {plain_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
     try:
-        check(checkpoint.plan, shapes, str(checkpoint.file.path))
+        check(checkpoint.mapping, shapes, str(checkpoint.file.path))
     except CheckpointError as error:
         return str(error)
     return None
@@ -86,7 +86,7 @@ def problem_of(checkpoint: "Checkpoint") -> str | None:
 
 def _record(checkpoint: "Checkpoint", *, tensors: bool) -> dict[str, Any]:
     from gemwright.cli.loading import default_settings, sampling_source
-    from gemwright.model.spec import parameter_count
+    from gemwright.model.params import parameter_count
 
     encodings = encodings_of(checkpoint)
     record: dict[str, Any] = {
@@ -118,17 +118,17 @@ def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
     import jax.numpy as jnp
 
     from gemwright.api import forecast
-    from gemwright.generate import schedule
+    from gemwright.generate import buckets
 
-    context = checkpoint.config.context
-    lengths = dict.fromkeys((schedule.capacity(1, context), context))
+    context = checkpoint.config.max_length
+    lengths = dict.fromkeys((buckets.capacity(1, context), context))
     return [(dtype, tokens, forecast(checkpoint, jnp.dtype(dtype), tokens)) for dtype in DTYPES for tokens in lengths]
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
-    from gemwright.api import default_sampling
     from gemwright.cli.loading import describe, sampling_source
-    from gemwright.model.spec import parameter_count
+    from gemwright.api import default_sampling
+    from gemwright.model.params import parameter_count
 
     config, encodings = checkpoint.config, encodings_of(checkpoint)
     names = variants_of(config)
@@ -161,7 +161,7 @@ def _shape_rows(config: "Config") -> list[tuple[str, str]]:
         ("layers", f"{len(config.layers)}: {', then '.join(itertools.starmap(_stage, stages(config.layers)))}"),
         ("width", f"{config.width}, MLP {', '.join(map(str, hidden))}"),
         ("heads", "\n".join(f"{q} for queries, {kv} for keys and values, {width} wide" for q, kv, width in heads)),
-        ("context", _tokens(config.context)),
+        ("context", _tokens(config.max_length)),
         ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', with a head of its own'}"),
         *_vision_rows(config),
     ]
@@ -194,6 +194,6 @@ def _vision_rows(config: "Config") -> list[tuple[str, str]]:
 
 
 def _tokens(count: int) -> str:
-    from gemwright.checkpoint.configuration import MAX_POSITIONS
+    from gemwright.checkpoint.configs.reader import MAX_POSITIONS
 
     return "any number of tokens" if count == MAX_POSITIONS else f"{count:,} tokens"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemwright import compilation
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax, importing
 from gemwright.errors import GemwrightError
+from gemwright.runtime import cache_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import jax.numpy as jnp
 
     from gemwright.api import Model
-    from gemwright.checkpoint.early import Early
     from gemwright.checkpoint.open import Checkpoint
+    from gemwright.checkpoint.prefetch import GgufPrefetch
     from gemwright.generate.sampling import Sampling
     from gemwright.memory import Forecast
 
@@ -52,7 +52,7 @@ def load(
     variant: str | None,
     verbose: bool,
     draft: str | None = None,
-    early: "Early | None" = None,
+    early: "GgufPrefetch | None" = None,
 ) -> Loaded:
     """Find a model, say what it will need if asked to, and load it behind a progress bar.
 
@@ -73,7 +73,7 @@ def load(
     return _load(name, dtype, variant, draft, early, verbose=verbose)
 
 
-def reading(name: str, dtype: str | None) -> "AbstractContextManager[Early | None]":
+def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
     """Begin to read a model that is on this machine, while options are checked and JAX is imported."""
     with importing():
         from gemwright.loading import reading as read
@@ -86,12 +86,12 @@ def reading(name: str, dtype: str | None) -> "AbstractContextManager[Early | Non
 
 
 def _load(
-    name: str, dtype: str | None, variant: str | None, draft: str | None, early: "Early | None", *, verbose: bool
+    name: str, dtype: str | None, variant: str | None, draft: str | None, early: "GgufPrefetch | None", *, verbose: bool
 ) -> Loaded:
     import_jax()
     path = find(name)
     draft_path = None if draft is None else find(draft)
-    compilation.enable_cache()
+    cache_dir.enable_cache()
     from gemwright import api
 
     precision = chosen_dtype(dtype)
@@ -112,11 +112,11 @@ def find(name: str, *, may_download: bool = True) -> Path:
 
 
 def _tell_terms_once() -> None:
-    marker = compilation.cache_folder() / "gemma-terms-told"
+    marker = cache_dir.cache_folder() / "gemma-terms-told"
     if marker.exists():
         return
     render.news(f"The weights of {DEMO} are used under Gemma's terms of use: {TERMS}")
-    if compilation.writable(marker.parent):
+    if cache_dir.writable(marker.parent):
         marker.touch()
 
 
@@ -147,8 +147,9 @@ def dtype_name(dtype: "jnp.dtype | None") -> str:
 
 def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | None) -> None:
     from gemwright import memory
-    from gemwright.api import default_sampling, forecast
+    from gemwright.api import forecast
     from gemwright.checkpoint.open import open_checkpoint
+    from gemwright.api import default_sampling
 
     checkpoint = open_checkpoint(path, variant)
     free = memory.available()

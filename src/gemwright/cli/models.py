@@ -18,7 +18,7 @@ def models(as_json: o.JsonOption = False) -> None:
                     "family": variant.family,
                     "parameters": variant.parameters,
                     "bfloat16_bytes": 2 * variant.parameters,
-                    "context": variant.config.context,
+                    "context": variant.config.max_length,
                     "checkpoints": [f"google/{checkpoint}" for checkpoint in variant.checkpoints],
                 }
             )
@@ -31,7 +31,7 @@ def models(as_json: o.JsonOption = False) -> None:
     for header in ("params", "bfloat16", "context"):
         table.add_column(header, justify="right", no_wrap=True)
     for variant in VARIANTS.values():
-        context = variant.config.context
+        context = variant.config.max_length
         table.add_row(
             "\n".join(variant.checkpoints),
             variant.family,

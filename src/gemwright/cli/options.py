@@ -45,9 +45,10 @@ SeedOption = Annotated[
 StopOption = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the text before TEXT; may be given several times.")
 ]
-LogprobsOption = Annotated[
+LogprobsOption = Annotated[bool, typer.Option("--logprobs", help="Report the log-probability of each token.")]
+TopLogprobsOption = Annotated[
     int | None,
-    typer.Option(min=0, max=64, metavar="N", help="Report log-probabilities, and the N likeliest tokens at each step."),
+    typer.Option(min=0, max=64, metavar="N", help="Also report the N most likely tokens at each step."),
 ]
 LookupOption = Annotated[
     bool,
@@ -70,7 +71,8 @@ class Settings:
     Attributes:
         max_tokens: Tokens to write at most.
         stop: Strings that end a text.
-        alternatives: How many of the likeliest tokens to report at each step, with log-probabilities.
+        logprobs: Whether to report the log-probability of each token.
+        top_logprobs: Number of the most likely tokens to report at each step; implies `logprobs`.
         seed: Of the first text; each further one takes the next number.
         sampling: The sampling settings that were given, by name; the others are the model's own.
         lookup: Whether to guess tokens from the text so far.
@@ -78,7 +80,8 @@ class Settings:
 
     max_tokens: int
     stop: tuple[str, ...]
-    alternatives: int | None
+    logprobs: bool
+    top_logprobs: int | None
     seed: int
     sampling: Mapping[str, float]
     lookup: bool = False
@@ -86,8 +89,19 @@ class Settings:
     def options(self, texts: int = 1) -> "Options":
         """The same as `gemwright.Model` takes it, for that many texts."""
         seeds = self.seed if texts == 1 else [self._seed(index) for index in range(texts)]
-        named = {"max_tokens": self.max_tokens, "stop": self.stop, "alternatives": self.alternatives, "seed": seeds}
+        named = {
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "logprobs": self.logprobs,
+            "top_logprobs": self.top_logprobs,
+            "seed": seeds,
+        }
         return cast("Options", {**self.sampling, **named, "lookup": self.lookup})
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether log-probabilities are reported."""
+        return self.logprobs or self.top_logprobs is not None
 
     def resolve(self, defaults: "Sampling", text: int = 0) -> "Sampling":
         """How one of the texts is sampled, by a model with these defaults."""
@@ -103,7 +117,8 @@ def settings(
     max_tokens: int,
     seed: int | None,
     stop: list[str] | None = None,
-    alternatives: int | None = None,
+    logprobs: bool = False,
+    top_logprobs: int | None = None,
     lookup: bool = False,
     **sampling: float | None,
 ) -> Settings:
@@ -118,7 +133,7 @@ def settings(
 
     given = {name: value for name, value in sampling.items() if value is not None}
     seed = secrets.randbelow(2**32) if seed is None else seed
-    checked = Settings(max_tokens, tuple(stop or ()), alternatives, seed, given, lookup)
+    checked = Settings(max_tokens, tuple(stop or ()), logprobs, top_logprobs, seed, given, lookup)
     StopStrings(checked.stop)
     checked.resolve(Sampling(seed=seed))  # each checks what it is made of
     return checked

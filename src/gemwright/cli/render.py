@@ -74,14 +74,14 @@ def token_lines(
     tokenizer: "Tokenizer",
     tokens: Sequence[int],
     logprobs: Sequence[float],
-    alternatives: Sequence[Mapping[int, float]] = (),
+    top_logprobs: Sequence[Mapping[int, float]] = (),
 ) -> None:
     """Print each token with its log-probability, and the likeliest tokens in its place."""
     for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
         line = f"{logprob:10.4f}  {quoted(tokenizer, token)}"
-        if alternatives and alternatives[index]:
+        if top_logprobs and top_logprobs[index]:
             others = "  ".join(
-                f"{value:.4f} {quoted(tokenizer, other)}" for other, value in alternatives[index].items()
+                f"{value:.4f} {quoted(tokenizer, other)}" for other, value in top_logprobs[index].items()
             )
             line = f"{line:<32}  {others}"
         write(line + "\n")

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemwright.cli.loading import Loaded
+    from gemwright.generate.output import Stream
     from gemwright.images.locations import Found
     from gemwright.images.masks import MaskDecoder
-    from gemwright.writing import Stream
 
 
 def see(
@@ -52,11 +52,11 @@ def see(
     wanted = o.settings(max_tokens=max_tokens, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
     from gemwright.cli.generate import announce_settings, record, write_stream
     from gemwright.cli.loading import load
+    from gemwright.images.load import load_image
     from gemwright.images.locations import parse
     from gemwright.images.masks import MaskDecoder
-    from gemwright.images.reading import read_image
 
-    image = read_image(picture)  # what is wrong with it is said before the model is loaded
+    image = load_image(picture)  # what is wrong with it is said before the model is loaded
     decoder = MaskDecoder.load(mask_decoder) if mask_decoder else None
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
     if verbose:
@@ -76,14 +76,14 @@ def see(
 def _ask(loaded: "Loaded", image: "NDArray[np.uint8]", prompt: str, wanted: o.Settings, crops: bool) -> "Stream":
     from gemwright.text.chat import Message
 
-    model, eyes = loaded.model, loaded.model.eyes
-    if eyes is None:
+    model, image_prompter = loaded.model, loaded.model.image_prompter
+    if image_prompter is None:
         raise GemwrightError(
             f"{loaded.name} sees no pictures; take a model that does, such as paligemma2-3b-mix-224 or gemma-3-4b-it."
         )
     options = wanted.options()
     options["pan_and_scan"] = crops
-    if model.tuned and not eyes.spec.prefix:
+    if model.tuned and not image_prompter.vision.prefix_lm:
         return model.stream([Message("user", prompt, (image,))], **options)
     return model.stream(prompt, [image], **options)
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate import schedule
-from gemwright.model.transformer import Pictured
+from gemwright.generate import buckets
+from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array
 
 Ids = Sequence[int]
-ROW = -1
+SOFT_TOKEN = -1
 """The id that stands for a row of a picture."""
 
 
@@ -21,25 +21,25 @@ class Prompt:
     """Text and pictures.
 
     Attributes:
-        ids: Tokens; `ROW` stands for the next of `rows`.
-        rows: [n, D] what pictures put in place of embeddings, in order.
-        blocks: [len(ids)] Tokens with the same number, from 0, see each other both ways; -1 only backwards.
+        ids: Tokens; `SOFT_TOKEN` stands for the next of `soft_tokens`.
+        soft_tokens: [n, D] what pictures put in place of embeddings, in order.
+        groups: [len(ids)] Tokens with the same number, from 0, see each other both ways; -1 only backwards.
     """
 
     ids: Ids
-    rows: NDArray[np.float32]
-    blocks: NDArray[np.int32]
+    soft_tokens: NDArray[np.float32]
+    groups: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> "Prompt":
         """The front of it, with all rows."""
-        return Prompt(self.ids[part], self.rows, self.blocks[part])
+        return Prompt(self.ids[part], self.soft_tokens, self.groups[part])
 
     def then(self, ids: Ids) -> "Prompt":
         """With text behind it, which sees backwards only."""
-        return Prompt([*self.ids, *ids], self.rows, np.append(self.blocks, np.full(len(ids), -1, np.int32)))
+        return Prompt([*self.ids, *ids], self.soft_tokens, np.append(self.groups, np.full(len(ids), -1, np.int32)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,21 +51,21 @@ class Chunk:
         tokens: [B, T].
         valid: [B, T] which of them are real.
         last: Some row ends here.
-        pictured: What comes from pictures.
+        soft_tokens: What comes from pictures.
     """
 
     starts: list[int]
     tokens: Array
     valid: NDArray[np.bool_]
     last: bool
-    pictured: Pictured | None
+    soft_tokens: SoftTokens | None
 
 
 def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
     """Cut rows of any lengths into the scheduled sizes. Short parts are padded at the end; no block is parted."""
     starts = [0] * len(prompts)
     while rest := max(len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)):
-        size = schedule.chunk(rest, max(map(_block_length, prompts, starts)))
+        size = buckets.chunk(rest, max(map(_group_length, prompts, starts)))
         stops = [_stop(prompt, start + size) for prompt, start in zip(prompts, starts, strict=True)]
         parts = list(zip(prompts, starts, stops, strict=True))
         tokens, valid = np.zeros((len(prompts), size), np.int32), np.zeros((len(prompts), size), bool)
@@ -77,33 +77,33 @@ def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
         starts = stops
 
 
-def _block_length(prompt: Ids | Prompt, start: int) -> int:
+def _group_length(prompt: Ids | Prompt, start: int) -> int:
     """Tokens of the block that begins at `start`, if one does."""
-    if not isinstance(prompt, Prompt) or start >= len(prompt) or prompt.blocks[start] < 0:
+    if not isinstance(prompt, Prompt) or start >= len(prompt) or prompt.groups[start] < 0:
         return 0
-    return int(np.sum(prompt.blocks == prompt.blocks[start]))
+    return int(np.sum(prompt.groups == prompt.groups[start]))
 
 
 def _stop(prompt: Ids | Prompt, stop: int) -> int:
     """Where a chunk ends that would end at `stop`: before a block that goes beyond."""
     if stop >= len(prompt):
         return len(prompt)
-    if isinstance(prompt, Prompt) and prompt.blocks[stop] >= 0:
-        return int(np.argmax(prompt.blocks == prompt.blocks[stop]))
+    if isinstance(prompt, Prompt) and prompt.groups[stop] >= 0:
+        return int(np.argmax(prompt.groups == prompt.groups[stop]))
     return stop
 
 
-def _pictured(parts: Sequence[tuple[Ids | Prompt, int, int]], size: int) -> Pictured | None:
-    pictured = [prompt for prompt, _, _ in parts if isinstance(prompt, Prompt)]
-    if not pictured:
+def _pictured(parts: Sequence[tuple[Ids | Prompt, int, int]], size: int) -> SoftTokens | None:
+    soft_tokens = [prompt for prompt, _, _ in parts if isinstance(prompt, Prompt)]
+    if not soft_tokens:
         return None
-    rows = np.zeros((len(parts), size, pictured[0].rows.shape[1]), np.float32)
-    blocks = np.full((len(parts), size), -1, np.int32)
+    rows = np.zeros((len(parts), size, soft_tokens[0].soft_tokens.shape[1]), np.float32)
+    groups = np.full((len(parts), size), -1, np.int32)
     for index, (prompt, start, stop) in enumerate(parts):
         if not isinstance(prompt, Prompt):
             continue
-        places = np.flatnonzero(np.asarray(prompt.ids[start:stop]) == ROW)
-        first = int(np.sum(np.asarray(prompt.ids[:start]) == ROW))
-        rows[index, places] = prompt.rows[first : first + len(places)]
-        blocks[index, : stop - start] = prompt.blocks[start:stop]
-    return Pictured(jax.device_put(rows), jax.device_put(blocks))
+        places = np.flatnonzero(np.asarray(prompt.ids[start:stop]) == SOFT_TOKEN)
+        first = int(np.sum(np.asarray(prompt.ids[:start]) == SOFT_TOKEN))
+        rows[index, places] = prompt.soft_tokens[first : first + len(places)]
+        groups[index, : stop - start] = prompt.groups[start:stop]
+    return SoftTokens(jax.device_put(rows), jax.device_put(groups))

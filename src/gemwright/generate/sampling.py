@@ -3,6 +3,7 @@
 The order is the field's: repetition penalty, temperature, top-k, top-p, min-p.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import jax
@@ -59,7 +60,7 @@ class Sampling:
 
 
 @tree.node
-class Knobs:
+class BatchedSampling:
     """The sampling settings of a batch as arrays, so that another setting is not another program."""
 
     temperature: Float[Array, " B"]
@@ -69,16 +70,16 @@ class Knobs:
     repetition_penalty: Float[Array, " B"]
     seed: UInt[Array, " B"]
 
+    @classmethod
+    def stack(cls, sequences: Sequence[Sampling]) -> "BatchedSampling":
+        """Stack the settings of the sequences of a batch."""
 
-def knobs(rows: list[Sampling]) -> Knobs:
-    """Stack the settings of the rows of a batch."""
+        def column(name: str) -> Array:
+            dtype = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
+            # `jnp.asarray` would compile and load a program of its own at every start.
+            return jax.device_put(np.array([getattr(sequence, name) for sequence in sequences], dtype))
 
-    def column(name: str) -> Array:
-        dtype = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
-        # `jnp.asarray` would run a program of its own, which each start lowers and reads.
-        return jax.device_put(np.array([getattr(row, name) for row in rows], dtype))
-
-    return Knobs(**{field.name: column(field.name) for field in fields(Knobs)})  # type: ignore[arg-type]
+        return cls(**{field.name: column(field.name) for field in fields(cls)})  # type: ignore[arg-type]
 
 
 def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Array, "B 2"]:
@@ -96,7 +97,7 @@ def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Flo
     return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
 
-def few(rows: list[Sampling]) -> int | None:
+def candidate_count(rows: Sequence[Sampling]) -> int | None:
     """How many of the largest logits decide what each of these rows draws; None if it takes all of them."""
     if any(row.temperature > 0 and not 1 <= row.top_k <= CANDIDATES for row in rows):
         return None
@@ -104,7 +105,7 @@ def few(rows: list[Sampling]) -> int | None:
     return next(count for count in (1, USUAL, CANDIDATES) if most <= count)
 
 
-def sample(logits: Float[Array, "B V"], settings: Knobs, numbers: Float[Array, "B 2"]) -> Int[Array, " B"]:
+def sample(logits: Float[Array, "B V"], settings: BatchedSampling, numbers: Float[Array, "B 2"]) -> Int[Array, " B"]:
     """Draw a token for each row by its own settings; rows with temperature 0 are greedy.
 
     Args:
@@ -118,17 +119,17 @@ def sample(logits: Float[Array, "B V"], settings: Knobs, numbers: Float[Array, "
     drawn = _draw(jnp.where(_kept(logits, mass, settings), mass, 0.0), numbers)
     decided = is_greedy | ((settings.top_k > 0) & (settings.top_k <= CANDIDATES))
 
-    def of_few() -> Array:
+    def from_top() -> Array:
         largest, ids = weights.largest(logits, min(CANDIDATES, logits.shape[-1]))
-        return jnp.where(decided, sample_few(largest, ids, settings, numbers), drawn)
+        return jnp.where(decided, sample_from_top(largest, ids, settings, numbers), drawn)
 
-    return jax.lax.cond(jnp.any(decided), of_few, lambda: drawn)
+    return jax.lax.cond(jnp.any(decided), from_top, lambda: drawn)
 
 
-def sample_few(
-    largest: Float[Array, "B C"], ids: Int[Array, "B C"], settings: Knobs, numbers: Float[Array, "B 2"]
+def sample_from_top(
+    largest: Float[Array, "B C"], ids: Int[Array, "B C"], settings: BatchedSampling, numbers: Float[Array, "B 2"]
 ) -> Int[Array, " B"]:
-    """As `sample`, from the largest logits, best first, and their ids: where `few` says that they decide."""
+    """As `sample`, from the largest logits, best first, and their ids: where `candidate_count` says that they decide."""
     is_greedy = settings.temperature == 0
     # Always as many, so that sums are rounded alike however many were looked for.
     scaled = largest / jnp.where(is_greedy, 1.0, settings.temperature)[:, None]
@@ -150,7 +151,7 @@ def sample_few(
     return jnp.where(is_greedy | (jnp.take_along_axis(mass, place, axis=-1)[:, 0] == 0), likeliest, drawn)
 
 
-def _kept(logits: Float[Array, "B V"], mass: Float[Array, "B V"], settings: Knobs) -> Bool[Array, "B V"]:
+def _kept(logits: Float[Array, "B V"], mass: Float[Array, "B V"], settings: BatchedSampling) -> Bool[Array, "B V"]:
     """Which tokens pass top-k, top-p and min-p. Equal logits stay or go together.
 
     Args:

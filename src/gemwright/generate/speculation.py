@@ -30,16 +30,16 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
-from gemwright.generate import programs, schedule
-from gemwright.generate.programs import Choice, Decoding
+from gemwright.generate import buckets, programs
+from gemwright.generate.programs import DecodeOptions, SampledTokens
 from gemwright.generate.prompts import Ids, chunks
-from gemwright.generate.sampling import Sampling, few, knobs
+from gemwright.generate.sampling import BatchedSampling, Sampling, candidate_count
 from gemwright.generate.step import Step, from_choice
 from gemwright.model.config import Config, Recurrent
-from gemwright.model.spec import ModelWeights
+from gemwright.model.params import ModelWeights
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
 
-SLACK = schedule.VERIFIED[-1] - 1
+SLACK = buckets.VERIFIED[-1] - 1
 """Tokens that a verification may take back."""
 MOST_ROWS = 8
 """A larger batch is decoded plainly: kernels may multiply so many tokens in other numbers than `decode` does."""
@@ -48,7 +48,7 @@ GRAMS = (3, 2)
 PATIENCE = (16, 256)
 """Least and most tokens that are decoded plainly between attempts that do not pay."""
 
-Verify = Callable[[NDArray[np.int32], NDArray[np.bool_]], tuple[Choice, NDArray[np.int32]]]
+Verify = Callable[[NDArray[np.int32], NDArray[np.bool_]], tuple[SampledTokens, NDArray[np.int32]]]
 """Tokens and which of them are real, [B, T], to the choice at each, [B * T], and how many choices stand in a row."""
 
 
@@ -118,8 +118,8 @@ class Draft:
         refuse_recurrent(config)
         self._dtype = state_dtype
         self._config, self._params, self._rings = config, params, with_slack(config, SLACK)
-        self._decoding = Decoding(vocabulary, few(list(samplings)), penalty=False, alternatives=None)
-        self._knobs = knobs(list(samplings))
+        self._options = DecodeOptions(vocabulary, candidate_count(samplings), penalty=False, top_logprobs=None)
+        self._batched = BatchedSampling.stack(samplings)
         self._state: DecodeState | None = None
         self._taken = [list[int]() for _ in samplings]
         """What the state holds of each row."""
@@ -129,15 +129,15 @@ class Draft:
     def propose(self, texts: Sequence[Ids], count: int) -> Sequence[Ids]:
         """Guess what follows each text, `count` tokens, or none where this model's context ends."""
         longest = max(map(len, texts)) + count
-        if longest > self._config.context:
+        if longest > self._config.max_length:
             return [[] for _ in texts]
         state = self._catch_up(texts, longest)
         token = jnp.asarray([max(text[-1], 0) for text in texts], jnp.int32)
         choices, token, state, _ = programs.decode(
-            self._config, self._decoding, self._params, token, state, self._knobs, None, count
+            self._config, self._options, self._params, token, state, self._batched, None, count
         )
         # The last guess is taken in too: the next round begins behind it if all are accepted.
-        self._state, _ = programs.feed(
+        self._state, _ = programs.prefill(
             self._config, self._params, token[:, None], np.ones((len(texts), 1), bool), state
         )
         rows = np.asarray(choices.token)[:count].T.tolist()
@@ -147,14 +147,14 @@ class Draft:
 
     def _catch_up(self, texts: Sequence[Ids], length: int) -> DecodeState:
         """The state after all but the last token of each text, with room for `length` tokens."""
-        capacity = schedule.capacity(length, self._config.context)
+        capacity = buckets.capacity(length, self._config.max_length)
         state = self._state or empty_state(self._rings, len(texts), capacity, self._dtype)
         held = list(map(_agreed, self._taken, texts, self._sure))
         state = DecodeState(jnp.asarray(held, jnp.int32), state.layers)
         state = with_room(state, self._rings, length, capacity)
         missed = [np.maximum(text[start:-1], 0).tolist() for text, start in zip(texts, held, strict=True)]
         for chunk in chunks(missed):
-            state, _ = programs.feed(self._config, self._params, chunk.tokens, chunk.valid, state)
+            state, _ = programs.prefill(self._config, self._params, chunk.tokens, chunk.valid, state)
         return state
 
 
@@ -184,7 +184,7 @@ class Pace:
 
     def size(self) -> int:
         """How many tokens to verify next, the pending one included; 1 is plain decoding."""
-        return 1 if self.rest else max(schedule.VERIFIED, key=self._rate)
+        return 1 if self.rest else max(buckets.VERIFIED, key=self._rate)
 
     def record(self, size: int, taken: NDArray[np.int32], seconds: float) -> None:
         """Learn from a pass over `size` tokens of each row that brought `taken` [rows] tokens."""
@@ -202,13 +202,13 @@ class Pace:
         plain = 1 / self.seconds.get(1, np.inf)
         if (stood + 1) / seconds > plain:
             self.patience = max(self.patience // 2, PATIENCE[0])
-        if max(map(self._rate, schedule.VERIFIED)) <= plain:
+        if max(map(self._rate, buckets.VERIFIED)) <= plain:
             self.rest, self.patience = self.patience, min(2 * self.patience, PATIENCE[1])
             self.stood = self.tried = 1.0
 
     def _rate(self, size: int) -> float:
         """Tokens per second of a row; a size not yet timed is taken to cost half as much again as the nearest."""
-        timed = [other for other in schedule.VERIFIED if other in self.seconds]
+        timed = [other for other in buckets.VERIFIED if other in self.seconds]
         if not timed:
             return np.inf
         nearest = min(timed, key=lambda other: abs(other - size))
@@ -259,7 +259,7 @@ def _lay_out(rows: Sequence[_Row], guesses: Sequence[Ids]) -> tuple[NDArray[np.i
     No guess goes beyond a row's end, so nothing is written beyond the context; a row at its end stands still.
     """
     parts = [[row.text[-1], *guess][: row.left] for row, guess in zip(rows, guesses, strict=True)]
-    size = next(size for size in (1, *schedule.VERIFIED) if size >= max(map(len, parts)))
+    size = next(size for size in (1, *buckets.VERIFIED) if size >= max(map(len, parts)))
     tokens, valid = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
     for index, part in enumerate(parts):
         tokens[index, : len(part)], valid[index, : len(part)] = part, True

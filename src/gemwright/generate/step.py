@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate.programs import Choice
+from gemwright.generate.programs import SampledTokens
 from gemwright.typing import Array
 
 
@@ -34,14 +34,14 @@ class Step:
     accepted: NDArray[np.int32]
 
 
-def from_choice(choice: Choice) -> Step:
+def from_choice(choice: SampledTokens) -> Step:
     """A choice that nobody guessed, with which nothing was guessed."""
     tokens = np.asarray(choice.token)
     none = np.zeros_like(tokens)
     return Step(tokens, _host(choice.logprob), _host(choice.top_tokens), _host(choice.top_logprobs), none, none)
 
 
-def from_choices(choices: Choice, count: int) -> Iterator[Step]:
+def from_choices(choices: SampledTokens, count: int) -> Iterator[Step]:
     """The first `count` of choices that stand one after the other."""
     host = jax.tree.map(np.asarray, choices)
     return (from_choice(jax.tree.map(itemgetter(at), host)) for at in range(count))

@@ -13,7 +13,7 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.npz import open_npz
+from gemwright.checkpoint.files.npz import open_npz
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.images.locations import CODEBOOK, MASK_CODES, Box, Found, is_mask
 

@@ -7,21 +7,21 @@ import importlib
 
 import jax.numpy as jnp
 
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.native import native_enabled
 from gemwright.typing import Array, Float, Int
 
 LANES = 16
 """Heads of the kernel are a multiple of this wide."""
-RINGS = (jnp.float32, jnp.bfloat16)
+CACHE_DTYPES = (jnp.float32, jnp.bfloat16)
 """What the kernel keeps keys and values in. It computes in float32."""
 
 
-def runs_natively(q: Array, ring: Array) -> bool:
-    """Whether the kernel takes these: float32 queries and a ring of `RINGS`, on a CPU with gemwright-native."""
-    return q.dtype == jnp.float32 and ring.dtype in RINGS and q.shape[-1] % LANES == 0 and use_native()
+def supports(q: Array, ring: Array) -> bool:
+    """Whether the kernel takes these: float32 queries and a ring of `CACHE_DTYPES`, on a CPU with gemwright-native."""
+    return q.dtype == jnp.float32 and ring.dtype in CACHE_DTYPES and q.shape[-1] % LANES == 0 and native_enabled()
 
 
-def attend_to_ring(
+def attend_cached(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],

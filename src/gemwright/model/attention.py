@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from gemwright import ops
 from gemwright.kernels import attention as kernel
-from gemwright.model.branch import Branch
+from gemwright.linear import Norms, norm_project, project_norm_add
 from gemwright.model.config import Attention
-from gemwright.model.spec import AttentionWeights
-from gemwright.model.state import Context, KVState, insert, slot_positions, together, visible
+from gemwright.model.params import AttentionWeights
+from gemwright.model.state import KVCache, Positions, insert, same_group, slot_positions, visible
 from gemwright.typing import Array, Bool, Float
 
 MASKED = -2.3819763e38
@@ -23,45 +23,47 @@ _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, pr
 
 
 def apply(
-    spec: Attention,
+    config: Attention,
     params: AttentionWeights,
-    branch: Branch,
+    norms: Norms,
     x: Float[Array, "B T D"],
-    context: Context,
-    state: KVState | None,
-) -> tuple[Float[Array, "B T D"], KVState | None]:
+    positions: Positions,
+    state: KVCache | None,
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """Mix tokens over time. With a state, earlier tokens are read from it and the new ones are stored in it."""
-    q, k, v = branch.enter(x, params.q, params.k, params.v)
+    q, k, v = norm_project(x, norms, params.q, params.k, params.v)
     gains = None
-    if spec.qk_norm:
+    if config.qk_norm:
         assert params.q_norm is not None
         assert params.k_norm is not None
         gains = params.q_norm, params.k_norm
-    rotation = ops.rotation(context.positions, int(spec.head_dim * spec.rope.fraction), spec.rope.base, spec.rope.scale)
-    scale = spec.query_scalar**-0.5
+    rotation = ops.rotation(
+        positions.indices, int(config.head_dim * config.rope.fraction), config.rope.base, config.rope.scale
+    )
+    scale = config.query_scalar**-0.5
 
-    if state is not None and context.blocks is None and kernel.runs_natively(q, state.keys):
-        mixed, (keys, values) = kernel.attend_to_ring(
+    if state is not None and positions.groups is None and kernel.supports(q, state.keys):
+        mixed, (keys, values) = kernel.attend_cached(
             q,
             k,
             v,
             (state.keys, state.values),
-            context.positions,
-            context.lengths,
+            positions.indices,
+            positions.lengths,
             rotation,
             gains,
-            window=spec.window,
+            window=config.window,
             scale=scale,
-            cap=spec.soft_cap,
-            eps=branch.eps,
+            cap=config.soft_cap,
+            eps=norms.eps,
         )
-        state = KVState(keys, values)
+        state = KVCache(keys, values)
     else:
         if gains is not None:
-            q, k = ops.rms_norm(q, gains[0], branch.eps), ops.rms_norm(k, gains[1], branch.eps)
-        keys, values, mask, state = _remembered(spec, ops.rotate(k, rotation), v, context, state)
-        mixed = attend(ops.rotate(q, rotation) * scale, keys, values, mask, spec.soft_cap)
-    return branch.leave(x, mixed, params.o, params.o_bias), state
+            q, k = ops.rms_norm(q, gains[0], norms.eps), ops.rms_norm(k, gains[1], norms.eps)
+        keys, values, mask, state = _cached_keys(config, ops.rotate(k, rotation), v, positions, state)
+        mixed = attend(ops.rotate(q, rotation) * scale, keys, values, mask, config.soft_cap)
+    return project_norm_add(x, mixed, params.o, params.o_bias, norms), state
 
 
 def attend(
@@ -100,42 +102,42 @@ def _attend(
     return mixed.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _remembered(
-    spec: Attention,
+def _cached_keys(
+    config: Attention,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    context: Context,
-    state: KVState | None,
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B T S"], KVState | None]:
+    positions: Positions,
+    state: KVCache | None,
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B T S"], KVCache | None]:
     """All keys and values that the new tokens may see, who sees which, and the state after them."""
-    positions = context.positions
+    indices = positions.indices
     head_first = (0, 2, 1, 3)
     if state is None:
-        mask = visible(positions, positions, spec.window)
-        if context.segments is not None:
-            mask &= context.segments[:, :, None] == context.segments[:, None, :]
-        if context.blocks is not None:
-            mask |= together(context.blocks, context.blocks)
+        mask = visible(indices, indices, config.window)
+        if positions.segments is not None:
+            mask &= positions.segments[:, :, None] == positions.segments[:, None, :]
+        if positions.groups is not None:
+            mask |= same_group(positions.groups, positions.groups)
         return k.transpose(head_first), v.transpose(head_first), mask, None
 
-    after = insert(state, k, v, context)
-    ring_is_window = spec.window is not None and state.slots >= spec.window
-    if context.blocks is None and (k.shape[1] == 1 or not ring_is_window):
+    after = insert(state, k, v, positions)
+    ring_is_window = config.window is not None and state.slots >= config.window
+    if positions.groups is None and (k.shape[1] == 1 or not ring_is_window):
         # The ring after the insertion still holds all that any of these queries may see.
-        length = context.lengths + jnp.sum(positions >= 0, axis=1)
+        length = positions.lengths + jnp.sum(indices >= 0, axis=1)
         return (
             after.keys,
             after.values,
-            visible(positions, slot_positions(state.slots, length), spec.window),
+            visible(indices, slot_positions(state.slots, length), config.window),
             after,
         )
 
     # The chunk overwrites what its own first queries must see: read the ring as it was, then the chunk. A block lies
     # within the chunk, and may be longer than the window, which then does not part it.
-    before = slot_positions(state.slots, context.lengths)
+    before = slot_positions(state.slots, positions.lengths)
     keys = jnp.concatenate([state.keys, k.transpose(head_first).astype(state.keys.dtype)], axis=2)
     values = jnp.concatenate([state.values, v.transpose(head_first).astype(state.values.dtype)], axis=2)
-    mask = visible(positions, jnp.concatenate([before, positions], axis=1), spec.window)
-    if context.blocks is not None:
-        mask |= together(context.blocks, jnp.pad(context.blocks, ((0, 0), (state.slots, 0)), constant_values=-1))
+    mask = visible(indices, jnp.concatenate([before, indices], axis=1), config.window)
+    if positions.groups is not None:
+        mask |= same_group(positions.groups, jnp.pad(positions.groups, ((0, 0), (state.slots, 0)), constant_values=-1))
     return keys, values, mask, after

@@ -72,7 +72,7 @@ class Vision:
 
     image_size: int
     tokens: int
-    prefix: bool
+    prefix_lm: bool
     """Whether a whole prompt sees itself both ways (PaliGemma), or only the rows of each picture (Gemma 3)."""
     projector: Literal["affine", "normed"]
     """A linear map with a bias, or an RMSNorm and a linear map without."""
@@ -96,7 +96,7 @@ class Config:
     width: int
     vocab: int
     layers: tuple[Layer, ...]
-    context: int
+    max_length: int
     final_soft_cap: float | None = None
     tied: bool = True
     norm_eps: float = 1e-6

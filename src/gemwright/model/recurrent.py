@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from gemwright import ops
-from gemwright.kernels import recurrence as kernel
+from gemwright.kernels import rg_lru as kernel
 from gemwright.kernels.scan import linear_recurrence
-from gemwright.model.branch import Branch
+from gemwright.linear import Norms, norm_project, project_norm_add
 from gemwright.model.config import Recurrent
-from gemwright.model.spec import RecurrentWeights
-from gemwright.model.state import Context, RecurrentState
+from gemwright.model.params import RecurrentWeights
+from gemwright.model.state import Positions, RecurrentState
 from gemwright.typing import Array, Float, Int
 
 SHARPNESS = 8.0
@@ -23,11 +23,11 @@ _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, pr
 
 
 def apply(
-    spec: Recurrent,
+    config: Recurrent,
     params: RecurrentWeights,
-    branch: Branch,
+    norms: Norms,
     x: Float[Array, "B T D"],
-    context: Context,
+    positions: Positions,
     state: RecurrentState | None,
 ) -> tuple[Float[Array, "B T D"], RecurrentState | None]:
     """Mix tokens over time. With a state, it is continued and the one after the last token is returned.
@@ -35,21 +35,21 @@ def apply(
     A token at position 0 remembers nothing, whatever stands before it, and padding is not remembered. The tokens of a
     row stand together, its padding before or after them.
     """
-    inputs, gate = branch.enter(x, params.x, params.y)
+    inputs, gate = norm_project(x, norms, params.x, params.y)
     inputs, gate = ops.biased(inputs, params.x_bias), ops.biased(gate, params.y_bias)
-    line = _line_up(inputs, context.positions, None if state is None else state.inputs, spec.conv_width - 1)
-    u = _convolve(params, line, context.positions)
+    line = _line_up(inputs, positions.indices, None if state is None else state.inputs, config.conv_width - 1)
+    u = _convolve(params, line, positions.indices)
     # The kernel has no gradient; without a state, as in training, the reference runs.
-    if state is not None and kernel.runs_natively(params.input_gate, params.decay_gate):
+    if state is not None and kernel.supports(params.input_gate, params.decay_gate):
         gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
-        h = kernel.rg_lru(u, context.positions, state.hidden, *gates, params.decay)
+        h = kernel.rg_lru(u, positions.indices, state.hidden, *gates, params.decay)
     else:
         initial = jnp.zeros_like(u[:, 0], jnp.float32) if state is None else state.hidden
-        h = _rg_lru(params, u, context.positions, initial)
-    out = branch.leave(x, h.astype(x.dtype), params.out, params.out_bias, gate=gate)
+        h = _rg_lru(params, u, positions.indices, initial)
+    out = project_norm_add(x, h.astype(x.dtype), params.out, params.out_bias, norms, gate=gate)
     if state is None:
         return out, None
-    last = _last_inputs(line, context.positions, spec.conv_width - 1)
+    last = _last_inputs(line, positions.indices, config.conv_width - 1)
     return out, RecurrentState(h[:, -1], last.astype(state.inputs.dtype))
 
 

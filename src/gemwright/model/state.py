@@ -1,6 +1,6 @@
 """What a sequence leaves behind for its next tokens, and where the tokens at hand stand.
 
-Positions and lengths live once, in `DecodeState.lengths` and `Context`; a mixer's own state holds only its arrays.
+Positions and lengths live once, in `DecodeState.lengths` and `Positions`; a mixer's own state holds only its arrays.
 """
 
 import functools
@@ -17,24 +17,24 @@ from gemwright.typing import Array, Bool, Float, Int
 
 
 @tree.node
-class Context:
+class Positions:
     """Where the tokens of one call stand.
 
     A padding token has position -1: it is never seen, never stored, and its output means nothing.
     """
 
-    positions: Int[Array, "B T"]
+    indices: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None
     """Document of each token when several are packed in a row (training only); tokens see their own document."""
     lengths: Int[Array, " B"]
     """Tokens of each row that the state holds already."""
-    blocks: Int[Array, "B T"] | None = None
+    groups: Int[Array, "B T"] | None = None
     """Tokens of a row with the same number, from 0, see each other both ways; those at -1 see only backwards.
     A block never spans two calls."""
 
 
 @tree.node
-class KVState:
+class KVCache:
     """Keys and values of the last `slots` tokens: a ring, the token at position p lies in slot p % slots."""
 
     keys: Float[Array, "B K S H"]
@@ -54,7 +54,7 @@ class RecurrentState:
     inputs: Float[Array, "B C R"]
 
 
-MixerState: TypeAlias = KVState | RecurrentState
+MixerState: TypeAlias = KVCache | RecurrentState
 
 
 @tree.node
@@ -106,7 +106,7 @@ def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
             return layer
         extra = _slots(mixer, capacity) - layer.slots
         pad = ((0, 0), (0, 0), (0, extra), (0, 0))
-        return KVState(jnp.pad(layer.keys, pad), jnp.pad(layer.values, pad)) if extra else layer
+        return KVCache(jnp.pad(layer.keys, pad), jnp.pad(layer.values, pad)) if extra else layer
 
     layers = zip(state.layers, config.layers, strict=True)
     return DecodeState(state.lengths, tuple(longer(entry, layer.mixer) for entry, layer in layers))
@@ -117,7 +117,7 @@ def room(state: DecodeState, config: Config) -> int | None:
     rings = [
         entry.slots
         for entry, layer in zip(state.layers, config.layers, strict=True)
-        if isinstance(entry, KVState) and isinstance(layer.mixer, Attention)
+        if isinstance(entry, KVCache) and isinstance(layer.mixer, Attention)
         if layer.mixer.window is None or entry.slots < layer.mixer.window
     ]
     return min(rings, default=None)
@@ -150,18 +150,20 @@ def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
     return last - (last - jnp.arange(slots)) % slots
 
 
-def insert(state: KVState, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"], context: Context) -> KVState:
+def insert(
+    state: KVCache, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"], positions: Positions
+) -> KVCache:
     """Store tokens. Of a chunk longer than the ring only the last `slots` are kept; padding is dropped."""
     slots = state.slots
-    newest = jnp.max(context.positions, axis=1, keepdims=True)
-    kept = (context.positions >= 0) & (context.positions > newest - slots)
-    slot = jnp.where(kept, context.positions % slots, slots)  # one past the end: dropped
+    newest = jnp.max(positions.indices, axis=1, keepdims=True)
+    kept = (positions.indices >= 0) & (positions.indices > newest - slots)
+    slot = jnp.where(kept, positions.indices % slots, slots)  # one past the end: dropped
     row = jnp.arange(slot.shape[0])[:, None]
 
     def store(ring: Array, new: Array) -> Array:
         return ring.at[row, :, slot].set(new.astype(ring.dtype), mode="drop")
 
-    return KVState(store(state.keys, keys), store(state.values, values))
+    return KVCache(store(state.keys, keys), store(state.values, values))
 
 
 def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
@@ -175,7 +177,7 @@ def _slots(mixer: Attention, capacity: int) -> int:
     return capacity if mixer.window is None else min(mixer.window, capacity)
 
 
-def together(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
+def same_group(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
     """Which tokens are of one block."""
     return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
 
@@ -185,4 +187,4 @@ def _empty(mixer: Mixer, batch: int, capacity: int, dtype: DTypeLike) -> MixerSt
         hidden = jnp.zeros((batch, mixer.width), jnp.float32)
         return RecurrentState(hidden, jnp.zeros((batch, mixer.conv_width - 1, mixer.width), dtype))
     shape = (batch, mixer.kv_heads, _slots(mixer, capacity), mixer.head_dim)
-    return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

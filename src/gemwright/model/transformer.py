@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from gemwright import ops, tree, weights
 from gemwright.model import block
 from gemwright.model.config import Config
-from gemwright.model.spec import ModelWeights
-from gemwright.model.state import Context, DecodeState, MixerState
+from gemwright.model.params import ModelWeights
+from gemwright.model.state import DecodeState, MixerState, Positions
 from gemwright.typing import Array, Bool, Float, Int
 
 
 @tree.node
-class Pictured:
+class SoftTokens:
     """What a call over tokens has to know of pictures.
 
-    rows stand in place of the embeddings where a token is negative, and are not scaled; blocks are as in `Context`.
+    rows stand in place of the embeddings where a token is negative, and are not scaled; blocks are as in `Positions`.
     """
 
-    rows: Float[Array, "B T D"]
-    blocks: Int[Array, "B T"]
+    embeddings: Float[Array, "B T D"]
+    groups: Int[Array, "B T"]
 
 
 def forward(
@@ -35,7 +35,7 @@ def forward(
     *,
     valid: Bool[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
-    pictured: Pictured | None = None,
+    soft_tokens: SoftTokens | None = None,
 ) -> tuple[Float[Array, "B T D"], DecodeState | None]:
     """Run the decoder over tokens.
 
@@ -46,26 +46,26 @@ def forward(
         state: what the rows have seen before. None (training, scoring) means nothing and stores nothing.
         valid: False marks padding, on either side. None means that there is none.
         segments: the document of each token in packed rows; positions restart with each (training only).
-        pictured: what comes from pictures, for calls that hold any.
+        soft_tokens: what comes from pictures, for calls that hold any.
 
     Returns:
         The hidden states after the final norm, and the state after these tokens (None if there was none).
     """
-    context = _context(tokens, state, valid, segments, pictured)
+    positions = _positions(tokens, state, valid, segments, soft_tokens)
     x = weights.rows(params.embed, jnp.maximum(tokens, 0))
     scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
     x = x * jnp.asarray(scale, x.dtype)  # rounded to the activations' dtype, as in training
-    if pictured is not None:
-        x = jnp.where(tokens[:, :, None] < 0, pictured.rows.astype(x.dtype), x)
+    if soft_tokens is not None:
+        x = jnp.where(tokens[:, :, None] < 0, soft_tokens.embeddings.astype(x.dtype), x)
     states = [None] * len(config.layers) if state is None else state.layers
     after: list[MixerState | None] = []
     for layer, layer_params, layer_state in zip(config.layers, params.layers, states, strict=True):
-        x, layer_state = block.apply(layer, layer_params, x, context, layer_state, config.norm_eps)
+        x, layer_state = block.apply(layer, layer_params, x, positions, layer_state, config.norm_eps)
         after.append(layer_state)
     x = ops.rms_norm(x, params.final_norm, config.norm_eps)
     if state is None:
         return x, None
-    lengths = state.lengths + jnp.sum(context.positions >= 0, axis=1)
+    lengths = state.lengths + jnp.sum(positions.indices >= 0, axis=1)
     return x, DecodeState(lengths, tuple(entry for entry in after if entry is not None))
 
 
@@ -84,19 +84,19 @@ def top_logits(
     return ops.soft_cap(values, config.final_soft_cap), ids
 
 
-def _context(
+def _positions(
     tokens: Int[Array, "B T"],
     state: DecodeState | None,
     valid: Bool[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
-    pictured: Pictured | None,
-) -> Context:
+    soft_tokens: SoftTokens | None,
+) -> Positions:
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     lengths = jnp.zeros(tokens.shape[:1], jnp.int32) if state is None else state.lengths
     order = jnp.cumsum(valid, axis=1) - 1
     if segments is not None:
         starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], order, 0)
         order -= jnp.maximum.accumulate(starts, axis=1)
-    positions = jnp.where(valid, lengths[:, None] + order, -1)
-    blocks = None if pictured is None else jnp.where(valid, pictured.blocks, -1)
-    return Context(positions, segments, lengths, blocks)
+    indices = jnp.where(valid, lengths[:, None] + order, -1)
+    groups = None if soft_tokens is None else jnp.where(valid, soft_tokens.groups, -1)
+    return Positions(indices, segments, lengths, groups)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gemwright import ops, weights
 from gemwright.model.attention import attend
 from gemwright.model.config import Vision
-from gemwright.model.spec import VisionLayerWeights, VisionWeights
+from gemwright.model.params import VisionLayerWeights, VisionWeights
 from gemwright.typing import Array, Float
 from gemwright.weights import Weight
 

@@ -20,7 +20,7 @@ class Message:
     Attributes:
         role: Who says it.
         content: What is said.
-        images: Pictures that go before the text, of a user: anything that `gemwright.images.reading` reads.
+        images: Pictures that go before the text, of a user: anything that `gemwright.images.load` reads.
     """
 
     role: Role

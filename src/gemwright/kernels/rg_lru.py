@@ -7,16 +7,16 @@ import importlib
 
 import jax.numpy as jnp
 
-from gemwright.kernels.packed import use_native
+from gemwright.kernels.native import native_enabled
 from gemwright.typing import Array, Float, Int
 
 GATES = (jnp.float32, jnp.bfloat16)
 """What the kernel reads a gate's weights in. It computes in float32."""
 
 
-def runs_natively(input_gate: Array, decay_gate: Array) -> bool:
+def supports(input_gate: Array, decay_gate: Array) -> bool:
     """Whether the kernel takes these gates: both of one of `GATES`, on a CPU with gemwright-native."""
-    return input_gate.dtype == decay_gate.dtype and input_gate.dtype in GATES and use_native()
+    return input_gate.dtype == decay_gate.dtype and input_gate.dtype in GATES and native_enabled()
 
 
 def rg_lru(

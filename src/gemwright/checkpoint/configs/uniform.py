@@ -1,34 +1,26 @@
-"""What every configuration file can say about a model, and how its untrusted keys are read.
+"""The description of a model that configuration files share: layers that are alike, some of them local.
 
-A `Config` gives each layer its own numbers; the files know only layers that are alike, some of them local. `Uniform`
-is that description. It stands between `Config` and each file format, and becomes a `Config` in one way only.
+A `Config` gives each layer its own numbers, which the files cannot. `UniformConfig` is between `Config` and each file
+format, and becomes a `Config` in one way only.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from gemwright.checkpoint.configs.reader import cannot_write
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope
-
-MAX_LAYERS = 1024
-MAX_SIZE = 1 << 24
-"""Largest width, number of heads, vocabulary and the like that is believed."""
-MAX_POSITIONS = (1 << 31) - 1
-"""Largest context and window: positions are int32."""
-MAX_NUMBER = 1e30
-"""Positive real numbers must lie between 1 / MAX_NUMBER and this, well inside float32."""
 
 Architecture = Literal["gemma", "gemma2", "gemma3"]
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformConfig:
     """A model whose layers are alike, but that some are local, with one window and a rotary embedding of their own."""
 
     width: int
     vocab: int
-    context: int
+    max_length: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -51,7 +43,7 @@ class Uniform:
             self.width,
             self.vocab,
             tuple(Layer(self._mixer(local), Mlp(self.hidden), self.post_norms) for local in self.local),
-            self.context,
+            self.max_length,
             self.final_soft_cap,
             self.tied,
             self.norm_eps,
@@ -70,7 +62,7 @@ class Uniform:
         )
 
 
-def uniform(config: Config) -> Uniform:
+def uniform(config: Config) -> UniformConfig:
     """The same model as its files describe it. Where no layer is local, or every layer, both ropes are the one.
 
     Raises:
@@ -82,10 +74,10 @@ def uniform(config: Config) -> Uniform:
     first, layer = mixers[0], config.layers[0]
     local = [mixer for mixer in mixers if mixer.window is not None]
     everywhere = [mixer for mixer in mixers if mixer.window is None]
-    model = Uniform(
+    model = UniformConfig(
         width=config.width,
         vocab=config.vocab,
-        context=config.context,
+        max_length=config.max_length,
         heads=first.heads,
         kv_heads=first.kv_heads,
         head_dim=first.head_dim,
@@ -107,7 +99,7 @@ def uniform(config: Config) -> Uniform:
     return model
 
 
-def architecture(model: Uniform) -> Architecture:
+def architecture(model: UniformConfig) -> Architecture:
     """The published architecture that computes what the model computes, known by its norms.
 
     Raises:
@@ -137,7 +129,7 @@ def every(p: int, depth: int) -> tuple[bool, ...]:
     return tuple((i + 1) % p != 0 for i in range(depth))
 
 
-def checked(model: Uniform, where: str) -> Config:
+def checked(model: UniformConfig, where: str) -> Config:
     """The model's layers, once its numbers fit together.
 
     Raises:
@@ -163,94 +155,3 @@ def check_heads(heads: int, kv_heads: int, head_dim: int, where: str) -> None:
             f"{where}: the head width {head_dim} is odd, and rotary embeddings turn pairs; "
             "correct the file or fetch it again."
         )
-
-
-def cannot_write(why: str) -> CheckpointError:
-    """The error for a model that a format cannot describe."""
-    return CheckpointError(f"This model cannot be written in the chosen format: {why}.")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The keys of an untrusted file; every value is checked as it is read.
-
-    Attributes:
-        data: The keys. A key whose value is null counts as present.
-        where: The file, for messages.
-        prefix: What stands before each key in messages.
-    """
-
-    data: Mapping[str, Any]
-    where: str
-    prefix: str = ""
-
-    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
-        """A whole number; the key is required where there is no default."""
-        value = self.data.get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-            return value
-        raise self.error(key, f"a whole number from {least} to {most}")
-
-    def number(
-        self, key: str, default: float | None = None, *, least: float = 1 / MAX_NUMBER, most: float = MAX_NUMBER
-    ) -> float:
-        """A positive number; the key is required where there is no default."""
-        value = self.data.get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
-            return float(value)  # NaN fails both comparisons
-        raise self.error(key, f"a number from {least} to {most}")
-
-    def optional_number(self, key: str, default: float | None = None) -> float | None:
-        """A positive number, or None for null."""
-        return None if self.data.get(key, default) is None else self.number(key, default)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self.data.get(key, default)
-        if isinstance(value, bool):
-            return value
-        raise self.error(key, "true or false")
-
-    def choice(self, key: str, *choices: Any) -> Any:
-        """One of a few values, the first of which is the default."""
-        value = self.data.get(key, choices[0])
-        # 1 == True: the types must agree too.
-        if any(type(value) is type(choice) and value == choice for choice in choices):
-            return value
-        raise self.error(key, " or ".join("null" if choice is None else repr(choice) for choice in choices))
-
-    def mapping(self, key: str, *known: str) -> "Keys":
-        """A group of keys, empty where it is absent or null; keys that are not `known` are refused."""
-        value = self.data.get(key)
-        if value is None:
-            value = {}
-        group = Keys(value, self.where, f"{self.prefix}{key}.")
-        if not isinstance(value, Mapping):
-            raise self.error(key, "a group of keys")
-        for other in value:
-            if known and other not in known:
-                raise group.error(other, f"absent, as only {', '.join(known)} are understood there")
-        return group
-
-    def error(self, key: str, wanted: str) -> CheckpointError:
-        """The error for a key that is missing or holds what it must not."""
-        found = _shown(self.data[key]) if key in self.data else "missing"
-        return CheckpointError(
-            f"{self.where}: key '{self.prefix}{key:.80}' is {found}, and it must be {wanted}; "
-            "correct the file or fetch it again."
-        )
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: never long, whatever it is."""
-    match value:
-        case None:
-            return "null"
-        case bool() | float():
-            return repr(value).lower()
-        case int():
-            return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
-        case str():
-            return repr(value[:40])
-        case _:
-            return f"of type {type(value).__name__}"

@@ -17,7 +17,7 @@ CALL_SECONDS = 0.05
 """A call that decodes should take no longer, for texts to appear smoothly and to end soon."""
 
 
-class Ahead:
+class StepsPerCall:
     """How many tokens to decode in the next call: one at first, which is wanted soon, then by how long they take."""
 
     def __init__(self, most: int):
@@ -25,7 +25,7 @@ class Ahead:
         self._most = most
         self._last: float | None = None
 
-    def made(self, count: int) -> None:
+    def record(self, count: int) -> None:
         """Learn that `count` more tokens have come."""
         now = time.perf_counter()
         if self._last is not None:

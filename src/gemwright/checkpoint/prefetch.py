@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
-from gemwright import host
 from gemwright.checkpoint.arena import Arena
-from gemwright.checkpoint.gguf import open_gguf
-from gemwright.checkpoint.kept import kept_tokenizer
+from gemwright.checkpoint.files.gguf import open_gguf
+from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packing
-from gemwright.kernels.packing import Arranged
+from gemwright.kernels import native as kernels
+from gemwright.kernels.native import Repacked
+from gemwright.runtime import machine
 from gemwright.text.tokenizer import Tokenizer
 
 SPARE = 2_000_000_000
@@ -26,7 +26,7 @@ SWITCH = 0.0005
 """Seconds after which one thread lets another run: this one asks often and briefly, between calls without the GIL."""
 
 
-class Early:
+class GgufPrefetch:
     """Reads a GGUF file beside the program, from the beginning of a `with` block to its end at most.
 
     Attributes:
@@ -41,10 +41,10 @@ class Early:
         sys.setswitchinterval(SWITCH)
         self._pool = ThreadPoolExecutor(1)
         self.file = self._pool.submit(open_gguf, path)
-        self._arranged = self._pool.submit(self._arrange, native)
+        self._repacked = self._pool.submit(self._repack, native)
         self.tokenizer = self._pool.submit(self._tokenizer, kept)
 
-    def __enter__(self) -> "Early":
+    def __enter__(self) -> "GgufPrefetch":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -53,30 +53,36 @@ class Early:
         self._pool.shutdown(cancel_futures=True)
         sys.setswitchinterval(self._switch)
 
-    def arranged(self) -> Mapping[str, Arranged]:
-        """The matrices that were arranged so far, by name of the tensor; no more will be."""
+    def repacked(self) -> Mapping[str, Repacked]:
+        """The matrices that were repacked so far, by name of the tensor; no more will be."""
         self._late.set()
-        return self._arranged.result()
+        return self._repacked.result()
 
-    def _arrange(self, native: bool) -> dict[str, Arranged]:
+    def _repack(self, native: bool) -> dict[str, Repacked]:
         file = self.file.result()
-        arranged: dict[str, Arranged] = {}
+        repacked: dict[str, Repacked] = {}
         arena = Arena()
-        if not (native and host.expects_cpu() and packing.installed() and _plenty(self._path.stat().st_size)):
-            return arranged
+        if not (native and machine.expects_cpu() and kernels.installed() and _plenty(self._path.stat().st_size)):
+            return repacked
         head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         for name, info in file.tensors.items():
             if self._late.is_set():
                 break
-            if len(info.shape) == 2 and info.encoding in packing.native().ENCODINGS:
+            if len(info.shape) == 2 and info.encoding in kernels.library().ENCODINGS:
                 raw = file.raw(name)
-                arranged[name] = packing.arrange(
-                    info.encoding, raw, info.shape, take=arena.take, done=self._check, head=name == head, idle=1
+                repacked[name] = kernels.repack(
+                    info.encoding,
+                    raw,
+                    info.shape,
+                    allocate=arena.allocate,
+                    on_rows_read=self._check,
+                    head=name == head,
+                    spare_cores=1,
                 )
                 if info.nbytes > RELEASED:
                     file.release(name)
         file.release(head)
-        return arranged
+        return repacked
 
     def _check(self) -> None:
         if self._left.is_set():
@@ -84,11 +90,11 @@ class Early:
 
     def _tokenizer(self, kept: Path | None) -> Tokenizer:
         try:
-            return kept_tokenizer(self.file.result().metadata, kept)
+            return load_cached_tokenizer(self.file.result().metadata, kept)
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error
 
 
 def _plenty(size: int) -> bool:
-    free = host.free_memory()
+    free = machine.free_memory()
     return free is not None and free > 3 * size + SPARE

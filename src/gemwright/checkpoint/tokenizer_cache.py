@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gemwright.checkpoint.texts import Texts
+from gemwright.checkpoint.files.lazy_strings import LazyStrings
 from gemwright.errors import CheckpointError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
@@ -17,7 +17,7 @@ FORM = b"1"
 """To be changed with what `Vocabulary` and `sentencepiece_model` make of the same file."""
 
 
-def kept_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenizer:
+def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe, from a folder if it was made before.
 
     To check a quarter of a million pieces and bring them to our form takes several times as long as to read the result.
@@ -32,7 +32,11 @@ def kept_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenize
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
     numbers = [metadata.get(f"tokenizer.ggml.{key}") for key in ("scores", "token_type")]
-    if folder is None or not isinstance(tokens, Texts) or not all(isinstance(array, np.ndarray) for array in numbers):
+    if (
+        folder is None
+        or not isinstance(tokens, LazyStrings)
+        or not all(isinstance(array, np.ndarray) for array in numbers)
+    ):
         return Tokenizer(Vocabulary.from_gguf(metadata))
     digest = hashlib.blake2b(FORM, digest_size=20)
     for array in map(np.asarray, (tokens.stored, *numbers)):

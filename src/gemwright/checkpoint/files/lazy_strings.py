@@ -12,7 +12,7 @@ from gemwright.errors import CheckpointError
 _LENGTH = 8  # bytes of a string's length, which stands in front of it
 
 
-class Texts(Sequence[str]):
+class LazyStrings(Sequence[str]):
     """Strings of 1 to 255 bytes of UTF-8, as in a GGUF file.
 
     A vocabulary has 262,144: to make them takes as long as to read all else, and often nobody asks.

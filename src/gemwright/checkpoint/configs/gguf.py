@@ -10,21 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gemwright.checkpoint.configuration import (
-    MAX_LAYERS,
-    MAX_POSITIONS,
-    Keys,
-    Uniform,
-    architecture,
-    cannot_write,
-    checked,
-    every,
-    period,
-    uniform,
-)
-from gemwright.checkpoint.names import is_recurrent
-from gemwright.checkpoint.tensors import TensorInfo
-from gemwright.checkpoint.texts import Texts
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
+from gemwright.checkpoint.configs.uniform import UniformConfig, architecture, checked, every, period, uniform
+from gemwright.checkpoint.files.lazy_strings import LazyStrings
+from gemwright.checkpoint.files.tensor_file import TensorInfo
+from gemwright.checkpoint.names.huggingface import is_recurrent
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Rope
 
@@ -48,30 +38,30 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         supported = ", ".join(_ARCHITECTURES)
-        raise Keys(metadata, where).error("general.architecture", f"a supported one, which are {supported}")
+        raise ConfigReader(metadata, where).error("general.architecture", f"a supported one, which are {supported}")
     prefix = f"{kind}."
-    keys = Keys({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
+    keys = ConfigReader({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
 
-    depth = keys.size("block_count", most=MAX_LAYERS)
-    width = keys.size("embedding_length")
-    heads = keys.size("attention.head_count", most=width)
-    head_dim = keys.size("attention.key_length", width // heads)
+    depth = keys.integer("block_count", most=MAX_LAYERS)
+    width = keys.integer("embedding_length")
+    heads = keys.integer("attention.head_count", most=width)
+    head_dim = keys.integer("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.size(key, head_dim) != head_dim:
+        if keys.integer(key, head_dim) != head_dim:
             raise keys.error(key, f"{head_dim}, like attention.key_length")
     keys.choice("attention.causal", True)
     window = _window(keys, kind)
     local = (False,) * depth if window is None else _local(keys, depth, _PERIODS[kind])
     local_rope, global_rope = _ropes(keys, kind, depth)
-    model = Uniform(
+    model = UniformConfig(
         width=width,
         vocab=_vocab(metadata, tensors, width, where),
-        context=keys.size("context_length", most=MAX_POSITIONS),
+        max_length=keys.integer("context_length", most=MAX_POSITIONS),
         heads=heads,
-        kv_heads=keys.size("attention.head_count_kv", heads),
+        kv_heads=keys.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
         query_scalar=float(_query_scalar(kind, depth, width, heads, head_dim)),
-        hidden=keys.size("feed_forward_length"),
+        hidden=keys.integer("feed_forward_length"),
         local=local,
         window=window if any(local) else None,
         local_rope=local_rope,
@@ -94,7 +84,7 @@ def to_gguf(config: Config) -> dict[str, Any]:
     Raises:
         CheckpointError: No architecture of the format computes what this model computes.
     """
-    if is_recurrent(config) or (config.vision and config.vision.prefix):
+    if is_recurrent(config) or (config.vision and config.vision.prefix_lm):
         name = "PaliGemma" if config.vision else "RecurrentGemma"
         raise cannot_write(f"GGUF has no architecture for {name}; choose huggingface")
     model = uniform(replace(config, vision=None))
@@ -102,7 +92,7 @@ def to_gguf(config: Config) -> dict[str, Any]:
     depth = len(model.local)
     _check_expressible(model, kind)
     keys: dict[str, Any] = {
-        "context_length": model.context,
+        "context_length": model.max_length,
         "embedding_length": model.width,
         "block_count": depth,
         "feed_forward_length": model.hidden,
@@ -120,14 +110,14 @@ def to_gguf(config: Config) -> dict[str, Any]:
     return {"general.architecture": kind} | {f"{kind}.{key}": value for key, value in keys.items()}
 
 
-def _number(keys: Keys, key: str, default: float) -> float:
+def _number(keys: ConfigReader, key: str, default: float) -> float:
     """A float32 of the file as the decimal number that was meant: 1e-6, not 9.99999997e-7."""
-    return float(str(np.float32(keys.number(key, default))))
+    return float(str(np.float32(keys.real(key, default))))
 
 
-def _final_soft_cap(keys: Keys, kind: str) -> float | None:
+def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
     """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
-    if kind == "gemma" or (kind == "gemma3" and keys.number("final_logit_softcapping", 0.0, least=0.0) == 0.0):
+    if kind == "gemma" or (kind == "gemma3" and keys.real("final_logit_softcapping", 0.0, least=0.0) == 0.0):
         return None
     return _number(keys, "final_logit_softcapping", 30.0)
 
@@ -144,34 +134,34 @@ def _vocab(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], width
         raise CheckpointError(f"{where}: tensor 'token_embd.weight' is {found}, and it must have rows of {width}.")
     rows = embedding.shape[0]
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list | Texts) and len(tokens) > rows:
+    if isinstance(tokens, list | LazyStrings) and len(tokens) > rows:
         raise CheckpointError(
             f"{where}: the tokenizer has {len(tokens)} tokens and tensor 'token_embd.weight' only {rows} rows; "
             "fetch or convert the file again."
         )
-    return Keys({"rows of token_embd.weight": rows}, where).size("rows of token_embd.weight")
+    return ConfigReader({"rows of token_embd.weight": rows}, where).integer("rows of token_embd.weight")
 
 
-def _window(keys: Keys, kind: str) -> int | None:
+def _window(keys: ConfigReader, kind: str) -> int | None:
     """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
     match kind:
         case "gemma2":
-            return keys.size("attention.sliding_window", 4096, most=MAX_POSITIONS)
+            return keys.integer("attention.sliding_window", 4096, most=MAX_POSITIONS)
         case "gemma3":
-            return keys.size("attention.sliding_window", 0, least=0, most=MAX_POSITIONS) or None
+            return keys.integer("attention.sliding_window", 0, least=0, most=MAX_POSITIONS) or None
         case _:
             return None
 
 
-def _local(keys: Keys, depth: int, default_period: int) -> tuple[bool, ...]:
+def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, ...]:
     key = "attention.sliding_window_pattern"
     value = keys.data.get(key)
     if isinstance(value, np.ndarray) and value.shape == (depth,):
         return tuple(bool(flag) for flag in value)
-    return every(keys.size(key, default_period, least=0) or depth + 1, depth)  # 0: every layer is local
+    return every(keys.integer(key, default_period, least=0) or depth + 1, depth)  # 0: every layer is local
 
 
-def _ropes(keys: Keys, kind: str, depth: int) -> tuple[Rope, Rope]:
+def _ropes(keys: ConfigReader, kind: str, depth: int) -> tuple[Rope, Rope]:
     """The rotary embeddings of local and of global layers."""
     if kind != "gemma3":
         everywhere = Rope(_number(keys, "rope.freq_base", 1e4), _scale(keys, 1.0))
@@ -183,7 +173,7 @@ def _ropes(keys: Keys, kind: str, depth: int) -> tuple[Rope, Rope]:
     return Rope(_number(keys, "rope.freq_base_swa", local_base)), everywhere
 
 
-def _scale(keys: Keys, default: float) -> float:
+def _scale(keys: ConfigReader, default: float) -> float:
     kind = keys.choice("rope.scaling.type", "linear", "none")
     if kind == "none":
         return 1.0
@@ -191,7 +181,7 @@ def _scale(keys: Keys, default: float) -> float:
     return _number(keys, key, default)
 
 
-def _check_expressible(model: Uniform, kind: str) -> None:
+def _check_expressible(model: UniformConfig, kind: str) -> None:
     query_scalar = _query_scalar(kind, len(model.local), model.width, model.heads, model.head_dim)
     if model.query_scalar != query_scalar:
         raise cannot_write(
@@ -206,7 +196,7 @@ def _check_expressible(model: Uniform, kind: str) -> None:
         raise cannot_write(f"GGUF readers take {implied} for the rope scale of local layers")
 
 
-def _window_keys(model: Uniform, kind: str) -> dict[str, Any]:
+def _window_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
     if model.window is None:
         return {}
     keys: dict[str, Any] = {"attention.sliding_window": model.window}
@@ -216,7 +206,7 @@ def _window_keys(model: Uniform, kind: str) -> dict[str, Any]:
     return keys
 
 
-def _rope_keys(model: Uniform, kind: str) -> dict[str, Any]:
+def _rope_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
     """Only what differs from what a reader assumes, but for Gemma 3's base, which older readers do not assume."""
     keys: dict[str, Any] = {}
     base, local_base = float(model.global_rope.base), float(model.local_rope.base)

@@ -8,13 +8,13 @@ from gemwright.text.sentencepiece_model import CONTROL, USER_DEFINED
 from gemwright.text.vocabulary import Vocabulary
 
 
-def with_places(vocabulary: Vocabulary, rows: int) -> Vocabulary:
+def add_location_tokens(vocabulary: Vocabulary, rows: int) -> Vocabulary:
     """Gemma's vocabulary with PaliGemma's 1024 places and 128 pieces of masks behind it, if so many rows are left."""
     pieces = (*(f"<loc{n:04}>" for n in range(1024)), *(f"<seg{n:03}>" for n in range(128)))
     return _with(vocabulary, pieces, USER_DEFINED) if vocabulary.size + len(pieces) == rows else vocabulary
 
 
-def with_markers(vocabulary: Vocabulary, *markers: str) -> Vocabulary:
+def add_control_tokens(vocabulary: Vocabulary, *markers: str) -> Vocabulary:
     """The vocabulary and more pieces that stand for no text."""
     return _with(vocabulary, markers, CONTROL)
 

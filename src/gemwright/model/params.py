@@ -128,7 +128,7 @@ Init: TypeAlias = Literal["normal", "zeros", "ones", "decay"]
 
 
 @dataclass(frozen=True)
-class Param:
+class ParamSpec:
     """The description of one weight that stands in its place in an abstract tree.
 
     A `linear` weight is only ever multiplied by or looked up, so it may be any kind of `Weight`.
@@ -146,8 +146,8 @@ class Param:
         return math.prod(self.shape)
 
 
-def spec(config: Config) -> ModelWeights:
-    """The abstract weights of a model: `Param` leaves."""
+def param_specs(config: Config) -> ModelWeights:
+    """The abstract weights of a model: `ParamSpec` leaves."""
     table = _matrix((config.vocab, config.width), ("vocab", "embed"), fan_in=config.width)
     return ModelWeights(
         embed=table,
@@ -163,10 +163,10 @@ def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) 
 
     The decay of an RG-LRU starts so that a channel keeps 0.9 to 0.999 of its state a step (arXiv:2402.19427, 2.4).
     """
-    leaves = tree.flatten(spec(config))
+    leaves = tree.flatten(param_specs(config))
     keys = dict(zip(leaves, jax.random.split(key, len(leaves)), strict=True))
 
-    def start(path: str, param: Param) -> jax.Array:
+    def start(path: str, param: ParamSpec) -> jax.Array:
         if param.init in ("zeros", "ones"):
             return jnp.full(param.shape, float(param.init == "ones"), dtype)
         if param.init == "decay":
@@ -175,12 +175,12 @@ def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) 
         normal = jax.random.truncated_normal(keys[path], -2.0, 2.0, param.shape, jnp.float32)
         return (normal * param.fan_in**-0.5).astype(dtype)
 
-    return tree.map_with_path(start, spec(config))
+    return tree.map_with_path(start, param_specs(config))
 
 
 def parameter_count(config: Config) -> int:
     """Number of parameters, a tied embedding counted once."""
-    return sum(param.size for param in tree.flatten(spec(config)).values())
+    return sum(param.size for param in tree.flatten(param_specs(config)).values())
 
 
 def _layer(width: int, layer: Layer) -> LayerWeights:
@@ -282,12 +282,12 @@ def _vision_layer(vision: Vision) -> VisionLayerWeights:
 
 # A description stands where a weight will stand, so both are typed as the leaf's place: Any.
 def _matrix(shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> Any:
-    return Param(shape, axes, "normal", fan_in, linear=True)
+    return ParamSpec(shape, axes, "normal", fan_in, linear=True)
 
 
 def _array(shape: tuple[int, ...], axes: tuple[str, ...], init: Init, fan_in: int = 1) -> Any:
-    return Param(shape, axes, init, fan_in)
+    return ParamSpec(shape, axes, init, fan_in)
 
 
 def _zeros(size: int, axis: str = "embed") -> Any:
-    return Param((size,), (axis,), "zeros")
+    return ParamSpec((size,), (axis,), "zeros")

@@ -8,8 +8,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from gemwright.checkpoint.configuration import MAX_LAYERS, MAX_SIZE, Keys, cannot_write
-from gemwright.checkpoint.huggingface_text import GELU_TANH, read_text, write_text
+from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, read_text, write_text
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_SIZE, ConfigReader, cannot_write
 from gemwright.model.config import Attention, Config, Vision
 
 VISION_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration", "paligemma": "PaliGemmaForConditionalGeneration"}
@@ -24,7 +24,7 @@ _TOKENS = {
 }
 
 
-def read_multimodal(keys: Keys, text: Keys, kind: str, *, tied: bool) -> Config:
+def read_multimodal(keys: ConfigReader, text: ConfigReader, kind: str, *, tied: bool) -> Config:
     """Reads a decoder and its tower; a Gemma 3 without `vision_config` is a decoder alone.
 
     Args:
@@ -40,7 +40,7 @@ def read_multimodal(keys: Keys, text: Keys, kind: str, *, tied: bool) -> Config:
         config = read_text(text, text.choice("model_type", "gemma3_text"), tied=tied)
         if keys.data.get("vision_config") is None:
             return config
-        tokens = keys.size("mm_tokens_per_image", 256)
+        tokens = keys.integer("mm_tokens_per_image", 256)
         windows = [layer.mixer.window for layer in config.layers if isinstance(layer.mixer, Attention)]
         if any(window is not None and window < tokens for window in windows):  # would part a picture in transformers
             raise keys.error("mm_tokens_per_image", "no more than the window of its local layers")
@@ -91,15 +91,15 @@ def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, An
     return data | width | {"hidden_size": config.width, "text_config": text, "vision_config": tower | width}
 
 
-def _read_vision(keys: Keys, tokens: int | None) -> Vision:
+def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
     """Reads a tower that gives `tokens` rows, averaged, as Gemma 3's does, or one for each patch, as PaliGemma's."""
     keys.choice("model_type", "siglip_vision_model")
     keys.choice("num_channels", 3)
     keys.choice("hidden_act", GELU_TANH)
-    patch = keys.size("patch_size", 16, most=MAX_IMAGE)
-    image_size = keys.size("image_size", 224, least=patch, most=MAX_IMAGE)
-    width = keys.size("hidden_size", 768)
-    heads = keys.size("num_attention_heads", 12)
+    patch = keys.integer("patch_size", 16, most=MAX_IMAGE)
+    image_size = keys.integer("image_size", 224, least=patch, most=MAX_IMAGE)
+    width = keys.integer("hidden_size", 768)
+    heads = keys.integer("num_attention_heads", 12)
     if image_size % patch or (image_size // patch) ** 2 > MAX_SIZE:
         raise keys.error("image_size", f"a multiple of the patches' {patch} pixels, and no more than 4096 of them")
     if width % heads:
@@ -107,28 +107,28 @@ def _read_vision(keys: Keys, tokens: int | None) -> Vision:
     grid = image_size // patch
     side = grid if tokens is None else math.isqrt(tokens)
     if tokens is not None and (side**2 != tokens or grid % side):
-        whole = Keys({"mm_tokens_per_image": tokens}, keys.where)
+        whole = ConfigReader({"mm_tokens_per_image": tokens}, keys.where)
         raise whole.error("mm_tokens_per_image", f"the square of a number that divides the {grid} patches of a side")
     return Vision(
         image_size,
         side**2,
-        prefix=tokens is None,
+        prefix_lm=tokens is None,
         projector="affine" if tokens is None else "normed",
         patch=patch,
         width=width,
-        depth=keys.size("num_hidden_layers", 12, most=MAX_LAYERS),
+        depth=keys.integer("num_hidden_layers", 12, most=MAX_LAYERS),
         heads=heads,
-        hidden=keys.size("intermediate_size", 3072),
-        norm_eps=keys.number("layer_norm_eps", 1e-6),
+        hidden=keys.integer("intermediate_size", 3072),
+        norm_eps=keys.real("layer_norm_eps", 1e-6),
     )
 
 
-def _sparse(text: Keys) -> dict[str, Any]:
+def _sparse(text: ConfigReader) -> dict[str, Any]:
     """PaliGemma 1 may leave the single key/value head of its decoder unsaid."""
     return {"kv_heads": 1} if text.data.get("model_type", "gemma") == "gemma" else {}
 
 
 def _like_published(vision: Vision, kind: str) -> Vision:
     if kind == "gemma3":
-        return replace(vision, prefix=False, projector="normed")
-    return replace(vision, prefix=True, projector="affine", tokens=vision.grid**2)
+        return replace(vision, prefix_lm=False, projector="normed")
+    return replace(vision, prefix_lm=True, projector="affine", tokens=vision.grid**2)

@@ -10,8 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemwright.checkpoint.configuration import MAX_LAYERS, MAX_POSITIONS, Keys, cannot_write, check_heads
-from gemwright.checkpoint.huggingface_text import GELU_TANH, ROPE_KEYS, read_rope, rope_parameters
+from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, ROPE_KEYS, read_rope, rope_parameters
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
+from gemwright.checkpoint.configs.uniform import check_heads
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, pattern
 
@@ -20,33 +21,33 @@ _KINDS = ("recurrent", "attention")
 _PATTERN = ["recurrent", "recurrent", "attention"]
 
 
-def read_recurrent(keys: Keys, *, tied: bool) -> Config:
+def read_recurrent(keys: ConfigReader, *, tied: bool) -> Config:
     """Reads a RecurrentGemma.
 
     Raises:
         CheckpointError: A key is missing, absurd or not understood.
     """
-    width = keys.size("hidden_size")
-    depth = keys.size("num_hidden_layers", most=MAX_LAYERS)
+    width = keys.integer("hidden_size")
+    depth = keys.integer("num_hidden_layers", most=MAX_LAYERS)
     keys.choice("embeddings_scale_by_sqrt_dim", True)
     attention = _attention(keys, width)
     recurrent = Recurrent(
-        width=width if keys.data.get("lru_width") is None else keys.size("lru_width"),
+        width=width if keys.data.get("lru_width") is None else keys.integer("lru_width"),
         blocks=attention.heads,
-        conv_width=keys.size("conv1d_width", 4, most=1024),
+        conv_width=keys.integer("conv1d_width", 4, most=1024),
     )
     if recurrent.width % recurrent.blocks:
         raise keys.error("lru_width", f"a multiple of the {recurrent.blocks} heads")
-    mlp = Mlp(keys.size("intermediate_size", least=2) // 2, bias=True)  # the key counts both branches
+    mlp = Mlp(keys.integer("intermediate_size", least=2) // 2, bias=True)  # the key counts both branches
     layers = {"recurrent": Layer(recurrent, mlp), "attention": Layer(attention, mlp)}
     return Config(
         width=width,
-        vocab=keys.size("vocab_size", 256_000),
+        vocab=keys.integer("vocab_size", 256_000),
         layers=pattern(depth, *(layers[kind] for kind in _block_types(keys))),
-        context=MAX_POSITIONS,  # its state does not grow: only the positions' type sets a limit
-        final_soft_cap=keys.number("logits_soft_cap", 30.0),
+        max_length=MAX_POSITIONS,  # its state does not grow: only the positions' type sets a limit
+        final_soft_cap=keys.real("logits_soft_cap", 30.0),
         tied=tied,
-        norm_eps=keys.number("rms_norm_eps", 1e-6),
+        norm_eps=keys.real("rms_norm_eps", 1e-6),
         embed_scale=_embed_scale(width),
     )
 
@@ -86,7 +87,7 @@ def write_recurrent(config: Config, dtype: str) -> dict[str, Any]:
         "rope_parameters": rope_parameters(attention.rope) | rope,
     } | rope
     try:
-        described = read_recurrent(Keys(data, ""), tied=config.tied)
+        described = read_recurrent(ConfigReader(data, ""), tied=config.tied)
     except CheckpointError:
         described = None
     if config != described:
@@ -94,25 +95,25 @@ def write_recurrent(config: Config, dtype: str) -> dict[str, Any]:
     return data
 
 
-def _attention(keys: Keys, width: int) -> Attention:
-    heads = keys.size("num_attention_heads", 10, most=width)
-    kv_heads = heads if keys.data.get("num_key_value_heads") is None else keys.size("num_key_value_heads")
-    head_dim = keys.size("head_dim", width // heads)
+def _attention(keys: ConfigReader, width: int) -> Attention:
+    heads = keys.integer("num_attention_heads", 10, most=width)
+    kv_heads = heads if keys.data.get("num_key_value_heads") is None else keys.integer("num_key_value_heads")
+    head_dim = keys.integer("head_dim", width // heads)
     if head_dim != width // heads:
         raise keys.error("head_dim", f"{width // heads}, the width divided by the heads")
     check_heads(heads, kv_heads, head_dim, keys.where)
     group = keys.mapping("rope_parameters", *ROPE_KEYS, "partial_rotary_factor")
     fraction_keys = group if "partial_rotary_factor" in group.data else keys
-    fraction = fraction_keys.number("partial_rotary_factor", 0.5, most=1.0)
+    fraction = fraction_keys.real("partial_rotary_factor", 0.5, most=1.0)
     if int(head_dim * fraction) % 2 or not int(head_dim * fraction):
         raise fraction_keys.error("partial_rotary_factor", f"a part of {head_dim} that is whole and even")
     # The released code lets a token see so many before it, beside itself; transformers one fewer.
-    window = keys.size("attention_window_size", 2048, most=MAX_POSITIONS - 1) + 1
+    window = keys.integer("attention_window_size", 2048, most=MAX_POSITIONS - 1) + 1
     rope = replace(read_rope(group, keys, "rope_theta", 1e4), fraction=fraction)
     return Attention(heads, kv_heads, head_dim, query_scalar=head_dim, rope=rope, window=window, out_bias=True)
 
 
-def _block_types(keys: Keys) -> list[str]:
+def _block_types(keys: ConfigReader) -> list[str]:
     key = "block_types" if "block_types" in keys.data else "_block_types"
     kinds = keys.data.get(key, _PATTERN)
     if not isinstance(kinds, list) or not 0 < len(kinds) <= MAX_LAYERS or any(kind not in _KINDS for kind in kinds):

@@ -6,11 +6,11 @@ Keys, and what an absent key means: huggingface/transformers `models/*gemma*/con
 from collections.abc import Mapping
 from typing import Any
 
-from gemwright.checkpoint.configuration import MAX_POSITIONS, Keys
-from gemwright.checkpoint.huggingface_recurrent import RECURRENT_CLASS, read_recurrent, write_recurrent
-from gemwright.checkpoint.huggingface_text import GELU_TANH, TEXT_CLASSES, read_text, write_text
-from gemwright.checkpoint.huggingface_vision import VISION_CLASSES, read_multimodal, write_multimodal
-from gemwright.checkpoint.names import is_recurrent
+from gemwright.checkpoint.configs.huggingface_recurrent import RECURRENT_CLASS, read_recurrent, write_recurrent
+from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, TEXT_CLASSES, read_text, write_text
+from gemwright.checkpoint.configs.huggingface_vision import VISION_CLASSES, read_multimodal, write_multimodal
+from gemwright.checkpoint.configs.reader import MAX_POSITIONS, ConfigReader
+from gemwright.checkpoint.names.huggingface import is_recurrent
 from gemwright.model.config import Config
 
 KINDS = (*TEXT_CLASSES, *VISION_CLASSES, "recurrent_gemma")
@@ -29,12 +29,12 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
     Raises:
         CheckpointError: The architecture is not supported, or a key is missing, absurd or not understood.
     """
-    keys = Keys(data, where)
+    keys = ConfigReader(data, where)
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in KINDS:
         raise keys.error("model_type", f"a supported architecture, which are {', '.join(KINDS)}")
     _check_purpose(keys)
-    tied = keys.flag("tie_word_embeddings", True)
+    tied = keys.boolean("tie_word_embeddings", True)
     if kind == "recurrent_gemma":
         return read_recurrent(keys, tied=tied)
     if kind in VISION_CLASSES:
@@ -60,7 +60,7 @@ def to_huggingface(config: Config, dtype: str) -> dict[str, Any]:
     return write_text(config, dtype) if config.vision is None else write_multimodal(config, config.vision, dtype)
 
 
-def _check_purpose(keys: Keys, *, bidirectional: bool = False) -> None:
+def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
     """Refuses what changes the result and has no place in a `Config`."""
     classes = keys.data.get("architectures") or []
     if not isinstance(classes, list) or any(name not in CLASSES for name in classes):
@@ -85,22 +85,22 @@ def read_generation_config(data: Mapping[str, Any], where: str) -> dict[str, Any
     Raises:
         CheckpointError: A known key holds what it must not.
     """
-    keys = Keys({key: value for key, value in data.items() if value is not None}, where)
+    keys = ConfigReader({key: value for key, value in data.items() if value is not None}, where)
     values: dict[str, Any] = {}
     for key in keys.data:
         match key:
             case "do_sample":
-                values[key] = keys.flag(key, False)
+                values[key] = keys.boolean(key, False)
             case "temperature":
-                values[key] = keys.number(key, least=0)
+                values[key] = keys.real(key, least=0)
             case "top_p" | "min_p":
-                values[key] = keys.number(key, least=0, most=1)
+                values[key] = keys.real(key, least=0, most=1)
             case "repetition_penalty":
-                values[key] = keys.number(key)
+                values[key] = keys.real(key)
             case "top_k" | "bos_token_id" | "pad_token_id":
-                values[key] = keys.size(key, least=0)
+                values[key] = keys.integer(key, least=0)
             case "max_new_tokens" | "max_length":
-                values[key] = keys.size(key, most=MAX_POSITIONS)
+                values[key] = keys.integer(key, most=MAX_POSITIONS)
             case "eos_token_id":
                 values[key] = _token_ids(keys)
             case _:
@@ -108,10 +108,10 @@ def read_generation_config(data: Mapping[str, Any], where: str) -> dict[str, Any
     return values
 
 
-def _token_ids(keys: Keys) -> int | list[int]:
+def _token_ids(keys: ConfigReader) -> int | list[int]:
     ids = keys.data["eos_token_id"]
     if not isinstance(ids, list):
-        return keys.size("eos_token_id", least=0)
+        return keys.integer("eos_token_id", least=0)
     if not ids or len(ids) > 256:
         raise keys.error("eos_token_id", "one token id or a list of them")
-    return [Keys({"eos_token_id": id_}, keys.where).size("eos_token_id", least=0) for id_ in ids]
+    return [ConfigReader({"eos_token_id": id_}, keys.where).integer("eos_token_id", least=0) for id_ in ids]

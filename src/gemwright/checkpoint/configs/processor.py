@@ -22,7 +22,7 @@ _BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers
 
 def processor_class(vision: Vision) -> str:
     """The class that prepares pictures for such a model."""
-    return "PaliGemmaProcessor" if vision.prefix else "Gemma3Processor"
+    return "PaliGemmaProcessor" if vision.prefix_lm else "Gemma3Processor"
 
 
 def missing_markers(vision: Vision, vocabulary: Vocabulary) -> list[str]:
@@ -32,7 +32,7 @@ def missing_markers(vision: Vision, vocabulary: Vocabulary) -> list[str]:
 
 
 def marker_ids(vision: Vision, vocabulary: Vocabulary) -> dict[str, int]:
-    """Keys of `config.json` for the ids of the markers, `image_token_index` and the like."""
+    """ConfigReader of `config.json` for the ids of the markers, `image_token_index` and the like."""
     return {
         f"{name}_index": vocabulary.pieces.index(marker) for name, marker in MARKERS[processor_class(vision)].items()
     }
@@ -46,14 +46,14 @@ def tokenizer_keys(vision: Vision) -> dict[str, Any]:
 
 def processor_documents(vision: Vision) -> dict[str, dict[str, Any]]:
     """The files that a processor is made from, by name."""
-    image_class = "SiglipImageProcessor" if vision.prefix else "Gemma3ImageProcessor"
+    image_class = "SiglipImageProcessor" if vision.prefix_lm else "Gemma3ImageProcessor"
     of_processor = {"processor_class": processor_class(vision), "image_seq_length": vision.tokens}
     of_images: dict[str, Any] = {
         "image_processor_type": image_class,
-        "do_convert_rgb": None if vision.prefix else True,
+        "do_convert_rgb": None if vision.prefix_lm else True,
         "do_resize": True,
         "size": {"height": vision.image_size, "width": vision.image_size},
-        "resample": _BICUBIC if vision.prefix else _BILINEAR,
+        "resample": _BICUBIC if vision.prefix_lm else _BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -61,4 +61,4 @@ def processor_documents(vision: Vision) -> dict[str, dict[str, Any]]:
         "image_std": [0.5, 0.5, 0.5],
     }
     documents = {"preprocessor_config.json": of_images | of_processor}
-    return documents if vision.prefix else documents | {"processor_config.json": of_processor}
+    return documents if vision.prefix_lm else documents | {"processor_config.json": of_processor}

@@ -30,7 +30,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-def read_image(source: "str | Path | bytes | Image.Image | NDArray[np.uint8]") -> NDArray[np.uint8]:
+def load_image(source: "str | Path | bytes | Image.Image | NDArray[np.uint8]") -> NDArray[np.uint8]:
     """Reads a picture: the first frame, turned as its EXIF data says, over white where it is transparent.
 
     Values of 16 bits become their high bytes. Colour profiles are not applied.

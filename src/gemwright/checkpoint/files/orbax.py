@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError, GemwrightError
 
 _ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -8,7 +8,7 @@ from gemwright.generate.step import Step
 from gemwright.text.stop import StopStrings
 from gemwright.text.tokenizer import TextStream, Tokenizer
 
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Completion:
         text: Without the stop string or token that ended it.
         tokens: Its ids, the stop token not among them.
         logprobs: Natural logarithm of the model's probability of each token; empty unless asked for.
-        alternatives: For each token the likeliest ids and their log-probabilities, as many as were asked for.
-        finish: "stop" if the model or a stop string ended it, "length" if it was cut off.
+        top_logprobs: For each token the likeliest ids and their log-probabilities, as many as were asked for.
+        finish_reason: "stop" if the model or a stop string ended it, "length" if it was cut off.
         prompt_tokens: Length of the prompt in tokens.
         proposed: Tokens that speculation guessed.
         accepted: Guesses that stood.
@@ -29,8 +29,8 @@ class Completion:
     text: str
     tokens: list[int]
     logprobs: list[float]
-    alternatives: list[dict[int, float]]
-    finish: Finish
+    top_logprobs: list[dict[int, float]]
+    finish_reason: FinishReason
     prompt_tokens: int
     proposed: int = 0
     accepted: int = 0
@@ -39,7 +39,7 @@ class Completion:
 class Stream:
     """The pieces of a text as they are written, and the whole of it once they are all there."""
 
-    def __init__(self, batches: "Batch"):
+    def __init__(self, batches: "OutputBatch"):
         self._batch = batches
 
     def __iter__(self) -> Iterator[str]:
@@ -51,7 +51,7 @@ class Stream:
         return self._batch.completions[0]
 
 
-class Batch:
+class OutputBatch:
     """Rows that are written together. Iterating gives the new text of every row at each step."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Batch:
     ):
         stops = frozenset(stop_ids)
         self._steps = steps
-        self._rows = [_Row(tokenizer.stream(), StopStrings(stop_strings), stops, count) for count in prompt_tokens]
+        self._rows = [_Sequence(tokenizer.stream(), StopStrings(stop_strings), stops, count) for count in prompt_tokens]
 
     def __iter__(self) -> Iterator[list[str]]:
         for step in self._steps:
@@ -80,7 +80,7 @@ class Batch:
 
 
 @dataclass
-class _Row:
+class _Sequence:
     stream: TextStream
     stop_strings: StopStrings
     stop_ids: frozenset[int]
@@ -88,10 +88,10 @@ class _Row:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    alternatives: list[dict[int, float]] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
     proposed: int = 0
     accepted: int = 0
-    finish: Finish = "length"
+    finish_reason: FinishReason = "length"
     ended: bool = False
 
     def take(self, step: Step, row: int) -> str:
@@ -107,10 +107,10 @@ class _Row:
         if step.logprobs is not None and step.top_tokens is not None and step.top_logprobs is not None:
             self.logprobs.append(float(step.logprobs[row]))
             likeliest = zip(step.top_tokens[row].tolist(), step.top_logprobs[row].tolist(), strict=True)
-            self.alternatives.append(dict(likeliest))
+            self.top_logprobs.append(dict(likeliest))
         return self._write(*self.stop_strings.push(self.stream.push(token)))
 
-    def close(self, finish: Finish) -> str:
+    def close(self, finish_reason: FinishReason) -> str:
         """The text that was held back, at the end of the row."""
         if self.ended:
             return ""
@@ -118,13 +118,13 @@ class _Row:
         if not self.ended:
             piece += self._write(*self.stop_strings.finish())
         if not self.ended:
-            self.finish, self.ended = finish, True
+            self.finish_reason, self.ended = finish_reason, True
         return piece
 
     def _write(self, piece: str, stopped: bool) -> str:
         self.text += piece
         if stopped:
-            self.finish, self.ended = "stop", True
+            self.finish_reason, self.ended = "stop", True
         return piece
 
     def completion(self) -> Completion:
@@ -132,8 +132,8 @@ class _Row:
             self.text,
             self.tokens,
             self.logprobs,
-            self.alternatives,
-            self.finish,
+            self.top_logprobs,
+            self.finish_reason,
             self.prompt_tokens,
             self.proposed,
             self.accepted,

@@ -9,36 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate.prompts import ROW, Prompt
+from gemwright.generate.prompts import SOFT_TOKEN, Prompt
 from gemwright.images.preprocess import resize_square
-from gemwright.model import vision
 from gemwright.model.config import Vision
-from gemwright.model.spec import VisionWeights
+from gemwright.model.params import VisionWeights
+from gemwright.model.vision import encode
 from gemwright.text.tokenizer import Tokenizer
 
 Picture = NDArray[np.uint8]
 Rows = NDArray[np.float32]
-REMEMBERED = 32
+MAX_CACHED_IMAGES = 32
 """Pictures whose rows are kept."""
 
 
 @dataclass(frozen=True)
-class Eyes:
+class ImagePrompter:
     """A tower, and how its model's prompts hold what it sees.
 
     Attributes:
-        spec: The tower.
+        vision: The tower.
         params: Its weights, on the device.
         resample: How pictures are brought to its size.
         tokenizer: The model's.
-        remembered: What was seen last, by the pixels' digest: a conversation shows its pictures at every turn.
+        cache: What was seen last, by the pixels' digest: a conversation shows its pictures at every turn.
     """
 
-    spec: Vision
+    vision: Vision
     params: VisionWeights
     resample: Literal["bilinear", "bicubic"]
     tokenizer: Tokenizer
-    remembered: dict[bytes, Rows] = field(default_factory=dict[bytes, Rows])
+    cache: dict[bytes, Rows] = field(default_factory=dict[bytes, Rows])
 
     def before(self, text: str, pictures: Sequence[Sequence[Picture]]) -> Prompt:
         """A text behind pictures, each of which may have crops after it.
@@ -47,8 +47,8 @@ class Eyes:
         (google-research/big_vision `models/proj/paligemma`).
         """
         tokenizer, shown = self.tokenizer, [view for views in pictures for view in views]
-        if self.spec.prefix:
-            rows, asked = [ROW] * (len(shown) * self.spec.tokens), tokenizer.with_bos(tokenizer.encode(text))
+        if self.vision.prefix_lm:
+            rows, asked = [SOFT_TOKEN] * (len(shown) * self.vision.tokens), tokenizer.with_bos(tokenizer.encode(text))
             return self.prompt([*rows, *asked, *tokenizer.encode("\n")], shown)
         inserted = [token for views in pictures for token in self.insertion(views)]
         return self.prompt(tokenizer.with_bos([*inserted, *tokenizer.encode(text)]), shown)
@@ -62,7 +62,7 @@ class Eyes:
         tokenizer = self.tokenizer
         start, end = tokenizer.id_of("<start_of_image>"), tokenizer.id_of("<end_of_image>")
         lines = tokenizer.encode("\n\n")
-        one = [*lines, start, *[ROW] * self.spec.tokens, end, *lines]
+        one = [*lines, start, *[SOFT_TOKEN] * self.vision.tokens, end, *lines]
         if len(views) == 1:
             return one
         here, more = "Here is the original image ", " and here are some crops to help you see better"
@@ -71,11 +71,11 @@ class Eyes:
 
     def prompt(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prompt:
         """Ids with the rows of the pictures, crops included, that they make room for."""
-        blocks = np.full(len(ids), 0 if self.spec.prefix else -1, np.int32)
-        if not self.spec.prefix:
-            rows = np.flatnonzero(np.asarray(ids) == ROW)
-            blocks[rows] = np.arange(len(rows)) // self.spec.tokens
-        return Prompt(ids, self._rows(pictures), blocks)
+        groups = np.full(len(ids), 0 if self.vision.prefix_lm else -1, np.int32)
+        if not self.vision.prefix_lm:
+            rows = np.flatnonzero(np.asarray(ids) == SOFT_TOKEN)
+            groups[rows] = np.arange(len(rows)) // self.vision.tokens
+        return Prompt(ids, self._rows(pictures), groups)
 
     def _rows(self, pictures: Sequence[Picture]) -> Rows:
         """[pictures * tokens, D]."""
@@ -84,11 +84,11 @@ class Eyes:
 
     def _see(self, picture: Picture) -> Rows:
         """[tokens, D]. One picture at a time, so that one program serves any number."""
-        pixels = resize_square(picture, self.spec.image_size, self.resample)
+        pixels = resize_square(picture, self.vision.image_size, self.resample)
         digest = hashlib.blake2b(pixels.tobytes()).digest()
-        if digest not in self.remembered:
-            if len(self.remembered) >= REMEMBERED:
-                del self.remembered[next(iter(self.remembered))]
-            rows = vision.encode(self.spec, self.params, jnp.asarray(pixels)[None])[0]
-            self.remembered[digest] = np.asarray(rows, np.float32)
-        return self.remembered[digest]
+        if digest not in self.cache:
+            if len(self.cache) >= MAX_CACHED_IMAGES:
+                del self.cache[next(iter(self.cache))]
+            rows = encode(self.vision, self.params, jnp.asarray(pixels)[None])[0]
+            self.cache[digest] = np.asarray(rows, np.float32)
+        return self.cache[digest]

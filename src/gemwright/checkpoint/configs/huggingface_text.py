@@ -5,18 +5,8 @@ Keys, and what an absent key means: huggingface/transformers `models/{gemma,gemm
 
 from typing import Any
 
-from gemwright.checkpoint.configuration import (
-    MAX_LAYERS,
-    MAX_POSITIONS,
-    Keys,
-    Uniform,
-    architecture,
-    cannot_write,
-    checked,
-    every,
-    period,
-    uniform,
-)
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
+from gemwright.checkpoint.configs.uniform import UniformConfig, architecture, checked, every, period, uniform
 from gemwright.model.config import Config, Rope
 
 GELU_TANH = "gelu_pytorch_tanh"
@@ -32,7 +22,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_text(keys: Keys, kind: str, *, tied: bool, kv_heads: int | None = None) -> Config:
+def read_text(keys: ConfigReader, kind: str, *, tied: bool, kv_heads: int | None = None) -> Config:
     """Reads a decoder.
 
     Args:
@@ -46,29 +36,29 @@ def read_text(keys: Keys, kind: str, *, tied: bool, kv_heads: int | None = None)
     """
     default = _DEFAULTS[kind]
     keys.choice("partial_rotary_factor", 1.0, 1, None)
-    depth = keys.size("num_hidden_layers", most=MAX_LAYERS)
-    head_dim = keys.size("head_dim", 256)
+    depth = keys.integer("num_hidden_layers", most=MAX_LAYERS)
+    head_dim = keys.integer("head_dim", 256)
     local = (False,) * depth if kind == "gemma" else _local(keys, depth, 2 if kind == "gemma2" else 6)
     local_rope, global_rope = _local_and_global_rope(keys) if kind == "gemma3_text" else _one_rope(keys)
-    model = Uniform(
-        width=keys.size("hidden_size"),
-        vocab=keys.size("vocab_size", default["vocab"]),
-        context=keys.size("max_position_embeddings", default["context"], most=MAX_POSITIONS),
-        heads=keys.size("num_attention_heads", default["heads"]),
-        kv_heads=keys.size("num_key_value_heads", kv_heads or default["kv_heads"]),
+    model = UniformConfig(
+        width=keys.integer("hidden_size"),
+        vocab=keys.integer("vocab_size", default["vocab"]),
+        max_length=keys.integer("max_position_embeddings", default["context"], most=MAX_POSITIONS),
+        heads=keys.integer("num_attention_heads", default["heads"]),
+        kv_heads=keys.integer("num_key_value_heads", kv_heads or default["kv_heads"]),
         head_dim=head_dim,
-        query_scalar=float(head_dim) if kind == "gemma" else keys.number("query_pre_attn_scalar", 256),
-        hidden=keys.size("intermediate_size"),
+        query_scalar=float(head_dim) if kind == "gemma" else keys.real("query_pre_attn_scalar", 256),
+        hidden=keys.integer("intermediate_size"),
         local=local,
-        window=keys.size("sliding_window", 4096, most=MAX_POSITIONS) if any(local) else None,
+        window=keys.integer("sliding_window", 4096, most=MAX_POSITIONS) if any(local) else None,
         local_rope=local_rope,
         global_rope=global_rope,
-        soft_cap=keys.optional_number("attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
+        soft_cap=keys.optional_real("attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
         final_soft_cap=_final_soft_cap(keys, kind),
         qk_norm=kind == "gemma3_text",
         post_norms=kind != "gemma",
         tied=tied,
-        norm_eps=keys.number("rms_norm_eps", 1e-6),
+        norm_eps=keys.real("rms_norm_eps", 1e-6),
     )
     if kind == "gemma3_text":  # its class has the key, its attention does not use it
         keys.choice("attn_logit_softcapping", None)
@@ -94,7 +84,7 @@ def write_text(config: Config, dtype: str) -> dict[str, Any]:
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
-        "max_position_embeddings": model.context,
+        "max_position_embeddings": model.max_length,
         "rms_norm_eps": model.norm_eps,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -105,50 +95,50 @@ def write_text(config: Config, dtype: str) -> dict[str, Any]:
     return data if kind == "gemma" else data | _later_keys(model)
 
 
-def _final_soft_cap(keys: Keys, kind: str) -> float | None:
+def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
     if kind == "gemma":
         return None
-    return keys.optional_number("final_logit_softcapping", 30.0 if kind == "gemma2" else None)
+    return keys.optional_real("final_logit_softcapping", 30.0 if kind == "gemma2" else None)
 
 
-def _local(keys: Keys, depth: int, default_period: int) -> tuple[bool, ...]:
+def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, ...]:
     types = keys.data.get("layer_types")
     if types is None:
-        return every(keys.size("sliding_window_pattern", default_period), depth)
+        return every(keys.integer("sliding_window_pattern", default_period), depth)
     if not isinstance(types, list) or len(types) != depth or any(t not in (_LOCAL, _GLOBAL) for t in types):
         raise keys.error("layer_types", f"a list of {depth} times {_LOCAL} or {_GLOBAL}")
     return tuple(t == _LOCAL for t in types)
 
 
-def _one_rope(keys: Keys) -> tuple[Rope, Rope]:
+def _one_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
     """Gemma 1 and 2: one rope for all layers."""
     scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
     rope = read_rope(scaling if scaling.data else keys.mapping("rope_parameters", *ROPE_KEYS), keys, "rope_theta", 1e4)
     return rope, rope
 
 
-def _local_and_global_rope(keys: Keys) -> tuple[Rope, Rope]:
+def _local_and_global_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
     """Gemma 3: the old `rope_scaling` concerns the global layers alone."""
     parameters = keys.mapping("rope_parameters", _LOCAL, _GLOBAL)
     local, everywhere = parameters.mapping(_LOCAL, *ROPE_KEYS), parameters.mapping(_GLOBAL, *ROPE_KEYS)
     scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
     if scaling.data:
-        everywhere = Keys({**everywhere.data, **scaling.data}, keys.where, scaling.prefix)
+        everywhere = ConfigReader({**everywhere.data, **scaling.data}, keys.where, scaling.prefix)
     return read_rope(local, keys, "rope_local_base_freq", 1e4), read_rope(everywhere, keys, "rope_theta", 1e6)
 
 
-def read_rope(group: Keys, keys: Keys, base_key: str, default_base: float) -> Rope:
+def read_rope(group: ConfigReader, keys: ConfigReader, base_key: str, default_base: float) -> Rope:
     """A rotary embedding from its group of keys; the base may lie beside the group in a key of its own."""
-    base = group.number("rope_theta") if "rope_theta" in group.data else keys.number(base_key, default_base)
+    base = group.real("rope_theta") if "rope_theta" in group.data else keys.real(base_key, default_base)
     type_key = "rope_type" if "rope_type" in group.data else "type"
     if group.choice(type_key, "default", "linear") == "linear":
-        return Rope(base, group.number("factor"))
-    if group.number("factor", 1.0) != 1.0:
+        return Rope(base, group.real("factor"))
+    if group.real("factor", 1.0) != 1.0:
         raise group.error("factor", "absent, or used by the rope_type 'linear'")
     return Rope(base)
 
 
-def _rope_keys(model: Uniform, kind: str) -> dict[str, Any]:
+def _rope_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
     """The keys of old and new releases side by side."""
     local, everywhere = rope_parameters(model.local_rope), rope_parameters(model.global_rope)
     keys: dict[str, Any] = {"rope_theta": model.global_rope.base, "rope_scaling": None}
@@ -169,7 +159,7 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
     return {"rope_type": "linear", "factor": rope.scale, "rope_theta": rope.base}
 
 
-def _later_keys(model: Uniform) -> dict[str, Any]:
+def _later_keys(model: UniformConfig) -> dict[str, Any]:
     """What Gemma 2 and 3 have and Gemma 1 has not."""
     if model.query_scalar != int(model.query_scalar):
         raise cannot_write(f"query_pre_attn_scalar must be whole and is {model.query_scalar}")

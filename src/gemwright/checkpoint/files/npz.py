@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 
 MAX_DIRECTORY = 1 << 22  # bytes; PaliGemma has some fifty arrays

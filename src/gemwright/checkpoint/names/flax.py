@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from gemwright import tree
-from gemwright.checkpoint.names import Stored, is_recurrent, split
+from gemwright.checkpoint.names.huggingface import is_recurrent
+from gemwright.checkpoint.names.mapping import TensorMapping, split
 from gemwright.model.config import Attention, Config, Recurrent
-from gemwright.model.spec import Param, spec
+from gemwright.model.params import ParamSpec, param_specs
 
 # V vocabulary, D width, N heads, K key heads, H head width, Q = N * H, J = K * H, F hidden width of the MLP,
 # R recurrent width, W taps of its convolution, B blocks of its gates, G width of such a block; of the tower:
@@ -100,7 +101,7 @@ BIG_VISION_HEAD: dict[str, Row] = {
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
-def deepmind(config: Config, shapes: Shapes) -> dict[str, Stored]:
+def map_deepmind(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
     """Name and place of every weight in DeepMind's trees, by our path.
 
     Args:
@@ -109,7 +110,7 @@ def deepmind(config: Config, shapes: Shapes) -> dict[str, Stored]:
     """
     table, block = (RECURRENT, "blocks.{}") if is_recurrent(config) else (GEMMA, "layer_{}")
 
-    def stored(path: str, param: Param) -> Stored:
+    def stored(path: str, param: ParamSpec) -> TensorMapping:
         layer, leaf = split(path)
         if leaf in TOWER:
             name, index, axes = TOWER[leaf]
@@ -122,16 +123,16 @@ def deepmind(config: Config, shapes: Shapes) -> dict[str, Stored]:
             name = f"transformer/{name}" if layer is None else f"transformer/{block.format(layer)}/{name}"
         return _stored(config, path, param, (name, index, axes), shapes)
 
-    return {path: stored(path, param) for path, param in tree.flatten(spec(config)).items()}
+    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
-def big_vision(config: Config, shapes: Shapes) -> dict[str, Stored]:
+def map_big_vision(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
     """Name and place of every weight in big_vision's arrays, by our path; arguments as for `deepmind`.
 
     The layers are stacked on the first axis.
     """
 
-    def stored(path: str, param: Param) -> Stored:
+    def stored(path: str, param: ParamSpec) -> TensorMapping:
         layer, leaf = split(path)
         tower = leaf.startswith("vision.")
         name, index, axes = (TOWER | BIG_VISION_HEAD if tower else GEMMA)[leaf]
@@ -140,10 +141,10 @@ def big_vision(config: Config, shapes: Shapes) -> dict[str, Stored]:
             name, index = f"{'Transformer/encoderblock' if tower else 'layers'}/{name}", (layer, *index)
         return _stored(config, path, param, (f"params/{'img' if tower else 'llm'}/{name}", index, axes), shapes)
 
-    return {path: stored(path, param) for path, param in tree.flatten(spec(config)).items()}
+    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
-def _stored(config: Config, path: str, param: Param, row: Row, shapes: Shapes) -> Stored:
+def _stored(config: Config, path: str, param: ParamSpec, row: Row, shapes: Shapes) -> TensorMapping:
     name, index, axes = row
     layer, leaf = split(path)
     if leaf in ("mlp.gate", "mlp.up") and shapes.get(name, ())[len(index) :] == param.shape:
@@ -151,7 +152,7 @@ def _stored(config: Config, path: str, param: Param, row: Row, shapes: Shapes) -
     stored, _, ours = axes.partition(" -> ")
     sizes = _sizes(config, layer, leaf)
     permute = tuple(stored.index(axis) for axis in ours) or None
-    return Stored(name, tuple(sizes[axis] for axis in stored), index, permute, extra_rows=leaf == "embed")
+    return TensorMapping(name, tuple(sizes[axis] for axis in stored), index, permute, extra_rows=leaf == "embed")
 
 
 def _sizes(config: Config, layer: int | None, leaf: str) -> dict[str, int]:

@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.tensors import TensorInfo
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.kernels import panels
 

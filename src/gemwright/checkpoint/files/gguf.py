@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint import ggml
-from gemwright.checkpoint.tensors import TensorInfo
-from gemwright.checkpoint.texts import Texts
+from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.files.lazy_strings import LazyStrings
+from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -161,7 +161,7 @@ class _Header:
         many = self.texts(count) if MANY <= count <= _USUAL_COUNT else None
         return self.any_strings(count, where) if many is None else many
 
-    def texts(self, count: int) -> Texts | None:
+    def texts(self, count: int) -> LazyStrings | None:
         """Strings of 1 to 255 bytes, found all at once; None where one is different, or damaged.
 
         Seven zero bytes in a row then stand in lengths alone, or behind a length that says so.
@@ -178,7 +178,7 @@ class _Header:
         if len(starts) < count or starts[0] or (ends[:-1] != starts[1:]).any() or ends[-1] > len(content):
             return None
         self.position += int(ends[-1])
-        return Texts(content[: ends[-1]], starts)
+        return LazyStrings(content[: ends[-1]], starts)
 
     def any_strings(self, count: int, where: str) -> list[str]:
         data, size, length, position = self.data, self.size, _LENGTH.unpack_from, self.position
@@ -360,7 +360,7 @@ def _packed_value(value: Any) -> bytes:
             return struct.pack("<If", _FLOAT32, value)
         case np.ndarray() if value.ndim == 1 and value.dtype in _KINDS:
             return struct.pack("<IIQ", _ARRAY, _KINDS[value.dtype], len(value)) + value.tobytes()
-        case list() | Texts() if all(isinstance(item, str) for item in value):
+        case list() | LazyStrings() if all(isinstance(item, str) for item in value):
             return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_packed_string, value))
         case _:
             raise TypeError(f"{value!r:.40} is no number, text, list of texts or flat array that GGUF can hold")
