@@ -1,4 +1,4 @@
-"""What all tests share. Under test, the functions that compute check the types and shapes that they state."""
+"""Fixtures of all tests. Under test, numerical functions check the types and shapes of their annotations."""
 
 import signal
 import typing
@@ -14,17 +14,17 @@ from gemwright import tree
 
 COMPUTING = ["gemwright.ops", "gemwright.weights", "gemwright.model", "gemwright.generate"]
 
-# Functions are checked and pytree nodes are not: a transformation puts shapes or placeholders in their fields.
-# Both lines must come before the modules are imported anywhere. An int may stand for a float, as in pyright.
+# Check functions and not pytree nodes: a transformation puts shapes or placeholders in their fields.
+# Both lines must come before the modules are imported anywhere. An int is accepted as a float, as in pyright.
 _node = tree.node
 tree.node = lambda cls: typing.no_type_check(_node(cls))
 jaxtyping.install_import_hook(COMPUTING, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-# The same examples in every run: a change fails for what it changed. To look further: --hypothesis-profile=default.
+# Draw the same examples in every run. For other examples: --hypothesis-profile=default.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
-# A shell's background job ignores Ctrl-C, and so would the programs that it starts.
+# A background job of a shell ignores Ctrl-C, and the programs that it starts inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -36,9 +36,9 @@ def demo_gguf() -> Path:
     return locate("gemma-3-270m", may_download=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(demo_gguf: Path) -> Any:
-    """The same as a `gemwright.Model` in float32: a gigabyte, which the tests of several folders share."""
+    """The same as a `gemwright.Model` in float32: a gigabyte, freed after each file."""
     import gemwright
 
     return gemwright.load(demo_gguf, dtype="float32")
@@ -53,7 +53,7 @@ def demo_metadata(demo_gguf: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def demo_oracle(demo_metadata: dict[str, Any]) -> Any:
-    """transformers' own conversion of the GGUF's vocabulary: other code for the pieces, the merges and the BPE."""
+    """transformers' conversion of the GGUF's vocabulary: independent code for pieces, merges and BPE."""
     from transformers.integrations.gguf import convert_gguf_tokenizer
 
     fields = {key: list(demo_metadata[f"tokenizer.ggml.{key}"]) for key in ("tokens", "scores", "token_type")}
@@ -62,7 +62,7 @@ def demo_oracle(demo_metadata: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """XLA's own passes as ever, but LLVM's off: for many tiny programs, which take longer to compile than to run."""
+    """Turn LLVM's optimizations off and keep XLA's: many tiny programs take longer to compile than to run."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
@@ -72,7 +72,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests and the processes that they start share a cache folder, which is empty at first."""
+    """Share one cache folder, empty at first, among the tests and the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

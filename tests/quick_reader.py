@@ -1,4 +1,4 @@
-"""gguf-py's reader, quick enough for a vocabulary."""
+"""gguf-py's reader, fast enough for a vocabulary."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import numpy as np
 
 
 class QuickReader(gguf.GGUFReader):
-    """gguf-py with a quicker slice of the file, of which it takes half a million for a vocabulary's strings.
+    """gguf-py with a faster slice of the file, of which it takes half a million for a vocabulary's strings.
 
-    It also takes arrays of numbers one by one: here at once.
+    It also reads an array of numbers in one slice and not number by number.
     """
 
     def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_gguf
+from gemwright.api import default_sampling
 
 import gemwright
 from gemwright import memory
 from gemwright.api import _draft
-from gemwright.families import default_sampling
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
+from tests.tiny.gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTEXT = 128
@@ -30,7 +30,7 @@ PROMPTS = ["the cat", "and then. Nothing"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> gemwright.Model:
-    return gemwright.load(tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+    return gemwright.load(write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf"))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_speculation_changes_the_speed_only(model: gemwright.Model, temperature:
 
 
 def test_a_draft_needs_the_same_vocabulary(tmp_path: Path, model: gemwright.Model):
-    path = tiny_gguf(tmp_path / "tiny.gguf")
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
     assert gemwright.load(path, draft=path).draft is not None
     vocabulary = replace(model.tokenizer.vocabulary, pieces=(*model.tokenizer.pieces[:-1], "qq"))
     other = replace(model, tokenizer=Tokenizer(vocabulary))
@@ -214,20 +214,20 @@ def test_user_text_never_becomes_a_marker(model: gemwright.Model):
 
 
 def test_a_template_makes_a_model_count_as_tuned(tmp_path: Path, model: gemwright.Model):
-    path = tiny_gguf(tmp_path / "tuned.gguf", chat_template="{{ messages }}")
+    path = write_tiny_gguf(tmp_path / "tuned.gguf", chat_template="{{ messages }}")
     assert gemwright.load(path).tuned
     assert not model.tuned
 
 
 def test_progress_reaches_the_end(tmp_path: Path):
     seen: list[tuple[int, int]] = []
-    gemwright.load(tiny_gguf(tmp_path / "tiny.gguf"), progress=lambda done, total: seen.append((done, total)))
+    gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
 def test_bfloat16_weights(tmp_path: Path):
-    model = gemwright.load(tiny_gguf(tmp_path / "tiny.gguf"), dtype=jnp.bfloat16)
+    model = gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.engine.params)} == {jnp.dtype(jnp.bfloat16)}
     assert len(model.generate("the", max_tokens=3, temperature=0.0).tokens) == 3
 
@@ -248,7 +248,7 @@ def test_bfloat16_weights(tmp_path: Path):
 def test_default_sampling_is_read_as_transformers_reads_it(
     generation: dict[str, Any], expected: Sampling, tmp_path: Path
 ):
-    checkpoint = open_checkpoint(tiny_gguf(tmp_path / "tiny.gguf"))
+    checkpoint = open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf"))
     assert default_sampling(replace(checkpoint, generation=generation)) == expected
 
 

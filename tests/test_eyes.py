@@ -1,4 +1,4 @@
-"""Whole small models that see, from pictures and text to text, beside transformers and its processors."""
+"""Small vision models from images and text to text, against transformers and its processors."""
 
 from pathlib import Path
 from typing import Any
@@ -6,24 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import huggingface
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import gemwright
 from gemwright.checkpoint.convert import convert
-from gemwright.images.image_prompt import Picture
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt
+from gemwright.images.image_prompt import Picture
+from tests.tiny.hf import VISION_KINDS, write_model
 
-KINDS = ("paligemma", "paligemma2", "gemma3")
 TOKENS = 10
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=VISION_KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as gemwright writes it, with all that transformers wants beside it."""
+    """A model as gemwright writes it, with all files that transformers needs."""
     place = tmp_path_factory.mktemp(request.param)
-    convert(huggingface(place / "theirs", request.param), place / "ours", "huggingface")
+    convert(write_model(place / "theirs", request.param), place / "ours", "huggingface")
     return place / "ours"
 
 
@@ -37,11 +36,11 @@ def _picture(seed: int, height: int = 40, width: int = 60) -> Picture:
 
 
 def _theirs(folder: Path, prompt: Prompt, rows: Any) -> list[int]:
-    """What transformers continues the same ids with, greedily."""
+    """Return transformers' greedy continuation of the same ids."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = torch.tensor([prompt.ids])
     ids[ids == SOFT_TOKEN] = model.config.image_token_index
-    # PaliGemma's kinds tell prefix (0) from suffix, Gemma 3's a picture's rows (1) from text.
+    # PaliGemma's kinds mark the prefix (0) and the suffix, Gemma 3's an image's soft tokens (1) and text.
     kinds = torch.zeros_like(ids)
     if model.config.model_type == "gemma3":
         kinds += torch.tensor(prompt.blocks >= 0)
@@ -93,7 +92,7 @@ def test_a_text_is_scored_after_what_was_seen(model: gemwright.Model):
 
 
 def test_prompts_are_those_of_the_processor(folder: Path, model: gemwright.Model):
-    """Id by id, but that ours never merges a picture's empty lines with newlines beside them."""
+    """Id by id, except that ours never merges an image's empty lines with adjacent newlines."""
     processor, eyes = AutoProcessor.from_pretrained(folder, backend="pil"), model.image_prompter
     assert eyes is not None
     picture = _picture(5)
@@ -148,9 +147,9 @@ def test_long_pictures_may_be_cut(model: gemwright.Model):
 
 
 def test_pictures_are_for_models_that_see(tmp_path: Path):
-    from tiny import tiny_gguf
+    from tests.tiny.gguf import write_tiny_gguf
 
-    blind = gemwright.load(tiny_gguf(tmp_path / "tiny.gguf"))
+    blind = gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"))
     for call in (
         lambda: blind.generate("the", [_picture(0)]),
         lambda: blind.score("the", images=[_picture(0)]),

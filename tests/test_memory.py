@@ -1,4 +1,4 @@
-"""What is forecast is what is used, and too much is refused before it is loaded."""
+"""The memory forecast equals the memory used, and a model too large is refused before it is loaded."""
 
 import subprocess
 import sys
@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import tiny_config, tiny_gguf
 
 from gemwright import memory
 from gemwright.checkpoint.open import open_checkpoint
@@ -18,6 +17,8 @@ from gemwright.memory import RUNTIME, Forecast, forecast
 from gemwright.model.params import init
 from gemwright.model.state import empty_state
 from gemwright.variants import VARIANTS
+from tests.tiny.config import make_config
+from tests.tiny.gguf import write_tiny_gguf
 
 
 def nbytes(tree: Any) -> int:
@@ -27,7 +28,7 @@ def nbytes(tree: Any) -> int:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("batch", "capacity"), [(1, 8), (3, 100), (2, 4096)])
 def test_a_tiny_model_is_forecast_to_the_byte(dtype: Any, batch: int, capacity: int) -> None:
-    config = tiny_config()
+    config = make_config()
     need = forecast(config, dtype, batch, capacity)
     assert need.weights == nbytes(init(config, jax.random.key(0), dtype))
     assert need.state == nbytes(empty_state(config, batch, capacity, dtype))
@@ -36,14 +37,14 @@ def test_a_tiny_model_is_forecast_to_the_byte(dtype: Any, batch: int, capacity: 
 
 
 def test_weights_at_their_own_bits_leave_a_narrow_state() -> None:
-    config = tiny_config()
+    config = make_config()
     need = forecast(config, None, batch=3, capacity=100, stored=12345)
     assert (need.weights, need.copies) == (12345, 0)
     assert need.state == nbytes(empty_state(config, 3, 100, jnp.bfloat16))
 
 
 def test_no_more_state_than_the_context_is_forecast() -> None:
-    config = tiny_config(max_length=64)
+    config = make_config(max_length=64)
     assert forecast(config, jnp.float32, capacity=10**9) == forecast(config, jnp.float32, capacity=64)
 
 
@@ -92,17 +93,17 @@ def test_what_fits_is_let_through_and_what_does_not_is_told_in_numbers(monkeypat
     )
     with pytest.raises(GemwrightError, match=message):
         memory.require(Forecast(1_700_000_000, 600_000_000), "big")
-    monkeypatch.setattr(memory, "available", lambda: None)  # where it is not known, one may try
+    monkeypatch.setattr(memory, "available", lambda: None)  # unknown memory permits an attempt
     memory.require(Forecast(10**15, 0), "huge")
 
 
 def test_too_large_a_model_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really too large: 27 billion weights of whose file there is but the header."""
     from gemwright import api
-    from gemwright.checkpoint.files.gguf import GgufFile
     from gemwright.checkpoint.configs.gguf import to_gguf
+    from gemwright.checkpoint.files.gguf import GgufFile
 
-    path = tiny_gguf(tmp_path / "tiny.gguf")
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
     huge = replace(VARIANTS["gemma-3-27b"].config, vocab=262_144, vision=None)
     opened = open_checkpoint(path)
     assert to_gguf(huge)

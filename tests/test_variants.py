@@ -10,7 +10,7 @@ import pytest
 
 from gemwright import tree
 from gemwright.model.config import Attention, Config, Recurrent, stages
-from gemwright.model.params import ModelWeights, init, parameter_count, param_specs
+from gemwright.model.params import ModelWeights, init, param_specs, parameter_count
 from gemwright.model.state import abstract_state, state_bytes
 from gemwright.model.transformer import forward, logits
 from gemwright.variants import VARIANTS

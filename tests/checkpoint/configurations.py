@@ -1,11 +1,10 @@
-"""Configurations as transformers reads them, tiny ones of every kind, and such as no model has."""
+"""Configurations of published decoders, as transformers reads them, and ones that no model has."""
 
 import copy
 from dataclasses import replace
 from typing import Any
 
 import transformers
-from hypothesis import strategies as st
 
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope
@@ -26,15 +25,14 @@ def with_mixers(config: Config, **changes: Any) -> Config:
     return replace(config, layers=layers)
 
 
-# What transformers' own configuration objects say, as its modeling files use it.
-
-
 def transformers_config(data: dict[str, Any]) -> Any:
-    data = copy.deepcopy(data)  # the classes change what they are given
+    """Return transformers' configuration object."""
+    data = copy.deepcopy(data)  # the classes change their input
     return transformers.CONFIG_MAPPING[data["model_type"]].from_dict(data)
 
 
 def as_transformers_reads(data: dict[str, Any]) -> Config:
+    """Return the values of transformers' configuration object as its modeling files use them."""
     outer = transformers_config(data)
     c = outer.text_config if outer.model_type == "gemma3" else outer
     gemma1 = c.model_type == "gemma"
@@ -61,54 +59,6 @@ def as_transformers_reads(data: dict[str, Any]) -> Config:
         final_soft_cap=None if gemma1 else c.final_logit_softcapping,
         tied=outer.tie_word_embeddings,
         norm_eps=c.rms_norm_eps,
-    )
-
-
-TINY = st.fixed_dictionaries(
-    {
-        "heads": st.sampled_from([2, 4]),
-        "kv_heads": st.sampled_from([1, 2]),
-        "head_dim": st.sampled_from([16, 32]),
-        "width": st.sampled_from([32, 64]),
-        "query_scale": st.sampled_from(["head_dim", "width per head", "other"]),
-        "window": st.sampled_from([3, 8]),
-        "local": st.lists(st.booleans(), min_size=1, max_size=9),
-        "base": st.sampled_from([1e4, 5e5]),
-        "scale": st.sampled_from([1.0, 4.0]),
-        "local_rope": st.tuples(st.sampled_from([1e4, 2e4]), st.sampled_from([1.0, 1.0, 2.0])),
-        "soft_cap": st.sampled_from([None, 50.0]),
-        "final_soft_cap": st.sampled_from([None, 30.0]),
-        "tied": st.booleans(),
-        "norm_eps": st.sampled_from([1e-6, 1e-5]),
-    }
-)
-
-
-def tiny_config(kind: str, draw: dict[str, Any]) -> Config:
-    """A configuration that transformers can express. Built here, for hypothesis wants strategies to be plain."""
-    gemma1, gemma3 = kind == "gemma", kind == "gemma3"
-    scalars = {"head_dim": draw["head_dim"], "width per head": draw["width"] // draw["heads"], "other": 24}
-    everywhere = Attention(
-        draw["heads"],
-        draw["kv_heads"],
-        draw["head_dim"],
-        query_scalar=draw["head_dim"] if gemma1 else scalars[draw["query_scale"]],
-        rope=Rope(draw["base"], draw["scale"]),
-        soft_cap=draw["soft_cap"] if kind == "gemma2" else None,
-        qk_norm=gemma3,
-    )
-    local = replace(everywhere, window=draw["window"])
-    if gemma3:
-        local = replace(local, rope=Rope(*draw["local_rope"]))
-    mixers = [local if flag and not gemma1 else everywhere for flag in draw["local"]]
-    return Config(
-        width=draw["width"],
-        vocab=100,
-        layers=tuple(Layer(mixer, Mlp(48), post_norms=not gemma1) for mixer in mixers),
-        max_length=64,
-        final_soft_cap=None if gemma1 else draw["final_soft_cap"],
-        tied=draw["tied"],
-        norm_eps=draw["norm_eps"],
     )
 
 

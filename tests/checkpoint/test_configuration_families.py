@@ -1,4 +1,4 @@
-"""Configurations of the models that remember or see: read as transformers reads them, and the same after writing."""
+"""Configurations of recurrent and vision models: read as transformers reads them, and unchanged after writing."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import transformers_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from gemwright.checkpoint.configs.huggingface import from_huggingface, to_huggin
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern
 from gemwright.variants import VARIANTS
+from tests.checkpoint.configurations import transformers_config
 
 CONFIGS = {name: v.config for name, v in VARIANTS.items() if v.config.vision or v.family == "RecurrentGemma"}
 
@@ -27,7 +27,7 @@ def recurrent_as_transformers_reads(data: dict[str, Any]) -> Config:
         c.head_dim,
         query_scalar=c.head_dim,
         rope=Rope(rope["rope_theta"], fraction=rope["partial_rotary_factor"]),
-        window=c.attention_window_size + 1,  # the released code sees one token more
+        window=c.attention_window_size + 1,  # the released code attends to one token more
         out_bias=True,
     )
     mixers = {"linear_attention": Recurrent(c.lru_width, c.num_attention_heads, c.conv1d_width)}
@@ -253,7 +253,7 @@ def test_the_published_gemma3_file_is_sparse() -> None:
     assert from_huggingface(data, "config.json") == replace(CONFIGS["gemma-3-4b"], vocab=262_208)
 
 
-# Refusals.
+# Errors.
 
 GRIFFIN = {"model_type": "recurrent_gemma", "num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 2}
 GRIFFIN |= {"intermediate_size": 96}
@@ -351,7 +351,9 @@ UNWRITABLE = {
     "two widths": replace(RECURRENT_2B, layers=(*RECURRENT_2B.layers, Layer(Recurrent(20, 10), Mlp(8, bias=True)))),
     "recurrent without biases": replace(RECURRENT_2B, layers=(Layer(Recurrent(2560, 10), Mlp(8)),)),
     "averaged patches in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 64, prefix_lm=True, projector="affine")),
-    "Gemma 3's projector in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 256, prefix_lm=False, projector="normed")),
+    "Gemma 3's projector in a PaliGemma": replace(
+        PALIGEMMA, vision=Vision(224, 256, prefix_lm=False, projector="normed")
+    ),
     "scaled embeddings": replace(PALIGEMMA, embed_scale=3.0),
 }
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
 from gemwright.checkpoint.configs.gguf import from_gguf, to_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config, to_huggingface
+from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Recurrent

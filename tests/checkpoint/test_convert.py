@@ -1,4 +1,4 @@
-"""What is converted and converted back is the same, and the owner of a format reads what is written in it."""
+"""Conversion there and back is exact, and the program that owns a format loads the converted file."""
 
 import json
 import signal
@@ -14,13 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from checkpoints import KINDS, TEXT, VOCAB, huggingface, model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemwright import Model
-from gemwright.checkpoint.names.gguf import map_gguf
+import gemwright
 from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import open_gguf
@@ -29,6 +26,9 @@ from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
+from tests.tiny.gguf import write_tiny_gguf
+from tests.tiny.hf import TEXT, TEXT_KINDS, make_model, write_model
+from tests.tiny.vocabulary import make_vocabulary
 
 DTYPES = [torch.float32, torch.bfloat16]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -69,19 +69,19 @@ def gains(exponents: tuple[int, int]) -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_a_folder_written_anew_is_the_same(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source", kind, dtype)
+    source = write_model(tmp_path / "source", kind, dtype)
     convert(source, tmp_path / "again", "huggingface")
     assert_same(tensors(tmp_path / "again"), tensors(source))
     assert open_checkpoint(tmp_path / "again").config == open_checkpoint(source).config
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_bfloat16_goes_through_gguf_unchanged(kind: str, tmp_path: Path) -> None:
     """The file holds 1 + gain in float32, in which every bfloat16 from 2^-16 on is whole."""
-    source = with_gains(huggingface(tmp_path / "source", kind, torch.bfloat16), gains((-16, 12)))
+    source = with_gains(write_model(tmp_path / "source", kind, torch.bfloat16), gains((-16, 12)))
     convert(source, tmp_path / "model.gguf", "gguf")
     convert(tmp_path / "model.gguf", tmp_path / "back", "huggingface")
     assert_same(tensors(tmp_path / "back"), tensors(source))
@@ -89,7 +89,7 @@ def test_bfloat16_goes_through_gguf_unchanged(kind: str, tmp_path: Path) -> None
 
 
 def test_smaller_gains_lose_at_most_half_a_unit_of_float32(tmp_path: Path) -> None:
-    source = with_gains(huggingface(tmp_path / "source", dtype=torch.bfloat16), gains((-40, -17)))
+    source = with_gains(write_model(tmp_path / "source", dtype=torch.bfloat16), gains((-40, -17)))
     convert(source, tmp_path / "model.gguf", "gguf")
     convert(tmp_path / "model.gguf", tmp_path / "back", "huggingface", "float32")
     back, original = tensors(tmp_path / "back"), tensors(source)
@@ -98,10 +98,10 @@ def test_smaller_gains_lose_at_most_half_a_unit_of_float32(tmp_path: Path) -> No
         assert lost == 0 if not name.endswith("norm.weight") else 0 < lost <= 2.0**-24
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_float32_goes_through_gguf_once(kind: str, tmp_path: Path) -> None:
     """Matrices are unchanged. A gain, here from -0.5 to 1, is rounded to a multiple of 2^-24 or 2^-23, then stays."""
-    source = huggingface(tmp_path / "source", kind)
+    source = write_model(tmp_path / "source", kind)
     convert(source, tmp_path / "1.gguf", "gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2", "huggingface")
     convert(tmp_path / "2", tmp_path / "3.gguf", "gguf")
@@ -129,7 +129,7 @@ In 8 bits half a step, in 4 a whole one, which is what the end of the range lack
 
 @pytest.mark.parametrize("dtype", ERROR)
 def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     convert(source, path := tmp_path / "model.gguf", "gguf", dtype)
     checkpoint = open_checkpoint(source)
     original, file = tensors(source), open_gguf(path)
@@ -153,13 +153,13 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 40_000], ids=["one file", "shards"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_transformers_loads_the_folder(
     kind: str, shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = partial(convert_module.write_safetensors, shard_bytes=shard_bytes)
     monkeypatch.setattr(convert_module, "write_safetensors", write)
-    convert(huggingface(tmp_path / "source", kind), tmp_path / "made", "huggingface")
+    convert(write_model(tmp_path / "source", kind), tmp_path / "made", "huggingface")
     assert (tmp_path / "made" / "model.safetensors.index.json").exists() == (shard_bytes == 40_000)
     checkpoint = open_checkpoint(tmp_path / "made")
     tokenizer = Tokenizer(checkpoint.vocabulary())
@@ -169,7 +169,7 @@ def test_transformers_loads_the_folder(
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         theirs = made.eval()(torch.tensor([ids])).logits.numpy()
-        np.testing.assert_array_equal(theirs, model(kind)(torch.tensor([ids])).logits.numpy())
+        np.testing.assert_array_equal(theirs, make_model(kind)(torch.tensor([ids])).logits.numpy())
     weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32)
     hidden, _ = forward(checkpoint.config, weights, jnp.asarray([ids]))
     np.testing.assert_allclose(logits(checkpoint.config, weights, hidden), theirs, rtol=0, atol=1e-4)
@@ -177,7 +177,7 @@ def test_transformers_loads_the_folder(
 
 def test_settings_travel_both_ways(tmp_path: Path) -> None:
     """Ends of text, the chat template and the sampling that a folder asks for."""
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     turn_end = open_checkpoint(source).vocabulary().pieces.index("<end_of_turn>")
     settings = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, turn_end]}
     (source / "generation_config.json").write_text(json.dumps(settings))
@@ -195,22 +195,22 @@ def test_settings_travel_both_ways(tmp_path: Path) -> None:
 
 def test_a_gguf_has_a_row_for_each_token_and_no_more(tmp_path: Path) -> None:
     """llama.cpp takes the size of the vocabulary from the tokenizer; releases pad the table."""
-    source = huggingface(tmp_path / "source")
-    settings = json.loads((source / "config.json").read_text()) | {"vocab_size": VOCAB + 64}
+    source, vocab = write_model(tmp_path / "source"), make_vocabulary().size
+    settings = json.loads((source / "config.json").read_text()) | {"vocab_size": vocab + 64}
     weights = load_file(source / "model.safetensors")
     name = "model.embed_tokens.weight"
     padded = weights | {name: torch.cat([weights[name], torch.ones(64, 64)])}
     save_file(padded, source / "model.safetensors", {"format": "pt"})
     (source / "config.json").write_text(json.dumps(settings))
-    assert open_checkpoint(source).config.vocab == VOCAB + 64
+    assert open_checkpoint(source).config.vocab == vocab + 64
     convert(source, tmp_path / "model.gguf", "gguf")
     file = open_gguf(tmp_path / "model.gguf")
     np.testing.assert_array_equal(file.read("token_embd.weight"), weights[name].numpy())
-    assert len(file.metadata["tokenizer.ggml.tokens"]) == VOCAB
+    assert len(file.metadata["tokenizer.ggml.tokens"]) == vocab
 
 
 def test_an_output_matrix_of_its_own_travels(tmp_path: Path) -> None:
-    source = tiny_gguf(tmp_path / "source.gguf")
+    source = write_tiny_gguf(tmp_path / "source.gguf")
     convert(source, tmp_path / "folder", "huggingface")
     assert "lm_head.weight" in tensors(tmp_path / "folder")
     convert(tmp_path / "folder", tmp_path / "back.gguf", "gguf")
@@ -221,7 +221,7 @@ def test_an_output_matrix_of_its_own_travels(tmp_path: Path) -> None:
 
 
 def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
-    source = with_gains(huggingface(tmp_path / "source"), lambda shape: np.full(shape, 1e6))
+    source = with_gains(write_model(tmp_path / "source"), lambda shape: np.full(shape, 1e6))
     with pytest.raises(CheckpointError, match=r"tensor model\.layers.*norm.*too large for float16"):
         convert(source, tmp_path / "folder", "huggingface", "float16")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -230,7 +230,7 @@ def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     for target, to in ((source, "huggingface"), (source / "config.json", "gguf")):
         with pytest.raises(CheckpointError, match=f"{target} exists; remove it or choose another name"):
             convert(source, target, to)
@@ -239,12 +239,12 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("to", "dtype"), [("gguf", "int4"), ("huggingface", "q8_0")])
 def test_an_unknown_dtype_is_refused(to: Any, dtype: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"The format {to} has no dtype '{dtype}'; choose one of float32"):
-        convert(huggingface(tmp_path / "source"), tmp_path / "target", to, dtype)
+        convert(write_model(tmp_path / "source"), tmp_path / "target", to, dtype)
 
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_a_target_that_cannot_be_written_is_one_sentence(to: Any, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     target = source / "config.json" / "target"
     with pytest.raises(CheckpointError, match=f"{target}.* cannot be written .*; choose another place"):
         convert(source, target, to)
@@ -252,7 +252,7 @@ def test_a_target_that_cannot_be_written_is_one_sentence(to: Any, tmp_path: Path
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_a_damaged_source_leaves_nothing_behind(to: Any, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, source / "model.safetensors", {"format": "pt"})
@@ -276,7 +276,7 @@ except ValueError as error:
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_a_disk_that_takes_no_more_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
     """A real refusal in the middle of a file: of a process that may write no file longer than 100 kB."""
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     command = [sys.executable, "-c", LIMITED, str(source), str(tmp_path / "target"), to]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith(f"CheckpointError {tmp_path}/target")
@@ -294,7 +294,7 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], progress=lambda done,
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_an_interrupt_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "source")
+    source = write_model(tmp_path / "source")
     command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "target"), to]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         limit = time.monotonic() + 60
@@ -312,8 +312,9 @@ PROMPT, WRITTEN = "The capital of France is", 12
 
 
 @pytest.fixture(scope="module")
-def demo_text(demo: Model) -> str:
-    return demo.generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
+def demo_text(demo_gguf: Path) -> str:
+    """Greedy text of the demo in float32, whose gigabyte is freed at once."""
+    return gemwright.load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
 
 
 def test_transformers_continues_the_converted_demo_with_the_same_text(

@@ -9,10 +9,9 @@ import pytest
 
 import gemwright
 from gemwright import api, tree
-from gemwright.runtime import machine
-from gemwright.checkpoint import prefetch, tokenizer_cache
-from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.checkpoint import prefetch
 from gemwright.checkpoint.files.gguf import open_gguf
+from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
 from gemwright.text.tokenizer import Tokenizer

@@ -4,33 +4,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-import families
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from families import KINDS, big_vision, griffin_tree, huggingface, model
 from orbax import checkpoint as ocp
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from gemwright import tree
-from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.flax import map_big_vision
-from gemwright.kernels.native import native_enabled
-from gemwright.checkpoint.names.mapping import flax, mapping
-from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.load import load_weights, read_weights
+from gemwright.checkpoint.names.flax import map_big_vision
+from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import check, plain_name
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packed
-from gemwright.model.params import param_specs
+from gemwright.kernels.native import native_enabled
 from gemwright.variants import VARIANTS, Variant
+from tests.tiny.flax import (
+    make_big_vision_arrays,
+    make_flax_tree,
+    make_griffin_tree,
+    make_siglip_frame,
+    make_siglip_layer,
+)
+from tests.tiny.hf import IMAGE_SIZE, PATCH_SIZE, VISION_HEADS, VISION_KINDS, VISION_LAYERS, make_model, write_model
+from tests.tiny.vocabulary import make_vocabulary
 
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", ["recurrent_gemma", *VISION_KINDS])
 TEMPLATE = "{{ messages[0]['content'] }}"
 
 
@@ -39,14 +43,14 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 
 def as_saved(kind: str) -> dict[str, np.ndarray]:
-    """What transformers holds in memory, by our plain names."""
-    return {plain_name(name): value.detach().numpy() for name, value in model(kind).named_parameters()}
+    """Return transformers' parameters in memory by our plain names."""
+    return {plain_name(name): value.detach().numpy() for name, value in make_model(kind).named_parameters()}
 
 
 @kinds
 @pytest.mark.parametrize("names_in_memory", [False, True])
 def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: bool, tmp_path: Path) -> None:
-    folder = huggingface(tmp_path, kind, save_original_format=not names_in_memory)
+    folder = write_model(tmp_path, kind, save_original_format=not names_in_memory)
     checkpoint = open_checkpoint(folder)
     weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     theirs = as_saved(kind)
@@ -61,8 +65,8 @@ def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: boo
 
 @kinds
 def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Path) -> None:
-    """Where ours and theirs differ in the order of axes."""
-    checkpoint = open_checkpoint(huggingface(tmp_path, kind))
+    """Check the tensors whose axes ours and theirs order differently."""
+    checkpoint = open_checkpoint(write_model(tmp_path, kind))
     weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     theirs = as_saved(kind)
     if kind == "recurrent_gemma":
@@ -71,7 +75,7 @@ def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Pat
         return
     assert weights.vision is not None
     patch = theirs["vision_tower.embeddings.patch_embedding.weight"]
-    ours = np.asarray(weights.vision.patch).reshape(-1, 3, families.PATCH, families.PATCH)
+    ours = np.asarray(weights.vision.patch).reshape(-1, 3, PATCH_SIZE, PATCH_SIZE)
     np.testing.assert_array_equal(ours[:, 2, 1, 5], patch[:, 2, 1, 5])
     if kind == "gemma3":
         projection = theirs["multi_modal_projector.mm_input_projection_weight"]
@@ -82,7 +86,7 @@ def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Pat
 def test_only_matrices_are_kept_at_their_own_bits(kind: str, tmp_path: Path) -> None:
     if not native_enabled():
         pytest.skip("gemwright-native is not installed")
-    checkpoint = open_checkpoint(huggingface(tmp_path, kind, torch.bfloat16))
+    checkpoint = open_checkpoint(write_model(tmp_path, kind, torch.bfloat16))
     kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, None))
     plain = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
     for path, param in tree.flatten(spec(checkpoint.config)).items():
@@ -100,8 +104,8 @@ def load(folder: Path, kind: str) -> Any:
 
 
 def check_same_model(folder: Path, kind: str) -> None:
-    """transformers finds the model of `kind` in a folder: every parameter, and what its configuration says."""
-    loaded, original = load(folder, kind), model(kind)
+    """Check that transformers loads the model of `kind` from a folder: every parameter and the configuration."""
+    loaded, original = load(folder, kind), make_model(kind)
     assert type(loaded) is type(original)
     state, expected = loaded.state_dict(), original.state_dict()
     assert state.keys() == expected.keys()
@@ -111,7 +115,7 @@ def check_same_model(folder: Path, kind: str) -> None:
 
 @kinds
 def test_a_folder_goes_to_a_folder_that_transformers_reads(kind: str, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", kind)
+    source = write_model(tmp_path / "theirs", kind)
     convert(source, tmp_path / "ours", "huggingface")
     check_same_model(tmp_path / "ours", kind)
     assert open_checkpoint(tmp_path / "ours").config == open_checkpoint(source).config
@@ -124,7 +128,7 @@ def test_a_folder_goes_to_a_folder_that_transformers_reads(kind: str, tmp_path: 
 
 
 def test_written_names_are_the_hubs(tmp_path: Path) -> None:
-    convert(huggingface(tmp_path / "theirs", "gemma3"), tmp_path / "ours", "huggingface")
+    convert(write_model(tmp_path / "theirs", "gemma3"), tmp_path / "ours", "huggingface")
     written = tensors(tmp_path / "ours").keys()
     assert "language_model.model.layers.1.self_attn.q_norm.weight" in written
     assert "vision_tower.vision_model.encoder.layers.1.self_attn.out_proj.bias" in written
@@ -134,7 +138,7 @@ def test_written_names_are_the_hubs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def variant(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Publishes a model under the name `tiny`, as trees and arrays do not describe themselves."""
+    """Publish a model under the name `tiny`, as trees and arrays do not describe themselves."""
 
     def publish(config: Any, family: str) -> None:
         monkeypatch.setitem(VARIANTS, "tiny", Variant(family, config, 0, ()))
@@ -144,9 +148,9 @@ def variant(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_recurrent_tree_goes_to_a_folder(wrapped: bool, variant: Any, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", "recurrent_gemma")
+    source = write_model(tmp_path / "theirs", "recurrent_gemma")
     variant(open_checkpoint(source).config, "RecurrentGemma")
-    nested = griffin_tree(tensors(source), padding=16)
+    nested = make_griffin_tree(tensors(source), padding=16)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "orbax", {"params": nested} if wrapped else nested)
     (source / "tokenizer.model").rename(tmp_path / "orbax" / "tokenizer.model")
@@ -155,15 +159,13 @@ def test_a_recurrent_tree_goes_to_a_folder(wrapped: bool, variant: Any, tmp_path
 
 
 def test_a_gemma3_tree_goes_to_a_folder(variant: Any, tmp_path: Path) -> None:
-    from checkpoints import flax
-
-    source = huggingface(tmp_path / "theirs", "gemma3")
+    source = write_model(tmp_path / "theirs", "gemma3")
     config = open_checkpoint(source).config
     variant(config, "Gemma 3")
     theirs = tensors(source)
     text = {name.removeprefix("language_model."): value for name, value in theirs.items()}
     text = {name: value for name, value in text.items() if name.startswith("model.")}
-    leaves = flax(text, 2, 1, swapped=True)
+    leaves = make_flax_tree(text, 2, 1, swapped=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "text", leaves)
     leaves["transformer/embedder/mm_input_projection"] = {
@@ -172,11 +174,11 @@ def test_a_gemma3_tree_goes_to_a_folder(variant: Any, tmp_path: Path) -> None:
     leaves["transformer/embedder/mm_soft_embedding_norm"] = {
         "scale": theirs["multi_modal_projector.mm_soft_emb_norm.weight"]
     }
-    tower = families.siglip_frame(theirs)
-    for layer in range(2):
+    tower = make_siglip_frame(theirs)
+    for layer in range(VISION_LAYERS):
         tower |= {
             f"Transformer/encoderblock_{layer}/{name}": value
-            for name, value in families.siglip(theirs, 3, layer).items()
+            for name, value in make_siglip_layer(theirs, VISION_HEADS, layer).items()
         }
     for name, value in tower.items():
         place, _, leaf = f"SigLiPFromPatches_0/siglip_encoder/{name}".rpartition("/")
@@ -192,19 +194,19 @@ def test_a_gemma3_tree_goes_to_a_folder(variant: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("kind", ["paligemma", "paligemma2"])
 def test_big_visions_arrays_go_to_a_folder(kind: str, swapped: bool, variant: Any, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", kind)
+    source = write_model(tmp_path / "theirs", kind)
     variant(open_checkpoint(source).config, "PaliGemma")
     save = np.savez_compressed if swapped else np.savez
-    save(tmp_path / "tiny.npz", **big_vision(tensors(source), swapped=swapped))
+    save(tmp_path / "tiny.npz", **make_big_vision_arrays(tensors(source), swapped=swapped))
     (source / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     convert(tmp_path / "tiny.npz", tmp_path / "ours", "huggingface", variant="tiny")
     check_same_model(tmp_path / "ours", kind)
 
 
 def test_arrays_of_bfloat16_go_to_a_folder_bit_by_bit(variant: Any, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", "paligemma", torch.bfloat16)
+    source = write_model(tmp_path / "theirs", "paligemma", torch.bfloat16)
     variant(open_checkpoint(source).config, "PaliGemma")
-    np.savez(tmp_path / "tiny.npz", **big_vision(tensors(source)))
+    np.savez(tmp_path / "tiny.npz", **make_big_vision_arrays(tensors(source)))
     (source / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     convert(tmp_path / "tiny.npz", tmp_path / "ours", "huggingface", variant="tiny")
     written = {plain_name(name): value for name, value in tensors(tmp_path / "ours").items()}
@@ -223,7 +225,7 @@ def test_arrays_do_not_describe_themselves(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of transformers' own
 @pytest.mark.parametrize("kind", ["paligemma", "gemma3"])
 def test_a_processor_reads_the_folder(kind: str, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", kind)
+    source = write_model(tmp_path / "theirs", kind)
     (source / "chat_template.jinja").write_text(TEMPLATE)
     convert(source, tmp_path / "ours", "huggingface")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
@@ -233,7 +235,7 @@ def test_a_processor_reads_the_folder(kind: str, tmp_path: Path) -> None:
     inputs = processor(images=picture, text=text, return_tensors="pt")
     config = open_checkpoint(source).config
     assert config.vision is not None
-    assert inputs["pixel_values"].shape[-3:] == (3, families.IMAGE, families.IMAGE)
+    assert inputs["pixel_values"].shape[-3:] == (3, IMAGE_SIZE, IMAGE_SIZE)
     assert torch.equal(inputs["pixel_values"], torch.ones_like(inputs["pixel_values"]))  # white is one
     assert (inputs["input_ids"] == loaded.config.image_token_id).sum() == config.vision.tokens
     assert processor.chat_template == TEMPLATE
@@ -242,8 +244,8 @@ def test_a_processor_reads_the_folder(kind: str, tmp_path: Path) -> None:
 
 
 def test_places_and_masks_are_added_to_gemmas_vocabulary(tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", "paligemma")
-    base, ours = families.vocabulary("paligemma").size, open_checkpoint(source).vocabulary()
+    source = write_model(tmp_path / "theirs", "paligemma")
+    base, ours = make_vocabulary("paligemma").size, open_checkpoint(source).vocabulary()
     assert ours.size == base + 1152
     assert (ours.pieces[base], ours.pieces[base + 1023]) == ("<loc0000>", "<loc1023>")
     assert (ours.pieces[base + 1024], ours.pieces[base + 1151]) == ("<seg000>", "<seg127>")
@@ -255,7 +257,7 @@ def test_places_and_masks_are_added_to_gemmas_vocabulary(tmp_path: Path) -> None
 
 
 def test_a_gemma3_that_sees_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", "gemma3")
+    source = write_model(tmp_path / "theirs", "gemma3")
     convert(source, tmp_path / "text.gguf", "gguf")
     whole, text = open_checkpoint(source), open_checkpoint(tmp_path / "text.gguf")
     assert text.config.vision is None
@@ -267,14 +269,14 @@ def test_a_gemma3_that_sees_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("kind", "name"), [("recurrent_gemma", "RecurrentGemma"), ("paligemma2", "PaliGemma")])
 def test_what_llama_cpp_does_not_know_is_not_written(kind: str, name: str, tmp_path: Path) -> None:
-    source = huggingface(tmp_path / "theirs", kind)
+    source = write_model(tmp_path / "theirs", kind)
     with pytest.raises(CheckpointError, match=f"GGUF has no architecture for {name}; choose huggingface"):
         convert(source, tmp_path / "no.gguf", "gguf")
     assert not list(tmp_path.glob("*.gguf*"))
 
 
 def test_a_missing_tower_is_named(tmp_path: Path) -> None:
-    source = huggingface(tmp_path, "gemma3")
+    source = write_model(tmp_path, "gemma3")
     kept = {name: value for name, value in tensors(source).items() if "fc1" not in name}
     save_file(kept, source / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(source)
@@ -283,7 +285,7 @@ def test_a_missing_tower_is_named(tmp_path: Path) -> None:
 
 
 def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) -> None:
-    source = huggingface(tmp_path, "gemma3")
+    source = write_model(tmp_path, "gemma3")
     settings = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(settings | {"vision_config": None}))
     checkpoint = open_checkpoint(source)
@@ -294,7 +296,7 @@ def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) ->
 def test_padding_rows_beyond_the_vocabulary_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from gemwright.checkpoint.configs import huggingface_vision
 
-    source = huggingface(tmp_path, "paligemma")
+    source = write_model(tmp_path, "paligemma")
     whole = tensors(source)["language_model.model.embed_tokens.weight"]
     monkeypatch.setattr(huggingface_vision, "PALIGEMMA_VOCAB", whole.shape[0] - 5)
     checkpoint = open_checkpoint(source)
@@ -304,7 +306,7 @@ def test_padding_rows_beyond_the_vocabulary_are_left_out(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["recurrentgemma-2b", "paligemma-3b-224", "paligemma2-3b-448", "gemma-3-4b"])
 def test_published_sizes_have_the_names_and_shapes_of_transformers(name: str) -> None:
-    """Without the memory: its classes are built on torch's device for shapes alone."""
+    """Without allocating: its classes are built on torch's meta device."""
     config = VARIANTS[name].config
     settings = to_huggingface(config, "bfloat16")
     auto = AutoModelForImageTextToText if config.vision else AutoModelForCausalLM

@@ -11,14 +11,14 @@ import pytest
 from gguf import quants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from quick_reader import QuickReader
 
 from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint.files import gguf as own
 from gemwright.checkpoint.files.gguf import GgufFile, GgufTensor, open_gguf, write_gguf
-from gemwright.checkpoint.files.tensor_file import TensorFile, TensorInfo
 from gemwright.checkpoint.files.lazy_strings import LazyStrings
+from gemwright.checkpoint.files.tensor_file import TensorFile, TensorInfo
 from gemwright.errors import CheckpointError
+from tests.quick_reader import QuickReader
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
 

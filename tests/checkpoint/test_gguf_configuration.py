@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from configurations import CONFIGS, TINY, UNWRITABLE, tensors_of, tiny_config, with_mixers
 from hypothesis import given, settings
 
-from gemwright.checkpoint.files.gguf import open_gguf, write_gguf
 from gemwright.checkpoint.configs.gguf import from_gguf, to_gguf
+from gemwright.checkpoint.files.gguf import open_gguf, write_gguf
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope, pattern
 from gemwright.variants import GEMMA_3_4B, GEMMA_3_270M
+from tests.checkpoint.configurations import CONFIGS, UNWRITABLE, tensors_of, with_mixers
+from tests.tiny.config import CONFIG_NUMBERS, make_drawn_config
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -26,10 +27,10 @@ def test_every_variant_round_trips_through_gguf(name: str, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3"])
-@given(draw=TINY)
+@given(draw=CONFIG_NUMBERS)
 @settings(max_examples=100, deadline=None)
 def test_tiny_configs_round_trip_through_gguf_or_are_refused(kind: str, draw: dict[str, Any]) -> None:
-    config = tiny_config(kind, draw)
+    config = make_drawn_config(kind, draw)
     mixers = [layer.mixer for layer in config.layers]
     inexpressible = (
         any(m.query_scalar != m.head_dim for m in mixers)

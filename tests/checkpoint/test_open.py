@@ -1,4 +1,4 @@
-"""Whatever is wrong with a checkpoint is said in one sentence that names the file, before any weight is read."""
+"""Every defect of a checkpoint gives one sentence that names the file, before any weight is read."""
 
 import json
 import shutil
@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import flax, huggingface
 from orbax import checkpoint as ocp
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_config, tiny_gguf, tiny_vocabulary
 
 from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
+from tests.tiny.config import make_config
+from tests.tiny.flax import make_flax_tree
+from tests.tiny.gguf import write_tiny_gguf
+from tests.tiny.hf import write_model
+from tests.tiny.vocabulary import make_vocabulary
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in four shards."""
-    return huggingface(tmp_path_factory.mktemp("sound"), max_shard_size="60kB")
+    return write_model(tmp_path_factory.mktemp("sound"), max_shard_size="60kB")
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def load(path: Path) -> None:
     load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
-VOCAB = tiny_vocabulary().size
+VOCAB = make_vocabulary().size
 NORM, TABLE = "model.norm.weight", "model.embed_tokens.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tensor missing": (lambda f: one_file(f, lambda t: t.pop(NORM)), f"model.safetensors: tensor {NORM} is missing"),
@@ -135,13 +138,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tokenizer of another model": (
         lambda f: (f / "tokenizer.model").write_bytes(fewer_pieces(300).sentencepiece_model()),
-        f"tokenizer.model has {tiny_vocabulary().size - 300} tokens where the model has {tiny_vocabulary().size}",
+        f"tokenizer.model has {make_vocabulary().size - 300} tokens where the model has {make_vocabulary().size}",
     ),
 }
 
 
 def fewer_pieces(count: int) -> Any:
-    whole = tiny_vocabulary()
+    whole = make_vocabulary()
     size = whole.size - count
     return replace(whole, pieces=whole.pieces[:size], scores=whole.scores[:size], kinds=whole.kinds[:size])
 
@@ -173,7 +176,7 @@ def test_a_folder_and_its_file_are_the_same_checkpoint(folder: Path) -> None:
     whole, single = open_checkpoint(folder), open_checkpoint(folder / "model.safetensors")
     assert whole.config == single.config
     assert whole.mapping == single.mapping
-    assert whole.vocabulary().pieces == single.vocabulary().pieces == tiny_vocabulary().pieces
+    assert whole.vocabulary().pieces == single.vocabulary().pieces == make_vocabulary().pieces
 
 
 def test_one_shard_is_no_model(folder: Path) -> None:
@@ -195,7 +198,7 @@ def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_one_gguf_in_a_folder_is_meant_and_of_several_none(tmp_path: Path) -> None:
-    tiny_gguf(tmp_path / "a.gguf")
+    write_tiny_gguf(tmp_path / "a.gguf")
     load(tmp_path)
     assert open_checkpoint(tmp_path).path == tmp_path / "a.gguf"
     shutil.copy(tmp_path / "a.gguf", tmp_path / "b.gguf")
@@ -240,7 +243,7 @@ GGUF_DAMAGE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("damage", GGUF_DAMAGE)
 def test_a_damaged_gguf_is_one_sentence(damage: str, tmp_path: Path) -> None:
     keys, tensors, message = GGUF_DAMAGE[damage]
-    source = tiny_gguf(tmp_path / "sound.gguf")
+    source = write_tiny_gguf(tmp_path / "sound.gguf")
     load(rewritten(source, tmp_path / "same.gguf", {"split.count": 1}, {}))
     path = rewritten(source, tmp_path / "model.gguf", keys, tensors)
     with pytest.raises(CheckpointError) as raised:
@@ -252,7 +255,7 @@ def test_a_damaged_gguf_is_one_sentence(damage: str, tmp_path: Path) -> None:
 
 
 def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    whole = tiny_gguf(tmp_path / "whole.gguf").read_bytes()
+    whole = write_tiny_gguf(tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
     for length in (0, 3, 30, 5000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -261,8 +264,8 @@ def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_may_be_padded_and_markers_may_lie_beyond_it(folder: Path) -> None:
-    """As Gemma 3's tokenizer has one more piece, for images, than its text models have rows."""
-    whole = tiny_vocabulary()
+    """As Gemma 3's tokenizer has one more piece, for images, than its text models have embeddings."""
+    whole = make_vocabulary()
     more = replace(
         whole,
         pieces=(*whole.pieces, "<image_soft_token>"),
@@ -297,7 +300,7 @@ def orbax(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {name: value for shard in shards(sound) for name, value in load_file(shard).items()}
     path = tmp_path_factory.mktemp("orbax") / "tree"
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path, flax(tensors, 2, 1, swapped=True))
+        checkpointer.save(path, make_flax_tree(tensors, 2, 1, swapped=True))
     return path
 
 
@@ -316,9 +319,9 @@ def test_an_orbax_tree_of_another_variant_is_refused(orbax: Path) -> None:
 def test_the_tokenizer_of_an_orbax_tree_lies_in_it_or_beside_it(orbax: Path, tmp_path: Path) -> None:
     """As in the releases, whose folder holds the tree's folder and the tokenizer."""
     tree = shutil.copytree(orbax, tmp_path / "tree")
-    checkpoint = replace(open_checkpoint(tree, "gemma-3-270m"), config=replace(tiny_config(), tied=True))
+    checkpoint = replace(open_checkpoint(tree, "gemma-3-270m"), config=replace(make_config(), tied=True))
     assert isinstance(checkpoint, Checkpoint)
     with pytest.raises(CheckpointError, match="has neither tokenizer"):
         checkpoint.vocabulary()
-    (tmp_path / "tokenizer.model").write_bytes(tiny_vocabulary().sentencepiece_model())
+    (tmp_path / "tokenizer.model").write_bytes(make_vocabulary().sentencepiece_model())
     assert checkpoint.vocabulary().size == VOCAB

@@ -1,51 +1,46 @@
-"""A quantised folder stands for weights that are next to the source's, and computes what these compute."""
+"""A quantized folder holds weights close to the source's, and gives the outputs of its dequantized weights."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Any, Literal
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from checkpoints import huggingface
-from families import big_vision
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_gguf, tiny_vocabulary
 from transformers import AutoModelForCausalLM
 
 import gemwright
 from gemwright import tree
-from gemwright.kernels.native import native_enabled
 from gemwright.api import forecast
-from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint import quantize as quantize_module
 from gemwright.checkpoint.convert import convert
+from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.files.safetensors import write_safetensors
 from gemwright.checkpoint.load import load_weights, read_weights
 from gemwright.checkpoint.names.mapping import plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.quantize import BY_BITS, pack, quantize
-from gemwright.checkpoint.files.safetensors import write_safetensors
 from gemwright.errors import CheckpointError
-from gemwright.kernels import packed, panels
-from gemwright.weights import PanelTensor
+from gemwright.kernels import panels
+from gemwright.kernels.native import native_enabled
 from gemwright.model import vision
 from gemwright.model.config import Config
-from gemwright.model.params import param_specs
 from gemwright.model.transformer import forward, logits
+from gemwright.weights import PanelTensor
+from tests.tiny.flax import make_big_vision_arrays
+from tests.tiny.gguf import write_tiny_gguf
+from tests.tiny.hf import VISION_KINDS, write_model
+from tests.tiny.vocabulary import make_vocabulary
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TEXT_KINDS = ("gemma", "gemma2", "gemma3_text")
-KINDS = (*TEXT_KINDS, *families.KINDS)
+KINDS = (*TEXT_KINDS, "recurrent_gemma", *VISION_KINDS)
 Bits = Literal[8, 4]
-
-
-def source(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Path:
-    return (huggingface if kind in TEXT_KINDS else families.huggingface)(folder, kind, dtype)
 
 
 def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -57,7 +52,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A folder with `source`, in bfloat16, and `made`, of 8 bits or 4."""
     place = tmp_path_factory.mktemp("quantised")
     bits: Bits = 4 if KINDS.index(request.param) % 2 else 8
-    quantize(source(place / "source", request.param, torch.bfloat16), place / "made", bits)
+    quantize(write_model(place / "source", request.param, torch.bfloat16), place / "made", bits)
     return place
 
 
@@ -103,9 +98,9 @@ def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-4)
 
 
-def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "_VISION", families._VISION | {"hidden_size": 96, "intermediate_size": 64})
-    quantize(source(tmp_path / "source", "paligemma"), tmp_path / "made", 8)
+def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 64}
+    quantize(write_model(tmp_path / "source", "paligemma", vision_sizes=sizes), tmp_path / "made", 8)
     convert(tmp_path / "made", tmp_path / "plain", "huggingface", "float32")
     rows: list[Any] = []
     for folder in ("made", "plain"):
@@ -122,7 +117,7 @@ def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path, monkeypatch: p
 
 def test_panels_are_multiplied_where_the_file_is_mapped(tmp_path: Path) -> None:
     """The device's buffer is the map itself: nothing is copied, and the native kernels take it as it is."""
-    quantize(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
+    quantize(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
     checkpoint = open_checkpoint(tmp_path / "made")
     for dtype in (jnp.float32, None) if native_enabled() else (jnp.float32,):
         weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype))
@@ -136,7 +131,7 @@ def test_the_native_kernels_take_it(tmp_path: Path) -> None:
     """Against the GGUF of the same values, which they pack for themselves."""
     if not native_enabled():
         pytest.skip("gemwright-native is not installed")
-    convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
+    convert(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
     quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # whose values are on a grid of 8 bits already
     made, gguf = gemwright.load(tmp_path / "made"), gemwright.load(tmp_path / "first.gguf")
     text = "the and then " * 5
@@ -147,9 +142,9 @@ def test_the_native_kernels_take_it(tmp_path: Path) -> None:
 
 def test_another_format_is_a_source_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """big_vision's, in which layers are stacked and axes lie otherwise."""
-    folder = families.huggingface(tmp_path / "folder", "paligemma")
-    config, vocabulary = open_checkpoint(folder).config, families.vocabulary("paligemma")
-    arrays_ = big_vision(load_file(folder / "model.safetensors"))
+    folder = write_model(tmp_path / "folder", "paligemma")
+    config, vocabulary = open_checkpoint(folder).config, make_vocabulary("paligemma")
+    arrays_ = make_big_vision_arrays(load_file(folder / "model.safetensors"))
     np.savez(tmp_path / "model.npz", **arrays_)
     (tmp_path / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
     monkeypatch.setattr("gemwright.checkpoint.open._variant", lambda *_, **__: config)
@@ -160,7 +155,7 @@ def test_another_format_is_a_source_too(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = huggingface(tmp_path / "source")
+    folder = write_model(tmp_path / "source")
     quantize(folder, tmp_path / "whole", 4)
     monkeypatch.setattr(
         "gemwright.checkpoint.convert.write_safetensors",
@@ -182,7 +177,7 @@ def test_a_matrix_rounded_in_parts_is_the_matrix_rounded_whole(monkeypatch: pyte
 
 
 def test_the_forecast_counts_the_bits(tmp_path: Path) -> None:
-    quantize(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
+    quantize(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
     checkpoint = open_checkpoint(tmp_path / "made")
     infos = checkpoint.file.tensors.values()
     quantised, others = (sum(info.nbytes for info in infos if info.panels == kind) for kind in (True, False))
@@ -198,7 +193,7 @@ def spec_size(checkpoint: Checkpoint) -> int:
 
 
 def test_transformers_refuses_it_and_reads_it_once_converted(tmp_path: Path) -> None:
-    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    quantize(write_model(tmp_path / "source"), tmp_path / "made", 8)
     settings = json.loads((tmp_path / "made" / "config.json").read_text())
     assert settings["quantization_config"] == {"quant_method": "gemwright", "bits": 8, "group_size": 32}
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -209,7 +204,7 @@ def test_transformers_refuses_it_and_reads_it_once_converted(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 def test_values_that_cannot_be_rounded_are_refused(value: float, tmp_path: Path) -> None:
-    folder = huggingface(tmp_path / "source")
+    folder = write_model(tmp_path / "source")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 40] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -219,7 +214,7 @@ def test_values_that_cannot_be_rounded_are_refused(value: float, tmp_path: Path)
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
-    folder = huggingface(tmp_path / "source")
+    folder = write_model(tmp_path / "source")
     with pytest.raises(CheckpointError, match="source exists; remove it or choose another name"):
         quantize(folder, folder, 8)
     with pytest.raises(CheckpointError, match=r"made.* cannot be written .*; choose another place"):
@@ -243,7 +238,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_wrong_description_is_one_sentence(damage: str, tmp_path: Path) -> None:
     described, message = DAMAGE[damage]
-    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    quantize(write_model(tmp_path / "source"), tmp_path / "made", 8)
     path, name = tmp_path / "made" / "model.safetensors", "model.layers.0.mlp.gate_proj.weight"
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -258,7 +253,7 @@ def test_a_wrong_description_is_one_sentence(damage: str, tmp_path: Path) -> Non
 
 def test_a_file_written_anew_elsewhere_is_the_same_model(tmp_path: Path) -> None:
     """Other programs keep the descriptions and not the alignment, so that its panels are copied."""
-    quantize(huggingface(tmp_path / "source"), tmp_path / "made", 8)
+    quantize(write_model(tmp_path / "source"), tmp_path / "made", 8)
     path = tmp_path / "made" / "model.safetensors"
     before = arrays(open_checkpoint(tmp_path / "made"))
     with safe_open(path, "numpy") as file:
@@ -279,4 +274,4 @@ def test_the_demo_in_8_bits_keeps_its_quality(demo_gguf: Path, demo: gemwright.M
     assert abs(ours / theirs - 1) < 3e-3
 
 
-assert tiny_vocabulary().size % 16  # the last panel of a table is not full
+assert make_vocabulary().size % 16  # the last panel of a table is not full

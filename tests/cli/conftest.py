@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny import tiny_gguf
 
 from gemwright.api import Model, load
 from gemwright.cli import main
+from tests.tiny.gguf import write_tiny_gguf
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -27,7 +27,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template="{{ messages }}")
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template="{{ messages }}")
 
 
 @pytest.fixture(scope="session")

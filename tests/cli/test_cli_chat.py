@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_gguf
 
 from gemwright import Message
+from tests.tiny.gguf import write_tiny_gguf
 
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
 OPTIONS = ("--temperature", 0, "--max-tokens", 8)
 
 
 def answers(model, *lines: str, system: str | None = None) -> list[str]:
-    """What the model replies to each line when it remembers what came before."""
+    """Return the model's reply to each line, with the lines and replies before it as history."""
     talk = [Message("system", system)] if system else []
     for line in lines:
         talk.append(Message("user", line))
@@ -43,7 +43,7 @@ def test_json_and_system(run, tiny, tiny_model):
 
 
 def test_pretrained_model_warns_once(run, tmp_path: Path):
-    result = run("chat", "-m", tiny_gguf(tmp_path / "pretrained.gguf"), *OPTIONS, stdin=b"a\nb\n")
+    result = run("chat", "-m", write_tiny_gguf(tmp_path / "pretrained.gguf"), *OPTIONS, stdin=b"a\nb\n")
     assert result.code == 0
     assert result.err.count("was not tuned for conversation") == result.err.count("\n") == 1
 
@@ -56,7 +56,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 
 
 class Terminal:
-    """A process that believes a person sits at it. `raw` is all that it wrote, `seen` the text of it."""
+    """A process with a terminal. `raw` is its whole output, `seen` the text of it."""
 
     def __init__(self, spawn, *arguments: object, **env: str):
         self.ours, theirs = pty.openpty()
@@ -111,7 +111,7 @@ PROMPT = r"\n> "
 
 
 def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path):
-    model = tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template="x")
+    model = write_tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template="x")
     talk = terminal("chat", "-m", model, "--temperature", 0, "--max-tokens", 100_000, "--verbose")
     assert "/help lists the commands" in talk.until(PROMPT)
     talk.type("hello\n")
@@ -121,7 +121,7 @@ def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path)
 
     talk.interrupt_until(r"Ctrl-D or /exit leaves\..*" + PROMPT)
 
-    talk.type("again\n")  # answered, and what was written before still stands in the conversation
+    talk.type("again\n")  # answered, and the earlier messages are still in the conversation
     talk.until(r"again\n\n\w{5}")
     talk.process.send_signal(signal.SIGINT)
     assert "Traceback" not in talk.until(r"Stopped\..*" + PROMPT)
@@ -130,7 +130,7 @@ def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path)
 
 
 def test_conversation_at_a_terminal(terminal, tmp_path: Path):
-    model = tiny_gguf(tmp_path / "short.gguf", max_length=64)
+    model = write_tiny_gguf(tmp_path / "short.gguf", max_length=64)
     talk = terminal("chat", "-m", model, *OPTIONS, "--verbose", NO_COLOR="1")
     assert "was not tuned for conversation" in talk.until(PROMPT)
 

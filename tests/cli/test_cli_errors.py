@@ -2,9 +2,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny import tiny_gguf
 
 from gemwright.cli import main
+from tests.tiny.gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
     (folder / "noise.gguf").write_bytes(bytes(range(256)) * 20)
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     (folder / "empty").mkdir()
-    tiny_gguf(folder / "short.gguf", max_length=64)
+    write_tiny_gguf(folder / "short.gguf", max_length=64)
     return {"tiny": tiny, "folder": folder}
 
 

@@ -3,16 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 import gemwright
 from gemwright import memory
-from gemwright.kernels.native import native_enabled
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.cli.inspect import variants_of
-from gemwright.kernels import packed
+from gemwright.kernels.native import native_enabled
 from gemwright.model.params import parameter_count
 from gemwright.variants import VARIANTS
+from tests.tiny.config import make_config
 
 
 def test_models(run):
@@ -28,7 +27,7 @@ def test_models(run):
 
 def test_inspect_json(run, tiny):
     record = json.loads(run("inspect", tiny, "--tensors", "--json").out)
-    config = tiny_config()
+    config = make_config()
     assert record["format"] == "gguf"
     assert record["variants"] == []
     assert record["parameters"] == parameter_count(config)
@@ -46,7 +45,7 @@ def test_inspect_json(run, tiny):
 def test_inspect_text(run, tiny):
     lines = run("inspect", tiny, "--tensors").out.splitlines()
     told = dict(line.split(maxsplit=1) for line in lines[:16] if not line.startswith(" "))
-    assert told["parameters"] == f"{parameter_count(tiny_config()):,}"
+    assert told["parameters"] == f"{parameter_count(make_config()):,}"
     assert told["layers"] == "2: 1 with a window of 16, 1 over everything"
     assert told["context"] == "4,096 tokens"
     assert sum(line.startswith("blk.1.") for line in lines) == 13
@@ -55,7 +54,7 @@ def test_inspect_text(run, tiny):
 def test_every_variant_is_recognised():
     for name, variant in VARIANTS.items():
         assert name in variants_of(variant.config)
-    assert variants_of(tiny_config()) == []
+    assert variants_of(make_config()) == []
 
 
 def test_convert_and_inspect_and_generate(run, tiny, tmp_path: Path):
@@ -74,7 +73,7 @@ def test_quantize_and_inspect_and_generate(run, tiny, tmp_path: Path):
     record = json.loads(run("inspect", target, "--json").out)
     assert record["problem"] is None
     assert record["encodings"]["Q4_0"]["tensors"] == 2 + 2 * 7  # the table, the head, and the matrices of two layers
-    assert record["memory"][0]["weights"] == record["bytes"] < 4 * parameter_count(tiny_config()) / 5
+    assert record["memory"][0]["weights"] == record["bytes"] < 4 * parameter_count(make_config()) / 5
     generated = run("generate", "hen", "-m", target, "--temperature", 0, "--max-tokens", 8)
     assert generated.code == 0
     assert len(generated.out) > len("hen")

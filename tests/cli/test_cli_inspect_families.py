@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gemwright.checkpoint.names.mapping import flax, mapping
-from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.flax import map_big_vision
 from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
+from gemwright.checkpoint.names.flax import map_big_vision
+from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.model.config import Config, Layer, Mlp, Recurrent, Vision, pattern
 from gemwright.model.params import parameter_count
 from gemwright.variants import RECURRENT_2B, VARIANTS, Variant

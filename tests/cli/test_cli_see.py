@@ -1,23 +1,24 @@
-"""`gemwright see`, and pictures in `gemwright chat`."""
+"""`gemwright see`, and images in `gemwright chat`."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run
-from families import huggingface
 from PIL import Image
+
+from tests.cli.conftest import Run
+from tests.tiny.hf import write_model
 
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return huggingface(tmp_path_factory.mktemp("model") / "paligemma", "paligemma")
+    return write_model(tmp_path_factory.mktemp("model") / "paligemma", "paligemma")
 
 
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return huggingface(tmp_path_factory.mktemp("model") / "gemma3", "gemma3")
+    return write_model(tmp_path_factory.mktemp("model") / "gemma3", "gemma3")
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,17 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from mixers import CONFIGS, VOCAB, weights
 from scipy.special import log_softmax
 
 from gemwright.errors import GemwrightError
-from gemwright.generate import programs, buckets
+from gemwright.generate import buckets, programs
 from gemwright.generate.engine import Engine, Step
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import forward, logits
+from tests.helpers import random_ids
+from tests.tiny.config import CONFIGS, VOCAB, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GREEDY = Sampling()
@@ -29,11 +30,7 @@ LOGPROB = 1e-5
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     config = CONFIGS["qk-norm"]
-    return Engine(config, weights(config, seed=3), VOCAB)
-
-
-def _prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+    return Engine(config, make_weights(config, seed=3), VOCAB)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -67,7 +64,7 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
 
 @pytest.mark.parametrize("length", [1, 2, 33, 150])
 def test_greedy_equals_the_naive_loop(engine: Engine, length: int):
-    prompt = _prompt(length)
+    prompt = random_ids(VOCAB, length).tolist()
     steps = _steps(engine, [prompt], 12)
     tokens = _tokens(steps)[0]
     assert tokens == _naive(engine, prompt, 12)
@@ -85,13 +82,13 @@ def test_greedy_equals_the_naive_loop(engine: Engine, length: int):
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=20, repetition_penalty=1.2, seed=8)])
 def test_a_batch_of_unequal_prompts_equals_single_runs(engine: Engine, sampling: Sampling):
-    prompts = [_prompt(length, seed=length) for length in (1, 5, 40, 70)]
+    prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 5, 40, 70)]
     together = _tokens(_steps(engine, prompts, 10, sampling))
     assert together == [_tokens(_steps(engine, [prompt], 10, sampling))[0] for prompt in prompts]
 
 
 def test_the_seed_alone_decides(engine: Engine):
-    prompt, hot = _prompt(9), Sampling(temperature=2.0, repetition_penalty=1.1)
+    prompt, hot = random_ids(VOCAB, 9).tolist(), Sampling(temperature=2.0, repetition_penalty=1.1)
     runs = [_tokens(_steps(engine, [prompt], 12, replace(hot, seed=seed)))[0] for seed in (1, 1, 2, 2**32 - 1)]
     assert runs[0] == runs[1]
     assert len({tuple(run) for run in runs}) == 3
@@ -99,7 +96,7 @@ def test_the_seed_alone_decides(engine: Engine):
 
 def test_the_penalty_counts_prompt_and_answer(engine: Engine):
     """With a penalty without mercy no token of the text comes again."""
-    prompt = _prompt(20)
+    prompt = random_ids(VOCAB, 20).tolist()
     tokens = _tokens(_steps(engine, [prompt], 30, Sampling(repetition_penalty=100.0)))[0]
     assert len(set(tokens)) == 30
     assert not set(tokens) & set(prompt)
@@ -107,14 +104,14 @@ def test_the_penalty_counts_prompt_and_answer(engine: Engine):
 
 
 def test_writing_ends_with_the_context(engine: Engine):
-    prompts = [_prompt(engine.config.max_length - 4), _prompt(7), _prompt(1), _prompt(2)]
+    prompts = [random_ids(VOCAB, length).tolist() for length in (engine.config.max_length - 4, 7, 1, 2)]
     tokens = _tokens(_steps(engine, prompts, 100))
     assert tokens[0] == _naive(engine, prompts[0], 4)
     assert [len(row) for row in tokens] == [4] * 4
 
 
 def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
-    prompts = [_prompt(length, seed=length) for length in (3, 70, 40, 1)]
+    prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (3, 70, 40, 1)]
     roomy = _tokens(_steps(engine, prompts, 60))
     monkeypatch.setattr(schedule, "CAPACITIES", (100,))
     assert _tokens(_steps(engine, prompts, 60)) == roomy
@@ -122,8 +119,8 @@ def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyPatch):
     config = CONFIGS["local only"]
-    engine = Engine(config, weights(config, seed=3), VOCAB)
-    prompts = [_prompt(3), _prompt(6, seed=1)]
+    engine = Engine(config, make_weights(config, seed=3), VOCAB)
+    prompts = [random_ids(VOCAB, 3).tolist(), random_ids(VOCAB, 6, seed=1).tolist()]
     roomy = _tokens(_steps(engine, prompts, 40))
     compiled = programs.decode._cache_size()
     monkeypatch.setattr(schedule, "CAPACITIES", (8, 64))
@@ -132,7 +129,7 @@ def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyP
 
 
 def test_score_equals_one_pass(engine: Engine):
-    texts = [_prompt(length, seed=length) for length in (1, 2, 34, 180)]
+    texts = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 2, 34, 180)]
     scores = engine.score(texts)
     for text, found in zip(texts, scores, strict=True):
         expected = _logprobs(engine, text)[range(len(text) - 1), text[1:]]
@@ -142,7 +139,7 @@ def test_score_equals_one_pass(engine: Engine):
 
 def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engine):
     fewer = replace(engine, vocabulary=40)
-    prompt = [token % 40 for token in _prompt(10)]
+    prompt = [token % 40 for token in random_ids(VOCAB, 10).tolist()]
     steps = list(fewer.generate([prompt], [Sampling(temperature=3.0)], 20, top_logprobs=40))
     assert engine.params.embed.shape[0] == VOCAB
     assert max(_tokens(steps)[0]) < 40
@@ -155,13 +152,15 @@ def test_rows_beyond_the_tokenizer_neither_win_nor_take_probability(engine: Engi
 
 
 def test_few_programs_are_compiled():
-    """However many prompts of whatever length: two feeding programs per chunk size, one decoding program."""
-    config = replace(CONFIGS["local only"], max_length=200)  # a configuration of its own, so that nothing is compiled yet
-    engine = Engine(config, weights(config), VOCAB)
+    """For any number of prompts of any length: two prefill programs per chunk size, one decode program."""
+    config = replace(
+        CONFIGS["local only"], max_length=200
+    )  # a configuration of its own, so that nothing is compiled yet
+    engine = Engine(config, make_weights(config), VOCAB)
     fed, decoded, scored = (f._cache_size() for f in (programs.prefill, programs.decode, programs.score))
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
-        _steps(engine, [_prompt(length)], 3)
-        _steps(engine, [_prompt(length)], 2)
+        _steps(engine, [random_ids(VOCAB, length).tolist()], 3)
+        _steps(engine, [random_ids(VOCAB, length).tolist()], 2)
     used = {buckets.chunk(length) for length in range(1, 200)}
     assert 0 < programs.prefill._cache_size() - fed <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
     assert programs.decode._cache_size() - decoded == 1
@@ -169,16 +168,16 @@ def test_few_programs_are_compiled():
         Sampling(temperature=t, top_k=k, top_p=p, seed=k) for t, k, p in [(1.0, 3, 0.5), (0.0, 0, 1.0), (2.0, 9, 0.9)]
     ]
     for sampling in hot:  # other settings are other numbers, not other programs
-        _steps(engine, [_prompt(5)], 2, sampling)
+        _steps(engine, [random_ids(VOCAB, 5).tolist()], 2, sampling)
     assert programs.decode._cache_size() - decoded == 2
     for length in (2, 30, 100, 190):
-        engine.score([_prompt(length)])
+        engine.score([random_ids(VOCAB, length).tolist()])
     assert programs.score._cache_size() - scored <= len(used)
 
 
 def test_a_caller_may_stop_asking(engine: Engine):
-    endless = engine.generate([_prompt(4)], [GREEDY], 10**9, ALTERNATIVES)
-    assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_steps(engine, [_prompt(4)], 5))
+    endless = engine.generate([random_ids(VOCAB, 4).tolist()], [GREEDY], 10**9, ALTERNATIVES)
+    assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_steps(engine, [random_ids(VOCAB, 4).tolist()], 5))
 
 
 @pytest.mark.parametrize(
@@ -202,9 +201,9 @@ def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str
     ],
 )
 def test_tokens_do_not_depend_on_what_else_is_asked(engine: Engine, samplings: list[Sampling]):
-    """The largest logits alone, all logits because log-probabilities are wanted, or because of another row."""
-    prompts = [_prompt(length) for length in (3, 17, 40)]
+    """The largest logits alone, or all of them for log-probabilities or for another sequence."""
+    prompts = [random_ids(VOCAB, length).tolist() for length in (3, 17, 40)]
     alone = _tokens(list(engine.generate(prompts, samplings, 30)))
     assert _tokens(list(engine.generate(prompts, samplings, 30, top_logprobs=0))) == alone
     beside = [*samplings, Sampling(temperature=1.0)]
-    assert _tokens(list(engine.generate([*prompts, _prompt(9)], beside, 30)))[:3] == alone
+    assert _tokens(list(engine.generate([*prompts, random_ids(VOCAB, 9).tolist()], beside, 30)))[:3] == alone

@@ -1,9 +1,8 @@
-"""The engine with a model that forgets: rows of any length, past the window, and no end to the context."""
+"""The engine with a recurrent model: sequences of any length, past the window, of unbounded context."""
 
 import jax
 import numpy as np
 import pytest
-from mixers import weights
 
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
@@ -11,6 +10,8 @@ from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rop
 from gemwright.model.params import ModelWeights
 from gemwright.model.state import KVCache, room
 from gemwright.model.transformer import forward, logits
+from tests.helpers import random_ids
+from tests.tiny.config import make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 VOCAB, WINDOW = 61, 9
@@ -27,11 +28,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(CONFIG, weights(CONFIG), VOCAB)
-
-
-def _prompt(length: int) -> list[int]:
-    return np.random.default_rng(length).integers(1, VOCAB, length).tolist()
+    return Engine(CONFIG, make_weights(CONFIG), VOCAB)
 
 
 @jax.jit
@@ -49,7 +46,7 @@ def _logprobs(engine: Engine, ids: list[int]) -> np.ndarray:
 
 
 def test_rows_of_any_length_equal_one_pass_over_each(engine: Engine):
-    prompts = [_prompt(length) for length in (1, 5, 40)]
+    prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 5, 40)]
     steps = list(engine.generate(prompts, [Sampling()] * 3, 2 * WINDOW, top_logprobs=0))
     for row, prompt in enumerate(prompts):
         tokens = [int(step.tokens[row]) for step in steps]
@@ -59,12 +56,12 @@ def test_rows_of_any_length_equal_one_pass_over_each(engine: Engine):
 
 
 def test_a_text_is_scored(engine: Engine):
-    ids = _prompt(50)
+    ids = random_ids(VOCAB, 50).tolist()
     np.testing.assert_allclose(engine.score([ids])[0], _logprobs(engine, ids)[range(49), ids[1:]], rtol=0, atol=1e-5)
 
 
 def test_the_state_never_grows(engine: Engine):
-    state = engine._empty([_prompt(2000)])
+    state = engine._empty([random_ids(VOCAB, 2000).tolist()])
     assert room(state, CONFIG) is None
     assert engine._room(state, 10**9) is state
     assert [entry.slots for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]

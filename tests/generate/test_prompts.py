@@ -1,4 +1,4 @@
-"""Prompts with pictures: how they are cut, and that the engine gives for each row what one pass over it gives."""
+"""Prompts with images: their chunks, and the engine's results for each sequence against one pass over it."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixers import CONFIGS, VOCAB, WINDOW, weights
 
 from gemwright.errors import GemwrightError
+from gemwright.generate.buckets import CHUNKS
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import SOFT_TOKEN, Chunk, Ids, Prompt, chunks
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.buckets import CHUNKS
 from gemwright.model.transformer import SoftTokens, forward, logits
+from tests.helpers import random_ids
+from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH = CONFIGS["capped"].width
@@ -23,7 +24,7 @@ LOGPROB = 2e-5
 
 
 def _prompt(layout: list[tuple[str, int]], seed: int = 0) -> Prompt:
-    """Made of ("text" | "picture" | "prefix", length) parts; a prefix is text within a block."""
+    """Return a prompt of ("text" | "picture" | "prefix", length) parts; a prefix is text within a group."""
     numbers = np.random.default_rng(seed)
     ids, blocks = list[int](), list[int]()
     for number, (kind, length) in enumerate(layout):
@@ -52,13 +53,15 @@ def test_chunks_hold_every_token_once_and_part_no_block(layouts: list[Any]):
         homes = [set(part[part >= 0].tolist()) for part in kept]
         assert sum(map(len, homes)) == len(set().union(*homes))
         places = np.asarray(ids) == SOFT_TOKEN
-        rows = np.concatenate([np.asarray(c.soft_tokens.rows)[row, c.valid[row]] for c in cut if c.soft_tokens is not None])
+        rows = np.concatenate(
+            [np.asarray(c.soft_tokens.rows)[row, c.valid[row]] for c in cut if c.soft_tokens is not None]
+        )
         np.testing.assert_array_equal(rows[places], prompt.rows)
     assert all(c.tokens.shape[1] in CHUNKS or c.tokens.shape[1] % CHUNKS[-1] == 0 for c in cut)
 
 
 def _alone(engine: Engine, prompt: Prompt | list[int], after: list[int]) -> np.ndarray:
-    """Log-probabilities of what follows each token of a prompt and what came after it, in one pass without a state."""
+    """Return log-probabilities of the token after each one of `prompt + after`, in one pass without a state."""
     ids = list(prompt.ids if isinstance(prompt, Prompt) else prompt) + after
     soft_tokens = None
     if isinstance(prompt, Prompt):
@@ -82,9 +85,9 @@ LAYOUTS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
 def test_rows_equal_one_pass_over_each(layouts: list[Any]):
     config = CONFIGS["capped"]
-    engine = Engine(config, weights(config), VOCAB)
+    engine = Engine(config, make_weights(config), VOCAB)
     prompts = [
-        np.random.default_rng(5).integers(1, VOCAB, 20).tolist() if layout is None else _prompt(layout, seed)
+        random_ids(VOCAB, 20, seed=5).tolist() if layout is None else _prompt(layout, seed)
         for seed, layout in enumerate(layouts)
     ]
     steps = list(engine.generate(prompts, [Sampling()] * len(prompts), WINDOW + 3, top_logprobs=0))
@@ -98,7 +101,7 @@ def test_rows_equal_one_pass_over_each(layouts: list[Any]):
 
 def test_a_text_is_scored_behind_a_picture():
     config = CONFIGS["capped"]
-    engine = Engine(config, weights(config), VOCAB)
+    engine = Engine(config, make_weights(config), VOCAB)
     prompt, text = _prompt([("prefix", 2), ("text", 1)]), [5, 9, 2, 30]
     whole = Prompt([*prompt.ids, *text], prompt.rows, np.append(prompt.blocks, [-1] * 4).astype(np.int32))
     expected = _alone(engine, prompt, text)[2:-1][range(4), text]
@@ -107,6 +110,6 @@ def test_a_text_is_scored_behind_a_picture():
 
 def test_rows_are_for_prompts_with_pictures():
     config = CONFIGS["capped"]
-    engine = Engine(config, weights(config), VOCAB)
+    engine = Engine(config, make_weights(config), VOCAB)
     with pytest.raises(GemwrightError, match="between 0"):
         list(engine.generate([[3, SOFT_TOKEN, 4]], [Sampling()], 3))

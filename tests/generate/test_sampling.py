@@ -21,7 +21,7 @@ from transformers import (
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import sampling
-from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, KNOBS_REMOVED, penalise, uniform
+from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, penalise, uniform
 
 sample = jax.jit(sampling.sample)
 draw = jax.jit(sampling._draw)
@@ -174,7 +174,9 @@ def test_draws_follow_the_probabilities(settings_: Sampling, vocabulary: int):
     draws, batch = 8000, 1000
     numbers = np.random.default_rng(6).random((draws, 2)).astype(np.float32).reshape(-1, batch, 2)
     rows = jnp.broadcast_to(jnp.asarray(logits), (batch, vocabulary))
-    drawn = np.concatenate([sample(rows, BatchedSampling.stack([settings_] * batch), jnp.asarray(part)) for part in numbers])
+    drawn = np.concatenate(
+        [sample(rows, BatchedSampling.stack([settings_] * batch), jnp.asarray(part)) for part in numbers]
+    )
     counts = np.bincount(drawn, minlength=vocabulary)
     assert np.all(counts[exact == 0] == 0)
     common = exact * draws >= 10

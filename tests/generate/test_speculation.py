@@ -1,4 +1,4 @@
-"""Speculation against plain decoding: the same tokens, whatever is guessed."""
+"""Speculation against plain decoding: the same tokens for any draft tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixers import CONFIGS, VOCAB, WINDOW, weights
 from scipy import stats
 
 from gemwright.errors import GemwrightError
@@ -20,6 +19,8 @@ from gemwright.generate.step import Step
 from gemwright.model.config import Config, Layer, Mlp, Recurrent
 from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import forward, logits
+from tests.helpers import random_ids
+from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GREEDY, HOT = Sampling(), Sampling(temperature=1.5, top_k=30, top_p=0.95, seed=11)
@@ -28,11 +29,7 @@ SAMPLINGS = [GREEDY, HOT, PENALISED]
 LENGTH = 60
 
 
-def _prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
-
-
-PROMPTS = [_prompt(length, seed=length) for length in (1, 5, 40)]
+PROMPTS = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 5, 40)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch):
-    """Speculation at every pass, in all sizes in turn, whatever it costs."""
+    """Speculate at every pass, in all sizes in turn, at any cost."""
 
     @dataclass
     class Eager(Pace):
@@ -56,7 +53,7 @@ def eager(monkeypatch: pytest.MonkeyPatch):
 
 @dataclass
 class Oracle:
-    """Guesses what is known to follow, but for some tokens, so that rows accept different numbers."""
+    """A proposer that knows the text and errs in some tokens, so that sequences accept different numbers."""
 
     truth: Sequence[Sequence[int]]
     right: float
@@ -68,7 +65,7 @@ class Oracle:
 
 
 def _engine(name: str, seed: int = 3) -> Engine:
-    return Engine(CONFIGS[name], weights(CONFIGS[name], seed=seed), VOCAB)
+    return Engine(CONFIGS[name], make_weights(CONFIGS[name], seed=seed), VOCAB)
 
 
 def _run(engine: Engine, prompts: list[list[int]], count: int, proposer: Proposer | None = None) -> list[Step]:
@@ -86,7 +83,7 @@ def _draft(engine: Engine) -> Draft:
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
 def test_rows_read_as_without_speculation(engine: Engine, right: float):
-    """Greedy, sampled and penalised rows, many times past the window; log-probabilities and top_logprobs too."""
+    """Greedy, sampled and penalised sequences, many times past the window; log-probabilities and top_logprobs too."""
     plain = _run(engine, PROMPTS, LENGTH)
     truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, _tokens(plain), strict=True)]
     assert LENGTH > 5 * WINDOW
@@ -114,14 +111,18 @@ def test_rows_without_a_top_k_read_as_without_speculation(engine: Engine):
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("rows", [speculation.MOST_ROWS, speculation.MOST_ROWS + 1])
 def test_large_batches_are_decoded_plainly(engine: Engine, rows: int):
-    prompts = [_prompt(6, seed=1) * 3] * rows
+    prompts = [random_ids(VOCAB, 6, seed=1).tolist() * 3] * rows
     steps = list(engine.generate(prompts, [Sampling()] * rows, 12, proposer=Lookup()))
     assert any(step.proposed.any() for step in steps) == (rows == speculation.MOST_ROWS)
 
 
 @pytest.mark.usefixtures("eager")
 def test_look_up_changes_nothing(engine: Engine):
-    prompts = [_prompt(6, seed=1) * 5, _prompt(30), _prompt(10) * 2]
+    prompts = [
+        random_ids(VOCAB, 6, seed=1).tolist() * 5,
+        random_ids(VOCAB, 30).tolist(),
+        random_ids(VOCAB, 10).tolist() * 2,
+    ]
     steps = _run(engine, prompts, LENGTH, Lookup())
     assert _tokens(steps) == _tokens(_run(engine, prompts, LENGTH))
     assert 0 < sum(step.accepted.sum() for step in steps) < sum(step.proposed.sum() for step in steps)
@@ -129,10 +130,10 @@ def test_look_up_changes_nothing(engine: Engine):
 
 @pytest.mark.usefixtures("eager")
 def test_a_draft_changes_nothing_and_the_model_itself_is_always_right(engine: Engine):
-    """But for the repetition penalty of the last row, which a draft does without."""
+    """Except for the repetition penalty of the last sequence, which a draft does without."""
     plain = _tokens(_run(engine, PROMPTS, LENGTH))
     shares: list[list[float]] = []
-    for draft in (engine, replace(engine, params=weights(engine.config, seed=8))):
+    for draft in (engine, replace(engine, params=make_weights(engine.config, seed=8))):
         steps = _run(engine, PROMPTS, LENGTH, _draft(draft))
         assert _tokens(steps) == plain
         proposed, accepted = (sum(getattr(step, name) for step in steps) for name in ("proposed", "accepted"))
@@ -143,10 +144,10 @@ def test_a_draft_changes_nothing_and_the_model_itself_is_always_right(engine: En
 
 
 def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
-    """After texts went on otherwise than it guessed, or as it guessed, by few tokens or many, it is as good as new."""
+    """After texts that accept or reject its draft tokens, by few tokens or many, it equals a new one."""
     texts, draft = PROMPTS, _draft(engine)
     for more in (0, 1, 2, 9, 45):
-        texts = [text + _prompt(more, seed=more) for text in texts]
+        texts = [text + random_ids(VOCAB, more, seed=more).tolist() for text in texts]
         guesses = draft.propose(texts, 7)
         assert guesses == _draft(engine).propose(texts, 7)
         texts = [[*text, *guess[:2]] for text, guess in zip(texts, guesses, strict=True)]
@@ -156,7 +157,7 @@ def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
 def test_a_draft_is_silent_beyond_its_context(engine: Engine):
     draft = _draft(replace(engine, config=replace(engine.config, max_length=47)))
     assert list(map(len, draft.propose(PROMPTS, 7))) == [7, 7, 7]
-    assert draft.propose([*PROMPTS[:2], _prompt(41)], 7) == [[], [], []]
+    assert draft.propose([*PROMPTS[:2], random_ids(VOCAB, 41).tolist()], 7) == [[], [], []]
 
 
 @pytest.mark.usefixtures("eager")
@@ -166,7 +167,7 @@ def test_sampled_tokens_follow_the_models_distribution(monkeypatch: pytest.Monke
 
     The guess is the same in every row: the likeliest pair, which is right in some rows only.
     """
-    engine, prompt, rows = _engine("multi-query"), _prompt(8), 2000
+    engine, prompt, rows = _engine("multi-query"), random_ids(VOCAB, 8).tolist(), 2000
     monkeypatch.setattr(speculation, "MOST_ROWS", rows)  # so many small batches would take minutes
     tokens = range(VOCAB)
     first = _probabilities(engine, [prompt])[0]
@@ -204,7 +205,7 @@ def _probabilities(engine: Engine, texts: list[list[int]]) -> np.ndarray:
 
 @pytest.mark.usefixtures("eager")
 def test_writing_ends_with_the_context(engine: Engine):
-    prompts = [_prompt(engine.config.max_length - 5), _prompt(7), _prompt(1)]
+    prompts = [random_ids(VOCAB, length).tolist() for length in (engine.config.max_length - 5, 7, 1)]
     plain = _tokens(_run(engine, prompts, 100))
     assert _tokens(_run(engine, prompts, 100, _draft(engine))) == plain
     assert [len(row) for row in plain] == [5, 5, 5]
@@ -235,7 +236,7 @@ def test_recurrent_layers_are_refused(engine: Engine):
     ("text", "guess"),
     [
         ([1, 2, 3, 4, 5, 9, 1, 2, 3], [4, 5, 9, 1]),  # three tokens again
-        ([7, 2, 3, 4, 8, 2, 3, 5, 6, 2, 3], [5, 6, 2, 3]),  # two again: what followed last
+        ([7, 2, 3, 4, 8, 2, 3, 5, 6, 2, 3], [5, 6, 2, 3]),  # two again: the latest continuation
         ([5, 6, 5, 6], [5, 6, 5, 6]),  # a repetition goes on
         ([4, 4, 4], [4, 4, 4, 4]),
         ([1, 2, 3, 4, 5, 1], []),
@@ -254,7 +255,7 @@ COST = {1: 1.0, 4: 1.5, 8: 2.5}
 
 
 def _play(pace: Pace, passes: int, right: float) -> list[int]:
-    """The sizes that a pace chooses where guesses are right with this probability and passes cost what `COST` says."""
+    """Return a pace's choice of sizes for this probability of accepted draft tokens and passes that cost `COST`."""
     sizes: list[int] = []
     chance = np.random.default_rng(0)
     for _ in range(passes):

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gemwright.errors import GemwrightError
-from gemwright.images import load
 from gemwright.images.load import load_image
 
 RANDOM = np.random.default_rng(0)

@@ -10,11 +10,11 @@ import pytest
 
 from gemwright.kernels.attention import attend_cached
 from gemwright.kernels.native import native_enabled
+from gemwright.linear import Norms
 from gemwright.model import attention
-from gemwright.linear import Branch
 from gemwright.model.config import Attention, Rope
 from gemwright.model.params import AttentionWeights
-from gemwright.model.state import Positions, KVCache
+from gemwright.model.state import KVCache, Positions
 
 if not native_enabled():
     pytest.skip("gemwright-native is not installed", allow_module_level=True)
@@ -54,7 +54,7 @@ def _run(spec: Attention, dtype: str, native: bool, monkeypatch: pytest.MonkeyPa
     params, random = _weights(spec), np.random.default_rng(1)
     shape = (2, spec.kv_heads, min(spec.window or SLOTS, SLOTS), spec.head_dim)
     state, lengths, results = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), np.zeros(2, np.int32), []
-    branch = Branch(None, None, 1e-6)
+    branch = Norms(None, None, 1e-6)
     step = jax.jit(lambda x, context, state: attention.apply(spec, params, branch, x, context, state))
     for tokens, padding in CHUNKS:
         x = jnp.asarray(random.standard_normal((2, tokens, WIDTH)), jnp.float32)

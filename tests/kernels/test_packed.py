@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny import tiny_gguf
 
 import gemwright
 from gemwright import weights
-from gemwright.kernels.native import native_enabled
-from gemwright.checkpoint.files import ggml
 from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.convert import convert
-from gemwright.kernels import packed, native
+from gemwright.checkpoint.files import ggml
+from gemwright.kernels import native
+from gemwright.kernels.native import native_enabled
 from gemwright.weights import PackedTensor
+from tests.tiny.gguf import write_tiny_gguf
 
 if not native_enabled():
     pytest.skip("gemwright-native is not installed", allow_module_level=True)
 
 
 def q8_0(shape: tuple[int, ...], rows: int) -> tuple[PackedTensor, jax.Array]:
-    """A random weight in Q8_0, and the array that it stands for."""
+    """Return a random weight in Q8_0 and its dequantized array."""
     values = np.random.default_rng(0).normal(size=(rows, np.prod(shape) // rows)).astype(np.float32)
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
@@ -81,7 +81,7 @@ def test_a_frozen_packed_weight_passes_gradients_on():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_plain_weights_at_their_own_bits_give_the_float32_model(tmp_path: Path, dtype: str):
-    convert(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", "gguf", dtype)
+    convert(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", "gguf", dtype)
     own, plain = gemwright.load(tmp_path / "other.gguf"), gemwright.load(tmp_path / "other.gguf", dtype="float32")
     assert isinstance(own.engine.params.layers[0].mlp.gate, PackedTensor)
     assert (own.engine.state_dtype, plain.engine.state_dtype) == (jnp.bfloat16, jnp.float32)

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from gemwright import weights
-from gemwright.kernels.native import native_enabled
 from gemwright.checkpoint.files import ggml
-from gemwright.kernels import packed, panels
+from gemwright.kernels import panels
+from gemwright.kernels.native import native_enabled
 from gemwright.weights import PanelTensor
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from gemwright.kernels.scan import linear_recurrence
+from tests.helpers import assert_close
 
 IMPLS = ("associative", "sequential")
 LENGTHS = (1, 2, 45)
@@ -43,15 +44,15 @@ def _loop_gradient(a: np.ndarray, h: np.ndarray, initial: np.ndarray, h_bar: np.
     return a_bar, b_bar, carried
 
 
-def _close(found: Any, expected: np.ndarray, size: np.ndarray, length: int) -> None:
-    """Within one rounding a step of the sum of the terms' sizes."""
+def _check(found: Any, expected: np.ndarray, size: np.ndarray, length: int) -> None:
+    """Check within one rounding per step of the sum of the terms' sizes."""
     assert found.dtype == jnp.float32
-    assert np.all(np.abs(np.asarray(found) - expected) <= 2.0**-23 * (length + 1) * size)
+    assert_close(found, expected, 2.0**-23 * (length + 1), scale=size)
 
 
 @jax.jit(static_argnums=0)
 def _both(impl: Any, a: Any, b: Any, initial: Any, h_bar: Any) -> tuple[Any, Any]:
-    """The recurrence, and what the chain rule makes of `h_bar`."""
+    """Return the recurrence and its vector-Jacobian product with `h_bar`."""
     h, pull = jax.vjp(lambda *args: linear_recurrence(*args, impl), a, b, initial)
     return h, pull(h_bar)
 
@@ -63,11 +64,11 @@ def test_equals_a_float64_loop(impl: Any, length: int):
     h_bar = np.random.default_rng(0).standard_normal(b.shape).astype(np.float32)
     found, gradients = _both(impl, a, b, initial, h_bar)
     expected, sizes = _loop(a, b, initial), _loop(a, np.abs(b), np.abs(initial))
-    _close(found, expected, sizes, length)
+    _check(found, expected, sizes, length)
     expected = _loop_gradient(a, expected, initial, h_bar)
     sizes = _loop_gradient(a, sizes, np.abs(initial), np.abs(h_bar))
     for found, value, size in zip(gradients, expected, sizes, strict=True):
-        _close(found, value, size, 2 * length)
+        _check(found, value, size, 2 * length)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -12,21 +12,23 @@ import pytest
 
 from gemwright import tree
 from gemwright.kernels.native import native_enabled
+from gemwright.linear import Norms
 from gemwright.model import recurrent
-from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope
 from gemwright.model.params import ModelWeights, RecurrentWeights, param_specs
-from gemwright.model.state import Positions, DecodeState, RecurrentState, empty_state, room, state_bytes
+from gemwright.model.state import DecodeState, Positions, RecurrentState, empty_state, room, state_bytes
 from gemwright.model.transformer import forward
+from tests.helpers import random_ids
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 VOCAB, WINDOW = 97, 7
 LENGTH = 4 * WINDOW + 3
+TOKENS = random_ids(VOCAB, (3, LENGTH))
 CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
 """Hidden states are of the order of 1: sums in another order differ by some ten roundings of float32."""
 MIXER = Recurrent(width=24, blocks=3)
-BARE = Branch(None, None, 1e-6)
+BARE = Norms(None, None, 1e-6)
 LOCAL = Attention(4, 1, head_dim=8, query_scalar=8.0, rope=Rope(fraction=0.5), window=WINDOW, out_bias=True)
 GRIFFIN = Config(
     32, VOCAB, tuple(Layer(mixer, Mlp(48, bias=True)) for mixer in (MIXER, LOCAL, MIXER)), max_length=2**31 - 1
@@ -40,7 +42,7 @@ def _weights() -> ModelWeights:
 
     def draw(path: str, param: Any) -> jax.Array:
         values = numbers.standard_normal(param.shape) * (param.fan_in**-0.5 if param.init == "normal" else 0.3)
-        if param.init == "decay":  # kept at a step, to the power of 8 gate: what a channel forgets takes some windows
+        if param.init == "decay":  # kept at a step, to the power of 8 gate: a channel forgets over some windows
             values = np.log(np.expm1(-np.log(numbers.uniform(0.9, 0.999, param.shape))))
         return jnp.asarray(values, jnp.float32)
 
@@ -53,14 +55,10 @@ def _hidden(tokens: np.ndarray, state: DecodeState | None = None, **told: np.nda
     return np.asarray(hidden), after
 
 
-def _tokens(rows: int = 3, length: int = LENGTH, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, VOCAB, (rows, length))
-
-
 @functools.cache
 def _whole() -> np.ndarray:
     """Hidden states [3, LENGTH, D] of `_tokens()` in one pass without a state."""
-    return _hidden(_tokens())[0]
+    return _hidden(TOKENS)[0]
 
 
 def _empty(rows: int = 3) -> DecodeState:
@@ -108,7 +106,7 @@ def _inputs(rows: int, length: int) -> np.ndarray:
     return np.random.default_rng(3).standard_normal((rows, length, GRIFFIN.width)).astype(np.float32)
 
 
-# Documents of several lengths behind one another, one row padded on the left and one on the right.
+# Packed documents of several lengths, one sequence padded on the left and one on the right.
 POSITIONS = np.array(
     [
         [*range(1), *range(2), *range(12)],
@@ -124,7 +122,7 @@ def _apply(params: RecurrentWeights, x: Any, positions: Any = POSITIONS) -> jax.
 
 
 def _documents(positions: np.ndarray) -> list[tuple[int, slice]]:
-    """The row and the place of every document."""
+    """Return the sequence and the slice of every document."""
     found = []
     for row, places in enumerate(positions):
         starts = [*np.flatnonzero(places == 0), len(places)]
@@ -178,7 +176,7 @@ def test_the_slope_of_the_square_root_is_bounded():
 
 
 def test_channels_that_never_forget_have_gradients():
-    """With a decay of e^-60 a is 1 exactly, where the square root's own slope is infinite."""
+    """With a decay of e^-60 a is exactly 1, and the slope of the square root is infinite."""
     params, x = _weights().layers[0].mixer, jnp.asarray(_inputs(*POSITIONS.shape))
     params = tree.map_with_path(lambda path, leaf: leaf * 0 - 60.0 if path == "decay" else leaf, params)
     value, gradients = jax.jit(jax.value_and_grad(lambda p: jnp.sum(_apply(p, x))))(params)
@@ -220,14 +218,14 @@ def test_one_token_is_a_step_without_a_loop():
 def test_chunks_equal_one_pass(sizes: Sequence[int]):
     state, parts, start = _empty(), [], 0
     for size in sizes:
-        hidden, state = _hidden(_tokens()[:, start : start + size], state)
+        hidden, state = _hidden(TOKENS[:, start : start + size], state)
         parts.append(hidden)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), _whole(), **CLOSE)
     assert state.lengths.tolist() == [LENGTH] * 3
 
 
-# The tokens of three rows in each call; a row of a call is padded on one side, or all of it is padding.
+# The tokens of three sequences in each call; each is padded on one side, or all padding.
 TAKEN = ((9, 2, 0), (0, 9, 1), (1, 0, 2), (9, 3, 9), (3, 9, 9), (9, 8, 9), (0, 0, 1))
 
 
@@ -241,7 +239,7 @@ def test_padding_and_batch_mates_change_nothing(sides: str):
         for row, count in enumerate(counts):
             left = sides == "left" or (sides == "in turns" and (call + row) % 2 == 0)
             places.append(slice(9 - count, 9) if left else slice(0, count))
-            tokens[row, places[row]] = _tokens()[row, done[row] : done[row] + count]
+            tokens[row, places[row]] = TOKENS[row, done[row] : done[row] + count]
             valid[row, places[row]] = True
         before = state.layers
         hidden, state = _hidden(tokens, state, valid=valid)
@@ -261,7 +259,7 @@ def test_padding_without_a_state_changes_nothing(side: str):
     lengths = (LENGTH, 2, WINDOW + 4)
     places = [slice(LENGTH - n, LENGTH) if side == "left" else slice(0, n) for n in lengths]
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
-        tokens[row, place], valid[row, place] = _tokens()[row, :n], True
+        tokens[row, place], valid[row, place] = TOKENS[row, :n], True
     hidden = _hidden(tokens, valid=valid)[0]
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
         np.testing.assert_allclose(hidden[row, place], _whole()[row, :n], **CLOSE)
@@ -272,8 +270,8 @@ def test_a_row_does_not_depend_on_its_batch_mates():
     """Bitwise, for the same shapes: not on their tokens, and not on how many of them are padding."""
     results = []
     for seed in (1, 2):
-        tokens = _tokens(3, 9, seed)
-        tokens[0] = _tokens(1, 9, seed=9)[0]
+        tokens = random_ids(VOCAB, (3, 9), seed=seed)
+        tokens[0] = random_ids(VOCAB, (1, 9), seed=9)[0]
         valid = np.ones((3, 9), bool)
         valid[1:, 3 * seed :] = False
         hidden, state = _hidden(tokens, _empty(), valid=valid)
@@ -285,13 +283,13 @@ def test_a_row_does_not_depend_on_its_batch_mates():
 
 @both
 def test_a_new_text_in_a_used_row_remembers_nothing_of_the_old():
-    """A row is free again once its length is 0: what the layers hold of the old text must not be seen."""
-    _, used = _hidden(_tokens(seed=8)[:, :9], _empty())
+    """A sequence is free again once its length is 0: the layers' state of the old text must have no effect."""
+    _, used = _hidden(random_ids(VOCAB, (3, LENGTH), seed=8)[:, :9], _empty())
     state = DecodeState(jnp.zeros(3, jnp.int32), used.layers)
     parts = []
     for start in (0, 1, 2, 3, 12, 21, 30):
         size = {0: 1, 1: 1, 2: 1, 30: 1}.get(start, 9)
-        hidden, state = _hidden(_tokens()[:, start : start + size], state)
+        hidden, state = _hidden(TOKENS[:, start : start + size], state)
         parts.append(hidden)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), _whole(), **CLOSE)
 
@@ -299,13 +297,13 @@ def test_a_new_text_in_a_used_row_remembers_nothing_of_the_old():
 def test_packed_documents_equal_separate_ones():
     ends = ((3, 4, 18), (7, 14, 21), (1, 2, 30))
     segments = np.stack([np.repeat([5, 0, 2, 1], np.diff([0, *cuts, LENGTH])) for cuts in ends])
-    packed = _hidden(_tokens(), segments=segments)[0]
+    packed = _hidden(TOKENS, segments=segments)[0]
     for document in (5, 0, 2, 1):
         own = segments == document
         tokens, valid = np.zeros((3, LENGTH), int), np.zeros((3, LENGTH), bool)
         for row in range(3):
             count = own[row].sum()
-            tokens[row, :count], valid[row, :count] = _tokens()[row, own[row]], True
+            tokens[row, :count], valid[row, :count] = TOKENS[row, own[row]], True
         alone = _hidden(tokens, valid=valid)[0]
         np.testing.assert_allclose(packed[own], alone[valid], **CLOSE)
 
@@ -313,7 +311,7 @@ def test_packed_documents_equal_separate_ones():
 @pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernel_equals_the_reference(dtype: str):
-    """Both in float32; where a channel keeps nearly all, 1 - a^2 has few digits in the reference."""
+    """Both in float32; if a channel keeps nearly all, 1 - a^2 has few digits in the reference."""
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights().layers[0].mixer)
     random = np.random.default_rng(5)
     u = jnp.asarray(random.standard_normal((3, POSITIONS.shape[1], MIXER.width)), dtype)

@@ -1,4 +1,4 @@
-"""However a text is cut, padded and batched, its tokens get the hidden states of one pass over the whole text."""
+"""Hidden states of a text cut, padded and batched in any way equal those of one pass over the whole text."""
 
 import functools
 from collections.abc import Iterator
@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixers import CONFIGS, VOCAB, WINDOW, weights
 
 from gemwright.kernels.native import native_enabled
 from gemwright.model import attention
 from gemwright.model.config import Config
 from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, slot_positions, state_bytes, visible
 from gemwright.model.transformer import forward
+from tests.helpers import random_ids
+from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "kernel")
 LENGTH = 4 * WINDOW + 3
+TOKENS = random_ids(VOCAB, (3, LENGTH))
 CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
 """Hidden states are of the order of 1: sums in another order differ by some ten roundings of float32."""
@@ -28,7 +30,7 @@ CHUNKS = (1, 3, 2 * WINDOW - 1)
 few = settings(max_examples=8, deadline=None, derandomize=True)
 configs = pytest.mark.parametrize("name", ["multi-query", "capped", "qk-norm"])
 mixed = pytest.mark.parametrize("name", ["capped"])
-"""A local and a global layer, for what does not depend on how they attend."""
+"""A local and a global layer, for tests that do not depend on the kind of attention."""
 
 
 @pytest.fixture(scope="module", params=["reference", "native"])
@@ -48,17 +50,13 @@ _forward = jax.jit(forward, static_argnums=0)
 
 @functools.cache
 def _model(name: str) -> tuple[Config, Any]:
-    return CONFIGS[name], weights(CONFIGS[name])
-
-
-def _tokens(rows: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, VOCAB, (rows, length))
+    return CONFIGS[name], make_weights(CONFIGS[name])
 
 
 @functools.cache
 def _whole(name: str) -> np.ndarray:
     """Hidden states [3, LENGTH, D] of `_tokens(3)` in one pass without a state."""
-    return _stateless(name, _tokens(3))
+    return _stateless(name, TOKENS)
 
 
 def _stateless(name: str, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
@@ -85,7 +83,7 @@ def test_uneven_chunks_equal_one_pass(name: str, sizes: list[int]):
             size = 1
         if start == LENGTH:
             break
-        hidden, state = _run(name, state, _tokens(3)[:, start : start + size])
+        hidden, state = _run(name, state, TOKENS[:, start : start + size])
         parts.append(hidden)
         start += size
     np.testing.assert_allclose(np.concatenate(parts, axis=1), _whole(name), **CLOSE)
@@ -94,7 +92,7 @@ def test_uneven_chunks_equal_one_pass(name: str, sizes: list[int]):
 
 @st.composite
 def _padded_chunks(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, bool]]]]:
-    """Chunk sizes, and for each of three rows how many real tokens it holds and whether they stand on the right."""
+    """Chunk sizes, and for each of three sequences its number of real tokens and whether they are padded left."""
     size = st.sampled_from(CHUNKS)
     row = st.tuples(st.integers(0, CHUNKS[-1]), st.booleans())
     return draw(st.lists(st.tuples(size, st.lists(row, min_size=3, max_size=3)), min_size=2, max_size=9))
@@ -104,8 +102,7 @@ def _padded_chunks(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, bool]]]]:
 @few
 @given(_padded_chunks())
 def test_padding_on_either_side_changes_nothing(name: str, chunks: list[tuple[int, list[tuple[int, bool]]]]):
-    """Rows of different lengths, each padded left or right anew in every chunk."""
-    texts = _tokens(3)
+    """Sequences of different lengths, each padded left or right in every chunk independently."""
     state = empty_state(_model(name)[0], 3, CAPACITY, jnp.float32)
     done = [0, 0, 0]
     for size, rows in chunks:
@@ -114,7 +111,7 @@ def test_padding_on_either_side_changes_nothing(name: str, chunks: list[tuple[in
         for row, (count, right) in enumerate(rows):
             count = min(count, size, LENGTH - done[row])
             place = slice(size - count, size) if right else slice(0, count)
-            tokens[row, place], valid[row, place] = texts[row, done[row] : done[row] + count], True
+            tokens[row, place], valid[row, place] = TOKENS[row, done[row] : done[row] + count], True
             taken.append((count, place))
         hidden, state = _run(name, state, tokens, valid)
         for row, (count, place) in enumerate(taken):
@@ -132,7 +129,7 @@ def test_padding_without_a_state_changes_nothing(name: str, side: str):
     tokens, valid = np.zeros((3, LENGTH), int), np.zeros((3, LENGTH), bool)
     places = [slice(LENGTH - n, LENGTH) if side == "left" else slice(0, n) for n in lengths]
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
-        tokens[row, place], valid[row, place] = _tokens(3)[row, :n], True
+        tokens[row, place], valid[row, place] = TOKENS[row, :n], True
     hidden = _stateless(name, tokens, valid)
     for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
         np.testing.assert_allclose(hidden[row, place], _whole(name)[row, :n], **CLOSE)
@@ -150,7 +147,7 @@ def test_growing_keeps_what_is_stored(name: str):
             lambda leaf: leaf.shape, abstract_state(config, 3, capacity, jnp.float32)
         )
         while start < min(capacity, LENGTH):
-            hidden, state = _run(name, state, _tokens(3)[:, start : start + 1])
+            hidden, state = _run(name, state, TOKENS[:, start : start + 1])
             parts.append(hidden)
             start += 1
     np.testing.assert_allclose(np.concatenate(parts, axis=1), _whole(name), **CLOSE)
@@ -161,8 +158,8 @@ def test_a_row_does_not_depend_on_its_batch_mates(name: str):
     """Bitwise, for the same shapes: not on their tokens, and not on how many of them are padding."""
     results = []
     for seed in (1, 2):
-        tokens = _tokens(3, CHUNKS[-1], seed)
-        tokens[0] = _tokens(1, CHUNKS[-1], seed=9)[0]
+        tokens = random_ids(VOCAB, (3, CHUNKS[-1]), seed=seed)
+        tokens[0] = random_ids(VOCAB, (1, CHUNKS[-1]), seed=9)[0]
         valid = np.ones((3, CHUNKS[-1]), bool)
         valid[1:, 5 * seed :] = False
         state = empty_state(_model(name)[0], 3, CAPACITY, jnp.float32)
@@ -176,25 +173,25 @@ def test_a_row_does_not_depend_on_its_batch_mates(name: str):
 @mixed
 def test_the_number_of_rows_changes_only_roundings(name: str):
     for row in range(3):
-        alone = _stateless(name, _tokens(3)[row : row + 1])
+        alone = _stateless(name, TOKENS[row : row + 1])
         np.testing.assert_allclose(alone[0], _whole(name)[row], **CLOSE)
 
 
 @mixed
 def test_packed_documents_equal_separate_ones(name: str):
     config, params = _model(name)
-    ends = [(3, 4, 4 + 2 * WINDOW), (WINDOW, 2 * WINDOW, 3 * WINDOW), (1, 2, LENGTH - 1)]  # of three rows' documents
-    texts = _tokens(3)
+    # Ends of the documents of three sequences.
+    ends = [(3, 4, 4 + 2 * WINDOW), (WINDOW, 2 * WINDOW, 3 * WINDOW), (1, 2, LENGTH - 1)]
     segments = np.zeros((3, LENGTH), int)
     for row, cuts in enumerate(ends):
         segments[row] = np.repeat([5, 0, 2, 1], np.diff([0, *cuts, LENGTH]))  # neighbours differ, no order
-    packed, _ = _forward(config, params, texts, segments=segments)
+    packed, _ = _forward(config, params, TOKENS, segments=segments)
     for document in (5, 0, 2, 1):
         own = segments == document
         tokens, valid = np.zeros((3, LENGTH), int), np.zeros((3, LENGTH), bool)
         for row in range(3):
             count = own[row].sum()
-            tokens[row, :count], valid[row, :count] = texts[row, own[row]], True
+            tokens[row, :count], valid[row, :count] = TOKENS[row, own[row]], True
         np.testing.assert_allclose(np.asarray(packed)[own], _stateless(name, tokens, valid)[valid], **CLOSE)
 
 

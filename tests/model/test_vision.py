@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from gemwright import tree
-from gemwright.kernels.native import native_enabled
 from gemwright.checkpoint.arena import aligned
-from gemwright.kernels import packed, native
+from gemwright.kernels import native
+from gemwright.kernels.native import native_enabled
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
-from gemwright.model.params import ParamSpec, VisionWeights, param_specs
+from gemwright.model.params import ParamSpec, VisionWeights
 
 AFFINE = Vision(20, 16, prefix_lm=True, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
 NORMED = Vision(24, 4, prefix_lm=False, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from reference import LENGTH, MODELS, WINDOW, Pair, array, load, make
 
 from gemwright import ops, tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import mapping
+from gemwright.linear import Norms
 from gemwright.model import attention, block, mlp
-from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Rope
 from gemwright.model.params import AttentionWeights
 from gemwright.model.state import Positions
 from gemwright.model.transformer import forward, logits
+from tests.helpers import assert_close
+from tests.tiny.pairs import CONFIGS, LENGTH, WINDOW, Pair, load, make_pair, to_numpy
 
 LOGITS = 1e-4
 """Absolute tolerance of float32 logits, which are of the order of 10 here."""
@@ -32,25 +32,25 @@ BLOCK = 2e-6
 """Tolerance of one block in float32, relative to the largest value: sixteen roundings."""
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=CONFIGS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make(request.param, tmp_path_factory.mktemp("model"))
+    return make_pair(request.param, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def gemma2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make("gemma2", tmp_path_factory.mktemp("model"))
+    return make_pair("gemma2", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make("gemma3", tmp_path_factory.mktemp("model"))
+    return make_pair("gemma3", tmp_path_factory.mktemp("model"))
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _attention(spec: Attention, weights: AttentionWeights, x: jax.Array, context: Positions, eps: float) -> jax.Array:
     """Without the norms and the sum of its branch."""
-    return attention.apply(spec, weights, Branch(None, None, eps), x, context, None)[0] - x
+    return attention.apply(spec, weights, Norms(None, None, eps), x, context, None)[0] - x
 
 
 def _ours(config: Config, weights: Any, tokens: np.ndarray) -> jax.Array:
@@ -60,7 +60,7 @@ def _ours(config: Config, weights: Any, tokens: np.ndarray) -> jax.Array:
 
 def _theirs(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return array(model(torch.tensor(tokens)).logits)
+        return to_numpy(model(torch.tensor(tokens)).logits)
 
 
 def _records(pair: Pair) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -69,7 +69,7 @@ def _records(pair: Pair) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     def note(name: str, _: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["input"]
-        records[name] = array(given), array(output[0] if isinstance(output, tuple) else output)
+        records[name] = to_numpy(given), to_numpy(output[0] if isinstance(output, tuple) else output)
 
     hooks = [
         module.register_forward_hook(partial(note, name), with_kwargs=True)
@@ -87,10 +87,6 @@ def _context(batch: int) -> Positions:
     return Positions(positions, None, jnp.zeros(batch, jnp.int32))
 
 
-def _close(ours: Any, theirs: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=BLOCK * np.abs(theirs).max())
-
-
 def test_float32_logits(pair: Pair):
     theirs = _theirs(pair.theirs, pair.tokens)
     ours = _ours(pair.config, pair.weights, pair.tokens)
@@ -104,18 +100,18 @@ def test_float32_blocks(pair: Pair):
     for index, (layer, weights) in enumerate(zip(pair.config.layers, pair.weights.layers, strict=True)):
         name = f"model.layers.{index}"
         given, expected = records[name]
-        _close(block.apply(layer, weights, jnp.asarray(given), context, None, eps)[0], expected)
+        assert_close(block.apply(layer, weights, jnp.asarray(given), context, None, eps)[0], expected, BLOCK)
         given, expected = records[f"{name}.self_attn"]
-        _close(_attention(layer.mixer, weights.mixer, jnp.asarray(given), context, eps), expected)
+        assert_close(_attention(layer.mixer, weights.mixer, jnp.asarray(given), context, eps), expected, BLOCK)
         given, expected = records[f"{name}.mlp"]
-        _close(mlp.apply(weights.mlp, Branch(None, None, eps), jnp.asarray(given)) - given, expected)
+        assert_close(mlp.apply(weights.mlp, Norms(None, None, eps), jnp.asarray(given)) - given, expected, BLOCK)
         given, expected = records[f"{name}.input_layernorm"]
-        _close(ops.rms_norm(jnp.asarray(given), weights.mixer_norm, eps), expected)
+        assert_close(ops.rms_norm(jnp.asarray(given), weights.mixer_norm, eps), expected, BLOCK)
         if layer.mixer.qk_norm:
             given, expected = records[f"{name}.self_attn.k_norm"]
-            _close(ops.rms_norm(jnp.asarray(given), weights.mixer.k_norm, eps), expected)
+            assert_close(ops.rms_norm(jnp.asarray(given), weights.mixer.k_norm, eps), expected, BLOCK)
     given, expected = records["model.norm"]
-    _close(ops.rms_norm(jnp.asarray(given), pair.weights.final_norm, eps), expected)
+    assert_close(ops.rms_norm(jnp.asarray(given), pair.weights.final_norm, eps), expected, BLOCK)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -123,7 +119,7 @@ def test_embedding_output_is_bitwise_equal(pair: Pair, dtype: Any):
     """sqrt(D) is rounded to bfloat16 in bfloat16 runs, and not in float32 runs."""
     model = pair.theirs if dtype == jnp.float32 else _bfloat16(pair)
     with torch.no_grad():
-        expected = array(model(torch.tensor(pair.tokens), output_hidden_states=True).hidden_states[0])
+        expected = to_numpy(model(torch.tensor(pair.tokens), output_hidden_states=True).hidden_states[0])
     weights = jax.tree.map(lambda leaf: leaf.astype(dtype), pair.weights)
     # Without layers, and with an epsilon that makes the final norm an exact factor of 2^-20.
     config = replace(pair.config, layers=(), norm_eps=2.0**40)
@@ -164,7 +160,7 @@ def test_gradients(gemma3: Pair):
     gemma3.theirs.zero_grad()
     scores = gemma3.theirs(tokens).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(scores, tokens[:, 1:].flatten()).backward()
-    expected = {name: array(parameter.grad) for name, parameter in gemma3.theirs.named_parameters()}
+    expected = {name: to_numpy(parameter.grad) for name, parameter in gemma3.theirs.named_parameters()}
 
     def loss(weights: Any) -> jax.Array:
         logprobs = jax.nn.log_softmax(_ours(gemma3.config, weights, gemma3.tokens)[:, :-1])
@@ -253,4 +249,4 @@ def test_rope_equals_transformers_at_far_positions(gemma3: Pair, start: int):
         expected = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin, unsqueeze_dim=2)[0]
         rope = layer.mixer.rope
         ours = ops.rotate(jnp.asarray(x), ops.rotation(jnp.asarray(positions), x.shape[-1], rope.base, rope.scale))
-        np.testing.assert_allclose(ours, array(expected), rtol=0, atol=start * 2.0**-20)
+        np.testing.assert_allclose(ours, to_numpy(expected), rtol=0, atol=start * 2.0**-20)

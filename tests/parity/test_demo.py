@@ -1,8 +1,12 @@
 """The real Gemma 3 270M against transformers, both in float32 and from the same GGUF file.
 
-The reference's weights are decoded by ggml's own Python library, and its config is written out here.
+The reference's weights are decoded by ggml's own Python library, and its config is written out here. Each model takes
+more than a gigabyte, so the reference computes its results first and is freed before gemwright's model is loaded.
 """
 
+import gc
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from quick_reader import QuickReader
 
 import gemwright
-from gemwright.model.transformer import forward, logits
+from gemwright import tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.model.transformer import forward, logits
+from gemwright.text.tokenizer import Tokenizer
+from tests.quick_reader import QuickReader
 
 LENGTH = 1600
 """Tokens of the long text: three windows of 512 and a bit."""
+POSITIONS = [0, 1, 17, 510, 511, 512, 513, 1023, 1536, LENGTH - 1]
+"""Positions before, at and far past the window of 512."""
+PROMPTS = ["Once upon a time", "The capital of France is"]
 WRITTEN = 24
+"""Tokens of a greedy continuation."""
 LOGIT = 2e-4
 """Absolute tolerance of a logit or a log-probability. They reach 28: this is 1e-5 of that."""
 LAYER = {
@@ -38,9 +49,8 @@ LAYER = {
 }
 
 
-@pytest.fixture(scope="module")
-def theirs(demo_gguf: Path) -> Any:
-    """transformers' model with the weights as ggml's own library decodes them."""
+def _make_model(path: Path) -> Any:
+    """Return transformers' model with the weights as ggml's own library decodes them."""
     from gguf import dequantize
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -63,17 +73,17 @@ def theirs(demo_gguf: Path) -> Any:
         attn_implementation="eager",
     )
     state: dict[str, torch.Tensor] = {}
-    for tensor in QuickReader(demo_gguf).tensors:
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        state[_name(tensor.name)] = values - 1.0 if "norm" in tensor.name else values
-    # So that no weights are drawn at random first, which takes longer than all else.
+    for tensor in QuickReader(path).tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        state[_name(tensor.name)] = torch.from_numpy(values - 1.0 if "norm" in tensor.name else values)
+    # Loading skips the random initialization, which takes longer than all else.
     model = Gemma3ForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
     assert dict(model.named_parameters()).keys() == state.keys()
     return model
 
 
 def _name(gguf_name: str) -> str:
-    """What transformers calls a tensor of the file."""
+    """Return transformers' name of a tensor of the file."""
     if gguf_name in ("token_embd.weight", "output_norm.weight"):
         return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[gguf_name]
     _, layer, leaf, _ = gguf_name.split(".")
@@ -81,13 +91,13 @@ def _name(gguf_name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def ours(demo: gemwright.Model) -> gemwright.Model:
-    return demo
+def tokenizer(demo_gguf: Path) -> Tokenizer:
+    return Tokenizer(open_checkpoint(demo_gguf).vocabulary())
 
 
 @pytest.fixture(scope="module")
-def long_text(ours: gemwright.Model) -> list[int]:
-    """Plain English of the project's own making that repeats no sentence."""
+def long_text(tokenizer: Tokenizer) -> list[int]:
+    """Token ids of plain English, written for this test, that repeats no sentence."""
     who = ["The miller", "A young clerk", "My neighbour", "The old captain", "Her sister", "The baker's boy", "Nobody"]
     did = ["carried", "counted", "forgot", "painted", "sold", "found again", "wrote about", "dreamed of"]
     what = ["the brass lamp", "seven letters", "a map of the coast", "the broken clock", "two white horses"]
@@ -103,75 +113,99 @@ def long_text(ours: gemwright.Model) -> list[int]:
         f"{who[i % 7]} {did[i % 8]} {what[i % 5]} {when[(i // 3) % 6]}, and the river rose by {i} feet."
         for i in range(120)
     ]
-    ids = ours.encode(" ".join(sentences))
+    ids = tokenizer.with_bos(tokenizer.encode(" ".join(sentences)))
     assert len(ids) >= LENGTH
     return ids[:LENGTH]
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Results of transformers' model.
+
+    Attributes:
+        digests: Of every weight, by its name.
+        logits: [len(POSITIONS), V] at POSITIONS of the long text.
+        logprobs: [LENGTH - 1] of every token of the long text but the first.
+        greedy: [WRITTEN] token ids of the greedy continuation of each prompt.
+    """
+
+    digests: dict[str, bytes]
+    logits: np.ndarray
+    logprobs: np.ndarray
+    greedy: dict[str, list[int]]
+
+
 @pytest.fixture(scope="module")
-def reference_hidden(theirs: Any, long_text: list[int]) -> torch.Tensor:
-    """[LENGTH, D]; the logits of all positions together would take two gigabytes."""
+def reference(demo_gguf: Path, tokenizer: Tokenizer, long_text: list[int]) -> Reference:
+    model = _make_model(demo_gguf)
+    digests = {name: _digest(weight.detach().numpy()) for name, weight in model.named_parameters()}
     with torch.no_grad():
-        return theirs.model(torch.tensor([long_text])).last_hidden_state[0]
+        hidden = model.model(torch.tensor([long_text])).last_hidden_state[0]
+        scores = model.lm_head(hidden[POSITIONS]).numpy()
+        parts: list[torch.Tensor] = []
+        for start in range(0, LENGTH - 1, 100):  # the logits of all positions together would take two gigabytes
+            targets = torch.tensor(long_text[start + 1 : start + 101])
+            logprobs = torch.log_softmax(model.lm_head(hidden[start : start + len(targets)]), dim=-1)
+            parts.append(logprobs.gather(1, targets[:, None])[:, 0])
+        greedy = {prompt: _continue(model, tokenizer.with_bos(tokenizer.encode(prompt))) for prompt in PROMPTS}
+    del model
+    gc.collect()
+    return Reference(digests, scores, torch.cat(parts).numpy(), greedy)
 
 
-def test_every_weight_equals_the_one_that_ggml_reads(ours: gemwright.Model, theirs: Any):
-    from gemwright import tree
-    from gemwright.checkpoint.names.mapping import mapping
+def _digest(weight: np.ndarray) -> bytes:
+    """Return the same bytes for arrays of equal values; -0.0 equals 0.0."""
+    return hashlib.sha256(np.ascontiguousarray(weight) + np.float32(0)).digest()
 
-    expected = dict(theirs.named_parameters())
+
+def _continue(model: Any, ids: list[int]) -> list[int]:
+    given = torch.tensor([ids])
+    written = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=WRITTEN, do_sample=False)
+    return written[0, len(ids) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def ours(reference: Reference, demo: gemwright.Model) -> gemwright.Model:
+    """The model, loaded when the reference's is freed."""
+    return demo
+
+
+def test_every_weight_equals_the_one_that_ggml_reads(ours: gemwright.Model, reference: Reference):
     mapping = map_huggingface(ours.engine.config)
-    weights = tree.flatten(ours.engine.params)
-    assert {mapping[path].name for path in weights} == expected.keys()
-    for path, leaf in weights.items():
-        reference = expected[mapping[path].name].detach().numpy()
-        np.testing.assert_array_equal(np.asarray(leaf).reshape(reference.shape), reference)
+    weights = {mapping[path].name: leaf for path, leaf in tree.flatten(ours.engine.params).items()}
+    assert weights.keys() == reference.digests.keys()
+    for name, weight in weights.items():
+        assert _digest(np.asarray(weight)) == reference.digests[name], name
 
 
-def test_the_likeliest_tokens_and_their_logits(
-    ours: gemwright.Model, theirs: Any, long_text: list[int], reference_hidden: Any
-):
-    """In one pass without a state, at positions before, at and far past the window of 512."""
+def test_the_likeliest_tokens_and_their_logits(ours: gemwright.Model, reference: Reference, long_text: list[int]):
+    """In one pass without a state."""
     engine = ours.engine
     hidden, _ = forward(engine.config, engine.params, jnp.asarray([long_text]))
-    positions = [0, 1, 17, 510, 511, 512, 513, 1023, 1536, LENGTH - 1]
-    found = np.asarray(logits(engine.config, engine.params, hidden[0, jnp.asarray(positions)]))
-    with torch.no_grad():
-        expected = theirs.lm_head(reference_hidden[positions]).numpy()
-    best = np.argsort(-expected, axis=-1)[:, :10]
+    found = np.asarray(logits(engine.config, engine.params, hidden[0, jnp.asarray(POSITIONS)]))
+    best = np.argsort(-reference.logits, axis=-1)[:, :10]
     np.testing.assert_array_equal(np.argsort(-found, axis=-1)[:, :10], best)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=LOGIT)
+    np.testing.assert_allclose(found, reference.logits, rtol=0, atol=LOGIT)
 
 
 def test_the_likelihood_of_every_token_of_a_long_text(
-    ours: gemwright.Model, theirs: Any, long_text: list[int], reference_hidden: Any
+    ours: gemwright.Model, reference: Reference, long_text: list[int]
 ):
     """Through the engine, in chunks and with rings that have wrapped."""
     found = ours.engine.score([long_text])[0]
-    parts: list[np.ndarray] = []
-    for start in range(0, LENGTH - 1, 100):
-        targets = torch.tensor(long_text[start + 1 : start + 101])
-        with torch.no_grad():
-            scores = torch.log_softmax(theirs.lm_head(reference_hidden[start : start + len(targets)]), dim=-1)
-        parts.append(scores.gather(1, targets[:, None])[:, 0].numpy())
-    expected = np.concatenate(parts)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=LOGIT)
-    assert found.mean() == pytest.approx(expected.mean(), abs=1e-5)
+    np.testing.assert_allclose(found, reference.logprobs, rtol=0, atol=LOGIT)
+    assert found.mean() == pytest.approx(reference.logprobs.mean(), abs=1e-5)
     assert -4.0 < found.mean() < -0.1  # it is a language model
 
 
-@pytest.mark.parametrize("prompt", ["Once upon a time", "The capital of France is"])
-def test_greedy_text(ours: gemwright.Model, theirs: Any, prompt: str):
-    """Every token is the one that transformers puts first after all before it: its own greedy text is the same."""
-    ids = ours.encode(prompt)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text(ours: gemwright.Model, reference: Reference, prompt: str):
     completion = ours.generate(prompt, max_tokens=WRITTEN, temperature=0.0)
     assert len(completion.tokens) == WRITTEN
-    with torch.no_grad():
-        scores = theirs(torch.tensor([ids + completion.tokens])).logits[0, len(ids) - 1 : -1]
-    assert completion.tokens == scores.argmax(dim=-1).tolist()
+    assert completion.tokens == reference.greedy[prompt]
 
 
-def test_token_ids(ours: gemwright.Model, demo_oracle: Any):
+def test_token_ids(tokenizer: Tokenizer, demo_oracle: Any):
     """On texts at the edges of the tokenizer."""
     for text in [
         "Hello, world!",
@@ -185,4 +219,4 @@ def test_token_ids(ours: gemwright.Model, demo_oracle: Any):
         "x" * 300,
         "\x00\x07\u200b\ufeff",
     ]:
-        assert ours.tokenizer.encode(text) == demo_oracle.encode(text, add_special_tokens=False).ids, text
+        assert tokenizer.encode(text) == demo_oracle.encode(text, add_special_tokens=False).ids, text

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import gemwright
-from gemwright.generate import buckets
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.speculation import Lookup, Pace
 from gemwright.kernels.native import native_enabled

@@ -1,6 +1,6 @@
-"""Tiny random models that see against transformers (eager attention): the tower, the whole, and through the state.
+"""Tiny random vision models against transformers (eager attention): the tower, the whole, and through the state.
 
-Sequences hold one picture or several and are several windows long. That the comparison would notice each known mistake
+Sequences hold one image or several and are several windows long. That the comparison would notice each known mistake
 is proved by the last two tests.
 """
 
@@ -15,15 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from multimodal import SEEING, Pair, channels_first, in_bfloat16, make, ours, soft_tokens, theirs
-from reference import LENGTH, array
 
 from gemwright import ops, tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import mapping
 from gemwright.model import attention, vision
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.model.transformer import SoftTokens, forward, logits
+from tests.helpers import assert_close
+from tests.tiny.pairs import LENGTH, to_numpy
+from tests.tiny.vision_pairs import (
+    VISION_CONFIGS,
+    VisionPair,
+    channels_first,
+    image_input,
+    load_in_bfloat16,
+    make_vision_pair,
+    our_logits,
+    their_logits,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOGITS = 1e-4
@@ -35,55 +44,51 @@ ROWS = 4e-6
 CHUNK = 40
 """Tokens of a padded chunk."""
 PROMPTS = (27, 35)
-"""Tokens of the two sequences that are fed at once: all pictures, and in PaliGemma the whole prefix and some more."""
+"""Tokens of the two sequences in the first chunk: all images, and in PaliGemma the whole prefix and some more."""
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
-    return {name: make(name, tmp_path_factory.mktemp("model")) for name in SEEING}
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VisionPair]:
+    return {name: make_vision_pair(name, tmp_path_factory.mktemp("model")) for name in VISION_CONFIGS}
 
 
-@pytest.fixture(params=SEEING)
-def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
+@pytest.fixture(params=VISION_CONFIGS)
+def pair(request: pytest.FixtureRequest, pairs: dict[str, VisionPair]) -> VisionPair:
     return pairs[request.param]
 
 
 @pytest.fixture(params=["paligemma", "gemma3"])
-def sighted(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
+def sighted(request: pytest.FixtureRequest, pairs: dict[str, VisionPair]) -> VisionPair:
     """One of each kind of projector."""
     return pairs[request.param]
 
 
-def _rows(pair: Pair) -> jax.Array:
+def _rows(pair: VisionPair) -> jax.Array:
     return vision.encode(pair.config.vision, pair.weights.vision, jnp.asarray(pair.batch.pixels))
 
 
-def _their_rows(pair: Pair) -> torch.Tensor:
+def _their_rows(pair: VisionPair) -> torch.Tensor:
     return pair.theirs.model.get_image_features(channels_first(pair.batch.pixels)).pooler_output
 
 
-def _close(found: Any, expected: np.ndarray, tolerance: float) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance * np.abs(expected).max())
-
-
-def test_float32_logits(pair: Pair):
-    expected = theirs(pair)
+def test_float32_logits(pair: VisionPair):
+    expected = their_logits(pair)
     assert 2.0 < np.abs(expected).max() < 100.0
-    np.testing.assert_allclose(ours(pair), expected, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(our_logits(pair), expected, rtol=0, atol=LOGITS)
 
 
-def test_the_windows_are_those_that_are_meant(pairs: dict[str, Pair]):
+def test_the_windows_are_those_that_are_meant(pairs: dict[str, VisionPair]):
     found = {name: {layer.mixer.window for layer in pair.config.layers} for name, pair in pairs.items()}
     assert list(found.values()) == [{None}, {8, None}, {40, None}, {8, None}]
 
 
-def test_float32_tower(sighted: Pair):
+def test_float32_tower(sighted: VisionPair):
     """Every block on the input that transformers' own had, so that errors do not add up, and then the whole."""
     records: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def note(name: str, _: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
-        records[name] = array(given), array(output)
+        records[name] = to_numpy(given), to_numpy(output)
 
     tower, params, model = sighted.config.vision, sighted.weights.vision, sighted.theirs.model
     parts = {
@@ -94,23 +99,25 @@ def test_float32_tower(sighted: Pair):
     }
     hooks = [part.register_forward_hook(partial(note, name), with_kwargs=True) for name, part in parts.items()]
     with torch.no_grad():
-        expected = array(_their_rows(sighted))
+        expected = to_numpy(_their_rows(sighted))
     for hook in hooks:
         hook.remove()
 
     given, embedded = records["embeddings"]
-    _close(vision.embed(tower, params, jnp.asarray(given.transpose(0, 2, 3, 1))), embedded, BLOCK)
+    assert_close(vision.embed(tower, params, jnp.asarray(given.transpose(0, 2, 3, 1))), embedded, BLOCK)
     for index, layer in enumerate(params.layers):
         given, output = records[f"layer {index}"]
-        _close(vision.layer(tower, layer, jnp.asarray(given)), output, BLOCK)
+        assert_close(vision.layer(tower, layer, jnp.asarray(given)), output, BLOCK)
     given, normed = records["norm"]
-    _close(ops.layer_norm(jnp.asarray(given), params.final_norm, params.final_norm_bias, tower.norm_eps), normed, BLOCK)
-    _close(vision.project(tower, params, jnp.asarray(given)), records["projector"][1], BLOCK)
-    _close(_rows(sighted), expected, ROWS)
+    assert_close(
+        ops.layer_norm(jnp.asarray(given), params.final_norm, params.final_norm_bias, tower.norm_eps), normed, BLOCK
+    )
+    assert_close(vision.project(tower, params, jnp.asarray(given)), records["projector"][1], BLOCK)
+    assert_close(_rows(sighted), expected, ROWS)
 
 
-def test_gradients_of_the_tower(sighted: Pair):
-    """Of a random combination of the rows, for every weight; the tolerance is 1e-5 of the largest entry."""
+def test_gradients_of_the_tower(sighted: VisionPair):
+    """Of a random combination of the soft tokens, for every weight; the tolerance is 1e-5 of the largest entry."""
     tower, pixels = sighted.config.vision, jnp.asarray(sighted.batch.pixels)
     sighted.theirs.zero_grad()
     rows = _their_rows(sighted)
@@ -125,7 +132,7 @@ def test_gradients_of_the_tower(sighted: Pair):
     assert len(found) > 3 * 16
     for path, gradient in found.items():
         stored = mapping[f"vision.{path}"]
-        reference = array(expected[stored.name])
+        reference = to_numpy(expected[stored.name])
         reference = reference if stored.permute is None else reference.transpose(stored.permute)
         # A bias of the keys moves all scores of a query alike, so its gradient is nothing but rounding.
         beside = found[path.removesuffix("_bias")] if path.endswith(".k_bias") else reference
@@ -141,20 +148,20 @@ def _stored(name: str) -> str:
     return name.replace("model.multi_modal_projector.", "multi_modal_projector.")
 
 
-def test_bfloat16_is_as_near_to_the_truth_as_transformers(sighted: Pair):
+def test_bfloat16_is_as_near_to_the_truth_as_transformers(sighted: VisionPair):
     """The truth is float32 arithmetic on the rounded weights. Rounding errors are random, so their root mean square
     over thousands of numbers is what two equally careful implementations share; ours may be 1.1 times transformers'."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), sighted.weights)
-    truth, half = replace(sighted, weights=rounded), in_bfloat16(sighted)
+    truth, half = replace(sighted, weights=rounded), load_in_bfloat16(sighted)
 
     def error(found: Any, exact: Any) -> float:
         return float(np.sqrt(np.mean((np.asarray(found, np.float32) - np.asarray(exact)) ** 2)))
 
     with torch.no_grad():
-        rows = array(_their_rows(half))
+        rows = to_numpy(_their_rows(half))
     assert 0 < error(_rows(half), _rows(truth)) < 1.1 * error(rows, _rows(truth))
-    exact, found = ours(truth), ours(half)
-    assert 0 < error(found, exact) < 1.1 * error(theirs(half), exact)
+    exact, found = our_logits(truth), our_logits(half)
+    assert 0 < error(found, exact) < 1.1 * error(their_logits(half), exact)
     # Where the best token leads by more than six times the error, it leads in bfloat16 too.
     best_two = np.sort(exact, axis=-1)[..., -2:]
     clear = best_two[..., 1] - best_two[..., 0] > 6 * error(found, exact)
@@ -163,10 +170,10 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers(sighted: Pair):
 
 
 def _chunk(
-    pair: Pair, starts: tuple[int, ...], stops: tuple[int, ...], *, left: bool
+    pair: VisionPair, starts: tuple[int, ...], stops: tuple[int, ...], *, left: bool
 ) -> tuple[jax.Array, jax.Array, SoftTokens]:
-    """Tokens `starts` to `stops` of each row, padded on one side with what must not matter."""
-    batch, given, width = pair.batch, soft_tokens(pair), CHUNK
+    """Return tokens `starts` to `stops` of each sequence, padded on one side with values that must have no effect."""
+    batch, given, width = pair.batch, image_input(pair), CHUNK
     tokens, valid = np.full((2, width), 5), np.zeros((2, width), bool)
     rows, blocks = np.ones((2, width, pair.config.width), np.float32), np.zeros((2, width), np.int32)
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
@@ -176,8 +183,10 @@ def _chunk(
     return jnp.asarray(tokens), jnp.asarray(valid), SoftTokens(jnp.asarray(rows), jnp.asarray(blocks))
 
 
-def _check(pair: Pair, hidden: jax.Array, valid: jax.Array, starts: tuple[int, ...], expected: np.ndarray) -> None:
-    """The logits of the valid tokens, of which each row's first stands at its start, are the expected ones."""
+def _check(
+    pair: VisionPair, hidden: jax.Array, valid: jax.Array, starts: tuple[int, ...], expected: np.ndarray
+) -> None:
+    """Check the logits of the valid tokens, which begin at each sequence's start."""
     found = np.asarray(logits(pair.config, pair.weights, hidden))
     for row, start in enumerate(starts):
         real = found[row][np.asarray(valid[row])]
@@ -185,9 +194,9 @@ def _check(pair: Pair, hidden: jax.Array, valid: jax.Array, starts: tuple[int, .
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["padding right", "padding left"])
-def test_a_padded_prompt_and_then_token_by_token(pair: Pair, left: bool):
-    """Rows of different lengths, fed to a state in one chunk, then one token at a time, and without a state."""
-    expected, start = theirs(pair), (0, 0)
+def test_a_padded_prompt_and_then_token_by_token(pair: VisionPair, left: bool):
+    """Prefill sequences of different lengths in one chunk, then one token at a time, and compare without a state."""
+    expected, start = their_logits(pair), (0, 0)
     tokens, valid, given = _chunk(pair, start, PROMPTS, left=left)
     hidden, _ = forward(pair.config, pair.weights, tokens, valid=valid, soft_tokens=given)
     _check(pair, hidden, valid, start, expected)
@@ -203,10 +212,10 @@ def test_a_padded_prompt_and_then_token_by_token(pair: Pair, left: bool):
         _check(pair, hidden, jnp.ones((2, 1), bool), places, expected)
 
 
-def test_pictures_in_several_chunks(pairs: dict[str, Pair]):
-    """A picture sees what came before it in earlier calls, also where the window has been passed."""
+def test_pictures_in_several_chunks(pairs: dict[str, VisionPair]):
+    """An image attends to the tokens of earlier calls, also past the window."""
     pair = pairs["gemma3"]
-    expected = theirs(pair)
+    expected = their_logits(pair)
     state: DecodeState | None = empty_state(pair.config, 2, LENGTH, jnp.float32)
     stops = [(0, 0), (7, 4), (16, 19), (56, 59)]
     for start, stop in pairwise(stops):
@@ -215,10 +224,10 @@ def test_pictures_in_several_chunks(pairs: dict[str, Pair]):
         _check(pair, hidden, valid, start, expected)
 
 
-def _tower(**values: Any) -> Callable[[Pair], Any]:
-    """Rows of a tower with other weights; each is a function of the right ones."""
+def _tower(**values: Any) -> Callable[[VisionPair], Any]:
+    """Return soft tokens of a tower with other weights, each a function of the right ones."""
 
-    def rows(pair: Pair) -> Any:
+    def rows(pair: VisionPair) -> Any:
         right = pair.weights.vision
         wrong = replace(right, **{name: change(getattr(right, name)) for name, change in values.items()})
         return vision.encode(pair.config.vision, wrong, jnp.asarray(pair.batch.pixels))
@@ -226,13 +235,13 @@ def _tower(**values: Any) -> Callable[[Pair], Any]:
     return rows
 
 
-def _pixels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pair], Any]:
+def _pixels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[VisionPair], Any]:
     return lambda pair: _rows(
         replace(pair, batch=replace(pair.batch, pixels=np.ascontiguousarray(change(pair.batch.pixels))))
     )
 
 
-def _layers(**values: Any) -> Callable[[Pair], Any]:
+def _layers(**values: Any) -> Callable[[VisionPair], Any]:
     return _tower(
         layers=lambda layers: tuple(
             replace(layer, **{name: change(layer) for name, change in values.items()}) for layer in layers
@@ -240,7 +249,7 @@ def _layers(**values: Any) -> Callable[[Pair], Any]:
     )
 
 
-def _averaged_first(pair: Pair) -> Any:
+def _averaged_first(pair: VisionPair) -> Any:
     """The average before the final norm."""
     tower, params = pair.config.vision, pair.weights.vision
     x = vision.embed(tower, params, jnp.asarray(pair.batch.pixels))
@@ -252,7 +261,7 @@ def _averaged_first(pair: Pair) -> Any:
     return vision.project(replace(tower, image_size=side * tower.patch), params, x)
 
 
-def _normed_first(pair: Pair) -> Any:
+def _normed_first(pair: VisionPair) -> Any:
     """The projector's norm before the average, which the linear map may follow or precede."""
     tower, params = pair.config.vision, pair.weights.vision
     every = replace(tower, tokens=tower.grid**2)
@@ -262,7 +271,7 @@ def _normed_first(pair: Pair) -> Any:
     return rows.reshape(len(rows), side, square, side, square, -1).mean((2, 4)).reshape(len(rows), tower.tokens, -1)
 
 
-TOWER_MISTAKES: dict[str, tuple[str, Callable[[Pair], Any]]] = {
+TOWER_MISTAKES: dict[str, tuple[str, Callable[[VisionPair], Any]]] = {
     "blue, green, red": ("paligemma", _pixels(lambda x: x[..., ::-1])),
     "columns for rows": ("paligemma", _pixels(lambda x: x.swapaxes(1, 2))),
     "pixels in [0, 1]": ("paligemma", _pixels(lambda x: (x + 1) / 2)),
@@ -282,47 +291,47 @@ TOWER_MISTAKES: dict[str, tuple[str, Callable[[Pair], Any]]] = {
 
 
 @pytest.mark.parametrize("mistake", TOWER_MISTAKES)
-def test_a_wrong_tower_is_noticed(pairs: dict[str, Pair], mistake: str):
-    """Each mistake moves the rows by more than a hundred tolerances."""
+def test_a_wrong_tower_is_noticed(pairs: dict[str, VisionPair], mistake: str):
+    """Each mistake moves the soft tokens by more than a hundred tolerances."""
     name, change = TOWER_MISTAKES[mistake]
     with torch.no_grad():
-        expected = array(_their_rows(pairs[name]))
+        expected = to_numpy(_their_rows(pairs[name]))
     assert np.abs(np.asarray(change(pairs[name])) - expected).max() > 100 * ROWS * np.abs(expected).max()
 
 
-def _blocks(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pair], Any]:
-    def wrong(pair: Pair) -> Any:
-        given = soft_tokens(pair)
-        return ours(pair, replace(given, blocks=jnp.asarray(change(np.asarray(given.blocks)), jnp.int32)))
+def _blocks(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[VisionPair], Any]:
+    def wrong(pair: VisionPair) -> Any:
+        given = image_input(pair)
+        return our_logits(pair, replace(given, blocks=jnp.asarray(change(np.asarray(given.blocks)), jnp.int32)))
 
     return wrong
 
 
-def _placed(change: Callable[[Any], Any]) -> Callable[[Pair], Any]:
-    return lambda pair: ours(pair, soft_tokens(pair, change(_rows(pair))))
+def _placed(change: Callable[[Any], Any]) -> Callable[[VisionPair], Any]:
+    return lambda pair: our_logits(pair, image_input(pair, change(_rows(pair))))
 
 
-def _gates(pair: Pair) -> Any:
+def _gates(pair: VisionPair) -> Any:
     layers = tuple(
         replace(layer, mlp=replace(layer.mlp, gate=layer.mlp.up, up=layer.mlp.gate)) for layer in pair.weights.layers
     )
-    return ours(replace(pair, weights=replace(pair.weights, layers=layers)), soft_tokens(pair))
+    return our_logits(replace(pair, weights=replace(pair.weights, layers=layers)), image_input(pair))
 
 
-def _windowed(window: int) -> Callable[[Pair], Any]:
+def _windowed(window: int) -> Callable[[VisionPair], Any]:
     """A window that parts the block, too."""
-    together = attention.together
+    together = attention.same_group
 
     def parted(queries: jax.Array, keys: jax.Array) -> jax.Array:
         place = jnp.arange(queries.shape[1])
         return together(queries, keys) & (jnp.abs(place[:, None] - place) < window)
 
-    def wrong(pair: Pair) -> Any:
-        # Another epsilon, by the last bit, is compiled anew and so with the mistake.
+    def wrong(pair: VisionPair) -> Any:
+        # An epsilon that differs in the last bit forces a compilation, with the mistake.
         config = replace(pair.config, norm_eps=float(np.nextafter(pair.config.norm_eps, 1)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "together", parted)
-            return ours(replace(pair, config=config))
+            return our_logits(replace(pair, config=config))
 
     return wrong
 
@@ -332,7 +341,7 @@ def _last_of_prefix(blocks: np.ndarray) -> np.ndarray:
     return np.where(np.roll(blocks, -1, axis=1) == blocks, blocks, -1)
 
 
-MISTAKES: dict[str, tuple[str, Callable[[Pair], Any]]] = {
+MISTAKES: dict[str, tuple[str, Callable[[VisionPair], Any]]] = {
     "a causal prefix": ("paligemma", _blocks(lambda blocks: np.full_like(blocks, -1))),
     "a causal prefix beyond the window": ("paligemma2, window 8", _blocks(lambda blocks: np.full_like(blocks, -1))),
     "a causal picture": ("gemma3", _blocks(lambda blocks: np.full_like(blocks, -1))),
@@ -349,7 +358,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Pair], Any]]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_use_of_pictures_is_noticed(pairs: dict[str, Pair], mistake: str):
+def test_a_wrong_use_of_pictures_is_noticed(pairs: dict[str, VisionPair], mistake: str):
     """Each mistake moves the logits by more than a hundred tolerances."""
     name, change = MISTAKES[mistake]
-    assert np.abs(np.asarray(change(pairs[name])) - theirs(pairs[name])).max() > 100 * LOGITS
+    assert np.abs(np.asarray(change(pairs[name])) - their_logits(pairs[name])).max() > 100 * LOGITS

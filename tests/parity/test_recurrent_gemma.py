@@ -1,6 +1,6 @@
 """A tiny random RecurrentGemma against transformers (eager attention) and DeepMind's recurrentgemma package.
 
-The two differ in one number: with the same setting DeepMind's attention sees one token more.
+The two differ in one number: with the same setting DeepMind's attention spans one token more.
 """
 
 import functools
@@ -12,20 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recurrent_gemma
 import torch
-from recurrent_gemma import LENGTH, WINDOW, Trio, attention
-from reference import array, load
 
 from gemwright import ops, tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import mapping
+from gemwright.linear import Norms
 from gemwright.model import block, mlp, recurrent
-from gemwright.linear import Branch
 from gemwright.model.config import Attention, Config, Recurrent, Rope
 from gemwright.model.params import ModelWeights, RecurrentWeights
 from gemwright.model.state import Positions, empty_state
 from gemwright.model.transformer import forward, logits
+from tests.helpers import assert_close
+from tests.tiny.pairs import LENGTH, load, to_numpy
+from tests.tiny.recurrent_trio import WINDOW, Trio, make_trio, replace_attention
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOGITS = 1e-4
@@ -36,7 +35,7 @@ BLOCK = 2e-6
 
 @pytest.fixture(scope="module")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Trio:
-    return recurrent_gemma.make(tmp_path_factory.mktemp("model"))
+    return make_trio(tmp_path_factory.mktemp("model"))
 
 
 def _ours(config: Config, weights: Any, tokens: Any, segments: Any = None) -> jax.Array:
@@ -66,7 +65,7 @@ def transformers(trio: Trio) -> np.ndarray:
 
 def _transformers(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return array(model(torch.tensor(tokens)).logits)
+        return to_numpy(model(torch.tensor(tokens)).logits)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_float32_logits_equal_those_of_transformers(ours: Any, transformers: np.
 
 
 def test_float32_logits_equal_those_of_deepmind(trio: Trio, ours: Any, deepmind: Any):
-    """Whose attention sees one token more than its setting says: 2049 in the published models."""
+    """Its attention spans one token more than its setting: 2049 in the published models."""
     theirs = np.asarray(deepmind(trio.tokens, _positions(0, LENGTH))[0])
     np.testing.assert_allclose(ours[WINDOW + 1], theirs, rtol=0, atol=LOGITS)
     np.testing.assert_allclose(ours[WINDOW][:, :WINDOW], theirs[:, :WINDOW], rtol=0, atol=LOGITS)
@@ -100,7 +99,7 @@ def test_float32_logits_equal_those_of_deepmind(trio: Trio, ours: Any, deepmind:
 
 
 def test_packed_documents_equal_those_of_deepmind(trio: Trio, deepmind: Any):
-    """Documents begin where positions are 0: nothing of the state, the convolution or attention crosses."""
+    """Documents begin at position 0: no state, convolution or attention crosses their bounds."""
     ends = ((1, 3, 20, LENGTH), (2, 31, 58, LENGTH))
     positions = np.stack([np.concatenate([np.arange(n) for n in np.diff((0, *row))]) for row in ends])
     segments = np.cumsum(positions == 0, axis=1)
@@ -120,12 +119,8 @@ def test_a_prompt_and_single_steps_equal_deepminds_cache(trio: Trio, deepmind: A
     for index, layer in enumerate(trio.config.layers):
         if isinstance(layer.mixer, Recurrent):
             entry = cache[f"blocks.{index}"]
-            _close(state.layers[index].hidden, np.asarray(entry.rg_lru_state), 1e-4)
-            _close(state.layers[index].inputs, np.asarray(entry.conv1d_state), 1e-4)
-
-
-def _close(found: Any, expected: np.ndarray, tolerance: float = BLOCK) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+            assert_close(state.layers[index].hidden, np.asarray(entry.rg_lru_state), 1e-4)
+            assert_close(state.layers[index].inputs, np.asarray(entry.conv1d_state), 1e-4)
 
 
 def _records(trio: Trio) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -133,7 +128,7 @@ def _records(trio: Trio) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     records: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def note(name: str, _: Any, args: Any, output: Any) -> None:
-        records[name] = array(args[0]), array(output[0] if isinstance(output, tuple) else output)
+        records[name] = to_numpy(args[0]), to_numpy(output[0] if isinstance(output, tuple) else output)
 
     def note_named(name: str, module: Any, args: Any, named: Any, output: Any) -> None:
         note(name, module, args or (named.get("hidden_states", named.get("input_ids")),), output)
@@ -156,17 +151,17 @@ def test_float32_blocks_equal_those_of_transformers(trio: Trio):
     for index, (layer, weights) in enumerate(zip(trio.config_transformers.layers, trio.weights.layers, strict=True)):
         name = f"model.layers.{index}"
         given, expected = records[name]
-        _close(block.apply(layer, weights, jnp.asarray(given), context, None, eps)[0], expected)
+        assert_close(block.apply(layer, weights, jnp.asarray(given), context, None, eps)[0], expected, BLOCK)
         given, expected = records[f"{name}.mlp_block"]
-        _close(mlp.apply(weights.mlp, Branch(None, None, eps), jnp.asarray(given)) - given, expected)
+        assert_close(mlp.apply(weights.mlp, Norms(None, None, eps), jnp.asarray(given)) - given, expected, BLOCK)
         given, expected = records[f"{name}.temporal_pre_norm"]
-        _close(ops.rms_norm(jnp.asarray(given), weights.mixer_norm, eps), expected)
+        assert_close(ops.rms_norm(jnp.asarray(given), weights.mixer_norm, eps), expected, BLOCK)
         if isinstance(layer.mixer, Recurrent):
             given, expected = records[f"{name}.temporal_block"]
             mixed, _ = jax.jit(recurrent.apply, static_argnums=0)(
-                layer.mixer, weights.mixer, Branch(None, None, eps), jnp.asarray(given), context, None
+                layer.mixer, weights.mixer, Norms(None, None, eps), jnp.asarray(given), context, None
             )
-            _close(mixed - given, expected)
+            assert_close(mixed - given, expected, BLOCK)
 
 
 def test_gradients_equal_those_of_transformers(trio: Trio):
@@ -175,7 +170,7 @@ def test_gradients_equal_those_of_transformers(trio: Trio):
     trio.transformers.zero_grad()
     scores = trio.transformers(tokens).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(scores, tokens[:, 1:].flatten()).backward()
-    expected = {name: array(parameter.grad) for name, parameter in trio.transformers.named_parameters()}
+    expected = {name: to_numpy(parameter.grad) for name, parameter in trio.transformers.named_parameters()}
 
     def loss(weights: ModelWeights) -> jax.Array:
         logprobs = jax.nn.log_softmax(_ours(trio.config_transformers, weights, trio.tokens)[:, :-1])
@@ -186,7 +181,7 @@ def test_gradients_equal_those_of_transformers(trio: Trio):
     for path, gradient in ours.items():
         reference = expected[mapping[path].name]
         assert np.abs(reference).max() > 1e-6, path
-        _close(mapping[path].as_stored(np.asarray(gradient)), reference, 1e-5)
+        assert_close(mapping[path].as_stored(np.asarray(gradient)), reference, 1e-5)
 
 
 def test_bfloat16_is_as_near_to_the_truth_as_transformers(trio: Trio):
@@ -249,7 +244,7 @@ def _same(value: Any) -> Any:
 
 MISTAKES: dict[str, tuple[Callable[[Config], Config], Callable[[ModelWeights], ModelWeights]]] = {
     "the factor of the embeddings not rounded": (lambda config: replace(config, embed_scale=None), _same),
-    "whole heads rotated": (lambda config: attention(config, rope=Rope(fraction=1.0)), _same),
+    "whole heads rotated": (lambda config: replace_attention(config, rope=Rope(fraction=1.0)), _same),
     "no final cap": (lambda config: replace(config, final_soft_cap=None), _same),
     "the convolution turned round": (_same, _changed("mixer.conv", lambda taps: taps[::-1])),
     "the gates transposed": (_same, _changed("_gate", lambda blocks: blocks.swapaxes(1, 2))),

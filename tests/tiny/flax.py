@@ -1,102 +1,70 @@
-"""Small random models that remember or see, as transformers, Orbax and big_vision keep them."""
+"""Trees of DeepMind's and big_vision's checkpoints, converted from Hugging Face's tensors."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tiny import tiny_vocabulary
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PreTrainedModel,
-    RecurrentGemmaConfig,
-    RecurrentGemmaForCausalLM,
-)
 
-from gemwright.checkpoint.vocabulary import add_control_tokens
-from gemwright.text.vocabulary import Vocabulary
-
-KINDS = ("recurrent_gemma", "paligemma", "paligemma2", "gemma3")
-IMAGE, PATCH = 28, 7  # four by four patches
-
-_TEXT: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "head_dim": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 512,
-}
-_VISION: dict[str, Any] = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": IMAGE,
-    "patch_size": PATCH,
-    "vision_use_head": False,
-}
-
-
-def vocabulary(kind: str) -> Vocabulary:
-    """Gemma's pieces as the SentencePiece files of the family have them."""
-    gemma3 = ("<start_of_image>", "<end_of_image>")
-    return add_control_tokens(tiny_vocabulary(), *(gemma3 if kind == "gemma3" else ()))
-
-
-def rows(kind: str) -> int:
-    """Rows of the embedding; a PaliGemma has 1024 places and 128 pieces of masks more than Gemma's tokenizer."""
-    return vocabulary(kind).size + (1152 if kind.startswith("paligemma") else 0)
-
-
-def model(kind: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model in which every parameter is random."""
-    torch.manual_seed(0)
-    text = _TEXT | {"vocab_size": rows(kind)}
-    if kind == "recurrent_gemma":
-        sizes = text | {"intermediate_size": 192, "num_hidden_layers": 5, "attention_window_size": 8}
-        del sizes["head_dim"], sizes["max_position_embeddings"]
-        made: PreTrainedModel = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**sizes))
-    elif kind == "gemma3":
-        text |= {"model_type": "gemma3_text", "query_pre_attn_scalar": 32, "sliding_window": 8}
-        config = Gemma3Config(text_config=text, vision_config=dict(_VISION), mm_tokens_per_image=4)
-        made = Gemma3ForConditionalGeneration(config)
-    else:
-        later = {"query_pre_attn_scalar": 32, "sliding_window": 8}
-        text |= {"model_type": "gemma"} if kind == "paligemma" else {"model_type": "gemma2", **later}
-        config = PaliGemmaConfig(text_config=text, vision_config=dict(_VISION), projection_dim=64, hidden_size=64)
-        config.image_token_index = rows(kind)
-        made = PaliGemmaForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(0.0, 0.15)
-    return made.to(dtype).eval()
-
-
-def huggingface(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **save: Any) -> Path:
-    """The model of `kind` as transformers saves it, with a tokenizer."""
-    model(kind, dtype).save_pretrained(folder, **save)
-    (folder / "tokenizer.model").write_bytes(vocabulary(kind).sentencepiece_model())
-    return folder
-
+from tests.tiny.hf import VISION_HEADS, VISION_LAYERS
 
 Tensors = Mapping[str, NDArray[Any]]
 
 
-def _heads(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """[count * H, D] -> [count, D, H]."""
+def _split_heads(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """Convert [count * H, D] to [count, D, H]."""
     return np.stack([head.T for head in np.split(rows, count)])
 
 
-def griffin_tree(weights: Tensors, padding: int = 0) -> dict[str, Any]:
-    """DeepMind's tree of a RecurrentGemma, made from Hugging Face's tensors."""
+def make_flax_tree(weights: Tensors, heads: int, kv_heads: int, *, swapped: bool, padding: int = 0) -> dict[str, Any]:
+    """Convert a text model to the tree of DeepMind's releases.
+
+    Args:
+        weights: Hugging Face's tensors by name.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+        swapped: Whether the gates are [2, F, D], as in later releases, or [2, D, F].
+        padding: Number of zero embeddings after the vocabulary.
+    """
+    table = weights["model.embed_tokens.weight"]
+    table = np.concatenate([table, np.zeros((padding, table.shape[1]), table.dtype)])
+    tree: dict[str, Any] = {
+        "transformer/embedder": {"input_embedding": table},
+        "transformer/final_norm": {"scale": weights["model.norm.weight"]},
+    }
+    sandwich = any("pre_feedforward_layernorm" in name for name in weights)
+    norms = {"input_layernorm": "pre_attention_norm"}
+    if sandwich:
+        norms["post_attention_layernorm"] = "post_attention_norm"
+        norms["pre_feedforward_layernorm"] = "pre_ffw_norm"
+        norms["post_feedforward_layernorm"] = "post_ffw_norm"
+    else:
+        norms["post_attention_layernorm"] = "pre_ffw_norm"
+    for layer in range(sum(name.endswith("q_proj.weight") for name in weights)):
+        their, ours = f"model.layers.{layer}", f"transformer/layer_{layer}"
+
+        counts = {"q": heads, "k": kv_heads, "v": kv_heads}
+        q, k, v = (_split_heads(weights[f"{their}.self_attn.{name}_proj.weight"], n) for name, n in counts.items())
+        if heads == kv_heads:
+            tree[f"{ours}/attn/qkv_einsum"] = {"w": np.stack([q, k, v])}
+        else:
+            tree[f"{ours}/attn/q_einsum"] = {"w": q}
+            tree[f"{ours}/attn/kv_einsum"] = {"w": np.stack([k, v])}
+        out = weights[f"{their}.self_attn.o_proj.weight"]
+        tree[f"{ours}/attn/attn_vec_einsum"] = {"w": np.stack([part.T for part in np.split(out, heads, axis=1)])}
+        gates = [weights[f"{their}.mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        tree[f"{ours}/mlp/gating_einsum"] = {"w": np.stack(gates if swapped else [gate.T for gate in gates])}
+        tree[f"{ours}/mlp/linear"] = {"w": np.ascontiguousarray(weights[f"{their}.mlp.down_proj.weight"].T)}
+        for name, place in norms.items():
+            tree[f"{ours}/{place}"] = {"scale": weights[f"{their}.{name}.weight"]}
+        for name in ("query", "key"):
+            if (key := f"{their}.self_attn.{name[0]}_norm.weight") in weights:
+                tree[f"{ours}/attn/_{name}_norm"] = {"scale": weights[key]}
+    return tree
+
+
+def make_griffin_tree(weights: Tensors, padding: int = 0) -> dict[str, Any]:
+    """Convert a RecurrentGemma to DeepMind's tree, with `padding` zero embeddings after the vocabulary."""
     table = weights["model.embed_tokens.weight"]
     table = np.concatenate([table, np.zeros((padding, table.shape[1]), table.dtype)])
     tree: dict[str, Any] = {
@@ -141,8 +109,8 @@ def griffin_tree(weights: Tensors, padding: int = 0) -> dict[str, Any]:
     return tree
 
 
-def siglip(weights: Tensors, heads: int, layer: int) -> dict[str, NDArray[Any]]:
-    """One layer of the tower in flax's names and shapes."""
+def make_siglip_layer(weights: Tensors, heads: int, layer: int) -> dict[str, NDArray[Any]]:
+    """Return one layer of the vision tower in flax's names and shapes."""
     ours = {
         name.split(f"encoder.layers.{layer}.")[1]: value
         for name, value in weights.items()
@@ -163,8 +131,8 @@ def siglip(weights: Tensors, heads: int, layer: int) -> dict[str, NDArray[Any]]:
     return made
 
 
-def siglip_frame(weights: Tensors) -> dict[str, NDArray[Any]]:
-    """What the tower has beside its layers."""
+def make_siglip_frame(weights: Tensors) -> dict[str, NDArray[Any]]:
+    """Return the parameters of the vision tower outside its layers, in flax's names and shapes."""
     embeddings, norm = "vision_tower.embeddings", "vision_tower.post_layernorm"
     return {
         "embedding/kernel": weights[f"{embeddings}.patch_embedding.weight"].transpose(2, 3, 1, 0),
@@ -175,12 +143,12 @@ def siglip_frame(weights: Tensors) -> dict[str, NDArray[Any]]:
     }
 
 
-def big_vision(weights: Tensors, *, swapped: bool = False) -> dict[str, NDArray[Any]]:
-    """big_vision's arrays of a PaliGemma, made from Hugging Face's tensors by their names as transformers saves them.
+def make_big_vision_arrays(weights: Tensors, *, swapped: bool = False) -> dict[str, NDArray[Any]]:
+    """Convert a PaliGemma to big_vision's arrays.
 
     Args:
-        weights: Those tensors.
-        swapped: Whether the gates are [2, F, D] or [2, D, F].
+        weights: Hugging Face's tensors by the names of a saved file.
+        swapped: Whether the gates are [2, F, D], as in later releases, or [2, D, F].
     """
     text = {name.removeprefix("language_model.model."): value for name, value in weights.items()}
     layers: dict[str, list[NDArray[Any]]] = {}
@@ -196,19 +164,19 @@ def big_vision(weights: Tensors, *, swapped: bool = False) -> dict[str, NDArray[
         attention = {name: ours[f"self_attn.{name}_proj.weight"] for name in "qkvo"}
         gates = [ours[f"mlp.{name}_proj.weight"] for name in ("gate", "up")]
         stacked = {
-            "attn/q_einsum/w": _heads(attention["q"], 2),
-            "attn/kv_einsum/w": np.stack([_heads(attention[name], 1) for name in "kv"]),
+            "attn/q_einsum/w": _split_heads(attention["q"], 2),
+            "attn/kv_einsum/w": np.stack([_split_heads(attention[name], 1) for name in "kv"]),
             "attn/attn_vec_einsum/w": np.stack([part.T for part in np.split(attention["o"], 2, axis=1)]),
             "mlp/gating_einsum": np.stack(gates if swapped else [gate.T for gate in gates]),
             "mlp/linear": ours["mlp.down_proj.weight"].T,
         } | {f"{name}/scale": ours[f"{their}_layernorm.weight"] for their, name in norms.items()}
         for name, value in stacked.items():
             layers.setdefault(f"params/llm/layers/{name}", []).append(value)
-    for layer in range(_VISION["num_hidden_layers"]):
-        for name, value in siglip(weights, _VISION["num_attention_heads"], layer).items():
+    for layer in range(VISION_LAYERS):
+        for name, value in make_siglip_layer(weights, VISION_HEADS, layer).items():
             layers.setdefault(f"params/img/Transformer/encoderblock/{name}", []).append(value)
     arrays = {name: np.stack(values) for name, values in layers.items()}
-    arrays |= {f"params/img/{name}": value for name, value in siglip_frame(weights).items()}
+    arrays |= {f"params/img/{name}": value for name, value in make_siglip_frame(weights).items()}
     arrays |= {
         "params/img/head/kernel": weights["multi_modal_projector.linear.weight"].T,
         "params/img/head/bias": weights["multi_modal_projector.linear.bias"],

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, each saved and read back by gemwright: the two sides of a comparison."""
+"""Tiny random text models as a pair: transformers' model and gemwright's, loaded from the folder that it saves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GemmaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, PreTrainedConfig, PreTrainedModel
 
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
+from tests.helpers import random_ids
+from tests.tiny.hf import make_random_model
 
-torch.set_num_threads(1)  # such small products only wait for each other on more
+torch.set_num_threads(1)  # more threads only wait for each other on such small products
 VOCAB = 101
 WINDOW = 8
 LENGTH = 60
@@ -41,14 +35,14 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def _gemma(heads: int, kv_heads: int) -> PreTrainedModel:
-    return GemmaForCausalLM(
-        GemmaConfig(num_hidden_layers=3, num_attention_heads=heads, num_key_value_heads=kv_heads, **_SIZES)
-    )
-
-
-def _gemma2() -> PreTrainedModel:
-    config = Gemma2Config(
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gemma, multi-query": lambda: GemmaConfig(
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, **_SIZES
+    ),
+    "gemma, full heads": lambda: GemmaConfig(
+        num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, **_SIZES
+    ),
+    "gemma2": lambda: Gemma2Config(
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -57,12 +51,8 @@ def _gemma2() -> PreTrainedModel:
         attn_logit_softcapping=3.0,
         final_logit_softcapping=8.0,
         **_SIZES,
-    )
-    return Gemma2ForCausalLM(config)
-
-
-def _gemma3() -> PreTrainedModel:
-    config = Gemma3TextConfig(
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -73,21 +63,13 @@ def _gemma3() -> PreTrainedModel:
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
         },
         **_SIZES,
-    )
-    return Gemma3ForCausalLM(config)
-
-
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    "gemma, multi-query": lambda: _gemma(4, 1),
-    "gemma, full heads": lambda: _gemma(3, 3),
-    "gemma2": _gemma2,
-    "gemma3": _gemma3,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same model on both sides, in float32."""
+    """The same model in transformers and in gemwright, in float32."""
 
     folder: Path
     theirs: PreTrainedModel
@@ -97,25 +79,20 @@ class Pair:
     """[2, LENGTH] random ids."""
 
 
-def make(name: str, folder: Path) -> Pair:
-    """A model with weights so large that every part of it matters, written by transformers and read by gemwright."""
-    torch.manual_seed(0)
-    theirs = MODELS[name]().eval()
-    with torch.no_grad():
-        for key, parameter in theirs.named_parameters():
-            parameter.normal_(0.0, 0.3 if key.endswith("norm.weight") else 0.15)
+def make_pair(name: str, folder: Path) -> Pair:
+    """Return a model with weights so large that every part of it matters, saved to `folder` and loaded from it."""
+    theirs = make_random_model(CONFIGS[name](), lambda key: (0.0, 0.3 if key.endswith("norm.weight") else 0.15))
     theirs.save_pretrained(folder)
     config, weights = load(folder, jnp.float32)
-    tokens = np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
-    return Pair(folder, theirs, config, weights, tokens)
+    return Pair(folder, theirs, config, weights, random_ids(VOCAB, (2, LENGTH), seed=1))
 
 
 def load(folder: Path, dtype: Any) -> tuple[Config, ModelWeights]:
-    """The model of a folder, by the way that every user goes."""
+    """Load config and weights of a folder as `gemwright.load` does."""
     checkpoint = open_checkpoint(folder)
     return checkpoint.config, load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype)
 
 
-def array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's values in float32."""
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a float32 array."""
     return tensor.detach().float().numpy()

@@ -1,4 +1,4 @@
-"""One tiny random RecurrentGemma three times over: transformers', gemwright's from its files, and DeepMind's own."""
+"""A tiny random RecurrentGemma in transformers, in gemwright and in DeepMind's package."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,19 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from recurrentgemma import common
 from recurrentgemma import jax as griffin
-from reference import load
-from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from transformers import PreTrainedModel, RecurrentGemmaConfig
 
 from gemwright.model.config import Config, Layer, Recurrent
 from gemwright.model.params import AttentionWeights, ModelWeights
+from tests.helpers import random_ids
+from tests.tiny.hf import make_random_model
+from tests.tiny.pairs import LENGTH, VOCAB, load
 
-torch.set_num_threads(1)  # such small products only wait for each other on more
-VOCAB, WIDTH, DEPTH, HEADS, RECURRENT, HIDDEN, WINDOW = 101, 48, 5, 3, 60, 72, 8
-LENGTH = 60
-"""Tokens of a sequence: several windows."""
+WIDTH, DEPTH, HEADS, RECURRENT, HIDDEN, WINDOW = 48, 5, 3, 60, 72, 8
 
 _SETTINGS = RecurrentGemmaConfig(
     num_hidden_layers=DEPTH,
@@ -46,51 +44,51 @@ _GRIFFIN = common.GriffinConfig(
     embeddings_scale_by_sqrt_dim=True,
     attention_window_size=WINDOW,
     logits_soft_cap=8.0,
-    scan_type=common.ScanType.ASSOCIATIVE_NATIVE,  # the quickest to compile
+    scan_type=common.ScanType.ASSOCIATIVE_NATIVE,  # compiles fastest
 )
 
 
 @dataclass(frozen=True)
 class Trio:
-    """The same model on three sides, in float32."""
+    """The same model in three implementations, in float32."""
 
     folder: Path
     config: Config
-    """DeepMind's: its attention sees WINDOW + 1 tokens, the token itself included."""
+    """DeepMind's config: attention spans WINDOW + 1 tokens, the token itself included."""
     config_transformers: Config
-    """The same with WINDOW."""
+    """transformers' config: attention spans WINDOW tokens."""
     weights: ModelWeights
-    transformers: RecurrentGemmaForCausalLM
+    transformers: PreTrainedModel
     deepmind: griffin.Griffin
     deepmind_params: dict[str, Any]
     tokens: np.ndarray
 
 
-def make(folder: Path) -> Trio:
-    """A model in which every part matters: large weights, and decays that remember for several windows."""
-    torch.manual_seed(0)
-    model = RecurrentGemmaForCausalLM(_SETTINGS).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.endswith("recurrent_param"):  # keeps 0.9 to 0.999 of its channel a step, to the power of 8 gate
-                parameter.normal_(0.0, 0.3 if "norm" in name or "gate_" in name or "conv" in name else 0.15)
+def _distribution(name: str) -> tuple[float, float] | None:
+    if name.endswith("recurrent_param"):  # keeps 0.9 to 0.999 of its channel a step, to the power of 8 gate
+        return None
+    return 0.0, 0.3 if "norm" in name or "gate_" in name or "conv" in name else 0.15
+
+
+def make_trio(folder: Path) -> Trio:
+    """Return a model with large weights, and decays that remember for several windows, so that every part matters."""
+    model = make_random_model(_SETTINGS, _distribution)
     model.save_pretrained(folder)
     config, weights = load(folder, jnp.float32)
-    tokens = np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
     return Trio(
         folder,
         config,
-        attention(config, window=WINDOW),
+        replace_attention(config, window=WINDOW),
         weights,
         model,
         griffin.Griffin(_GRIFFIN, gradient_checkpointing=False),
         _deepmind_params(weights),
-        tokens,
+        random_ids(VOCAB, (2, LENGTH), seed=1),
     )
 
 
-def attention(config: Config, **values: Any) -> Config:
-    """The same model with other numbers in its attention layers."""
+def replace_attention(config: Config, **values: Any) -> Config:
+    """Replace values of every attention layer."""
 
     def change(layer: Layer) -> Layer:
         return layer if isinstance(layer.mixer, Recurrent) else replace(layer, mixer=replace(layer.mixer, **values))

@@ -1,4 +1,4 @@
-"""Tiny random models that see, each saved by transformers and read by gemwright, and sequences with pictures."""
+"""Tiny random vision models in transformers and in gemwright, and sequences with images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,23 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from reference import LENGTH, MODELS, VOCAB, array, load
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PreTrainedModel,
-    SiglipVisionConfig,
-)
+from transformers import Gemma3Config, PaliGemmaConfig, PreTrainedConfig, SiglipVisionConfig
 
 from gemwright.model import vision
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import SoftTokens, forward, logits
+from tests.tiny.hf import make_random_model
+from tests.tiny.pairs import CONFIGS, LENGTH, VOCAB, load, to_numpy
 
 IMAGE = VOCAB - 1
-"""transformers' id of the token that stands for a row of a picture; ours is any negative number."""
+"""transformers' id of the placeholder of an image's soft token; ours is any negative number."""
 
 
 def _tower(image_size: int, patch: int) -> SiglipVisionConfig:
@@ -41,12 +35,12 @@ def _tower(image_size: int, patch: int) -> SiglipVisionConfig:
     )
 
 
-def _paligemma(text: str, window: int | None) -> PreTrainedModel:
-    """16 rows a picture."""
-    decoder = MODELS[text]().config
+def _paligemma(text: str, window: int | None) -> PreTrainedConfig:
+    """16 soft tokens per image."""
+    decoder = CONFIGS[text]()
     if window is not None:
         decoder.sliding_window = window
-    config = PaliGemmaConfig(
+    return PaliGemmaConfig(
         vision_config=_tower(20, 5),
         text_config=decoder,
         projection_dim=decoder.hidden_size,
@@ -54,44 +48,42 @@ def _paligemma(text: str, window: int | None) -> PreTrainedModel:
         image_token_index=IMAGE,
         attn_implementation="eager",
     )
-    return PaliGemmaForConditionalGeneration(config)
 
 
-def _gemma3() -> PreTrainedModel:
-    """4 rows a picture, each the average of 9 patches; the window is 8."""
-    config = Gemma3Config(
+def _gemma3() -> PreTrainedConfig:
+    """4 soft tokens per image, each the average of 9 patches; the window is 8."""
+    return Gemma3Config(
         vision_config=_tower(24, 4),
-        text_config=MODELS["gemma3"]().config,
+        text_config=CONFIGS["gemma3"](),
         mm_tokens_per_image=4,
         image_token_index=IMAGE,
         boi_token_index=VOCAB - 2,
         eoi_token_index=VOCAB - 3,
         attn_implementation="eager",
     )
-    return Gemma3ForConditionalGeneration(config)
 
 
-SEEING: dict[str, Callable[[], PreTrainedModel]] = {
+VISION_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "paligemma": lambda: _paligemma("gemma, multi-query", None),
     "paligemma2, window 8": lambda: _paligemma("gemma2", 8),
     "paligemma2, window 40": lambda: _paligemma("gemma2", 40),
     "gemma3": _gemma3,
 }
 PREFIXES = (23, 31)
-"""Tokens of the prompts of PaliGemma's two sequences: a picture and text."""
+"""Tokens of the prompts of PaliGemma's two sequences: an image and text."""
 PLACES = ((2, 9, 20), (0,))
-"""Where the pictures of Gemma 3's two sequences begin."""
+"""First positions of the images of Gemma 3's two sequences."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Two sequences as both sides take them.
+    """Two sequences as inputs of both sides.
 
     Attributes:
-        tokens: [2, LENGTH] -1 for a row of a picture.
-        kinds: [2, LENGTH] transformers' `token_type_ids`: 1 in PaliGemma's suffix, or in Gemma 3's pictures.
+        tokens: [2, LENGTH] -1 for a soft token of an image.
+        kinds: [2, LENGTH] transformers' `token_type_ids`: 1 in PaliGemma's suffix, or in Gemma 3's images.
         blocks: [2, LENGTH] ours.
-        pixels: [pictures, P, P, 3] in the order of their rows.
+        pixels: [images, P, P, 3] in the order of their soft tokens.
     """
 
     tokens: np.ndarray
@@ -101,8 +93,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same model on both sides, in float32, and what it is shown."""
+class VisionPair:
+    """The same model in transformers and in gemwright, in float32, and its inputs."""
 
     folder: Path
     theirs: Any
@@ -111,25 +103,24 @@ class Pair:
     batch: Batch
 
 
-def make(name: str, folder: Path) -> Pair:
-    """A model with weights so large that every part of it matters, written by transformers and read by gemwright."""
-    torch.manual_seed(0)
-    theirs = SEEING[name]().eval()
-    with torch.no_grad():
-        for key, parameter in theirs.named_parameters():
-            if "norm" in key:  # the tower's gains are around one, the others' around zero
-                one = 1.0 if "vision_tower" in key and key.endswith("weight") else 0.0
-                parameter.normal_(one, 0.3)
-            else:
-                parameter.normal_(0.0, 0.15)
+def _distribution(name: str) -> tuple[float, float]:
+    """Center the norm gains of the vision tower at one and those of the decoder at zero."""
+    if "norm" not in name:
+        return 0.0, 0.15
+    return (1.0 if "vision_tower" in name and name.endswith("weight") else 0.0), 0.3
+
+
+def make_vision_pair(name: str, folder: Path) -> VisionPair:
+    """Return a model with weights so large that every part of it matters, saved to `folder` and loaded from it."""
+    theirs = make_random_model(VISION_CONFIGS[name](), _distribution)
     theirs.save_pretrained(folder)
     config, weights = load(folder, jnp.float32)
     assert config.vision is not None
-    return Pair(folder, theirs, config, weights, _batch(config))
+    return VisionPair(folder, theirs, config, weights, _batch(config))
 
 
-def soft_tokens(pair: Pair, rows: Any = None) -> SoftTokens:
-    """What our side has to know of the pictures; `rows` [pictures, tokens, D] are the tower's unless given."""
+def image_input(pair: VisionPair, rows: Any = None) -> SoftTokens:
+    """Return the image input of our side; `rows` [images, tokens, D] default to those of the vision tower."""
     batch, config = pair.batch, pair.config
     if rows is None:
         rows = vision.encode(config.vision, pair.weights.vision, jnp.asarray(batch.pixels))
@@ -138,15 +129,15 @@ def soft_tokens(pair: Pair, rows: Any = None) -> SoftTokens:
     return SoftTokens(jnp.asarray(placed), jnp.asarray(batch.blocks))
 
 
-def ours(pair: Pair, given: SoftTokens | None = None) -> jax.Array:
-    """Logits [2, LENGTH, V] of one pass."""
-    given = soft_tokens(pair) if given is None else given
+def our_logits(pair: VisionPair, given: SoftTokens | None = None) -> jax.Array:
+    """Return gemwright's logits [2, LENGTH, V] of one pass."""
+    given = image_input(pair) if given is None else given
     hidden, _ = forward(pair.config, pair.weights, jnp.asarray(pair.batch.tokens), soft_tokens=given)
     return logits(pair.config, pair.weights, hidden)
 
 
-def theirs(pair: Pair) -> np.ndarray:
-    """The same of transformers, which is told which tokens are of what kind."""
+def their_logits(pair: VisionPair) -> np.ndarray:
+    """Return transformers' logits [2, LENGTH, V] of one pass."""
     batch = pair.batch
     with torch.no_grad():
         output = pair.theirs(
@@ -155,16 +146,16 @@ def theirs(pair: Pair) -> np.ndarray:
             token_type_ids=torch.tensor(batch.kinds),
             pixel_values=channels_first(batch.pixels),
         )
-    return array(output.logits)
+    return to_numpy(output.logits)
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
-    """Pictures as torch wants them."""
+    """Convert images [N, P, P, 3] to torch's [N, 3, P, P]."""
     return torch.tensor(pixels.transpose(0, 3, 1, 2).copy())
 
 
-def in_bfloat16(pair: Pair) -> Pair:
-    """The same files, read as bfloat16 by both."""
+def load_in_bfloat16(pair: VisionPair) -> VisionPair:
+    """Return the pair loaded in bfloat16 on both sides."""
     model = type(pair.theirs).from_pretrained(pair.folder, dtype=torch.bfloat16, attn_implementation="eager")
     config, weights = load(pair.folder, jnp.bfloat16)
     return replace(pair, theirs=model.eval(), config=config, weights=weights)
@@ -178,10 +169,10 @@ def _batch(config: Config) -> Batch:
     starts = ((0,), (0,)) if config.vision.prefix_lm else PLACES
     for row in range(2):
         for number, start in enumerate(starts[row]):
-            picture = slice(start, start + config.vision.tokens)
-            tokens[row, picture] = -1
+            image = slice(start, start + config.vision.tokens)
+            tokens[row, image] = -1
             if not config.vision.prefix_lm:
-                kinds[row, picture], blocks[row, picture] = 1, number
+                kinds[row, image], blocks[row, image] = 1, number
         if config.vision.prefix_lm:
             kinds[row, PREFIXES[row] :], blocks[row, : PREFIXES[row]] = 1, 0
     side = config.vision.image_size

@@ -1,0 +1,1 @@
+"""Tests. Import makers of tiny models from `tests.tiny` and shared helpers from `tests.helpers`."""

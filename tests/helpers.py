@@ -1,0 +1,21 @@
+"""Helpers that many tests share."""
+
+from typing import Any
+
+import numpy as np
+
+
+def assert_close(found: Any, expected: np.ndarray, tolerance: float, scale: Any = None) -> None:
+    """Assert that every value of `found` is within `tolerance * scale` of the expected one.
+
+    `scale` broadcasts to `expected`; by default it is the largest absolute value in `expected`.
+    """
+    found = np.asarray(found)
+    assert found.shape == expected.shape
+    excess = np.abs(found - expected) - tolerance * (np.abs(expected).max() if scale is None else scale)
+    assert np.all(excess <= 0), f"{np.sum(~(excess <= 0))} values exceed their tolerance, by up to {excess.max():.3g}"
+
+
+def random_ids(vocabulary: int, shape: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Return random token ids below `vocabulary`."""
+    return np.random.default_rng(seed).integers(0, vocabulary, shape)
