@@ -44,7 +44,9 @@ class QTensor:
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
-        y = native.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), precise=self.precise)
+        y = native.matmul(
+            flat, self.packed, self.encoding, math.prod(self.shape[:split]), activation_bits=16 if self.precise else 8
+        )
         return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
 
     def rows(self, ids: Array) -> Array:
@@ -88,7 +90,7 @@ def products(
     post_gain: Array | None = None,
     eps: float,
 ) -> tuple[Array, ...]:
-    """Linear maps of one input [B, T, *in] with what stands around them; see `gemwright_native.products`."""
+    """Linear maps of one input [B, T, *in] with what stands around them; see `gemwright_native.fused_linear`."""
 
     def matrix(array: Array | None) -> Array | None:
         return None if array is None else array.astype(jnp.float32).reshape(-1, math.prod(array.shape[2:]))
@@ -97,7 +99,7 @@ def products(
         return None if array is None else array.astype(jnp.float32)
 
     inputs = x.ndim - 2
-    results = packing.native().products(
+    results = packing.native().fused_linear(
         matrix(x),
         [(weight.packed, weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
         gain=row(gain),
@@ -105,7 +107,7 @@ def products(
         residual=matrix(residual),
         post_gain=row(post_gain),
         eps=eps,
-        precise=any(weight.precise for weight in maps),
+        activation_bits=16 if any(weight.precise for weight in maps) else 8,
     )
     return tuple(y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True))
 

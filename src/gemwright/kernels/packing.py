@@ -59,7 +59,7 @@ def arrange(
     for start in range(0, rows, step):
         part = range(start, min(start + step, rows))
         try:
-            kernels.pack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], shape, part, idle)
+            kernels.repack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], shape, part, idle)
         except OverflowError:
             return arrange(encoding, raw, shape, take=take, done=done, idle=idle)
         done()
