@@ -6,6 +6,7 @@ MODEL ?= gemma-3-270m
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 # Two processes, each of which takes whole files, so that what a file sets up is made once.
 IN_PARALLEL ?= -n 2 --dist loadfile
+CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
 
 .PHONY: demo test test-slow test-peers test-sanitized test-neon check format bench clean
 
@@ -28,15 +29,19 @@ test-slow: .venv/dev.installed  ## Tests of half a minute each
 test-peers: .venv/peers.installed  ## Tests that need llama.cpp, which is compiled for them
 	$(BIN)/pytest -m peer
 
-check: .venv/dev.installed  ## Style, types and the order of the layers
+check: .venv/dev.installed  ## Style, types, the order of the layers, C++ style and lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-tidy --quiet --extra-arg=-isystem$$($(BIN)/python -c "import jax.ffi; print(jax.ffi.include_dir())") \
+		$(filter-out %.h native/machine.cc,$(CPP))
 
 format: .venv/dev.installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+	$(BIN)/clang-format -i $(CPP)
 
 bench: .venv/peers.installed  ## gemwright beside its peers, on this machine
 	$(BIN)/python bench/cpu.py
@@ -48,10 +53,11 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*) $(wildcard native/python/*/*.py) | .venv/python.installed
+.venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*) $(wildcard native/python/*/*.py) | .venv/python.installed
 	$(BIN)/pip install -q ./native
 	@$(BIN)/python -c "import gemwright_native as native; native.available() or \
-		print('gemwright-native could not be built, so XLA multiplies the matrices.')"
+		print('The C++ kernels of gemwright-native were not built (no C++17 compiler, such as g++?).', \
+		'Everything works without them, but CPU inference is slower and needs more memory.')"
 	touch $@
 
 .venv/demo.installed: pyproject.toml .venv/native.installed

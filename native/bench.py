@@ -1,9 +1,9 @@
-"""Times `matmul` beside the bandwidth that this machine reads memory with, in the same run.
+"""Time `matmul` and compare with the memory read bandwidth of this machine, measured in the same run.
 
 Usage: python bench.py [--threads 2] [--rows 1 512] [--encodings Q8_0 Q4_0] [--isa avx2]
 
-XLA fixes its number of threads when it starts, so `--threads` is for the whole run. Every line gives the least
-and the median of its times; what the others on the machine do shows in the distance between them.
+XLA fixes its number of threads when it starts, so `--threads` is for the whole run. Each line has the minimum and the
+median of its times; other load on the machine widens the gap between them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ SHAPES = ((262144, 640), (2048, 640), (640, 2048))
 
 
 def main() -> None:
-    """Prints one line for each encoding, shape and number of rows."""
+    """Print one line per encoding, shape and number of rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--isa")
     parser.add_argument("--exact", action="store_true")
     arguments = parser.parse_args()
-    os.environ["NPROC"] = str(arguments.threads)  # XLA's pool takes its size from here
+    os.environ["NPROC"] = str(arguments.threads)  # XLA reads the size of its thread pool from this variable
     if arguments.isa:
         os.environ["GEMWRIGHT_NATIVE_ISA"] = arguments.isa
 
@@ -41,7 +41,7 @@ def main() -> None:
         for out, width in SHAPES:
             if encoding.endswith("K") and width % 256:
                 continue
-            # Bytes of this range are small normal numbers in every float they may be read as.
+            # Bytes in this range are small normal numbers in every float format.
             packed = jax.device_put(random.integers(16, 48, native.packed_bytes(encoding, (out, width)), np.uint8))
             for rows in arguments.rows:
                 x = jax.device_put(random.standard_normal((rows, width), np.float32))

@@ -1,4 +1,4 @@
-// What the machine can do at best: read memory, and multiply 8-bit integers. Compiled by machine.py.
+// Peak rates of the machine: memory reads and 8-bit integer products. Compiled by machine.py.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -11,7 +11,7 @@
 
 typedef uint64_t Vector __attribute__((vector_size(64)));
 
-// Sums a buffer with wide loads and a prefetch ahead.
+// Reads a buffer with wide loads, prefetching `prefetch` bytes ahead.
 extern "C" uint64_t read_bytes(const unsigned char* p, size_t size, size_t prefetch) {
   Vector sum[4] = {};
   for (size_t i = 0; i + 256 <= size; i += 256) {
@@ -28,14 +28,14 @@ extern "C" uint64_t read_bytes(const unsigned char* p, size_t size, size_t prefe
   return result;
 }
 
-// Keeps the compiler from folding a loop whose operands never change.
+// Prevents the compiler from folding a loop with constant operands.
 #if defined(__x86_64__)
 #define KEEP(x) asm volatile("" : "+x"(x))
 #else
 #define KEEP(x) asm volatile("" : "+w"(x))
 #endif
 
-// A product of every lane's four bytes, added to its 32-bit sum.
+// Adds the products of each lane's four bytes to its 32-bit sum.
 #if defined(__AVX512VNNI__)
 typedef __m512i Sums;
 static inline Sums dot(Sums s, Sums a, Sums b) { return _mm512_dpbusd_epi32(s, a, b); }
@@ -58,7 +58,7 @@ typedef int32_t Sums __attribute__((vector_size(16)));
 static inline Sums dot(Sums s, Sums a, Sums b) { return s + a * b; }
 #endif
 
-// Returns the multiplications and additions done: `rounds` times twelve independent sums, in registers alone.
+// Computes `rounds` times twelve independent sums in registers; returns the number of multiplications and additions.
 extern "C" double dot_products(size_t rounds) {
   constexpr int kSums = 12;
   Sums sum[kSums] = {}, a = {}, b = {};

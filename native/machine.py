@@ -1,6 +1,6 @@
-"""What the machine can do at best at this moment: read memory, and multiply float32 matrices and 8-bit integers.
+"""Measure the peak rates of this machine: memory reads, float32 matrix products and 8-bit integer products.
 
-Usage: python machine.py      prints a JSON object of bytes and operations a second, on the cores it may use
+Usage: python machine.py      prints a JSON object of bytes and operations per second, on the cores it may use
 """
 
 import ctypes
@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BUFFER = 512 << 20
-"""Bytes that are read: more than any cache holds."""
+"""Buffer size in bytes, larger than any cache."""
 WIDTH = 2048
-"""Of the float32 matrices."""
+"""Rows and columns of the float32 matrices."""
 
 
 def times(call: Callable[[], object], seconds: float = 0.6, most: int = 300) -> list[float]:
-    """Repeats a call, at least 5 times, and returns the seconds that each took."""
+    """Repeat a call at least 5 times and return the seconds of each."""
     call()
     taken: list[float] = []
     while len(taken) < 5 or (sum(taken) < seconds and len(taken) < most):
@@ -40,7 +40,7 @@ def _library() -> ctypes.CDLL:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Returns the bytes a second that `threads` read from a buffer larger than any cache, at best."""
+    """Return the peak bytes per second that `threads` read from a buffer larger than any cache."""
     import numpy as np
 
     read = _library().read_bytes
@@ -59,7 +59,7 @@ def _part(address: int, index: int, size: int) -> tuple[ctypes.c_void_p, ctypes.
 
 
 def float32_peak() -> float:
-    """Returns the operations a second of numpy's product of float32 matrices, at best; its BLAS uses all cores."""
+    """Return the peak operations per second of numpy's float32 matrix product; its BLAS uses all cores."""
     import numpy as np
 
     a, b = np.ones((2, WIDTH, WIDTH), np.float32)
@@ -67,7 +67,7 @@ def float32_peak() -> float:
 
 
 def int8_peak(threads: int, rounds: int = 1 << 22) -> float:
-    """Returns the operations a second of the instruction that multiplies 8-bit integers, at best."""
+    """Return the peak operations per second of the instruction that multiplies 8-bit integers."""
     multiply = _library().dot_products
     multiply.restype = ctypes.c_double
     done = 0.0
@@ -82,7 +82,7 @@ def int8_peak(threads: int, rounds: int = 1 << 22) -> float:
 
 
 def main() -> None:
-    """Prints the three numbers."""
+    """Print the three rates."""
     threads = len(os.sched_getaffinity(0))
     found = {"read": read_bandwidth(threads), "float32": float32_peak(), "int8": int8_peak(threads)}
     print(json.dumps(found))

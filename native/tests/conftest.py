@@ -7,7 +7,7 @@ import gemwright_native as native
 
 @pytest.fixture(params=native.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test once for every instruction set of this machine."""
+    """Run a test once for each instruction set of this machine."""
     before = native.isa()
     native.select_isa(request.param)
     yield request.param

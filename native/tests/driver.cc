@@ -1,6 +1,6 @@
-// Runs every kernel of every instruction set over odd shapes, without Python or XLA, for the sanitizers and for
-// machines that are only emulated. Each buffer is a heap block of its exact size. Results are held against the
-// portable set's, which the Python tests hold against numpy.
+// Runs every kernel of every instruction set over odd shapes, without Python or XLA, for sanitizers and emulators. Each
+// buffer is a heap block of its exact size. Results are compared with those of the portable kernels, which the Python
+// tests compare with numpy.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -9,16 +9,16 @@
 #include <thread>
 #include <vector>
 
-#include "kernels.h"
-#include "ops.h"
-#include "packing.h"
-#include "split.h"
+#include "kernels/kernels.h"
+#include "ops/ops.h"
+#include "ops/repack.h"
+#include "ops/split.h"
 
 namespace {
 
 using namespace gemwright;
 
-// Threads of one call each: more disorder than a real pool has.
+// Starts a thread per task: less orderly than a real pool.
 class Threads final : public Pool {
  public:
   explicit Threads(int64_t count) : count_(count) {}
@@ -50,7 +50,7 @@ void check(bool ok, const Case& c, const char* isa, const char* what) {
   std::printf("FAILED %s %s [%ld, %ld] rows %ld: %s\n", isa, c.encoding, long(c.out), long(c.in), long(c.rows), what);
 }
 
-// Bytes that are small normal numbers in any float they may be read as.
+// Returns bytes that are small normal numbers in every float format.
 std::vector<uint8_t> random_weight(int64_t bytes, std::mt19937& random) {
   std::vector<uint8_t> weight(bytes);
   for (uint8_t& byte : weight) byte = 16 + random() % 32;
@@ -65,13 +65,13 @@ Results run(const Case& c, const std::vector<uint8_t>& packed, const std::vector
   results.decoded.resize(ids.size() * c.in);
   Threads pool(threads);
   const int64_t size = packed.size();
-  std::string wrong;
+  std::string error;
   for (bool exact : {false, true}) {
     float* y = (exact ? results.exact : results.integers).data();
-    wrong += products(pool, exact, x.data(), c.rows, c.in, {}, {{c.encoding, packed.data(), size, c.out, y}});
+    error += fused_linear(pool, exact, x.data(), c.rows, c.in, {}, {{c.encoding, packed.data(), size, c.out, y}});
   }
-  wrong += rows(pool, c.encoding, packed.data(), size, ids.data(), ids.size(), results.decoded.data(), c.in);
-  check(wrong.empty(), c, kernels().name, wrong.c_str());
+  error += rows(pool, c.encoding, packed.data(), size, ids.data(), ids.size(), results.decoded.data(), c.in);
+  check(error.empty(), c, kernels().name, error.c_str());
   return results;
 }
 
@@ -84,14 +84,14 @@ bool close(const std::vector<float>& a, const std::vector<float>& b, double tole
   return true;
 }
 
-// Many rows may be rounded to bfloat16, where those of the portable set are rounded to 8 bits.
+// With many rows, activations may be rounded to bfloat16 where the portable kernels round to 8 bits.
 double tolerance(int64_t rows) { return kernels().bfloat16.prepare != nullptr && rows > 64 ? 1e-2 : 2e-5; }
 
 void compare(const Case& c, std::mt19937& random) {
   const Encoding encoding = *find_encoding(c.encoding);
   const std::vector<uint8_t> source = random_weight(*source_bytes(encoding, c.out, c.in), random);
   std::vector<uint8_t> packed(*packed_bytes(encoding, c.out, c.in));
-  pack(encoding, source.data(), c.out, c.in, packed.data(), 3);
+  repack(encoding, source.data(), c.out, c.in, packed.data(), 3);
   std::vector<float> x(c.rows * c.in);
   for (float& value : x) value = std::normal_distribution<float>()(random);
   const int32_t end = static_cast<int32_t>(c.out);
@@ -111,9 +111,9 @@ void compare(const Case& c, std::mt19937& random) {
   }
 }
 
-// Everything that may stand around a product, with two weights and then with one.
-std::vector<float> surround(const std::vector<std::vector<uint8_t>>& packed, const std::vector<float>& numbers,
-                            int64_t rows, int64_t in, int64_t out, int64_t threads) {
+// All that is fused with a product, with two weights and then with one.
+std::vector<float> fuse(const std::vector<std::vector<uint8_t>>& packed, const std::vector<float>& numbers,
+                        int64_t rows, int64_t in, int64_t out, int64_t threads) {
   Threads pool(threads);
   std::vector<float> first(rows * out), second(rows * out), third(rows * out);
   const std::vector<float> x(numbers.begin(), numbers.begin() + rows * in);
@@ -121,64 +121,66 @@ std::vector<float> surround(const std::vector<std::vector<uint8_t>>& packed, con
   const std::vector<float> gain(numbers.begin(), numbers.begin() + in), post(numbers.end() - out, numbers.end());
   const Weight one{"Q5_0", packed[0].data(), int64_t(packed[0].size()), out, first.data()};
   const Weight other{"Q8_0", packed[1].data(), int64_t(packed[1].size()), out, second.data()};
-  std::string wrong = products(pool, false, x.data(), rows, in, {gain.data(), nullptr, nullptr, nullptr, 1e-6f, false}, {one, other});
+  std::string error =
+      fused_linear(pool, false, x.data(), rows, in, {gain.data(), nullptr, nullptr, nullptr, 1e-6f, 8}, {one, other});
   Weight last = other;
   last.y = third.data();
-  wrong += products(pool, false, x.data(), rows, in, {nullptr, gate.data(), post.data(), first.data(), 1e-6f, true}, {last});
-  check(wrong.empty(), {"around", out, in, rows}, kernels().name, wrong.c_str());
+  error += fused_linear(pool, false, x.data(), rows, in, {nullptr, gate.data(), post.data(), first.data(), 1e-6f, 16},
+                        {last});
+  check(error.empty(), {"fused_linear", out, in, rows}, kernels().name, error.c_str());
   first.insert(first.end(), second.begin(), second.end());
   first.insert(first.end(), third.begin(), third.end());
   return first;
 }
 
-void surround(std::mt19937& random) {
+void fuse(std::mt19937& random) {
   constexpr int64_t kOut = 37, kIn = 96;
   std::vector<std::vector<uint8_t>> packed;
   for (const Encoding encoding : {kQ5_0, kQ8_0}) {
     const auto source = random_weight(*source_bytes(encoding, kOut, kIn), random);
     packed.emplace_back(*packed_bytes(encoding, kOut, kIn));
-    pack(encoding, source.data(), kOut, kIn, packed.back().data(), 1);
+    repack(encoding, source.data(), kOut, kIn, packed.back().data(), 1);
   }
   for (int64_t rows : {1, 3, 8, 40, 100}) {
     std::vector<float> numbers(2 * rows * kIn);
     for (float& value : numbers) value = std::normal_distribution<float>()(random);
     select_isa("portable");
-    const auto expected = surround(packed, numbers, rows, kIn, kOut, 1);
+    const auto expected = fuse(packed, numbers, rows, kIn, kOut, 1);
     for (int i = 0; const char* isa = isa_name(i); ++i) {
       select_isa(isa);
-      const auto found = surround(packed, numbers, rows, kIn, kOut, 4);
-      check(close(expected, found, tolerance(rows)), {"around", kOut, kIn, rows}, isa, "values");
+      const auto found = fuse(packed, numbers, rows, kIn, kOut, 4);
+      check(close(expected, found, tolerance(rows)), {"fused_linear", kOut, kIn, rows}, isa, "values");
     }
   }
 }
 
-// A split weight: its products, its rows and the largest of its products, with limits and counts that are odd.
+// A split weight: all products, rows, and the largest products for odd limits and counts.
 std::vector<float> split(const Split& layout, const std::vector<uint8_t>& source, const std::vector<float>& x,
                          int64_t rows_of_x, int64_t threads) {
   Threads pool(threads);
   const Case c{"split", layout.out, layout.in, rows_of_x};
   std::vector<uint8_t> packed(layout.size);
   const int64_t front = layout.out / 2 / kLanes * kLanes, row_bytes = source.size() / layout.out;
-  bool fits = pack_split(layout, source.data(), 0, front, packed.data(), 3);
-  fits &= pack_split(layout, source.data() + front * row_bytes, front, layout.out - front, packed.data(), 2);
-  check(fits, c, kernels().name, "packing");
+  bool fits = repack_split(layout, source.data(), 0, front, packed.data(), 3);
+  fits &= repack_split(layout, source.data() + front * row_bytes, front, layout.out - front, packed.data(), 2);
+  check(fits, c, kernels().name, "repack");
   std::vector<float> y(rows_of_x * layout.out);
   const int64_t size = packed.size();
-  std::string wrong = products(pool, false, x.data(), rows_of_x, layout.in, {},
-                               {{kSplitName, packed.data(), size, layout.out, y.data()}});
+  std::string error = fused_linear(pool, false, x.data(), rows_of_x, layout.in, {},
+                                   {{kSplitName, packed.data(), size, layout.out, y.data()}});
   const std::vector<int32_t> ids = {0, int32_t(layout.out) - 1, int32_t(layout.out), -1};
   std::vector<float> decoded(ids.size() * layout.in);
-  wrong += rows(pool, kSplitName, packed.data(), size, ids.data(), ids.size(), decoded.data(), layout.in);
+  error += rows(pool, kSplitName, packed.data(), size, ids.data(), ids.size(), decoded.data(), layout.in);
   y.insert(y.end(), decoded.begin(), decoded.begin() + 2 * layout.in);
   for (int64_t count : {int64_t{1}, std::min<int64_t>(layout.out, 20)}) {
     const int64_t limit = std::max(count, layout.out - 1);
     std::vector<float> values(rows_of_x * count);
     std::vector<int32_t> where(rows_of_x * count);
-    wrong += top(pool, kSplitName, x.data(), rows_of_x, layout.in, packed.data(), size, layout.out, limit, count,
+    error += top(pool, kSplitName, x.data(), rows_of_x, layout.in, packed.data(), size, layout.out, limit, count,
                  values.data(), where.data());
     y.insert(y.end(), values.begin(), values.end());
   }
-  check(wrong.empty(), c, kernels().name, wrong.c_str());
+  check(error.empty(), c, kernels().name, error.c_str());
   return y;
 }
 
@@ -199,27 +201,28 @@ void split(std::mt19937& random) {
   }
 }
 
-void refuse(std::mt19937& random) {
+void check_errors(std::mt19937& random) {
   Threads pool(2);
   const Case c{"Q4_K", 16, 256, 1};
   const std::vector<uint8_t> packed = random_weight(2368, random);
   std::vector<float> x(256), y(16);
   const auto call = [&](const char* encoding, int64_t size, int64_t in, int64_t out) {
-    return !products(pool, false, x.data(), 1, in, {}, {{encoding, packed.data(), size, out, y.data()}}).empty();
+    return !fused_linear(pool, false, x.data(), 1, in, {}, {{encoding, packed.data(), size, out, y.data()}}).empty();
   };
-  check(!call("Q4_K", 2368, 256, 16), c, "", "a right call");
-  check(call("Q4_K", 2367, 256, 16), c, "", "a byte too few");
-  check(call("Q4_K", 2368, 255, 16), c, "", "a broken block");
-  check(call("Q4_K", 2368, 256, 17), c, "", "a row too many");
-  check(call("Q4_K", 2368, int64_t{1} << 40, int64_t{1} << 40), c, "", "a size that overflows");
+  check(!call("Q4_K", 2368, 256, 16), c, "", "a correct call");
+  check(call("Q4_K", 2367, 256, 16), c, "", "one byte missing");
+  check(call("Q4_K", 2368, 255, 16), c, "", "a partial block");
+  check(call("Q4_K", 2368, 256, 17), c, "", "one row too many");
+  check(call("Q4_K", 2368, int64_t{1} << 40, int64_t{1} << 40), c, "", "an overflowing size");
   check(call("Q4_1", 2368, 256, 16), c, "", "an encoding without kernels");
 }
 
 }  // namespace
 
-// Feeds a ring chunk by chunk, with padding, and returns all results.
+// Attends chunk by chunk, with padding, and returns all results.
 template <class Number>
-std::vector<float> feed(int64_t heads, int64_t kv_heads, int64_t slots, int64_t window, float cap, int64_t threads) {
+std::vector<float> attend_in_chunks(int64_t heads, int64_t kv_heads, int64_t slots, int64_t window, float cap,
+                                    int64_t threads) {
   constexpr int64_t kBatch = 2, kWidth = 48, kRotated = 32;
   std::mt19937 random(1);
   const auto numbers = [&](int64_t count) {
@@ -248,8 +251,8 @@ std::vector<float> feed(int64_t heads, int64_t kv_heads, int64_t slots, int64_t 
     args.q_gain = args.k_gain = gain.data(), args.window = window, args.scale = 0.1f, args.cap = cap;
     args.eps = 1e-6f, args.y = y.data();
     Threads pool(threads);
-    const std::string wrong = attention<Number>(pool, args, {keys.data(), values.data(), slots});
-    check(wrong.empty(), {"attention", heads, slots, tokens}, kernels().name, wrong.c_str());
+    const std::string error = attention<Number>(pool, args, {keys.data(), values.data(), slots});
+    check(error.empty(), {"attention", heads, slots, tokens}, kernels().name, error.c_str());
     all.insert(all.end(), y.begin(), y.end());
     lengths = after;
   }
@@ -263,20 +266,20 @@ void attend(double tolerance) {
       for (int64_t group : {1, 3, 11}) {
         const int64_t window = slots < 64 ? slots : int64_t{1} << 62;
         select_isa("portable");
-        const auto expected = feed<Number>(2 * group, 2, slots, window, cap, 1);
+        const auto expected = attend_in_chunks<Number>(2 * group, 2, slots, window, cap, 1);
         for (int i = 0; const char* isa = isa_name(i); ++i) {
           select_isa(isa);
-          const auto found = feed<Number>(2 * group, 2, slots, window, cap, 3);
-          check(close(expected, found, tolerance), {"attention", 2 * group, slots, 0}, isa, "mixed values");
+          const auto found = attend_in_chunks<Number>(2 * group, 2, slots, window, cap, 3);
+          check(close(expected, found, tolerance), {"attention", 2 * group, slots, 0}, isa, "attention output");
         }
       }
     }
   }
 }
 
-// The recurrent unit over rows that start, go on and are padded.
+// The recurrent unit over sequences with resets and padding.
 template <class Number>
-std::vector<float> recur(int64_t batch, int64_t tokens, int64_t blocks, int64_t width, int64_t threads) {
+std::vector<float> run_rg_lru(int64_t batch, int64_t tokens, int64_t blocks, int64_t width, int64_t threads) {
   std::mt19937 random(2);
   const int64_t channels = blocks * width;
   const auto numbers = [&](int64_t count) {
@@ -297,23 +300,23 @@ std::vector<float> recur(int64_t batch, int64_t tokens, int64_t blocks, int64_t 
   const auto input_gate = weight(), decay_gate = weight();
   std::vector<float> h(u.size());
   Threads pool(threads);
-  const std::string wrong = rg_lru<Number>(
-      pool, {batch, tokens, blocks, width, u.data(), positions.data(), initial.data(), input_gate.data(),
-             decay_gate.data(), input_bias.data(), decay_bias.data(), decay.data(), h.data()});
-  check(wrong.empty(), {"rg_lru", blocks, width, batch * tokens}, kernels().name, wrong.c_str());
+  const std::string error =
+      rg_lru<Number>(pool, {batch, tokens, blocks, width, u.data(), positions.data(), initial.data(), input_gate.data(),
+                            decay_gate.data(), input_bias.data(), decay_bias.data(), decay.data(), h.data()});
+  check(error.empty(), {"rg_lru", blocks, width, batch * tokens}, kernels().name, error.c_str());
   return h;
 }
 
 template <class Number>
-void recur() {
+void run_rg_lru() {
   for (int64_t width : {1, 8, 16, 37, 128, 300}) {
     for (int64_t tokens : {0, 1, 2, 13}) {
       for (int64_t batch : {1, 3}) {
         select_isa("portable");
-        const auto expected = recur<Number>(batch, tokens, 3, width, 1);
+        const auto expected = run_rg_lru<Number>(batch, tokens, 3, width, 1);
         for (int i = 0; const char* isa = isa_name(i); ++i) {
           select_isa(isa);
-          const auto found = recur<Number>(batch, tokens, 3, width, 4);
+          const auto found = run_rg_lru<Number>(batch, tokens, 3, width, 4);
           check(close(expected, found), {"rg_lru", 3, width, batch * tokens}, isa, "states");
         }
       }
@@ -333,13 +336,13 @@ int main() {
     compare({encoding, 17, block, 1030}, random);
     if (block == 1) compare({encoding, 5, 259, 4}, random);
   }
-  surround(random);
+  fuse(random);
   split(random);
-  refuse(random);
+  check_errors(random);
   attend<float>(2e-5);
-  attend<Bfloat16>(1e-2);  // a key between two numbers may be rounded either way
-  recur<float>();
-  recur<Bfloat16>();
+  attend<Bfloat16>(1e-2);  // a key near a rounding boundary may go either way
+  run_rg_lru<float>();
+  run_rg_lru<Bfloat16>();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

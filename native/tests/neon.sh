@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds tests/driver.cc and the kernels for 64-bit Arm with a cross compiler, and runs it in an emulator.
+# Build tests/driver.cc and the kernels for 64-bit Arm with a cross compiler, and run it in an emulator.
 # On Debian: apt install g++-aarch64-linux-gnu qemu-user
 set -eu
 native=$(dirname "$(dirname "$(realpath "$0")")")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds tests/driver.cc and the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and runs it.
+# Build tests/driver.cc and the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, and run it.
 set -eu
 native=$(dirname "$(dirname "$(realpath "$0")")")
 build=${1:-$native/build/sanitize}

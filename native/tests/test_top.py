@@ -1,4 +1,4 @@
-"""The largest products against a sort of all of them, bit for bit, and the split weight against the whole one."""
+"""The largest products against a sort of all products, bit for bit, and the split weight against Q8_0."""
 
 from collections.abc import Callable
 
@@ -17,9 +17,12 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def sorted_products(x: np.ndarray, packed: np.ndarray, encoding: str, out: int, limit: int, count: int) -> tuple:
-    """By sorting all products; those of few rows at a time, as more may be multiplied in bfloat16."""
+    """Sort all products, computed for few rows at a time because more rows may be multiplied in bfloat16."""
     weight = jnp.asarray(packed)
-    few = [native.matmul(jnp.asarray(x[i : i + 50]), weight, encoding, out, precise=True) for i in range(0, len(x), 50)]
+    few = [
+        native.matmul(jnp.asarray(x[i : i + 50]), weight, encoding, out, activation_bits=16)
+        for i in range(0, len(x), 50)
+    ]
     products = np.concatenate(few)[:, :limit]
     ids = np.argsort(-products, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(products, ids, axis=1), ids
@@ -29,8 +32,8 @@ def sorted_products(x: np.ndarray, packed: np.ndarray, encoding: str, out: int, 
 @pytest.mark.parametrize(("out", "limit", "count"), [(37, 36, 1), (2500, 2500, 64), (9000, 8999, 3), (40, 40, 40)])
 def test_largest_products(isa: str, encoding: str, out: int, limit: int, count: int) -> None:
     w = random_weight("Q8_0" if encoding == native.SPLIT else encoding, (out, 256))
-    packed = native.pack(encoding, w.raw, (out, 256))
-    x = numbers(18, 256)  # more rows than are held at a time
+    packed = native.repack(encoding, w.raw, (out, 256))
+    x = numbers(18, 256)  # more rows than are processed at a time
     values, ids = native.top(jnp.asarray(x), jnp.asarray(packed), encoding, out, limit, count)
     expected, places = sorted_products(x, packed, encoding, out, limit, count)
     np.testing.assert_array_equal(values, expected)
@@ -38,8 +41,8 @@ def test_largest_products(isa: str, encoding: str, out: int, limit: int, count: 
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2])
-def test_rows_that_are_nearly_equal(isa: str, spread: float) -> None:
-    """Products that differ in the last bits of the weights: the first pass cannot tell them apart."""
+def test_nearly_equal_rows(isa: str, spread: float) -> None:
+    """The products differ in the last bits of the weights, which the first pass does not read."""
     shape = (3000, 96)
     blocks = np.zeros((shape[0], 3), [("d", "<f2"), ("q", "i1", 32)])
     blocks["d"] = 0.01
@@ -49,7 +52,7 @@ def test_rows_that_are_nearly_equal(isa: str, spread: float) -> None:
     raw = blocks.reshape(-1).view(np.uint8)
     x = numbers(2, 96) * max(spread, 1.0)
     for count in (1, 64):
-        packed = native.pack(native.SPLIT, raw, shape)
+        packed = native.repack(native.SPLIT, raw, shape)
         values, ids = native.top(jnp.asarray(x), jnp.asarray(packed), native.SPLIT, 3000, 3000, count)
         expected, places = sorted_products(x, packed, native.SPLIT, 3000, 3000, count)
         np.testing.assert_array_equal(values, expected)
@@ -57,28 +60,28 @@ def test_rows_that_are_nearly_equal(isa: str, spread: float) -> None:
 
 
 @pytest.mark.parametrize("width", [32, 64, 96, 128, 160, 640, 1152])
-def test_split_weight_is_the_whole_one(isa: str, width: int) -> None:
+def test_split_weight_equals_q8_0(isa: str, width: int) -> None:
     shape = (37, width)
     w = random_weight("Q8_0", shape)
-    split, whole = (jnp.asarray(native.pack(name, w.raw, shape)) for name in (native.SPLIT, "Q8_0"))
+    split, whole = (jnp.asarray(native.repack(name, w.raw, shape)) for name in (native.SPLIT, "Q8_0"))
     ids = jnp.asarray([*range(37), -1, 37, 2**31 - 1, 5], jnp.int32)
     rows = np.asarray(native.rows(split, ids, native.SPLIT, width))
     np.testing.assert_array_equal(rows, native.rows(whole, ids, "Q8_0", width))
     assert np.isnan(rows[37:40]).all()
     for count in (1, 3, 4, 9):
         x = jnp.asarray(numbers(count, width))
-        expected = np.asarray(native.matmul(x, whole, "Q8_0", 37, precise=True))
+        expected = np.asarray(native.matmul(x, whole, "Q8_0", 37, activation_bits=16))
         slack = 2e-6 * (np.abs(x) @ w.magnitudes.T)
         assert (np.abs(native.matmul(x, split, native.SPLIT, 37) - expected) <= slack).all()
 
 
 def test_bound_holds_for_the_worst_activations(isa: str) -> None:
-    """Activations along what the first pass leaves out, so that the inequality is met with equality."""
+    """With activations parallel to the remainders, the Cauchy-Schwarz inequality is an equality."""
     q = RANDOM.integers(-128, 128, (400, 64))
     left = q - 8 * np.minimum((q + 4) >> 3, 15)
     blocks = np.zeros((400, 2), [("d", "<f2"), ("q", "i1", 32)])
     blocks["d"], blocks["q"] = 0.02, q.reshape(400, 2, 32)
-    packed = native.pack(native.SPLIT, blocks.reshape(-1).view(np.uint8), (400, 64))
+    packed = native.repack(native.SPLIT, blocks.reshape(-1).view(np.uint8), (400, 64))
     x = left.astype(np.float32) * 3
     values, ids = native.top(jnp.asarray(x), jnp.asarray(packed), native.SPLIT, 400, 400, 5)
     expected, places = sorted_products(x, packed, native.SPLIT, 400, 400, 5)
@@ -87,9 +90,9 @@ def test_bound_holds_for_the_worst_activations(isa: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["Q8_0", native.SPLIT])
-def test_what_is_no_number_stays_in_its_row(isa: str, encoding: str) -> None:
+def test_nan_stays_in_its_row(isa: str, encoding: str) -> None:
     w = random_weight("Q8_0", (50, 64))
-    packed = jnp.asarray(native.pack(encoding, w.raw, (50, 64)))
+    packed = jnp.asarray(native.repack(encoding, w.raw, (50, 64)))
     x = numbers(3, 64)
     clean = native.top(jnp.asarray(x), packed, encoding, 50, 50, 4)
     x[1, 3] = np.nan
@@ -106,12 +109,12 @@ def test_scales_that_cannot_be_split() -> None:
     blocks["q"] = RANDOM.integers(-128, 128, (16, 1, 32))
     raw = blocks.reshape(-1).view(np.uint8)
     ids = jnp.arange(16, dtype=jnp.int32)
-    split, whole = (jnp.asarray(native.pack(name, raw, (16, 32))) for name in (native.SPLIT, "Q8_0"))
+    split, whole = (jnp.asarray(native.repack(name, raw, (16, 32))) for name in (native.SPLIT, "Q8_0"))
     np.testing.assert_array_equal(native.rows(split, ids, native.SPLIT, 32), native.rows(whole, ids, "Q8_0", 32))
     for scale in (8192.0, -65504.0, np.inf, np.nan):
         blocks["d"][3] = scale
         with pytest.raises(OverflowError, match="too large"):
-            native.pack(native.SPLIT, raw, (16, 32))
+            native.repack(native.SPLIT, raw, (16, 32))
 
 
 x, packed = jnp.zeros((2, 64)), jnp.zeros(1088, jnp.uint8)
@@ -122,13 +125,13 @@ x, packed = jnp.zeros((2, 64)), jnp.zeros(1088, jnp.uint8)
     [
         (lambda: native.top(x[0], packed, "Q8_0", 16, 16, 1), "x must be float32"),
         (lambda: native.top(x, packed, "Q8_0", 17, 16, 1), r"packed must be uint8 \[2176\]"),
-        (lambda: native.top(x, packed, "Q8_0", 16, 17, 1), "no 1 largest of the first 17 of 16"),
-        (lambda: native.top(x, packed, "Q8_0", 16, 8, 9), "no 9 largest of the first 8"),
-        (lambda: native.top(x, packed, "Q8_0", 16, 8, 0), "no 0 largest"),
+        (lambda: native.top(x, packed, "Q8_0", 16, 17, 1), "limit <= out_features, got 1, 17 and 16"),
+        (lambda: native.top(x, packed, "Q8_0", 16, 8, 9), "got 9, 8 and 16"),
+        (lambda: native.top(x, packed, "Q8_0", 16, 8, 0), "got 0, 8 and 16"),
         (lambda: native.top(x, packed, native.SPLIT, 16, 8, 1), "packed must be uint8"),
         (lambda: native.matmul(x, jnp.zeros(8, jnp.uint8), native.SPLIT, 16), "packed must be uint8"),
     ],
 )
-def test_wrong_arguments_are_refused(call: Callable[[], object], message: str) -> None:
+def test_wrong_arguments_raise(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

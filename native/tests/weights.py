@@ -1,4 +1,4 @@
-"""Random weights in every encoding, with the plain numpy decoder's reading of them as the reference."""
+"""Random weights in every encoding, with the values of gemwright's numpy decoder as the reference."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RandomWeight:
-    """A weight `[out, in]`: its bytes, its values, and the magnitude of the terms that make each value."""
+    """A weight `[out, in]`: its bytes, its values, and the sum of the magnitudes of the terms of each value."""
 
     encoding: str
     raw: NDArray[np.uint8]
@@ -19,7 +19,7 @@ class RandomWeight:
 
 
 def random_weight(encoding: str, shape: tuple[int, int], seed: int = 0) -> RandomWeight:
-    """Makes a weight whose integers are uniform and whose scales are normal around zero."""
+    """Return a weight with uniform integers and normally distributed scales around zero."""
     random = np.random.default_rng(seed)
     e = ggml.ENCODINGS[encoding]
     if e.block.names is None:
@@ -39,7 +39,7 @@ def random_weight(encoding: str, shape: tuple[int, int], seed: int = 0) -> Rando
 
 
 def _without(blocks: NDArray[Any], name: str) -> NDArray[Any]:
-    """Keeps one of the two terms of `d * q - dmin * m`; an encoding without minima has the first alone."""
+    """Keep one of the two terms of `d * q - dmin * m`; an encoding without minima has only the first."""
     if "dmin" not in (blocks.dtype.names or ()):
         return blocks
     blocks = blocks.copy()
@@ -53,11 +53,11 @@ def _decode(encoding: str, blocks: NDArray[Any], shape: tuple[int, int]) -> NDAr
     return values
 
 
-def quantised(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rounds activations `[rows, in]` to 8 bits in blocks of 32, as the kernels define it.
+def quantized(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Round activations `[rows, in]` to 8 bits in blocks of 32, like the kernels.
 
     Returns:
-        The rounded activations and, for each, the step it was rounded to.
+        The rounded activations and the rounding step of each.
     """
     blocks = x.reshape(x.shape[0], -1, 32)
     scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)

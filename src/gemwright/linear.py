@@ -72,7 +72,7 @@ def fused_linear(
     post_gain: Array | None = None,
     eps: float,
 ) -> tuple[Array, ...]:
-    """Return linear maps of one input [B, T, *in], fused with what surrounds them; see `gemwright_native.products`."""
+    """Return linear maps of one input [B, T, *in], fused with what surrounds them; see `gemwright_native.fused_linear`."""
 
     def matrix(array: Array | None) -> Array | None:
         return None if array is None else array.astype(jnp.float32).reshape(-1, math.prod(array.shape[2:]))
@@ -81,7 +81,7 @@ def fused_linear(
         return None if array is None else array.astype(jnp.float32)
 
     inputs = x.ndim - 2
-    results = native.library().products(
+    results = native.library().fused_linear(
         matrix(x),
         [(weight.packed, weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
         gain=row(gain),
@@ -89,6 +89,6 @@ def fused_linear(
         residual=matrix(residual),
         post_gain=row(post_gain),
         eps=eps,
-        precise=any(weight.precise for weight in maps),
+        activation_bits=max(weight.activation_bits for weight in maps),
     )
     return tuple(y.reshape(*x.shape[:2], *weight.shape[:-inputs]) for y, weight in zip(results, maps, strict=True))

@@ -110,13 +110,13 @@ class PackedTensor:
         packed: [bytes] uint8.
         encoding: Of the values, such as "Q4_K" or "BF16".
         shape: Of the array that it stands for, outputs first.
-        precise: Activations meet it in 16 bits, not in 8.
+        activation_bits: Bits to which activations are quantized for it: 8 or 16.
     """
 
     packed: Array
     encoding: str = tree.static()
     shape: tuple[int, ...] = tree.static()
-    precise: bool = tree.static()
+    activation_bits: int = tree.static()
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -129,7 +129,7 @@ class PackedTensor:
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
-        y = kernels.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), precise=self.precise)
+        y = kernels.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), activation_bits=self.activation_bits)
         return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
 
     def rows(self, ids: Array) -> Array:
@@ -144,9 +144,9 @@ class PackedTensor:
         return native.library().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
 
     @classmethod
-    def to_device(cls, repacked: Repacked, shape: tuple[int, ...], *, precise: bool) -> "PackedTensor":
+    def to_device(cls, repacked: Repacked, shape: tuple[int, ...], *, activation_bits: int) -> "PackedTensor":
         """Copy a repacked weight to the device."""
-        return cls(jax.device_put(repacked.packed), repacked.layout, shape, precise)
+        return cls(jax.device_put(repacked.packed), repacked.layout, shape, activation_bits)
 
 
 @tree.node

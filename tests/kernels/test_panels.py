@@ -46,7 +46,7 @@ def test_panels_are_those_of_the_native_kernels(encoding: str, shape: tuple[int,
 
     bytes_, raw, _ = made(encoding, *shape)
     assert len(bytes_) == panels.packed_bytes(encoding, *shape) == gemwright_native.packed_bytes(encoding, shape)
-    np.testing.assert_array_equal(bytes_, gemwright_native.pack(encoding, raw, shape))
+    np.testing.assert_array_equal(bytes_, gemwright_native.repack(encoding, raw, shape))
 
 
 @encodings

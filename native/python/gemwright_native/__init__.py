@@ -1,31 +1,32 @@
-"""Products and row look-ups with weights at their own bits, attention and a recurrence, as C++ kernels behind XLA FFI.
+"""Matrix products with GGUF-quantized weights, attention and a recurrence: C++ kernels for CPUs behind JAX's FFI.
 
-A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is packed once,
-`packed = pack(encoding, raw, (out, in))`, and stays packed in memory: decoding is bound by the bytes it reads.
-`matmul`, `products`, `rows`, `attention` and `rg_lru` are JAX operations for the CPU backend and work under `jit`.
+A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is repacked once,
+`packed = repack(encoding, raw, (out, in))`, and stays quantized in memory: decoding is bound by the bytes it reads.
+`matmul`, `fused_linear`, `top`, `rows`, `attention` and `rg_lru` are JAX operations for the CPU backend and work under
+`jit`.
 
-The environment variable GEMWRIGHT_NATIVE_ISA forces one of `isas()` instead of the first.
+The environment variable GEMWRIGHT_NATIVE_ISA selects one of `isas()` instead of the first.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gemwright_native._library import available, isa, isas, select_isa
-from gemwright_native._packing import (
+from gemwright_native._repack import (
     ALIGNMENT,
     ENCODINGS,
     LANES,
     SPLIT,
     empty,
-    pack,
-    pack_rows,
     packed_bytes,
+    repack,
+    repack_rows,
 )
 
 if TYPE_CHECKING:
     from gemwright_native._attention import attention
-    from gemwright_native._products import matmul, products, rows, top
-    from gemwright_native._recurrence import rg_lru
+    from gemwright_native._linear import fused_linear, matmul, rows, top
+    from gemwright_native._rg_lru import rg_lru
 
 __all__ = [
     "ALIGNMENT",
@@ -35,13 +36,13 @@ __all__ = [
     "attention",
     "available",
     "empty",
+    "fused_linear",
     "isa",
     "isas",
     "matmul",
-    "pack",
-    "pack_rows",
     "packed_bytes",
-    "products",
+    "repack",
+    "repack_rows",
     "rg_lru",
     "rows",
     "select_isa",
@@ -50,16 +51,16 @@ __all__ = [
 
 _OPERATIONS = {
     "attention": "_attention",
-    "matmul": "_products",
-    "products": "_products",
-    "rg_lru": "_recurrence",
-    "rows": "_products",
-    "top": "_products",
+    "fused_linear": "_linear",
+    "matmul": "_linear",
+    "rg_lru": "_rg_lru",
+    "rows": "_linear",
+    "top": "_linear",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Packing needs no JAX, which takes most of a second to import.
+    # Repacking does not need JAX, whose import takes most of a second.
     if name not in _OPERATIONS:
         raise AttributeError(f"module 'gemwright_native' has no attribute {name!r}")
     operation = getattr(import_module(f"gemwright_native.{_OPERATIONS[name]}"), name)

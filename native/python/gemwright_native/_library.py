@@ -1,4 +1,4 @@
-"""The shared library: loaded once, with the best instruction set of the machine."""
+"""The shared library of kernels, loaded once, and its instruction sets."""
 
 import ctypes
 import os
@@ -12,13 +12,23 @@ _LIBRARY = Path(__file__).with_name("libgemwright_native.so")
 
 @cache
 def library() -> ctypes.CDLL:
-    """Loads the kernels and chooses the instruction set, once; neither needs JAX."""
+    """Load the kernels and choose the instruction set. This does not import JAX.
+
+    Raises:
+        ImportError: The package was installed without its kernels.
+        ValueError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine or build lacks.
+    """
+    if not available():
+        raise ImportError(
+            f"gemwright-native has no compiled kernels in {_LIBRARY.parent}, because its C++ code did not compile when "
+            "it was installed; install a C++17 compiler (g++ or clang++) and reinstall it with pip."
+        )
     loaded = ctypes.CDLL(str(_LIBRARY))
     loaded.gemwright_isa.restype = loaded.gemwright_isa_name.restype = ctypes.c_char_p
     size, pointer = ctypes.c_int64, ctypes.c_void_p
     loaded.gemwright_packed_bytes.restype = size
     loaded.gemwright_packed_bytes.argtypes = [ctypes.c_char_p, size, size]
-    loaded.gemwright_pack.argtypes = [ctypes.c_char_p, pointer, *[size] * 5, pointer, size, ctypes.c_int]
+    loaded.gemwright_repack.argtypes = [ctypes.c_char_p, pointer, *[size] * 5, pointer, size, ctypes.c_int]
     forced = os.environ.get("GEMWRIGHT_NATIVE_ISA")
     if forced and not loaded.gemwright_select_isa(forced.encode()):
         names = ", ".join(_isas(loaded))
@@ -27,7 +37,7 @@ def library() -> ctypes.CDLL:
 
 
 def operation(name: str, results: Any, **options: Any) -> Callable[..., Any]:
-    """Returns a kernel as a JAX operation; the arguments are those of `jax.ffi.ffi_call`."""
+    """Return a kernel as a JAX operation; the arguments are those of `jax.ffi.ffi_call`."""
     import jax
 
     _register()
@@ -36,11 +46,11 @@ def operation(name: str, results: Any, **options: Any) -> Callable[..., Any]:
 
 @cache
 def _register() -> None:
-    """Registers the operations with XLA, once."""
+    """Register the operations with XLA, once."""
     import jax
 
     for name in (
-        "gemwright_products",
+        "gemwright_fused_linear",
         "gemwright_top",
         "gemwright_rows",
         "gemwright_attention_float32",
@@ -59,26 +69,26 @@ def _isas(loaded: ctypes.CDLL) -> tuple[str, ...]:
 
 
 def available() -> bool:
-    """Tells whether the compiled kernels are installed."""
+    """Return whether the compiled kernels are installed."""
     return _LIBRARY.is_file()
 
 
 def isa() -> str:
-    """Returns the instruction set in use.
+    """Return the instruction set in use.
 
     Raises:
-        ValueError: GEMWRIGHT_NATIVE_ISA names one that this machine or build lacks.
+        ValueError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine or build lacks.
     """
     return library().gemwright_isa().decode()
 
 
 def isas() -> tuple[str, ...]:
-    """Returns the instruction sets that can run here, best first; the last is always `portable`."""
+    """Return the instruction sets that can run here, best first; the last is always `portable`."""
     return _isas(library())
 
 
 def select_isa(name: str) -> None:
-    """Changes the instruction set of later calls.
+    """Change the instruction set of later calls.
 
     Raises:
         ValueError: It is not one of `isas()`.

@@ -29,7 +29,7 @@ from gemwright.weights import PackedTensor, PanelTensor, Weight
 
 CHUNK = 1 << 21
 """Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
-PRECISE = (".down", ".q", ".k", ".v")
+SIXTEEN_BIT_ACTIVATIONS = (".down", ".q", ".k", ".v")
 """Ends of the paths of weights that meet activations of 16 bits, as the head does: 8 would change most here."""
 
 Progress = Callable[[int, int], None]
@@ -80,18 +80,18 @@ def _leaves(
             info = file.tensors[name]
             as_ours = not stored.index and stored.permute is None
             head = path == ("embed" if config.tied else "head")
-            precise = head or path.endswith(PRECISE)
+            activation_bits = 16 if head or path.endswith(SIXTEEN_BIT_ACTIVATIONS) else 8
             if param.linear and as_ours and info.panels:
-                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, precise=precise)
+                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, activation_bits=activation_bits)
             elif param.linear and as_ours and name in repacked and info.shape == stored.shape:
-                yield path, PackedTensor.to_device(repacked[name], param.shape, precise=precise)
+                yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
             elif param.linear and as_ours and info.encoding in known:
                 raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
                 shape, release = (stored.shape[0], math.prod(stored.shape[1:])), functools.partial(file.release, name)
                 made = native.repack(
                     info.encoding, raw, shape, allocate=arena.allocate, on_rows_read=release, head=head
                 )
-                yield path, PackedTensor.to_device(made, param.shape, precise=precise)
+                yield path, PackedTensor.to_device(made, param.shape, activation_bits=activation_bits)
             else:
                 yield path, jax.device_put(_read(pool, arena.allocate, file, name, stored, param.shape, plain))
             done += _nbytes(file, stored, name)
@@ -105,12 +105,12 @@ def _mapped(
     shape: tuple[int, ...],
     dtype: DTypeLike | None,
     *,
-    precise: bool,
+    activation_bits: int,
 ) -> Weight:
     """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
     held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
     if dtype is None:
-        return PackedTensor(held, encoding, shape, precise)
+        return PackedTensor(held, encoding, shape, activation_bits)
     return PanelTensor(held, encoding, shape, jnp.dtype(dtype))
 
 

@@ -1,0 +1,300 @@
+// Kernels of products and look-ups, written once over sixteen lanes and compiled once for each instruction set.
+//
+// Everything is in a namespace named after the instruction set, and no inline function of the standard library is used,
+// so that the linker never merges code of one instruction set into that of another.
+#include <cfloat>
+#include <cstring>
+#include <utility>
+
+#include "kernels/kernels.h"
+
+#define GEMWRIGHT_STRING_(x) #x
+#define GEMWRIGHT_STRING(x) GEMWRIGHT_STRING_(x)
+#include GEMWRIGHT_SIMD_HEADER
+#include "kernels/decode.h"
+
+namespace gemwright {
+namespace GEMWRIGHT_ISA {
+
+extern const Bfloat16Kernels bfloat16;
+extern const AttentionKernels attention;
+extern const RecurrenceKernels recurrence;
+extern const RowKernels row;
+extern const SplitKernels split;
+
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Cuts rows [row, row + rows) into tiles of kTileRows, then of smaller powers of two: body(first row, constant).
+static_assert(kRowGroup % kTileRows == 0 && kTileRows % 2 == 0, "the two rows of a pair must be in one tile");
+template <class Body>
+inline void for_each_tile(int64_t row, int64_t rows, Body body) {
+  const int64_t end = row + rows;
+  for (; end - row >= kTileRows; row += kTileRows) body(row, std::integral_constant<int, kTileRows>{});
+  unroll<3>([&](auto i) GEMWRIGHT_INLINE {
+    constexpr int kRows = 4 >> i;
+    if constexpr (kRows < kTileRows) {
+      if (end - row >= kRows) {
+        body(row, std::integral_constant<int, kRows>{});
+        row += kRows;
+      }
+    }
+  });
+}
+
+// Load and store the lanes that exist: all 16 except in the last panel.
+inline Floats load_lanes(const float* p, int64_t lanes) {
+  if (lanes == kLanes) return load(p);
+  float all[kLanes] = {};
+  std::memcpy(all, p, lanes * sizeof(float));
+  return load(all);
+}
+inline void store_lanes(float* p, int64_t lanes, Floats x) {
+  if (lanes == kLanes) return store(p, x);
+  float all[kLanes];
+  store(all, x);
+  std::memcpy(p, all, lanes * sizeof(float));
+}
+
+// ---- Activations.
+
+template <class Format>
+void quantize(const float* x, Activations& a) {
+  constexpr int kParts = kStripe / Format::kScaled;
+  constexpr int kOffset = Format::kOffset + (kSignedWeights<Format> ? kSignedOffset : 0);
+  int32_t largest = 0;  // of the bits of the magnitudes, which order like the magnitudes, with infinities and NaNs last
+  for (int i = 0; i < kStripe; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  float magnitude;
+  std::memcpy(&magnitude, &largest, 4);
+  const float scale = magnitude / 127.0f;
+  const bool finite = largest < 0x7f800000;
+  a.scale = finite ? scale : __builtin_nanf("");
+  a.start[0] = a.start[1] = 0;
+  a.sum = 0.0f;
+  if (!finite || scale < FLT_MIN) {  // below, 1 / scale might be infinite
+    std::memset(a.q, 0, kStripe);
+    if (finite) a.scale = 0.0f;
+    return;
+  }
+  const float inverse = 1.0f / scale;
+  int32_t q[kStripe];
+  for (int i = 0; i < kStripe; ++i) q[i] = int32_t(__builtin_rintf(x[i] * inverse));
+  for (int i = 0; i < kStripe; ++i) a.q[i] = int8_t(q[i]);
+  for (int part = 0; part < kParts; ++part) {
+    int32_t sum = 0;
+    for (int i = 0; i < Format::kScaled; ++i) sum += q[part * Format::kScaled + i];
+    a.start[part] = -kOffset * sum;
+    a.sum += scale * float(sum);
+  }
+}
+
+template <class Format>
+void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
+  const int64_t stripes = args.in / kStripe;
+  for_each_tile(row, rows, [&](int64_t first, auto n) {
+    Activations* tile = static_cast<Activations*>(args.tiles) + first * stripes;
+    for (int r = 0; r < n; ++r) {
+      const float* x = args.x + (first + r) * args.in;
+      for (int64_t s = 0; s < stripes; ++s) quantize<Format>(x + s * kStripe, tile[s * n + r]);
+    }
+  });
+}
+
+void prepare_exact(const MatmulArgs& args, int64_t row, int64_t rows) {
+  for_each_tile(row, rows, [&](int64_t first, auto n) {
+    float* tile = static_cast<float*>(args.tiles) + first * args.in;
+    const float* x = args.x + first * args.in;
+    for (int64_t i = 0; i < args.in; ++i) {
+      for (int r = 0; r < n; ++r) *tile++ = x[r * args.in + i];
+    }
+  });
+}
+
+// ---- Integer products: one panel times `Rows` rows of activations.
+
+template <class Format, int Rows>
+inline void accumulate(const typename Format::Stripe& w, const BlockScales<Format>& scales, const Activations* a,
+                       Floats (&y)[Rows]) {
+  constexpr int kGroups = Format::kScaled / 4;
+  unroll<kStripe / Format::kScaled>([&](auto part) GEMWRIGHT_INLINE {
+    Ints sum[Rows];
+    for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r].start[part]);
+    unroll<kGroups>([&](auto g) GEMWRIGHT_INLINE {
+      constexpr int kGroup = part * kGroups + g;
+      if constexpr (kSignedWeights<Format>) {
+        const Signed q = prepare_signed(group<kGroup>(w.q));
+        for (int r = 0; r < Rows; ++r) sum[r] = dot_signed(sum[r], q, a[r].q + 4 * kGroup);
+      } else {
+        const Bytes q = group<kGroup>(w.q);
+        for (int r = 0; r < Rows; ++r) sum[r] = dot(sum[r], q, a[r].q + 4 * kGroup);
+      }
+    });
+    const Floats scale = scales.template scale<part>(w);
+    for (int r = 0; r < Rows; ++r) {
+      y[r] = multiply_add(to_float(sum[r]) * broadcast(a[r].scale), scale, y[r]);
+    }
+  });
+  if constexpr (Format::kMinima) {
+    const Floats min = scales.dmin * load(w.min);
+    for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r].sum), y[r]);
+  }
+}
+
+// Prefetches the panel. A product with a single tile of activations is bound by memory, and the hardware prefetcher is
+// too late. Past the end of the weight this does nothing; the address is an integer because a pointer past the end is
+// undefined.
+template <class Panel>
+inline void prefetch_ahead(const Panel& block) {
+  constexpr uintptr_t kAhead = 4096, kLine = 64;
+  for (uintptr_t i = 0; i < sizeof(block); i += kLine) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&block) + kAhead + i));
+  }
+}
+
+template <class Format, int Rows>
+void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, float* y, int64_t out, int64_t lanes,
+                 bool paired, bool stream) {
+  const auto* block = reinterpret_cast<const typename Format::Panel*>(panel);
+  Floats sum[Rows];
+  for (int r = 0; r < Rows; ++r) sum[r] = zero();
+  for (int64_t b = 0; b < blocks; ++b, ++block) {
+    const BlockScales<Format> scales(*block);
+    if (stream) prefetch_ahead(*block);
+    for (const typename Format::Stripe& stripe : block->stripes) {
+      accumulate<Format, Rows>(stripe, scales, a, sum);
+      a += Rows;
+    }
+  }
+  if (paired) {
+    for (int r = 0; r + 1 < Rows; r += 2) store_lanes(y + r / 2 * out, lanes, sum[r] + sum[r + 1]);
+  } else {
+    for (int r = 0; r < Rows; ++r) store_lanes(y + r * out, lanes, sum[r]);
+  }
+}
+
+template <class Format>
+void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
+  const int64_t stripes = args.in / kStripe;
+  for (int64_t panel = first; panel < last; ++panel) {  // a panel stays in the cache for all rows
+    const int64_t column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
+    for_each_tile(row, rows, [&](int64_t r, auto n) {
+      matmul_tile<Format, n>(args.panels + panel * args.panel_bytes,
+                             static_cast<const Activations*>(args.tiles) + r * stripes, args.in / Format::kElements,
+                             args.y + (args.paired ? r / 2 : r) * args.out + column, args.out, lanes, args.paired,
+                             rows == n);
+    });
+  }
+}
+
+// ---- Products of decoded weights, in float32.
+
+template <int Rows>
+void exact_tile(const Tile& tile, int64_t count, const float* x, float* y, int64_t out, int64_t lanes, bool first) {
+  constexpr int kChains = Rows < 4 ? 4 / Rows : 1;  // a single sum would wait for the latency of each step
+  Floats sum[kChains][Rows];
+  for (int c = 0; c < kChains; ++c) {
+    for (int r = 0; r < Rows; ++r) sum[c][r] = c > 0 || first ? zero() : load_lanes(y + r * out, lanes);
+  }
+  const auto step = [&](int64_t i, int c) GEMWRIGHT_INLINE {
+    const Floats w = load(tile[i]);
+    for (int r = 0; r < Rows; ++r) sum[c][r] = multiply_add(w, broadcast(x[i * Rows + r]), sum[c][r]);
+  };
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains) {
+    for (int c = 0; c < kChains; ++c) step(i + c, c);
+  }
+  for (; i < count; ++i) step(i, 0);
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 1; c < kChains; ++c) sum[0][r] = sum[0][r] + sum[c][r];
+    store_lanes(y + r * out, lanes, sum[0][r]);
+  }
+}
+
+template <class Format>
+void exact(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
+  Tile tile;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
+    int64_t i = 0;
+    do {  // at least once, so that y is written even if `in` is zero
+      const int64_t count = smaller(kTileValues, args.in - i);
+      decode<Format>(args.panels + panel * args.panel_bytes, i, count, tile);
+      for_each_tile(row, rows, [&](int64_t r, auto n) {
+        const float* x = static_cast<const float*>(args.tiles) + r * args.in + i * n;
+        exact_tile<n>(tile, count, x, args.y + r * args.out + column, args.out, lanes, i == 0);
+      });
+      i += count;
+    } while (i < args.in);
+  }
+}
+
+// ---- Look-up.
+
+// Decodes a panel once for each run of ids in it.
+template <class Format>
+void rows(const RowsArgs& args, int64_t first, int64_t last) {
+  Tile tile;
+  while (first < last) {
+    const int64_t panel = args.ids[first] < 0 ? args.n_panels : args.ids[first] / kLanes;
+    int64_t end = first + 1;
+    if (panel >= args.n_panels) {
+      for (int64_t i = 0; i < args.width; ++i) args.y[first * args.width + i] = __builtin_nanf("");
+      first = end;
+      continue;
+    }
+    while (end < last && args.ids[end] >= 0 && args.ids[end] / kLanes == panel) ++end;
+    for (int64_t i = 0; i < args.width; i += kTileValues) {
+      const int64_t count = smaller(kTileValues, args.width - i);
+      decode<Format>(args.panels + panel * args.panel_bytes, i, count, tile);
+      for (int64_t id = first; id < end; ++id) {
+        float* y = args.y + id * args.width + i;
+        for (int64_t k = 0; k < count; ++k) y[k] = tile[k][args.ids[id] % kLanes];
+      }
+    }
+    first = end;
+  }
+}
+
+template <class Format>
+constexpr void add(Kernels& table, Encoding encoding) {
+  table.exact[encoding] = exact<Format>;
+  table.rows[encoding] = rows<Format>;
+  if constexpr (!Format::kPlain) {
+    table.prepare[encoding] = prepare<Format>;
+    table.matmul[encoding] = matmul<Format>;
+  }
+}
+
+constexpr Kernels make_table() {
+  Kernels table{GEMWRIGHT_STRING(GEMWRIGHT_ISA),
+                supported,
+                {},
+                {},
+                prepare_exact,
+                {},
+                {},
+                bfloat16,
+                attention,
+                recurrence,
+                row,
+                split};
+#define GEMWRIGHT_ADD(format) add<format>(table, k##format);
+  GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
+#undef GEMWRIGHT_ADD
+  return table;
+}
+
+}  // namespace
+
+extern const Kernels table;
+constexpr Kernels table = make_table();
+
+}  // namespace GEMWRIGHT_ISA
+}  // namespace gemwright
