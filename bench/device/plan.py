@@ -12,7 +12,7 @@ class Work:
         batches: Numbers of sequences that are decoded together.
         prompt: Tokens of each prompt.
         decoded: Tokens of each sequence after the first.
-        train_batch: Sequences of a training step, or of each that is tried until one fits.
+        train_batch: Sequences of a training step.
         train_length: Tokens of each sequence of a training step.
     """
 
