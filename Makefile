@@ -8,7 +8,7 @@ WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-
 IN_PARALLEL ?= -n 2 --dist loadfile
 CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
 
-.PHONY: demo test test-slow test-peers test-sanitized test-neon check format bench clean
+.PHONY: demo test test-slow test-peers test-sanitized test-neon check format bench bench-accelerator clean
 
 demo: .venv/demo.installed  ## Real text, written by a real Gemma
 	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
@@ -45,6 +45,9 @@ format: .venv/dev.installed
 
 bench: .venv/peers.installed  ## gemwright beside its peers, on this machine
 	$(BIN)/python bench/cpu.py
+
+bench-accelerator: .venv/dev.installed  ## gemwright and transformers on this machine's GPU or TPU; needs the extra `cuda` or `tpu`
+	$(BIN)/python bench/accelerator.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache
