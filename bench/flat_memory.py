@@ -44,9 +44,9 @@ def measure(kind: str) -> None:
     """Generate, and print one JSON object a window: tokens so far, milliseconds a token, bytes of state and process."""
     import jax
 
+    from gemwright.generate.buckets import capacity
     from gemwright.generate.engine import Engine
     from gemwright.generate.sampling import Sampling
-    from gemwright.generate.buckets import capacity
     from gemwright.model.params import init, parameter_count
     from gemwright.model.state import state_bytes
 

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from worker import PROMPT
 
 from gemwright import tree
-from gemwright.checkpoint.names.gguf import map_gguf
-from gemwright.checkpoint.names.mapping import mapping
+from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
-from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.load import row_chunks
 from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.params import param_specs
 from gemwright.text.tokenizer import Tokenizer

@@ -14,9 +14,8 @@ import models
 from engines import Task, llama_cpp_python
 
 from gemwright.checkpoint.files.gguf import open_gguf
-from gemwright.kernels.native import native_enabled, instruction_set
 from gemwright.checkpoint.locate import DEMO
-from gemwright.kernels import packed
+from gemwright.kernels.native import instruction_set, native_enabled
 from gemwright.variants import VARIANTS
 
 PACKAGES = ("gemwright", "gemwright-native", "jax", "llama_cpp_python", "transformers", "torch", "numpy")

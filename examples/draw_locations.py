@@ -13,9 +13,9 @@ from pathlib import Path
 
 from gemwright.errors import GemwrightError
 from gemwright.images.drawing import draw, save_png
+from gemwright.images.load import load_image
 from gemwright.images.locations import parse
 from gemwright.images.masks import MaskDecoder, outlines
-from gemwright.images.load import load_image
 
 
 def main() -> None:

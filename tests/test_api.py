@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gemwright.api import default_sampling
 
 import gemwright
 from gemwright import memory
-from gemwright.api import _draft
+from gemwright.api import _draft, default_sampling
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import forward, logits

@@ -10,26 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemwright import ops, tree, weights
-from gemwright.checkpoint.huggingface import to_huggingface
+from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.generate.engine import Engine
-from gemwright.generate.prompts import ROW, Prompt
+from gemwright.generate.prompts import SOFT_TOKEN, Prompt
 from gemwright.generate.sampling import Sampling
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern, stages
-from gemwright.model.spec import ModelWeights, parameter_count, spec
-from gemwright.model.state import Context, DecodeState, empty_state
-from gemwright.model.transformer import Pictured
+from gemwright.model.params import ModelWeights, param_specs, parameter_count
+from gemwright.model.state import Positions, DecodeState, empty_state
+from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array
 from gemwright.variants import VARIANTS
 
 __all__ = ["SOFT", "Config", "Prompt", "parameter_count", "to_huggingface"]
 
-SOFT = ROW
+SOFT = SOFT_TOKEN
 """Id of a soft token."""
 WINDOW = 7
 WIDTH, VOCAB, MAX_LENGTH = 64, 128, 4096  # the square root of the width is exact in bfloat16
 MEANS = {"normal": 0.0, "zeros": 0.0, "ones": 1.0, "decay": -4.0}
-"""Means of random weights by how `Param.init` starts them; a decay of -4 keeps about 0.93 of a state each step."""
+"""Means of random weights by how `ParamSpec.init` starts them; a decay of -4 keeps about 0.93 of a state each step."""
 
 
 def _decoder(depth: int, *mixers: Attention, post_norms: bool = True, cap: float | None = None) -> Config:
@@ -74,7 +74,7 @@ def random_weights(config: Config, dtype: str, stacked: int | None = None) -> Mo
         dtype: Of the weights.
         stacked: Length of an axis before those of the layers' weights, for `scanned_loss`.
     """
-    table = spec(config)
+    table = param_specs(config)
     leaves = tree.flatten(table)
     keys = dict(zip(leaves, jax.random.split(jax.random.key(0), len(leaves)), strict=True))
 
@@ -93,7 +93,7 @@ def random_host_weights(config: Config, dtype: str) -> ModelWeights:
         mean, deviation = _moments(param)
         return numbers.normal(mean, deviation, param.shape).astype(jnp.dtype(dtype))
 
-    return tree.map_with_path(make, spec(config))
+    return tree.map_with_path(make, param_specs(config))
 
 
 def _moments(param: Any) -> tuple[float, float]:
@@ -110,8 +110,8 @@ def vision_groups(config: Config, soft: Array, batch: int, length: int) -> tuple
     """Return ids and groups [B, T] of prompts that hold soft tokens, as PaliGemma or Gemma 3 arranges them."""
     assert config.vision is not None
     ids = np.random.default_rng(1).integers(3, config.vocab, (batch, length), dtype=np.int32)
-    groups = np.full((batch, length), 0 if config.vision.prefix else -1, np.int32)
-    first = 0 if config.vision.prefix else 2
+    groups = np.full((batch, length), 0 if config.vision.prefix_lm else -1, np.int32)
+    first = 0 if config.vision.prefix_lm else 2
     places = slice(first, first + soft.shape[1])
     ids[:, places], groups[:, places] = SOFT, 0
     return ids, groups
@@ -134,8 +134,8 @@ def forward(
     state: DecodeState | None,
 ) -> tuple[Array, DecodeState | None]:
     """Return logits [B, T, V] and the state after the tokens; `soft` is embeddings [B, T, D] and groups [B, T]."""
-    pictured = None if soft is None else Pictured(*soft)
-    hidden, state = transformer.forward(config, params, tokens, state, valid=valid, pictured=pictured)
+    soft_tokens = None if soft is None else SoftTokens(*soft)
+    hidden, state = transformer.forward(config, params, tokens, state, valid=valid, soft_tokens=soft_tokens)
     return transformer.logits(config, params, hidden), state
 
 
@@ -173,7 +173,7 @@ def scanned_loss(one: Config, params: ModelWeights, tokens: Array) -> Array:
         tokens: Token ids [B, T + 1].
     """
     B, T = tokens[:, :-1].shape
-    context = Context(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.zeros((B,), jnp.int32))
+    context = Positions(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.zeros((B,), jnp.int32))
     apply = jax.checkpoint(block.apply, static_argnums=(0, 5))
 
     def repetition(x: Array, layers: tuple[Any, ...]) -> tuple[Array, None]:

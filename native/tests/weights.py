@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gemwright.checkpoint import ggml
+from gemwright.checkpoint.files import ggml
 from numpy.typing import NDArray
 
 

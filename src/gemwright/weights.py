@@ -129,7 +129,9 @@ class PackedTensor:
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
-        y = kernels.matmul(flat, self.packed, self.encoding, math.prod(self.shape[:split]), activation_bits=self.activation_bits)
+        y = kernels.matmul(
+            flat, self.packed, self.encoding, math.prod(self.shape[:split]), activation_bits=self.activation_bits
+        )
         return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
 
     def rows(self, ids: Array) -> Array:

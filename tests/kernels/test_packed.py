@@ -30,7 +30,7 @@ def q8_0(shape: tuple[int, ...], rows: int) -> tuple[PackedTensor, jax.Array]:
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
     made = native.arrange("Q8_0", raw, values.shape, take=aligned, done=lambda: None)
-    return PackedTensor.to_device(made, shape, precise=False), jnp.asarray(decoded.reshape(shape))
+    return PackedTensor.to_device(made, shape, activation_bits=8), jnp.asarray(decoded.reshape(shape))
 
 
 @pytest.mark.parametrize(("shape", "rows", "inputs"), [((70, 64), 70, 1), ((3, 16, 96), 48, 1), ((33, 2, 32), 33, 2)])
@@ -62,7 +62,7 @@ def test_a_packed_weight_stays_where_it_was_packed():
         return taken[-1]
 
     made = native.arrange("Q8_0", ggml.encode("Q8_0", values), (70, 64), take=take, done=lambda: None)
-    weight = PackedTensor.to_device(made, (70, 64), precise=False)
+    weight = PackedTensor.to_device(made, (70, 64), activation_bits=8)
     assert [weight.packed.unsafe_buffer_pointer()] == [memory.ctypes.data for memory in taken]
 
 

@@ -111,7 +111,7 @@ def test_packed_weights_see_as_plain_ones():
         if not param.linear:
             return values
         made = native.arrange("BF16", raw, shape, take=aligned, done=lambda: None)
-        return PackedTensor.to_device(made, param.shape, precise=False)
+        return PackedTensor.to_device(made, param.shape, activation_bits=8)
 
     rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))
     plain = vision.encode(NORMED, params, _pictures(NORMED))

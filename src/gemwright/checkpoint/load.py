@@ -82,7 +82,10 @@ def _leaves(
             head = path == ("embed" if config.tied else "head")
             activation_bits = 16 if head or path.endswith(SIXTEEN_BIT_ACTIVATIONS) else 8
             if param.linear and as_ours and info.panels:
-                yield path, _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, activation_bits=activation_bits)
+                yield (
+                    path,
+                    _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, activation_bits=activation_bits),
+                )
             elif param.linear and as_ours and name in repacked and info.shape == stored.shape:
                 yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
             elif param.linear and as_ours and info.encoding in known:

@@ -83,7 +83,6 @@ def _examine() -> dict[str, Any]:
 
 def _implementation() -> str:
     """Which matrix products a model is run with when no dtype is asked for."""
-
     if native_enabled():
         return f"native kernels, {instruction_set()}"
     return "reference: XLA (native kernels: not installed, or not for this device)"

@@ -126,8 +126,8 @@ def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
-    from gemwright.cli.loading import describe, sampling_source
     from gemwright.api import default_sampling
+    from gemwright.cli.loading import describe, sampling_source
     from gemwright.model.params import parameter_count
 
     config, encodings = checkpoint.config, encodings_of(checkpoint)

@@ -147,9 +147,8 @@ def dtype_name(dtype: "jnp.dtype | None") -> str:
 
 def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | None) -> None:
     from gemwright import memory
-    from gemwright.api import forecast
+    from gemwright.api import default_sampling, forecast
     from gemwright.checkpoint.open import open_checkpoint
-    from gemwright.api import default_sampling
 
     checkpoint = open_checkpoint(path, variant)
     free = memory.available()

@@ -61,7 +61,9 @@ def repack(
     for start in range(0, rows, step):
         part = range(start, min(start + step, rows))
         try:
-            kernels.repack_rows(packed, layout, raw[start * row_bytes : part.stop * row_bytes], shape, part, spare_cores)
+            kernels.repack_rows(
+                packed, layout, raw[start * row_bytes : part.stop * row_bytes], shape, part, spare_cores
+            )
         except OverflowError:
             return repack(encoding, raw, shape, allocate=allocate, on_rows_read=on_rows_read, spare_cores=spare_cores)
         on_rows_read()
