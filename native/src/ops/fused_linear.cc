@@ -210,8 +210,8 @@ void apply_epilogue(Pool& pool, int64_t rows, const Fusion& fusion, const Weight
 
 }  // namespace
 
-std::string products(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Fusion& fusion,
-                     const std::vector<Weight>& weights) {
+std::string fused_linear(Pool& pool, bool exact, const float* x, int64_t rows, int64_t in, const Fusion& fusion,
+                         const std::vector<Weight>& weights) {
   if (weights.size() == 1 && weights[0].encoding == kSplitName) {
     const bool plain = !exact && !fusion.gain && !fusion.gate && !fusion.post_gain && !fusion.residual;
     return plain ? split_product(pool, x, rows, in, weights[0])
