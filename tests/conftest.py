@@ -1,6 +1,9 @@
 """Fixtures of all tests. Under test, numerical functions check the types and shapes of their annotations."""
 
+import ctypes
+import gc
 import signal
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +71,16 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_memory() -> Iterator[None]:
+    """Free models and compiled programs after each file: those of all files are gigabytes in one process."""
+    yield
+    gc.collect()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
