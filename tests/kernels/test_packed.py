@@ -29,7 +29,7 @@ def q8_0(shape: tuple[int, ...], rows: int) -> tuple[PackedTensor, jax.Array]:
     raw = ggml.encode("Q8_0", values)
     decoded = np.empty_like(values)
     ggml.decode("Q8_0", raw, decoded)
-    made = native.arrange("Q8_0", raw, values.shape, take=aligned, done=lambda: None)
+    made = native.repack("Q8_0", raw, values.shape, allocate=aligned, on_rows_read=lambda: None)
     return PackedTensor.to_device(made, shape, activation_bits=8), jnp.asarray(decoded.reshape(shape))
 
 
@@ -61,14 +61,14 @@ def test_a_packed_weight_stays_where_it_was_packed():
         taken.append(aligned(nbytes))
         return taken[-1]
 
-    made = native.arrange("Q8_0", ggml.encode("Q8_0", values), (70, 64), take=take, done=lambda: None)
+    made = native.repack("Q8_0", ggml.encode("Q8_0", values), (70, 64), allocate=take, on_rows_read=lambda: None)
     weight = PackedTensor.to_device(made, (70, 64), activation_bits=8)
     assert [weight.packed.unsafe_buffer_pointer()] == [memory.ctypes.data for memory in taken]
 
 
 def test_a_weight_packed_in_parts_is_the_weight_packed_whole(monkeypatch: pytest.MonkeyPatch):
     whole, _ = q8_0((70, 64), 70)
-    monkeypatch.setattr(packing, "CHUNK", 1)
+    monkeypatch.setattr(native, "CHUNK", 1)
     assert jnp.array_equal(q8_0((70, 64), 70)[0].packed, whole.packed)
 
 

@@ -69,7 +69,7 @@ def test_xla_multiplies_as_by_the_array(
     expected = weights.matmul(x, array, inputs=inputs)
     product = jax.jit(lambda weight: weights.matmul(x, weight, inputs=inputs))(weight)
     np.testing.assert_allclose(product, expected, rtol=0, atol=1e-4)
-    monkeypatch.setattr(panels, "CHUNK", 2 * panels.LANES * 64)  # two panels at a time and what is left
+    monkeypatch.setattr(weights, "VALUES_PER_PRODUCT", 2 * panels.LANES * 64)  # two panels at a time and what is left
     product = jax.jit(lambda weight: weights.matmul(x, weight, inputs=inputs))(weight)
     np.testing.assert_allclose(product, expected, rtol=0, atol=1e-4)
 

@@ -17,7 +17,8 @@ from gemwright.kernels import native
 from gemwright.kernels.native import native_enabled
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
-from gemwright.model.params import ParamSpec, VisionWeights
+from gemwright.model.params import ParamSpec, VisionWeights, param_specs
+from gemwright.weights import PackedTensor
 
 AFFINE = Vision(20, 16, prefix_lm=True, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
 NORMED = Vision(24, 4, prefix_lm=False, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
@@ -25,7 +26,7 @@ NORMED = Vision(24, 4, prefix_lm=False, projector="normed", patch=4, width=36, d
 
 def _spec(tower: Vision) -> Any:
     decoder = Config(48, 97, (Layer(Attention(4, 1, 16, 16.0), Mlp(8)),), max_length=256)
-    return spec(replace(decoder, vision=tower)).vision
+    return param_specs(replace(decoder, vision=tower)).vision
 
 
 def _weights(tower: Vision, dtype: Any = jnp.float32) -> VisionWeights:
@@ -110,7 +111,7 @@ def test_packed_weights_see_as_plain_ones():
         shape = (param.shape[0], math.prod(param.shape[1:]))
         if not param.linear:
             return values
-        made = native.arrange("BF16", raw, shape, take=aligned, done=lambda: None)
+        made = native.repack("BF16", raw, shape, allocate=aligned, on_rows_read=lambda: None)
         return PackedTensor.to_device(made, param.shape, activation_bits=8)
 
     rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gemwright
+from gemwright.generate import buckets
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.speculation import Lookup, Pace
 from gemwright.kernels.native import native_enabled
@@ -23,7 +24,7 @@ def test_the_text_is_that_of_plain_decoding(monkeypatch: pytest.MonkeyPatch, dem
     model = gemwright.load(demo_gguf)
     engine, prompts = model.engine, [model.encode(PROMPT)] * 2
     plain = list(engine.generate(prompts, SAMPLINGS, LENGTH))
-    monkeypatch.setattr(schedule, "VERIFIED", (8,))
+    monkeypatch.setattr(buckets, "VERIFIED", (8,))
     monkeypatch.setattr(Pace, "size", lambda self: 8)  # whatever it costs
     steps = list(engine.generate(prompts, SAMPLINGS, LENGTH, proposer=Lookup()))
     np.testing.assert_array_equal([step.tokens for step in steps], [step.tokens for step in plain])

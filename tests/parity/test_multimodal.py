@@ -179,7 +179,7 @@ def _chunk(
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         place = slice(width - (stop - start), width) if left else slice(stop - start)
         tokens[row, place], valid[row, place] = batch.tokens[row, start:stop], True
-        rows[row, place], blocks[row, place] = given.rows[row, start:stop], given.blocks[row, start:stop]
+        rows[row, place], blocks[row, place] = given.embeddings[row, start:stop], given.groups[row, start:stop]
     return jnp.asarray(tokens), jnp.asarray(valid), SoftTokens(jnp.asarray(rows), jnp.asarray(blocks))
 
 
@@ -302,7 +302,7 @@ def test_a_wrong_tower_is_noticed(pairs: dict[str, VisionPair], mistake: str):
 def _blocks(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[VisionPair], Any]:
     def wrong(pair: VisionPair) -> Any:
         given = image_input(pair)
-        return our_logits(pair, replace(given, blocks=jnp.asarray(change(np.asarray(given.blocks)), jnp.int32)))
+        return our_logits(pair, replace(given, groups=jnp.asarray(change(np.asarray(given.groups)), jnp.int32)))
 
     return wrong
 
@@ -330,7 +330,7 @@ def _windowed(window: int) -> Callable[[VisionPair], Any]:
         # An epsilon that differs in the last bit forces a compilation, with the mistake.
         config = replace(pair.config, norm_eps=float(np.nextafter(pair.config.norm_eps, 1)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attention, "together", parted)
+            patch.setattr(attention, "same_group", parted)
             return our_logits(replace(pair, config=config))
 
     return wrong
