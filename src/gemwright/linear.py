@@ -72,7 +72,7 @@ def fused_linear(
     post_gain: Array | None = None,
     eps: float,
 ) -> tuple[Array, ...]:
-    """Return linear maps of one input [B, T, *in], fused with what surrounds them; see `gemwright_native.fused_linear`."""
+    """Return linear maps of one input [B, T, *in] by one kernel; see `gemwright_native.fused_linear`."""
 
     def matrix(array: Array | None) -> Array | None:
         return None if array is None else array.astype(jnp.float32).reshape(-1, math.prod(array.shape[2:]))

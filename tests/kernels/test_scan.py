@@ -87,5 +87,17 @@ def _primitives(impl: Any, length: int) -> set[str]:
 def test_a_request_is_obeyed_and_a_single_step_is_no_loop():
     assert _primitives("sequential", 9) == {"scan["}
     assert _primitives("associative", 9) == set()
-    assert _primitives("auto", 9) == ({"scan["} if jax.default_backend() == "cpu" else set())
     assert all(_primitives(impl, 1) == set() for impl in ("auto", *IMPLS))
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_auto_is_a_loop_in_programs_for_a_cpu_only(platform: str, loops: bool):
+    function = jax.jit(jax.grad(lambda *args: jnp.sum(linear_recurrence(*args))))
+    program = function.trace(*map(jnp.asarray, _problem(9))).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in program) == loops
+
+
+def test_auto_maps_over_an_axis():
+    a, b, initial = map(jnp.asarray, _problem(9))
+    mapped = jax.jit(jax.vmap(lambda *args: linear_recurrence(*(x[None] for x in args))[0]))(a, b, initial)
+    np.testing.assert_allclose(mapped, linear_recurrence(a, b, initial, "sequential"), rtol=1e-5, atol=1e-5)

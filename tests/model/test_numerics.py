@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gemwright import ops, weights
-from gemwright.model import attention
-from gemwright.model.attention import attend
+from gemwright.kernels import attention
+from gemwright.kernels.attention import attend
 
 ONCE = 2.0**-8 * 1.001
 """Largest relative error of one rounding to bfloat16, and a little for float32 arithmetic."""
@@ -114,7 +114,7 @@ def test_attention_against_its_definition(cap: float | None):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("cap", [None, 2.0])
-def test_what_is_masked_has_no_weight_at_all(dtype: Any, cap: float | None):
+def test_a_masked_key_has_no_weight(dtype: Any, cap: float | None):
     q, k, v, _ = _attention_inputs(dtype)
     mask = jnp.broadcast_to(jnp.arange(9) < 6, (2, 5, 9))
     hidden = (jnp.arange(9) >= 6)[:, None]

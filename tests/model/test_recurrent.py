@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from gemwright import tree
+from gemwright.kernels import choice
 from gemwright.kernels.native import native_enabled
+from gemwright.kernels.rg_lru import bounded_sqrt, rg_lru
 from gemwright.linear import Norms
 from gemwright.model import recurrent
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope
@@ -168,8 +170,8 @@ def test_gradients_equal_finite_differences_of_the_equations():
 
 def test_the_slope_of_the_square_root_is_bounded():
     x = np.array([0.0, 1e-9, 2e-7, 2.6e-7, 1e-5, 0.3, 1.0], np.float32)
-    np.testing.assert_array_equal(recurrent.bounded_sqrt(jnp.asarray(x)), np.sqrt(x))
-    slopes = np.asarray(jax.vmap(jax.grad(recurrent.bounded_sqrt))(jnp.asarray(x)))
+    np.testing.assert_array_equal(bounded_sqrt(jnp.asarray(x)), np.sqrt(x))
+    slopes = np.asarray(jax.vmap(jax.grad(bounded_sqrt))(jnp.asarray(x)))
     np.testing.assert_allclose(slopes[:3], 1000.0, rtol=1e-6)
     exact, step = x[3:].astype(np.float64), 1e-4 * x[3:]
     np.testing.assert_allclose(slopes[3:], (np.sqrt(exact + step) - np.sqrt(exact - step)) / (2 * step), rtol=1e-6)
@@ -184,12 +186,13 @@ def test_channels_that_never_forget_have_gradients():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.fixture(params=["reference", "native"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both versions of the recurrence with a state."""
-    if request.param == "native" and not native_enabled():
+@pytest.fixture(params=["reference", "auto"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both versions of the recurrence with a state; `auto` is the kernel."""
+    if request.param == "auto" and not native_enabled():
         pytest.skip("gemwright-native is not installed")
-    monkeypatch.setattr(recurrent.kernel, "supports", lambda *_: request.param == "native")
+    with choice.use(request.param):
+        yield
 
 
 both = pytest.mark.usefixtures("kernel")
@@ -318,9 +321,11 @@ def test_the_kernel_equals_the_reference(dtype: str):
     initial = jnp.asarray(random.standard_normal((3, MIXER.width)), jnp.float32)
     positions = jnp.asarray(np.where(POSITIONS < 0, -1, POSITIONS + np.array([[0], [7], [0]])))
     gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
-    assert recurrent.kernel.supports(params.input_gate, params.decay_gate)
-    found = recurrent.kernel.rg_lru(u, positions, initial, *gates, params.decay)
-    expected = recurrent._rg_lru(params, u, positions, initial)
+    results = []
+    for impl in ("native", "reference"):
+        with choice.use(impl):
+            results.append(rg_lru(u, positions, initial, *gates, params.decay))
+    found, expected = results
     assert found.dtype == expected.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemwright.kernels import choice
 from gemwright.kernels.native import native_enabled
-from gemwright.model import attention
 from gemwright.model.config import Config
 from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, slot_positions, state_bytes, visible
 from gemwright.model.transformer import forward
@@ -38,11 +38,8 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both versions of attention with a state."""
     if request.param == "native" and not native_enabled():
         pytest.skip("gemwright-native is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention.kernel, "supports", lambda *_: request.param == "native")
-        jax.clear_caches()
+    with choice.use(request.param):
         yield
-    jax.clear_caches()
 
 
 _forward = jax.jit(forward, static_argnums=0)

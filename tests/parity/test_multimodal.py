@@ -18,7 +18,8 @@ import torch
 
 from gemwright import ops, tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.model import attention, vision
+from gemwright.kernels import attention
+from gemwright.model import vision
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.model.transformer import SoftTokens, forward, logits
 from tests.helpers import assert_close

@@ -1,1 +1,1 @@
-"""Kernels beyond XLA's own, and the weights that they compute on."""
+"""Operations that have several implementations, each with its jax.numpy reference and the choice between them."""

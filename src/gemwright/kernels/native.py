@@ -1,4 +1,7 @@
-"""The C++ kernels of gemwright-native: whether they are installed, and weights repacked for them. Needs no JAX."""
+"""The C++ kernels of gemwright-native: whether they are installed, and weights repacked for them.
+
+Nothing here needs JAX, but for `native_enabled`.
+"""
 
 import importlib
 import importlib.util
@@ -11,23 +14,23 @@ from numpy.typing import NDArray
 from gemwright.errors import GemwrightError
 
 CHUNK = 1 << 24
-"""Values that are rearranged at a time."""
+"""Maximum number of values repacked at a time."""
 
 
 class Repacked(NamedTuple):
-    """The bytes of a weight as the kernels take them, and the name of their layout."""
+    """The bytes of a weight in the layout of the kernels, and the name of the layout."""
 
     packed: NDArray[np.uint8]
     layout: str
 
 
 def installed() -> bool:
-    """Whether gemwright-native is here with its kernels."""
+    """Return whether gemwright-native is installed with its compiled library."""
     return importlib.util.find_spec("gemwright_native") is not None and library().available()
 
 
 def library() -> Any:
-    """Return the package of the kernels."""
+    """Return the package gemwright_native."""
     return importlib.import_module("gemwright_native")
 
 
@@ -41,16 +44,16 @@ def repack(
     head: bool = False,
     spare_cores: int = 0,
 ) -> Repacked:
-    """Rearrange a weight's bytes, some rows at a time.
+    """Repack a weight for the kernels, some rows at a time.
 
     Args:
-        encoding: Of the bytes; one that has kernels.
-        raw: The bytes as a GGUF or safetensors file holds them.
-        shape: Rows into which the bytes are divided, and values in each.
-        allocate: Gives memory for so many bytes, aligned as XLA wants it.
-        on_rows_read: Called when some rows have been read, so that their pages can be given back.
-        head: Mostly the largest of its products are wanted; see `gemwright_native.top`.
-        spare_cores: Cores to leave to others.
+        encoding: The encoding of the bytes, one of `encodings()`.
+        raw: The bytes as stored in a GGUF or safetensors file.
+        shape: Number of rows, and values in each.
+        allocate: Returns that number of bytes, aligned for XLA.
+        on_rows_read: Called after some rows have been read, so that their pages can be released.
+        head: The weight is an output head, of which the largest products are needed; see `gemwright_native.top`.
+        spare_cores: Number of cores to leave idle.
     """
     kernels = library()
     rows, width = shape
@@ -70,20 +73,31 @@ def repack(
     return Repacked(packed, layout)
 
 
+def usable() -> bool:
+    """Return whether the kernels are installed and have code for this machine.
+
+    Raises:
+        GemwrightError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine lacks.
+    """
+    if not installed():
+        return False
+    try:
+        return bool(instruction_set())
+    except ValueError as error:
+        raise GemwrightError(str(error)) from error
+
+
 def native_enabled() -> bool:
-    """Return whether matrices are multiplied in their stored format: on a CPU, with gemwright-native installed.
+    """Return whether weights are loaded in their stored format: the default platform is a CPU that has the kernels.
+
+    This is for loading. A program may be for another platform than the default one; see `kernels.choice`.
 
     Raises:
         GemwrightError: GEMWRIGHT_NATIVE_ISA names an instruction set that this machine lacks.
     """
     import jax
 
-    if jax.default_backend() != "cpu" or not installed():
-        return False
-    try:
-        return bool(instruction_set())
-    except ValueError as error:
-        raise GemwrightError(str(error)) from error
+    return jax.default_backend() == "cpu" and usable()
 
 
 def instruction_set() -> str:

@@ -5,6 +5,7 @@ most callers want the logits of a few positions only, and the head is most of a 
 """
 
 import math
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -66,7 +67,7 @@ def forward(
     if state is None:
         return x, None
     lengths = state.lengths + jnp.sum(positions.indices >= 0, axis=1)
-    return x, DecodeState(lengths, tuple(entry for entry in after if entry is not None))
+    return x, DecodeState(lengths, cast("tuple[MixerState, ...]", tuple(after)))  # None for a layer without a state
 
 
 def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gemwright import ops, weights
-from gemwright.model.attention import attend
+from gemwright.kernels.attention import attend
 from gemwright.model.config import Vision
 from gemwright.model.params import VisionLayerWeights, VisionWeights
 from gemwright.typing import Array, Float

@@ -1,0 +1,135 @@
+"""The choice of an operation's implementation: the jax.numpy reference, or a version for one platform.
+
+A program may be lowered for another platform than the one that traces it, as `jax.export` does. So an operation with a
+version for one platform is a JAX primitive, and its implementation is chosen when the primitive is lowered. Only that
+one is traced: `jax.lax.platform_dependent` traces every branch, which takes 200 ms for each attention layer.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gemwright.errors import GemwrightError
+from gemwright.kernels import native
+from gemwright.typing import Array
+
+Impl: TypeAlias = Literal["auto", "reference", "native"]
+"""`reference` is jax.numpy on any platform, `native` the C++ kernel on a CPU; `auto` takes the kernel if it can."""
+
+_requested: Any = jax.make_user_context("auto")
+
+
+def use(impl: Impl) -> AbstractContextManager[None]:
+    """Return a context in which attention with a cache and the RG-LRU have this implementation.
+
+    The request is part of the key of `jax.jit`'s caches. It has no effect on products with a `PackedTensor`, which have
+    no other implementation: load a model with another `dtype` instead.
+    """
+    return _requested(impl)
+
+
+def resolve(operation: str, obstacle: str | None) -> Impl:
+    """Return the implementation of an operation: `auto` if the platform of the program decides.
+
+    Args:
+        operation: Its name, for the error.
+        obstacle: The reason why the native kernel does not take these inputs; None if it does.
+
+    Raises:
+        GemwrightError: The native kernel is requested and cannot run.
+    """
+    requested: Impl = _requested.value
+    if requested == "reference":
+        return requested
+    if obstacle is None and not native.usable():
+        obstacle = "gemwright-native is not installed"
+    if obstacle is None:
+        return requested
+    if requested == "native":
+        raise GemwrightError(f"{operation} cannot run natively: {obstacle}; use the implementation auto or reference.")
+    return "reference"
+
+
+def describe_choices() -> dict[str, str]:
+    """Return what `auto` chooses for each operation on JAX's default platform."""
+    on_cpu, kernels = jax.default_backend() == "cpu", native.native_enabled()
+    fast = f"native ({native.instruction_set()})" if kernels else "reference"
+    return {
+        "products with stored weights": fast if kernels else "panels decoded by XLA",
+        "attention with a cache": fast,
+        "RG-LRU": fast,
+        "linear recurrence": "sequential" if on_cpu else "associative",
+    }
+
+
+class PlatformOperation:
+    """An operation whose implementation depends on the platform that a program is lowered for.
+
+    Both functions take the same arguments, pytrees of arrays and hashable keywords, and return a tuple of arrays.
+    Derivatives and `jax.vmap` are those of `reference`.
+
+    Attributes:
+        reference: The implementation for platforms other than the CPU.
+        cpu: The implementation for the CPU.
+        results: The abstract results of abstract arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        reference: Callable[..., tuple[Array, ...]],
+        cpu: Callable[..., tuple[Array, ...]],
+        results: Callable[..., tuple[Any, ...]],
+    ):
+        self._primitive = primitive = Primitive(name)
+        primitive.multiple_results = True
+
+        def flat(function: Callable[..., tuple[Array, ...]], **static: Any) -> Callable[..., list[Array]]:
+            structure, keywords = static["structure"], dict(static["keywords"])
+            return lambda *leaves: list(function(*jax.tree.unflatten(structure, leaves), **keywords))
+
+        def abstract(*leaves: Any, **static: Any) -> list[Any]:
+            return list(results(*jax.tree.unflatten(static["structure"], leaves)))
+
+        def lower_reference(context: Any, *leaves: Any, **static: Any) -> Any:
+            if static["impl"] == "native":
+                raise GemwrightError(
+                    f"{name} cannot run natively on {'/'.join(context.module_context.platforms)}, only on a CPU; "
+                    "use the implementation auto or reference."
+                )
+            return mlir.lower_fun(flat(reference, **static), multiple_results=True)(context, *leaves)
+
+        def lower_cpu(context: Any, *leaves: Any, **static: Any) -> Any:
+            return mlir.lower_fun(flat(cpu, **static), multiple_results=True)(context, *leaves)
+
+        def differentiate(primals: Any, tangents: Any, **static: Any) -> Any:
+            tangents = tuple(map(ad.instantiate_zeros, tangents))
+            return jax.jvp(flat(reference, **static), tuple(primals), tangents)
+
+        def batch(leaves: Any, axes: Any, **static: Any) -> Any:
+            batched = jax.vmap(flat(reference, **static), in_axes=tuple(axes))(*leaves)
+            return batched, [0] * len(batched)
+
+        primitive.def_abstract_eval(abstract)
+        primitive.def_impl(self._run)
+        mlir.register_lowering(primitive, lower_reference)
+        mlir.register_lowering(primitive, lower_cpu, platform="cpu")
+        ad.primitive_jvps[primitive] = differentiate
+        batching.primitive_batchers[primitive] = batch
+        self._compiled = jax.jit(self._bind, static_argnames=("impl", "structure", "keywords"))
+
+    def __call__(self, *args: Any, impl: Impl = "auto", **keywords: Any) -> tuple[Array, ...]:
+        """Return the results; with `impl` "native", lowering for a platform other than the CPU raises."""
+        leaves, structure = jax.tree.flatten(args)
+        return tuple(self._bind(*leaves, impl=impl, structure=structure, keywords=tuple(keywords.items())))
+
+    def _bind(self, *leaves: Array, **static: Any) -> list[Array]:
+        return self._primitive.bind(*leaves, **static)
+
+    def _run(self, *leaves: Array, **static: Any) -> list[Array]:
+        return self._compiled(*leaves, **static)
