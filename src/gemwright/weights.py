@@ -4,6 +4,7 @@ No layer knows which kind it holds. A quantised tensor or a low-rank update is o
 `WeightLeaf`.
 """
 
+import functools
 import math
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -173,18 +174,22 @@ class PanelTensor:
         flat = x.reshape(-1, width).astype(self.dtype)
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
 
-        def product(part: tuple[Array, Array]) -> Array:
-            panel, real = part
+        # Without the checkpoint, a gradient would keep all panels decoded.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def product(x: Array, panel: Array, real: Array) -> Array:
             weight = jnp.where(real[:, None], panels.decode(panel, self.encoding, width), 0).astype(self.dtype)
             return jax.lax.dot_general(
-                flat, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+                x, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
             )
+
+        def one(part: tuple[Array, Array]) -> Array:
+            return product(flat, *part)
 
         parts, count = self._panels(width), math.prod(outputs)
         at_once = max(1, min(VALUES_PER_PRODUCT // (panels.LANES * width), len(parts)))
         # The NaN of rows that the last panel lacks would come through in a gradient.
         real = jnp.arange(len(parts) * panels.LANES).reshape(-1, panels.LANES) < count
-        y = jax.lax.map(product, (parts, real), batch_size=at_once)  # [panels, batch, lanes]
+        y = jax.lax.map(one, (parts, real), batch_size=at_once)  # [panels, batch, lanes]
         y = y.swapaxes(0, 1).reshape(len(flat), -1)[:, :count]
         return y.reshape(*x.shape[: x.ndim - inputs], *outputs)
 

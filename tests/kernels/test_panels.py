@@ -1,5 +1,6 @@
 """Panels against gemwright-native's own packing and against GGUF's decoders, in numpy and in XLA."""
 
+import re
 from typing import Any
 
 import jax
@@ -109,3 +110,12 @@ def test_gradients_pass_through() -> None:
     x = jax.random.normal(jax.random.key(1), (4, 64))
     gradient = jax.grad(lambda x, w: jnp.sum(weights.matmul(x, w) * jnp.arange(70.0)))
     np.testing.assert_allclose(gradient(x, weight), gradient(x, array), rtol=1e-5, atol=1e-3)
+
+
+def test_a_gradient_does_not_keep_decoded_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "VALUES_PER_PRODUCT", 2 * panels.LANES * 64)
+    weight, _ = tensor("Q8_0", (320, 64), 1)
+    x = jnp.ones((4, 64))
+    program = str(jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(jnp.sin(weights.matmul(x, w)))))(x, weight))
+    sizes = [np.prod([int(size) for size in shape.split(",")]) for shape in re.findall(r"f32\[([\d,]+)\]", program)]
+    assert max(sizes) == 2 * panels.LANES * 64
