@@ -1,7 +1,7 @@
-"""Linear maps fused with the norm before them, or with the gate, the norm and the sum after them.
+"""Linear maps fused with the norm before them, or with the gate before and the norm and sum after them.
 
 A residual branch begins with a norm and linear maps, and ends with a linear map, a norm and a sum. Most weights are in
-these two places, so each is one native kernel for weights in their stored format.
+these two groups, so each is one native kernel for weights in their stored format.
 """
 
 import math
@@ -20,9 +20,9 @@ class Norms(NamedTuple):
     """The RMS norms of one residual branch.
 
     Attributes:
-        gain: [D] gain before the branch; None leaves its input as it is.
-        post_gain: [D] gain after the branch, where the model has one.
-        eps: Added to the mean square of both.
+        gain: [D] gain of the norm before the branch; None for no norm.
+        post_gain: [D] gain of the norm after the branch; None for no norm.
+        eps: Epsilon of both norms.
     """
 
     gain: Array | None
@@ -31,7 +31,7 @@ class Norms(NamedTuple):
 
 
 def norm_project(x: Float[Array, "B T D"], norms: Norms, *maps: Weight) -> tuple[Array, ...]:
-    """Return each linear map of norm(x): a weight [*out, D] gives [B, T, *out]. Without a gain, x is not normalized."""
+    """Return linear maps of norm(x): a weight [*out, D] gives [B, T, *out]. Without a gain, x is not normalized."""
     if can_fuse(x, maps):
         return fused_linear(x, maps, gain=norms.gain, eps=norms.eps)
     if norms.gain is not None:
@@ -48,7 +48,7 @@ def project_norm_add(
     *,
     gate: Float[Array, "B T *in"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """Return x + norm(weight inner + bias); `inner` is first multiplied by gelu(gate)."""
+    """Return x + norm(weight inner + bias); `inner` is first multiplied by gelu(gate), if given."""
     if bias is None and can_fuse(x, (weight,)):
         return fused_linear(inner, (weight,), gate=gate, residual=x, post_gain=norms.post_gain, eps=norms.eps)[0]
     if gate is not None:

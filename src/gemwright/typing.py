@@ -1,14 +1,15 @@
-"""The axis legend. Every shape in the code base is written with these letters.
+"""The legend of axis letters, used in every shape annotation.
 
-    B  batch rows            T  query positions        S  key positions
+    B  sequences of a batch  T  query positions        S  key positions, or slots of a cache
     D  model width           N  query heads            K  key/value heads
     H  head width            F  hidden width of the MLP (one branch)
-    V  vocabulary rows       G  query heads per key/value head (N / K)
-    R  recurrent width       C  inputs that a convolution keeps
-    E  width of the tower    P  pixels along a picture's side
+    V  vocabulary size       G  query heads per key/value head (N / K)
+    R  recurrent width       C  inputs that a convolution keeps, or candidate tokens
+    E  vision tower width    P  pixels along a side of an image
+    L  layers, or positions of a convolution's input: C + T
 
-Weight matrices are stored with the contracted axes last, as they lie on disk in the Hugging Face and GGUF
-formats: rows are outputs. A quantised block then runs along a row.
+Weight matrices are stored with the contracted axes last, as in the Hugging Face and GGUF formats: rows are outputs,
+and a quantized block is part of a row.
 """
 
 from jax import Array

@@ -1,7 +1,7 @@
-"""Weights are leaves: a plain array, or any leaf that knows how to be multiplied and looked up.
+"""Weights: a plain array, or any class with the members of `WeightLeaf`, such as a quantized tensor.
 
-No layer knows which kind it holds. A quantised tensor or a low-rank update is one more class with the members of
-`WeightLeaf`.
+Layers call `matmul`, `rows` and `top` and do not depend on the kind. All kinds have gradients with respect to
+activations; those of `PackedTensor` are of exact products, and decode some rows of the weight at a time.
 """
 
 import functools
@@ -18,33 +18,33 @@ from gemwright.kernels.native import Repacked
 from gemwright.typing import Array, Float, Int
 
 VALUES_PER_PRODUCT = 1 << 24
-"""Values that a product with a `PanelTensor` decodes at a time."""
+"""Number of values that a product with a `PanelTensor` decodes at a time."""
 
 
 @runtime_checkable
 class WeightLeaf(Protocol):
-    """A weight that is not a plain array: a pytree that stands for an array of `shape` in `dtype`."""
+    """A pytree that represents an array of `shape`, of which products are computed in `dtype`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array that it stands for."""
+        """Shape of the represented array."""
         ...
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype in which it is computed with."""
+        """Dtype of activations."""
         ...
 
     def matmul(self, x: Array, inputs: int) -> Array:
-        """Contract the last `inputs` axes of x with its own last ones, in float32."""
+        """Contract the last `inputs` axes of x with those of the weight; the result is float32."""
         ...
 
     def rows(self, ids: Array) -> Array:
-        """`self[ids]` along the first axis."""
+        """Return `self[ids]` along the first axis."""
         ...
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
-        """The `count` largest products of each row of x with its own first `limit` rows, in float32, and their ids."""
+        """Return the `count` largest products of each row of x with the first `limit` rows, float32, and their ids."""
         ...
 
 
@@ -55,18 +55,18 @@ def matmul(x: Array, weight: Weight, *, inputs: int = 1, out: DTypeLike | None =
     """Apply a linear map: [*batch, *in] and a weight [*out, *in] give [*batch, *out].
 
     Args:
-        x: activations.
-        weight: any kind of weight.
-        inputs: how many of the weight's last axes are contracted.
-        out: dtype of the result, `x.dtype` unless given. Products are accumulated in float32.
+        x: Activations.
+        weight: Any kind of weight.
+        inputs: Number of the weight's last axes that are contracted.
+        out: Dtype of the result, `x.dtype` by default. Products are accumulated in float32.
     """
     out = x.dtype if out is None else out
     if not isinstance(weight, Array):
         return weight.matmul(x, inputs).astype(out)
     batch, outputs = x.shape[: x.ndim - inputs], weight.shape[: weight.ndim - inputs]
-    # Two plain matrices: with more axes XLA's CPU backend transposes the weight anew in every call.
+    # Two plain matrices: with more axes XLA's CPU backend transposes the weight in every call.
     width = math.prod(x.shape[x.ndim - inputs :])
-    # Accelerators round float32 operands unless told not to.
+    # Accelerators round float32 operands by default.
     precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
     product = jax.lax.dot_general(
         x.reshape(-1, width),
@@ -79,16 +79,16 @@ def matmul(x: Array, weight: Weight, *, inputs: int = 1, out: DTypeLike | None =
 
 
 def rows(table: Weight, ids: Int[Array, "*any"]) -> Float[Array, "*any D"]:
-    """Look up rows of a table [V, D]. Ids outside the table give NaN, never another row."""
+    """Look up rows of a table [V, D]. Ids outside the table give NaN."""
     return jnp.take(table, ids, axis=0, mode="fill") if isinstance(table, Array) else table.rows(ids)
 
 
 def top(
     x: Float[Array, "B D"], table: Weight, limit: int, count: int
 ) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
-    """The largest products of each row with the first `limit` rows of a table [V, D], best first, and their ids.
+    """Return the largest products of each row with the first `limit` rows of a table [V, D], and their ids.
 
-    They are the numbers that `matmul` gives in float32; of equal ones the lower id comes first.
+    They are those of `matmul` in float32, in descending order, the lower id first if two are equal.
     """
     if not isinstance(table, Array):
         return table.top(x, limit, count)
@@ -97,21 +97,21 @@ def top(
 
 
 def largest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
-    """The `count` largest entries of each row, best first, and where they are; of equal ones the first."""
-    # Behind a barrier: XLA's CPU backend would sort all of x for whoever takes a slice of the result.
+    """Return the `count` largest entries of each row and their indices, in descending order; of equal ones the first."""
+    # Without the barrier, XLA's CPU backend sorts all of x if a slice of the result is taken.
     values, places = jax.lax.optimization_barrier(jax.lax.top_k(x, count))
     return values, places
 
 
 @tree.node
 class PackedTensor:
-    """A weight in a block format of GGUF or in plain floats, rearranged for the kernels; it stands for float32.
+    """A weight in its stored format, a block format of GGUF or plain floats, repacked for the native kernels of CPUs.
 
     Attributes:
         packed: [bytes] uint8.
-        encoding: Of the values, such as "Q4_K" or "BF16".
-        shape: Of the array that it stands for, outputs first.
-        activation_bits: Bits to which activations are quantized for it: 8 or 16.
+        encoding: The stored format, such as "Q4_K" or "BF16".
+        shape: Shape of the represented array, outputs first.
+        activation_bits: Bits to which activations are quantized: 8 or 16.
     """
 
     packed: Array
@@ -121,11 +121,11 @@ class PackedTensor:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Activations are float32 whatever the bits of the weight."""
+        """Float32, for every encoding."""
         return jnp.dtype(jnp.float32)
 
     def matmul(self, x: Array, inputs: int) -> Array:
-        """Contract the last `inputs` axes of x; block formats meet activations of 8 or 16 bits, or bfloat16."""
+        """Contract the last `inputs` axes of x. With a block format, x is quantized or rounded to bfloat16."""
         kernels = native.library()
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
@@ -142,7 +142,7 @@ class PackedTensor:
         return kernels.rows(self.packed, flat, self.encoding, width).reshape(*ids.shape, width)
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
-        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        """Return the `count` largest products of each row of x [B, in] with the first `limit` rows, and their ids."""
         flat = x.astype(jnp.float32)
         return native.library().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
 
@@ -154,13 +154,13 @@ class PackedTensor:
 
 @tree.node
 class PanelTensor:
-    """A packed weight that XLA decodes where it is used, some panels at a time.
+    """A quantized weight that XLA decodes in each product, some panels at a time, on any platform.
 
     Attributes:
-        packed: [bytes] uint8, as `kernels.panels.pack` makes them.
+        packed: [bytes] uint8, from `kernels.panels.pack`.
         encoding: A key of `kernels.panels.BITS`.
-        shape: Of the array that it stands for, outputs first.
-        dtype: Of the activations, in which its values are multiplied.
+        shape: Shape of the represented array, outputs first.
+        dtype: Dtype of activations and of decoded values.
     """
 
     packed: Array
@@ -169,7 +169,7 @@ class PanelTensor:
     dtype: jnp.dtype = tree.static()
 
     def matmul(self, x: Array, inputs: int) -> Array:
-        """Contract the last `inputs` axes of x, in float32."""
+        """Contract the last `inputs` axes of x; the result is float32."""
         outputs, width = self.shape[:-inputs], math.prod(self.shape[-inputs:])
         flat = x.reshape(-1, width).astype(self.dtype)
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
@@ -187,7 +187,7 @@ class PanelTensor:
 
         parts, count = self._panels(width), math.prod(outputs)
         at_once = max(1, min(VALUES_PER_PRODUCT // (panels.LANES * width), len(parts)))
-        # The NaN of rows that the last panel lacks would come through in a gradient.
+        # Rows missing in the last panel decode to NaN, which a gradient would spread.
         real = jnp.arange(len(parts) * panels.LANES).reshape(-1, panels.LANES) < count
         y = jax.lax.map(one, (parts, real), batch_size=at_once)  # [panels, batch, lanes]
         y = y.swapaxes(0, 1).reshape(len(flat), -1)[:, :count]
@@ -209,12 +209,9 @@ class PanelTensor:
         return jnp.where(known[:, None], values, jnp.nan).reshape(*ids.shape, width)
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
-        """The `count` largest products of each row of x [B, in] with the first `limit` rows, and which they are."""
+        """Return the `count` largest products of each row of x [B, in] with the first `limit` rows, and their ids."""
         products = self.matmul(x, 1)
-        known = jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf)
-        # Behind a barrier: XLA's CPU backend would sort all of it for whoever takes a slice of the result.
-        values, places = jax.lax.optimization_barrier(jax.lax.top_k(known, count))
-        return values, places
+        return largest(jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf), count)
 
     def _panels(self, width: int) -> Array:
         return self.packed.reshape(-1, width // panels.GROUP * panels.block_bytes(self.encoding))

@@ -1,9 +1,9 @@
-"""Q8_0 and Q4_0 weights in the layout of gemwright-native's kernels, for numpy and for XLA on any device.
+"""Q8_0 and Q4_0 weights in the layout of gemwright-native's kernels, for numpy and for XLA on any platform.
 
-A weight [rows, width] is cut into panels of 16 rows, the last one filled up, and a panel into blocks that advance along
-its width. A block holds 16 scales d (float16), one a row, then 32 numbers q of each row, in 8 steps of 4: a step has
-four numbers of row 0, then of row 1, and so on. Q8_0 has signed bytes and stands for d * q. Q4_0 stands for d * (q - 8)
-and has steps 0-3 in the low halves of its bytes and 4-7 in the high ones. Source: native/src/format.h.
+A weight [rows, width] is divided into panels of 16 rows, the last one padded, and a panel into blocks along its width.
+A block has 16 scales d (float16), one a row, then 32 numbers q of each row, in 8 steps of 4: a step has four numbers of
+row 0, then of row 1, and so on. In Q8_0, q is a signed byte and the value is d * q. In Q4_0 the value is d * (q - 8);
+steps 0-3 are the low halves of the bytes and steps 4-7 the high ones. Source: native/src/format.h.
 """
 
 from typing import Any
@@ -12,27 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 16
-"""Rows of a panel."""
+"""Number of rows of a panel."""
 GROUP = 32
-"""Values of a row that share a scale."""
+"""Number of values of a row that share a scale."""
 BITS = {"Q8_0": 8, "Q4_0": 4}
+"""Bits of a number, by encoding."""
 
 
 def packed_bytes(encoding: str, rows: int, width: int) -> int:
-    """Bytes of a weight; `width` is a multiple of `GROUP`."""
+    """Return the bytes of a weight; `width` is a multiple of `GROUP`."""
     return -(-rows // LANES) * (width // GROUP) * block_bytes(encoding)
 
 
 def pack(encoding: str, scales: NDArray[np.float16], numbers: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Arrange a weight in panels; the rows that the last one lacks have NaN for a scale.
+    """Pack a weight into panels; missing rows of the last one have NaN as their scale.
 
     Args:
         encoding: A key of `BITS`.
         scales: [rows, groups].
-        numbers: [rows, groups, 32], what the scales are multiplied by.
+        numbers: [rows, groups, 32], without the scales.
 
     Returns:
-        The bytes, as gemwright-native's own packing of the same weight has them.
+        The bytes, equal to those of `gemwright_native.repack`.
     """
     rows, groups, _ = numbers.shape
     panels, missing = -(-rows // LANES), -rows % LANES
@@ -49,7 +50,7 @@ def pack(encoding: str, scales: NDArray[np.float16], numbers: NDArray[np.int8]) 
 
 
 def decode(packed: Any, encoding: str, width: int) -> Any:
-    """The exact values of whole panels, [16 * panels, width] float32, as an array of numpy or JAX, like `packed`."""
+    """Return the exact values of whole panels, [16 * panels, width] float32, of numpy or JAX like `packed`."""
     blocks = packed.reshape(-1, width // GROUP, block_bytes(encoding))
     return block_values(*split_blocks(blocks), encoding).reshape(-1, width)
 
@@ -60,13 +61,19 @@ def block_bytes(encoding: str) -> int:
 
 
 def split_blocks(blocks: Any) -> tuple[Any, Any]:
-    """Scales [panels, groups, 16] and the bytes of numbers [panels, groups, steps, 16, 4] of blocks."""
+    """Return scales [panels, groups, 16] and bytes of numbers [panels, groups, steps, 16, 4] of blocks."""
     scales = blocks[..., : 2 * LANES].view(np.float16)
     return scales, blocks[..., 2 * LANES :].reshape(*blocks.shape[:2], -1, LANES, 4)
 
 
 def block_values(scales: Any, stored: Any, encoding: str) -> Any:
-    """[panels, rows, groups, 8, 4] of scales [panels, groups, rows] and bytes [panels, groups, steps, rows, 4]."""
+    """Return values [panels, rows, groups, 8, 4].
+
+    Args:
+        scales: [panels, groups, rows].
+        stored: [panels, groups, steps, rows, 4] bytes of numbers.
+        encoding: A key of `BITS`.
+    """
     if encoding == "Q8_0":
         numbers = stored.view(np.int8)
     else:

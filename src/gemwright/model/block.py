@@ -12,7 +12,7 @@ from gemwright.model.state import MixerState, Positions, RecurrentState
 from gemwright.typing import Array, Float
 
 
-# Compiled by itself so that a model of many layers is traced once per kind of layer, not once per layer.
+# A jitted function, so that tracing takes one pass per kind of layer, not per layer.
 @functools.partial(jax.jit, static_argnames=("layer", "eps"))
 def apply(
     layer: Layer,
@@ -22,7 +22,7 @@ def apply(
     state: MixerState | None,
     eps: float,
 ) -> tuple[Float[Array, "B T D"], MixerState | None]:
-    """Add mixer(norm(x)), then mlp(norm(x)), each result normalised again where the layer has post norms."""
+    """Add mixer(norm(x)), then mlp(norm(x)), each followed by a norm if the layer has post norms."""
     x, state = _mix(layer, params, Norms(params.mixer_norm, params.mixer_post_norm, eps), x, positions, state)
     return mlp.apply(params.mlp, Norms(params.mlp_norm, params.mlp_post_norm, eps), x), state
 

@@ -1,4 +1,4 @@
-"""What a model is: numbers only. A configuration is frozen, hashable and knows no file, device or tokenizer."""
+"""The configuration of a model: numbers only, frozen and hashable, without files, devices or tokenizers."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 class Rope:
     """Rotary position embedding: the angle of dimension i at position p is p / scale * base^(-2i / H).
 
-    `fraction` of each head is rotated, its front, and H is then the width of that part.
+    The first `fraction` of each head is rotated, and H is the width of that part.
     """
 
     base: float = 10_000.0
@@ -18,7 +18,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over the previous tokens: all of them, or the last `window` of them, the token itself included."""
+    """Causal attention to all tokens, or to the last `window` of them, the token itself included."""
 
     heads: int
     kv_heads: int
@@ -34,17 +34,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Griffin's recurrent block (arXiv:2402.19427): a short convolution and an RG-LRU, beside a gating branch."""
+    """Griffin's recurrent block (arXiv:2402.19427): a short convolution and an RG-LRU, times a gate."""
 
     width: int
     blocks: int
-    """The maps of the RG-LRU's gates are block-diagonal, with so many blocks."""
+    """Number of blocks of the RG-LRU's gates, whose linear maps are block-diagonal."""
     conv_width: int = 4
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Gated MLP: down(gelu(gate(x)) * up(x)), each branch `hidden` wide."""
+    """A gated MLP: down(gelu(gate(x)) * up(x)), with branches of width `hidden`."""
 
     hidden: int
     bias: bool = False
@@ -55,7 +55,7 @@ Mixer: TypeAlias = Attention | Recurrent
 
 @dataclass(frozen=True)
 class Layer:
-    """One residual layer: a mixer over time, then an MLP, each normalised before and, optionally, after."""
+    """One residual layer: a mixer over time, then an MLP, each with a norm before and, optionally, after."""
 
     mixer: Mixer
     mlp: Mlp
@@ -64,16 +64,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Vision:
-    """A SigLIP tower over square pictures, and how its patches become rows of the decoder.
+    """A SigLIP tower for square images, and its projection to soft tokens of the decoder.
 
-    The picture is cut into patches of `patch` x `patch` pixels; the tower's outputs are averaged down to `tokens` rows,
-    then projected to the decoder's width.
+    An image is divided into patches of `patch` x `patch` pixels; the tower's outputs are averaged down to `tokens`
+    vectors, then projected to the decoder's width.
     """
 
     image_size: int
     tokens: int
     prefix_lm: bool
-    """Whether a whole prompt sees itself both ways (PaliGemma), or only the rows of each picture (Gemma 3)."""
+    """Whether the whole prompt attends both ways (PaliGemma), or only the soft tokens of each image (Gemma 3)."""
     projector: Literal["affine", "normed"]
     """A linear map with a bias, or an RMSNorm and a linear map without."""
     patch: int = 14
@@ -85,13 +85,13 @@ class Vision:
 
     @property
     def grid(self) -> int:
-        """Patches along a side of the picture."""
+        """Number of patches along a side of an image."""
         return self.image_size // self.patch
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole model. `layers` says which mixer stands where."""
+    """A whole model."""
 
     width: int
     vocab: int
@@ -101,14 +101,14 @@ class Config:
     tied: bool = True
     norm_eps: float = 1e-6
     embed_scale: float | None = None
-    """Factor of the embeddings. None is the square root of `width`, rounded to the activations' dtype."""
+    """Factor of the embeddings; None for the square root of `width`, rounded to the activations' dtype."""
     vision: Vision | None = None
 
 
 def stages(layers: tuple[Layer, ...]) -> tuple[tuple[tuple[Layer, ...], int], ...]:
-    """The layers as a pattern and how often it repeats, and what the last repetition cuts short, if anything.
+    """Return the layers as a pattern and its number of repeats, and the rest of an incomplete last repeat, if any.
 
-    (local, global) x 13, or (recurrent, recurrent, attention) x 8 and (recurrent, recurrent) x 1.
+    For example (local, global) x 13, or (recurrent, recurrent, attention) x 8 and (recurrent, recurrent) x 1.
     """
     period = next(p for p in range(1, len(layers) + 1) if all(a == b for a, b in zip(layers, layers[p:], strict=False)))
     repeats, rest = divmod(len(layers), period)
@@ -117,5 +117,5 @@ def stages(layers: tuple[Layer, ...]) -> tuple[tuple[tuple[Layer, ...], int], ..
 
 
 def pattern(depth: int, *kinds: Layer) -> tuple[Layer, ...]:
-    """`depth` layers that repeat `kinds` in order; the last repetition may be cut short."""
+    """Return `depth` layers that repeat `kinds` in order; the last repeat may be incomplete."""
     return tuple(kinds[i % len(kinds)] for i in range(depth))

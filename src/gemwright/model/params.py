@@ -1,4 +1,4 @@
-"""The one table of weights: what each is called, its shape, the names of its axes and how it starts."""
+"""The weights of a model: the name, shape, axes and initialization of each, in one table."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from gemwright.weights import Weight
 
 @tree.node
 class AttentionWeights:
-    """q [N, H, D], k and v [K, H, D], o [D, N, H]; o's bias [D] and the norms' gains [H] where the model has them."""
+    """Weights q [N, H, D], k and v [K, H, D], o [D, N, H]; optional bias of o [D] and gains of the norms [H]."""
 
     q: Weight
     k: Weight
@@ -28,9 +28,9 @@ class AttentionWeights:
 
 @tree.node
 class RecurrentWeights:
-    """x and y [R, D], conv [taps, R], gates [blocks, in, out], decay [R], out [D, R]; biases as wide as the outputs.
+    """Weights x and y [R, D], conv [taps, R], gates [blocks, in, out], decay [R], out [D, R]; a bias for each output.
 
-    `conv[-1]` multiplies the token at hand. A channel forgets at the rate softplus(decay).
+    `conv[-1]` multiplies the current token. A channel decays at the rate softplus(decay).
     """
 
     x: Weight
@@ -50,7 +50,7 @@ class RecurrentWeights:
 
 @tree.node
 class MlpWeights:
-    """gate and up [F, D], down [D, F]; biases as wide as the outputs where the model has them."""
+    """Weights gate and up [F, D], down [D, F]; optional biases of the outputs."""
 
     gate: Weight
     gate_bias: Array | None
@@ -62,7 +62,7 @@ class MlpWeights:
 
 @tree.node
 class LayerWeights:
-    """One layer; the norms' gains are [D], and the post norms are None where the model has none."""
+    """Weights of one layer; gains of norms are [D], and None for norms that the model does not have."""
 
     mixer_norm: Array
     mixer: AttentionWeights | RecurrentWeights
@@ -74,7 +74,7 @@ class LayerWeights:
 
 @tree.node
 class VisionLayerWeights:
-    """One layer of the tower, E wide: q, k, v and o [E, E], up [F, E], down [E, F], the gains [E]; each has a bias."""
+    """Weights of one layer of the tower: q, k, v and o [E, E], up [F, E], down [E, F], gains [E]; each has a bias."""
 
     mixer_norm: Array
     mixer_norm_bias: Array
@@ -96,10 +96,10 @@ class VisionLayerWeights:
 
 @tree.node
 class VisionWeights:
-    """The tower and the projector.
+    """Weights of the tower and the projector.
 
-    patch [E, 3 * side * side] over channel, row and column; positions [patches, E]; the final LayerNorm's gain and bias
-    [E]; project [D, E], with a bias [D], or after an RMSNorm whose gain is [E].
+    patch [E, 3 * side * side] over channel, row and column; positions [patches, E]; gain and bias [E] of the final
+    LayerNorm; project [D, E], with a bias [D], or after an RMSNorm with gain [E].
     """
 
     patch: Weight
@@ -115,7 +115,7 @@ class VisionWeights:
 
 @tree.node
 class ModelWeights:
-    """The whole model: embed [V, D], the layers, final_norm [D], head [V, D] unless tied to embed, and the tower."""
+    """Weights of a model: embed [V, D], layers, final_norm [D], head [V, D] unless tied to embed, and the tower."""
 
     embed: Weight
     layers: tuple[LayerWeights, ...]
@@ -129,9 +129,9 @@ Init: TypeAlias = Literal["normal", "zeros", "ones", "decay"]
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """The description of one weight that stands in its place in an abstract tree.
+    """The description of one weight, a leaf of an abstract tree.
 
-    A `linear` weight is only ever multiplied by or looked up, so it may be any kind of `Weight`.
+    A `linear` weight is only multiplied or looked up, so it may be any kind of `Weight`.
     """
 
     shape: tuple[int, ...]
@@ -147,7 +147,7 @@ class ParamSpec:
 
 
 def param_specs(config: Config) -> ModelWeights:
-    """The abstract weights of a model: `ParamSpec` leaves."""
+    """Return the abstract weights of a model, with `ParamSpec` leaves."""
     table = _matrix((config.vocab, config.width), ("vocab", "embed"), fan_in=config.width)
     return ModelWeights(
         embed=table,
@@ -159,9 +159,9 @@ def param_specs(config: Config) -> ModelWeights:
 
 
 def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> ModelWeights:
-    """Random weights: truncated normal with variance 1 / fan-in, gains that change nothing, zero biases.
+    """Return random weights: truncated normal with variance 1 / fan-in, neutral gains and zero biases.
 
-    The decay of an RG-LRU starts so that a channel keeps 0.9 to 0.999 of its state a step (arXiv:2402.19427, 2.4).
+    With the initial decay of an RG-LRU, a channel keeps 0.9 to 0.999 of its state per step (arXiv:2402.19427, 2.4).
     """
     leaves = tree.flatten(param_specs(config))
     keys = dict(zip(leaves, jax.random.split(key, len(leaves)), strict=True))
@@ -179,7 +179,7 @@ def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) 
 
 
 def parameter_count(config: Config) -> int:
-    """Number of parameters, a tied embedding counted once."""
+    """Return the number of parameters; a tied embedding counts once."""
     return sum(param.size for param in tree.flatten(param_specs(config)).values())
 
 
@@ -280,7 +280,7 @@ def _vision_layer(vision: Vision) -> VisionLayerWeights:
     )
 
 
-# A description stands where a weight will stand, so both are typed as the leaf's place: Any.
+# Typed Any, because a ParamSpec takes the place of a weight.
 def _matrix(shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> Any:
     return ParamSpec(shape, axes, "normal", fan_in, linear=True)
 

@@ -1,7 +1,7 @@
-"""The decoder: embed, the layers, the final norm, the head.
+"""The decoder: embedding, layers, final norm and head.
 
-`forward` gives the normalised hidden states, and `logits` multiplies them by the vocabulary; they are apart because
-most callers want the logits of a few positions only, and the head is most of a small model.
+`forward` returns hidden states after the final norm, and `logits` multiplies them by the head. They are two functions
+because most callers need the logits of a few positions, and the head is most of a small model.
 """
 
 import math
@@ -19,9 +19,9 @@ from gemwright.typing import Array, Bool, Float, Int
 
 @tree.node
 class SoftTokens:
-    """What a call over tokens has to know of pictures.
+    """Embeddings of images in a batch of tokens.
 
-    rows stand in place of the embeddings where a token is negative, and are not scaled; blocks are as in `Positions`.
+    The embeddings replace those of negative tokens and are not scaled; groups are as in `Positions`.
     """
 
     embeddings: Float[Array, "B T D"]
@@ -41,13 +41,13 @@ def forward(
     """Run the decoder over tokens.
 
     Args:
-        config: the model.
-        params: its weights; activations have the dtype of the embedding.
-        tokens: token ids.
-        state: what the rows have seen before. None (training, scoring) means nothing and stores nothing.
-        valid: False marks padding, on either side. None means that there is none.
-        segments: the document of each token in packed rows; positions restart with each (training only).
-        soft_tokens: what comes from pictures, for calls that hold any.
+        config: The model.
+        params: Its weights; activations have the dtype of the embedding.
+        tokens: Token ids; negative for soft tokens.
+        state: The state after earlier tokens. None (training, scoring) starts without one and returns none.
+        valid: False for padding, on either side. None for no padding.
+        segments: The document of each token in packed sequences; positions restart with each (training only).
+        soft_tokens: Embeddings of images, if there are any.
 
     Returns:
         The hidden states after the final norm, and the state after these tokens (None if there was none).
@@ -71,7 +71,7 @@ def forward(
 
 
 def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
-    """Scores of every vocabulary entry, in float32."""
+    """Return the logits of the vocabulary, in float32."""
     head = params.embed if params.head is None else params.head
     return ops.soft_cap(weights.matmul(hidden, head, out=jnp.float32), config.final_soft_cap)
 
@@ -79,7 +79,7 @@ def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"])
 def top_logits(
     config: Config, params: ModelWeights, hidden: Float[Array, "B D"], vocabulary: int, count: int
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
-    """The `count` largest of `logits`, best first, and their ids, all below `vocabulary`."""
+    """Return the `count` largest of `logits` in descending order, and their ids, all below `vocabulary`."""
     head = params.embed if params.head is None else params.head
     values, ids = weights.top(hidden, head, vocabulary, count)
     return ops.soft_cap(values, config.final_soft_cap), ids

@@ -1,4 +1,4 @@
-"""The SigLIP vision tower (arXiv:2303.15343) and the projector that makes rows of the decoder from its outputs."""
+"""The SigLIP vision tower (arXiv:2303.15343) and the projection of its outputs to soft tokens of the decoder."""
 
 import functools
 import math
@@ -14,21 +14,21 @@ from gemwright.typing import Array, Float
 from gemwright.weights import Weight
 
 SCORES = 4096**2
-"""Scores of a picture that are held at a time: one head's at 896 px, where those of all 16 would take 1 GB."""
+"""Maximum number of scores of an image in memory: those of one head at 896 px; all 16 heads would take 1 GB."""
 
 
 def encode(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"]) -> Float[Array, "B tokens D"]:
-    """Rows of the decoder for pictures.
+    """Return the soft tokens of images.
 
     Args:
-        vision: the tower.
-        params: its weights; activations have the dtype of the patch embedding.
-        pixels: square RGB pictures of the tower's size, in [-1, 1].
+        vision: The tower.
+        params: Its weights; activations have the dtype of the patch embedding.
+        pixels: Square RGB images of the tower's size, in [-1, 1].
 
     Returns:
-        Rows that stand in place of the embeddings of tokens, unscaled.
+        Unscaled embeddings for the decoder.
     """
-    # The parts are compiled one by one, so that a tower of 27 equal layers costs the compilation of one.
+    # The parts are compiled separately, so that 27 equal layers are compiled once.
     x = embed(vision, params, pixels)
     for layer_params in params.layers:
         x = layer(vision, layer_params, x)
@@ -37,7 +37,7 @@ def encode(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"
 
 @functools.partial(jax.jit, static_argnames="vision")
 def embed(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"]) -> Float[Array, "B patches E"]:
-    """A linear map of each patch, row by row from the top left, and the embedding of its place."""
+    """Return a linear map of each patch, row by row from the top left, plus its position embedding."""
     B, grid, side = pixels.shape[0], vision.grid, vision.patch
     patches = pixels.astype(params.patch.dtype).reshape(B, grid, side, grid, side, 3)
     patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(B, grid**2, 3 * side**2)
@@ -46,7 +46,7 @@ def embed(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"]
 
 @functools.partial(jax.jit, static_argnames="vision")
 def layer(vision: Vision, params: VisionLayerWeights, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
-    """Add mixer(norm(x)), then mlp(norm(x)); every patch sees every other."""
+    """Add mixer(norm(x)), then mlp(norm(x)); every patch attends to every other."""
     h = ops.layer_norm(x, params.mixer_norm, params.mixer_norm_bias, vision.norm_eps)
     q = _linear(h, params.q, params.q_bias)
     k = _linear(h, params.k, params.k_bias)
@@ -59,7 +59,7 @@ def layer(vision: Vision, params: VisionLayerWeights, x: Float[Array, "B T E"]) 
 
 @functools.partial(jax.jit, static_argnames="vision")
 def project(vision: Vision, params: VisionWeights, x: Float[Array, "B patches E"]) -> Float[Array, "B tokens D"]:
-    """The final norm, the average of each square of patches, then the projector, in this order."""
+    """Apply the final norm, average each square of patches, and project."""
     x = ops.layer_norm(x, params.final_norm, params.final_norm_bias, vision.norm_eps)
     B, side = x.shape[0], math.isqrt(vision.tokens)
     square = vision.grid // side
@@ -71,7 +71,7 @@ def project(vision: Vision, params: VisionWeights, x: Float[Array, "B patches E"
 
 
 def _linear(x: Float[Array, "B T E"], weight: Weight, bias: Array | None) -> Float[Array, "B T F"]:
-    """The linear map with its bias, rounded once."""
+    """Return the linear map with its bias, rounded once."""
     return ops.biased(weights.matmul(x, weight, out=jnp.float32), bias).astype(x.dtype)
 
 
