@@ -14,9 +14,9 @@ import pytest
 
 import gemwright
 from gemwright import memory
-from gemwright.api import _draft, default_sampling
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
+from gemwright.loading.model import _draft, choose_precision, default_sampling
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
@@ -173,6 +173,9 @@ def test_writing_ends_with_the_context(short: gemwright.Model):
         ({"top_k": -3}, "top_k"),
         ({"seed": [1, 2]}, "2 seeds for 1 texts"),
         ({"stop": ""}, "stop string is empty"),
+        ({"max_token": 3}, "no option 'max_token'; did you mean max_tokens"),
+        ({"temprature": 0.0}, "did you mean temperature"),
+        ({"zzz": 1}, "no option 'zzz'; the options are max_tokens, "),
     ],
     ids=str,
 )
@@ -232,6 +235,53 @@ def test_bfloat16_weights(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", "float32"),
+        (jnp.float32, "float32"),
+        (np.float32, "float32"),
+        (np.dtype("float32"), "float32"),
+        (jnp.bfloat16, "bfloat16"),
+        (jnp.dtype("bfloat16"), "bfloat16"),
+        ("stored", "stored"),
+        (None, "stored"),
+    ],
+    ids=str,
+)
+def test_a_precision_is_a_name_or_a_dtype(dtype: Any, expected: str):
+    assert choose_precision(dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("float16", "exceed its range"),
+        (np.float16, "exceed its range"),
+        ("int8", "int8 is not a precision"),
+        (jnp.int8, "int8 is not a precision"),
+        ("double", "'double' is not supported; use one of stored, float32, bfloat16"),
+        (3, "is not supported"),
+    ],
+    ids=str,
+)
+def test_other_precisions_are_refused(dtype: Any, message: str):
+    with pytest.raises(gemwright.GemwrightError, match=message):
+        gemwright.load("nowhere.gguf", dtype=dtype)
+
+
+def test_stored_needs_native_kernels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gemwright.kernels.native.installed", lambda: False)
+    assert choose_precision() == "float32"
+    with pytest.raises(gemwright.GemwrightError, match="gemwright-native is not installed; install it or use float32"):
+        choose_precision("stored")
+
+
+def test_stored_weights_have_a_bfloat16_cache(tmp_path: Path):
+    model = gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"), dtype="stored")
+    assert model.engine.state_dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
     ("generation", "expected"),
     [
         ({}, Sampling(temperature=1.0, top_k=64, top_p=0.95)),
@@ -253,19 +303,19 @@ def test_default_sampling_is_read_as_transformers_reads_it(
 
 def test_what_cannot_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "available", lambda: 8_000_000_000)
-    need = memory.forecast(VARIANTS["gemma-3-27b"].config, jnp.float32)
+    need = memory.forecast(VARIANTS["gemma-3-27b"].config, "float32")
     assert need.weights == 4 * 27_432_062_576
     with pytest.raises(
         gemwright.GemwrightError, match=r"needs 111\.\d GB \(109\.7 GB of weights, .* and 8\.0 GB are free"
     ):
         memory.require(need, "gemma-3-27b")
-    memory.require(memory.forecast(VARIANTS["gemma-3-270m"].config, jnp.bfloat16), "gemma-3-270m")
+    memory.require(memory.forecast(VARIANTS["gemma-3-270m"].config, "bfloat16"), "gemma-3-270m")
 
 
 def test_the_forecast_of_the_state_is_its_size():
     config = VARIANTS["gemma-3-1b"].config
     # 22 local layers of 512 slots and 4 global ones of 1024; keys and values of one head of 256, in bfloat16.
-    assert memory.forecast(config, jnp.bfloat16, batch=2).state == 2 * (22 * 512 + 4 * 1024) * 2 * 256 * 2 + 2 * 4
+    assert memory.forecast(config, "bfloat16", batch=2).state == 2 * (22 * 512 + 4 * 1024) * 2 * 256 * 2 + 2 * 4
 
 
 def test_free_memory_is_known_here():

@@ -181,9 +181,9 @@ def test_pictures_become_the_published_number_of_tokens(name: str):
     vision = VARIANTS[name].config.vision
     assert vision is not None
     if name.startswith("gemma-3"):
-        assert (vision.image_size, vision.grid, vision.tokens, vision.prefix_lm) == (896, 64, 256, False)
+        assert (vision.image_size, vision.grid, vision.tokens, vision.projector) == (896, 64, 256, "normed")
     else:
-        assert (str(vision.image_size), vision.tokens, vision.prefix_lm) == (name[-3:], vision.grid**2, True)
+        assert (str(vision.image_size), vision.tokens, vision.projector) == (name[-3:], vision.grid**2, "affine")
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("gemma-3")])

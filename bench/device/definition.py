@@ -11,13 +11,14 @@ import numpy as np
 
 from gemwright import ops, tree, weights
 from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.families import find_family
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt
 from gemwright.generate.sampling import Sampling
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern, stages
 from gemwright.model.params import ModelWeights, param_specs, parameter_count
-from gemwright.model.state import Positions, DecodeState, empty_state
+from gemwright.model.state import DecodeState, Positions, empty_state
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array
 from gemwright.variants import VARIANTS
@@ -110,8 +111,9 @@ def vision_groups(config: Config, soft: Array, batch: int, length: int) -> tuple
     """Return ids and groups [B, T] of prompts that hold soft tokens, as PaliGemma or Gemma 3 arranges them."""
     assert config.vision is not None
     ids = np.random.default_rng(1).integers(3, config.vocab, (batch, length), dtype=np.int32)
-    groups = np.full((batch, length), 0 if config.vision.prefix_lm else -1, np.int32)
-    first = 0 if config.vision.prefix_lm else 2
+    prefix = find_family(config).image_prompt == "prefix"
+    groups = np.full((batch, length), 0 if prefix else -1, np.int32)
+    first = 0 if prefix else 2
     places = slice(first, first + soft.shape[1])
     ids[:, places], groups[:, places] = SOFT, 0
     return ids, groups

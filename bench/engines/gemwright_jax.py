@@ -25,9 +25,9 @@ class Gemwright:
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
         from gemwright import Sampling  # JAX, which it brings, is imported while a model is being loaded
-        from gemwright.api import PUBLISHED
+        from gemwright.families import GEMMA_3
 
-        sampling = PUBLISHED if task.sampled else Sampling(temperature=0.0)
+        sampling = Sampling(**GEMMA_3.sampling) if task.sampled else Sampling(temperature=0.0)
         for step in self.model.engine.generate(prompts, [sampling] * len(prompts), task.tokens):
             known(step.tokens.tolist())
 

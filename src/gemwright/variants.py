@@ -1,9 +1,9 @@
-"""Every published variant: what it is and where its weights are published.
+"""All published variants: shapes, parameter counts and names on the hub. A new variant is one row of `VARIANTS`.
 
 Shapes: the tables of google/gemma_pytorch `gemma/config.py` and google-deepmind/gemma `gemma/gm/nn/_gemma.py`
 (Gemma 1: `gemma/transformer.py` of the 2.0.8 wheel), google-deepmind/recurrentgemma `common.py`, google-research/
 big_vision `models/ppp/gemma.py`. Parameter counts: KerasHub's presets; RecurrentGemma's follow from its tensors. Names:
-the hub.
+the hub's.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +13,19 @@ from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rop
 
 @dataclass(frozen=True)
 class Variant:
-    """A published model: its shape, its published parameter count (a tied embedding counted once), its names."""
+    """A published shape.
+
+    Attributes:
+        family: Name of its family, see `gemwright.families`.
+        config: The shape.
+        parameters: The published parameter count, with a tied embedding counted once.
+        checkpoints: Names on the hub, in the organisation `google`.
+    """
 
     family: str
     config: Config
     parameters: int
     checkpoints: tuple[str, ...]
-    """Names on the hub, under the organisation `google`."""
 
 
 def _gemma1(*, width: int, depth: int, heads: int, kv_heads: int, hidden: int) -> Config:
@@ -37,9 +43,9 @@ def _gemma2(
     query_scalar: float = 256,
     hidden: int,
 ) -> Config:
-    everything = Attention(heads, kv_heads, head_dim, query_scalar, soft_cap=50.0)
-    local = replace(everything, window=4096)
-    kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (local, everything)]
+    full = Attention(heads, kv_heads, head_dim, query_scalar, soft_cap=50.0)
+    local = replace(full, window=4096)
+    kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (local, full)]
     return Config(width, 256_000, pattern(depth, *kinds), max_length=8192, final_soft_cap=30.0)
 
 
@@ -56,35 +62,35 @@ def _gemma3(
     rope_scale: float = 8.0,
     max_length: int = 131_072,
 ) -> Config:
-    everything = Attention(heads, kv_heads, head_dim, query_scalar, rope=Rope(1_000_000.0, rope_scale), qk_norm=True)
-    local = replace(everything, window=window, rope=Rope(10_000.0))
-    kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (*[local] * 5, everything)]
+    full = Attention(heads, kv_heads, head_dim, query_scalar, rope=Rope(1_000_000.0, rope_scale), qk_norm=True)
+    local = replace(full, window=window, rope=Rope(10_000.0))
+    kinds = [Layer(mixer, Mlp(hidden), post_norms=True) for mixer in (*[local] * 5, full)]
     return Config(width, 262_144, pattern(depth, *kinds), max_length)
 
 
 def _recurrent(*, width: int, depth: int, heads: int, embed_scale: float) -> Config:
     mlp = Mlp(3 * width, bias=True)
-    # A token sees 2048 before it, beside itself.
+    # A token attends to itself and the 2048 before it.
     attention = Attention(heads, 1, 256, 256, rope=Rope(fraction=0.5), window=2049, out_bias=True)
     recurrent = Layer(Recurrent(width, blocks=heads), mlp)
     return Config(
         width,
         256_000,
         pattern(depth, recurrent, recurrent, Layer(attention, mlp)),
-        max_length=2**31 - 1,  # its state does not grow: only the type of positions, int32, sets a limit
+        max_length=2**31 - 1,  # its state does not grow; positions are int32
         final_soft_cap=30.0,
-        embed_scale=embed_scale,  # the square root of the width, rounded to bfloat16 in every dtype
+        embed_scale=embed_scale,  # sqrt(width) rounded to bfloat16, in every dtype
     )
 
 
 def _paligemma(decoder: Config, image_size: int) -> Config:
-    """Gemma's vocabulary is extended by 1024 places and 128 pieces of masks."""
-    vision = Vision(image_size, (image_size // 14) ** 2, prefix_lm=True, projector="affine")
+    """Add a tower, and 1024 location and 128 segmentation tokens to the vocabulary."""
+    vision = Vision(image_size, (image_size // 14) ** 2, projector="affine")
     return replace(decoder, vocab=257_152, vision=vision)
 
 
 def _gemma3_vision(decoder: Config) -> Config:
-    return replace(decoder, vision=Vision(896, 256, prefix_lm=False, projector="normed"))
+    return replace(decoder, vision=Vision(896, 256, projector="normed"))
 
 
 GEMMA_2B = _gemma1(width=2048, depth=18, heads=8, kv_heads=1, hidden=16_384)

@@ -350,10 +350,8 @@ UNWRITABLE = {
     "a context": replace(RECURRENT_2B, max_length=8192),
     "two widths": replace(RECURRENT_2B, layers=(*RECURRENT_2B.layers, Layer(Recurrent(20, 10), Mlp(8, bias=True)))),
     "recurrent without biases": replace(RECURRENT_2B, layers=(Layer(Recurrent(2560, 10), Mlp(8)),)),
-    "averaged patches in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 64, prefix_lm=True, projector="affine")),
-    "Gemma 3's projector in a PaliGemma": replace(
-        PALIGEMMA, vision=Vision(224, 256, prefix_lm=False, projector="normed")
-    ),
+    "averaged patches in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 64, projector="affine")),
+    "Gemma 3's projector in a PaliGemma": replace(PALIGEMMA, vision=Vision(224, 256, projector="normed")),
     "scaled embeddings": replace(PALIGEMMA, embed_scale=3.0),
 }
 

@@ -149,7 +149,7 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
         assert tensor.tensor_type.name == kind
         error, blocks = np.abs(read - expected).reshape(-1, 32), np.abs(expected).reshape(-1, 32).max(axis=1)
         assert np.all(error.max(axis=1) <= ERROR[dtype] * blocks)
-    load_weights(file, mapping, checkpoint.config, np.float32)
+    load_weights(file, mapping, checkpoint.config, "float32")
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 40_000], ids=["one file", "shards"])
@@ -170,7 +170,7 @@ def test_transformers_loads_the_folder(
     with torch.no_grad():
         theirs = made.eval()(torch.tensor([ids])).logits.numpy()
         np.testing.assert_array_equal(theirs, make_model(kind)(torch.tensor([ids])).logits.numpy())
-    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
     hidden, _ = forward(checkpoint.config, weights, jnp.asarray([ids]))
     np.testing.assert_allclose(logits(checkpoint.config, weights, hidden), theirs, rtol=0, atol=1e-4)
 

@@ -52,7 +52,7 @@ def as_saved(kind: str) -> dict[str, np.ndarray]:
 def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: bool, tmp_path: Path) -> None:
     folder = write_model(tmp_path, kind, save_original_format=not names_in_memory)
     checkpoint = open_checkpoint(folder)
-    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
     theirs = as_saved(kind)
     found = {
         plain_name(checkpoint.mapping[path].name): checkpoint.mapping[path].as_stored(np.asarray(value))
@@ -67,7 +67,7 @@ def test_transformers_files_are_read_as_they_are(kind: str, names_in_memory: boo
 def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Path) -> None:
     """Check the tensors whose axes ours and theirs order differently."""
     checkpoint = open_checkpoint(write_model(tmp_path, kind))
-    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
     theirs = as_saved(kind)
     if kind == "recurrent_gemma":
         conv = theirs["model.layers.0.temporal_block.conv_1d.weight"]
@@ -87,7 +87,7 @@ def test_only_matrices_are_kept_at_their_own_bits(kind: str, tmp_path: Path) -> 
     if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     checkpoint = open_checkpoint(write_model(tmp_path, kind, torch.bfloat16))
-    kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, None))
+    kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "stored"))
     plain = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
     for path, param in tree.flatten(spec(checkpoint.config)).items():
         in_rows_as_ours = checkpoint.mapping[path].permute is None
@@ -281,7 +281,7 @@ def test_a_missing_tower_is_named(tmp_path: Path) -> None:
     save_file(kept, source / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(source)
     with pytest.raises(CheckpointError, match=r"tensors vision_tower\.encoder\.layers\.0\.mlp\.fc1\.bias, .* missing"):
-        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_decoder_alone_is_read_from_a_file_that_has_a_tower(tmp_path: Path) ->
     settings = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(settings | {"vision_config": None}))
     checkpoint = open_checkpoint(source)
-    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
     assert weights.vision is None
 
 
@@ -300,7 +300,7 @@ def test_padding_rows_beyond_the_vocabulary_are_left_out(monkeypatch: pytest.Mon
     whole = tensors(source)["language_model.model.embed_tokens.weight"]
     monkeypatch.setattr(huggingface_vision, "PALIGEMMA_VOCAB", whole.shape[0] - 5)
     checkpoint = open_checkpoint(source)
-    weights = load_weights(checkpoint.file, map_huggingface(checkpoint.config), checkpoint.config, np.float32)
+    weights = load_weights(checkpoint.file, map_huggingface(checkpoint.config), checkpoint.config, "float32")
     np.testing.assert_array_equal(np.asarray(weights.embed), whole[:-5])
 
 

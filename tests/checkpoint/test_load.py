@@ -42,7 +42,7 @@ def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
     for kind in TEXT_KINDS:
         checkpoint = open_checkpoint(write_model(tmp_path / kind, kind))
         expected = load_file(tmp_path / kind / "model.safetensors")
-        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32))
+        weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32"))
         assert {checkpoint.mapping[path].name for path in weights} == expected.keys()
         for path, weight in weights.items():
             reference = expected[checkpoint.mapping[path].name]
@@ -80,7 +80,7 @@ def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
     file = open_orbax(tmp_path / "flax")
     mapping = map_deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
     with pytest.raises(CheckpointError, match=r"layer_1/attn/kv_einsum/w has shape \[3, 1, 64, 32\] .* \[2, 1, 64"):
-        load_weights(file, mapping, folder.config, np.float32)
+        load_weights(file, mapping, folder.config, "float32")
 
 
 def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
     seen: list[tuple[int, int]] = []
     load_weights(
-        checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32, lambda done, all_: seen.append((done, all_))
+        checkpoint.file, checkpoint.mapping, checkpoint.config, "float32", lambda done, all_: seen.append((done, all_))
     )
     total = sum(info.nbytes for info in checkpoint.file.tensors.values())
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -126,7 +126,7 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is there under two names"):
-        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ checkpoint = open_checkpoint(Path(sys.argv[1]))
 ctypes.CDLL(None).malloc_trim(0)  # or memory freed by opening would be reused
 open("/proc/self/clear_refs", "w").write("5")  # reset the peak
 before = memory("VmRSS")
-weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.dtype(sys.argv[2]))
+weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, sys.argv[2])
 print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
 """
 RUNTIME = 40_000_000

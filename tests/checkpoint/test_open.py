@@ -64,7 +64,7 @@ def load(path: Path) -> None:
     """Everything that a user's loading does."""
     checkpoint = open_checkpoint(path)
     checkpoint.vocabulary()
-    load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+    load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 VOCAB = make_vocabulary().size
@@ -168,7 +168,7 @@ def test_nothing_is_read_of_a_folder_that_does_not_fit(folder: Path, monkeypatch
     checkpoint = open_checkpoint(folder)
     monkeypatch.delattr(type(checkpoint.file), "read_rows")
     with pytest.raises(CheckpointError, match="is missing"):
-        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 def test_a_folder_and_its_file_are_the_same_checkpoint(folder: Path) -> None:
@@ -313,7 +313,7 @@ def test_an_orbax_tree_needs_a_known_variant(orbax: Path, variant: str | None) -
 def test_an_orbax_tree_of_another_variant_is_refused(orbax: Path) -> None:
     checkpoint = open_checkpoint(orbax, "gemma-3-270m")
     with pytest.raises(CheckpointError, match=r"tensors transformer/layer_1\d?/.* missing; the file is incomplete"):
-        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
+        load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 def test_the_tokenizer_of_an_orbax_tree_lies_in_it_or_beside_it(orbax: Path, tmp_path: Path) -> None:

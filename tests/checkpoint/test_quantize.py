@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 import gemwright
 from gemwright import tree
-from gemwright.api import forecast
 from gemwright.checkpoint import quantize as quantize_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files import ggml
@@ -28,6 +27,7 @@ from gemwright.checkpoint.quantize import BY_BITS, pack, quantize
 from gemwright.errors import CheckpointError
 from gemwright.kernels import panels
 from gemwright.kernels.native import native_enabled
+from gemwright.loading.model import forecast
 from gemwright.model import vision
 from gemwright.model.config import Config
 from gemwright.model.transformer import forward, logits
@@ -86,7 +86,7 @@ def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> Non
     results: list[Any] = []
     for folder in (place / "made", tmp_path / "plain"):
         checkpoint = open_checkpoint(folder)
-        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32)
+        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
         assert isinstance(params.layers[0].mlp.gate, PanelTensor) == (folder.name == "made")
 
         def run(params: Any, config: Config = checkpoint.config) -> Any:
@@ -105,7 +105,7 @@ def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path) -> None:
     rows: list[Any] = []
     for folder in ("made", "plain"):
         checkpoint = open_checkpoint(tmp_path / folder)
-        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, jnp.float32).vision
+        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32").vision
         assert params is not None
         assert checkpoint.config.vision is not None
         held = [params.layers[0].q, params.layers[1].up, params.layers[1].down, params.project]
@@ -182,10 +182,8 @@ def test_the_forecast_counts_the_bits(tmp_path: Path) -> None:
     infos = checkpoint.file.tensors.values()
     quantised, others = (sum(info.nbytes for info in infos if info.panels == kind) for kind in (True, False))
     assert others < quantised < 4 * spec_size(checkpoint) / 6
-    assert (
-        forecast(checkpoint, None).weights == forecast(checkpoint, jnp.dtype("float32")).weights == quantised + others
-    )
-    assert forecast(checkpoint, jnp.dtype("bfloat16")).weights == quantised + others // 2
+    assert forecast(checkpoint, "stored").weights == forecast(checkpoint, "float32").weights == quantised + others
+    assert forecast(checkpoint, "bfloat16").weights == quantised + others // 2
 
 
 def spec_size(checkpoint: Checkpoint) -> int:

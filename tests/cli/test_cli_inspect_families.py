@@ -51,7 +51,7 @@ def test_a_recurrentgemma(run, tmp_path: Path):
 def test_a_gemma3_that_sees(run, tmp_path: Path):
     text = VARIANTS["gemma-3-270m"].config
     text = Config(640, 8, tuple(Layer(x.mixer, Mlp(32), post_norms=True) for x in text.layers[:6]), 64)
-    vision = Vision(56, 4, prefix_lm=False, projector="normed", width=32, depth=3, heads=2, hidden=40)
+    vision = Vision(56, 4, projector="normed", width=32, depth=3, heads=2, hidden=40)
     config = Config(640, 8, text.layers, 64, vision=vision)
     said = told(run, written(tmp_path, config))
     assert said["pictures"] == "56 x 56 pixels, 4 tokens each"
@@ -61,7 +61,7 @@ def test_a_gemma3_that_sees(run, tmp_path: Path):
 
 def test_arrays_of_a_paligemma(run, tmp_path: Path, monkeypatch):
     mixer = VARIANTS["gemma-2b"].config.layers[0].mixer
-    vision = Vision(28, 4, prefix_lm=True, projector="affine", width=32, depth=2, heads=2, hidden=40)
+    vision = Vision(28, 4, projector="affine", width=32, depth=2, heads=2, hidden=40)
     config = Config(16, 8, (Layer(mixer, Mlp(24)),) * 2, 64, vision=vision)
     monkeypatch.setitem(VARIANTS, "paligemma-tiny", Variant("PaliGemma", config, 0, ()))
     whole: dict[str, tuple[int, ...]] = {}

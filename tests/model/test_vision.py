@@ -20,8 +20,8 @@ from gemwright.model.config import Attention, Config, Layer, Mlp, Vision
 from gemwright.model.params import ParamSpec, VisionWeights, param_specs
 from gemwright.weights import PackedTensor
 
-AFFINE = Vision(20, 16, prefix_lm=True, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
-NORMED = Vision(24, 4, prefix_lm=False, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
+AFFINE = Vision(20, 16, projector="affine", patch=5, width=36, depth=2, heads=3, hidden=52)
+NORMED = Vision(24, 4, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
 
 
 def _spec(tower: Vision) -> Any:
@@ -121,7 +121,7 @@ def test_packed_weights_see_as_plain_ones():
 
 def test_a_large_picture_does_not_hold_the_scores_of_all_heads():
     """At 896 px the scores of one head are the most at a time, and no array is larger than the MLP's inside."""
-    tower = Vision(896, 256, prefix_lm=False, projector="normed")
+    tower = Vision(896, 256, projector="normed")
     params = jax.tree.map(lambda param: jax.ShapeDtypeStruct(param.shape, jnp.float32), _spec(tower).layers[0])
     x = jax.ShapeDtypeStruct((1, tower.grid**2, tower.width), jnp.float32)
     program = str(jax.make_jaxpr(partial(vision.layer, tower))(params, x))

@@ -14,6 +14,7 @@ from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
+from gemwright.precision import parse_precision
 from tests.helpers import random_ids
 from tests.tiny.hf import make_random_model
 
@@ -90,7 +91,9 @@ def make_pair(name: str, folder: Path) -> Pair:
 def load(folder: Path, dtype: Any) -> tuple[Config, ModelWeights]:
     """Load config and weights of a folder as `gemwright.load` does."""
     checkpoint = open_checkpoint(folder)
-    return checkpoint.config, load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype)
+    return checkpoint.config, load_weights(
+        checkpoint.file, checkpoint.mapping, checkpoint.config, parse_precision(dtype)
+    )
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Gemma3Config, PaliGemmaConfig, PreTrainedConfig, SiglipVisionConfig
 
+from gemwright.families import find_family
 from gemwright.model import vision
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
@@ -166,14 +167,15 @@ def _batch(config: Config) -> Batch:
     random = np.random.default_rng(1)
     tokens = random.integers(0, VOCAB - 3, (2, LENGTH))
     kinds, blocks = np.zeros((2, LENGTH), np.int64), np.full((2, LENGTH), -1, np.int32)
-    starts = ((0,), (0,)) if config.vision.prefix_lm else PLACES
+    prefix = find_family(config).image_prompt == "prefix"
+    starts = ((0,), (0,)) if prefix else PLACES
     for row in range(2):
         for number, start in enumerate(starts[row]):
             image = slice(start, start + config.vision.tokens)
             tokens[row, image] = -1
-            if not config.vision.prefix_lm:
+            if not prefix:
                 kinds[row, image], blocks[row, image] = 1, number
-        if config.vision.prefix_lm:
+        if prefix:
             kinds[row, PREFIXES[row] :], blocks[row, : PREFIXES[row]] = 1, 0
     side = config.vision.image_size
     pixels = random.uniform(-1, 1, (sum(map(len, starts)), side, side, 3)).astype(np.float32)

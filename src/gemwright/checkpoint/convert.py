@@ -167,10 +167,11 @@ def _documents(
     config, special = dict(config), _special_ids(checkpoint, vocabulary)
     settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
     if vision := checkpoint.config.vision:
-        vocabulary = add_control_tokens(vocabulary, *processor.missing_markers(vision, vocabulary))
-        config |= processor.marker_ids(vision, vocabulary)
-        settings |= processor.tokenizer_keys(vision)
-        documents = processor.processor_documents(vision)
+        family = checkpoint.family
+        vocabulary = add_control_tokens(vocabulary, *processor.missing_tokens(family, vocabulary))
+        config |= processor.token_ids(family, vocabulary)
+        settings |= processor.tokenizer_keys(family)
+        documents = processor.processor_documents(family, vision)
     return {
         "config.json": config | special,
         "generation_config.json": special | dict(checkpoint.generation),

@@ -25,6 +25,7 @@ from gemwright.kernels import native, panels
 from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, param_specs
+from gemwright.precision import Precision, activation_dtype
 from gemwright.weights import PackedTensor, PanelTensor, Weight
 
 CHUNK = 1 << 21
@@ -40,7 +41,7 @@ def load_weights(
     file: TensorFile,
     mapping: Mapping[str, TensorMapping],
     config: Config,
-    dtype: DTypeLike | None,
+    precision: Precision,
     progress: Progress = lambda done, total: None,
     repacked: Mapping[str, Repacked] | None = None,
 ) -> ModelWeights:
@@ -50,30 +51,30 @@ def load_weights(
         file: Where they are.
         mapping: Where each lies in the file.
         config: The model.
-        dtype: What they become; None keeps matrices at their own bits, for the native kernels. Our own quantised
-            matrices stay as they are mapped, and this is the dtype of what they are multiplied with.
+        precision: Precision of the weights; `stored` keeps matrices in their stored format, for the native kernels.
+            Our own quantized matrices always keep theirs, and the precision is that of their activations.
         progress: Called as the reading goes on.
         repacked: What was rearranged before, by name of the tensor in the file.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
     """
-    return tree.build(param_specs(config), dict(_leaves(file, mapping, config, dtype, progress, repacked or {})))
+    return tree.build(param_specs(config), dict(_leaves(file, mapping, config, precision, progress, repacked or {})))
 
 
 def _leaves(
     file: TensorFile,
     mapping: Mapping[str, TensorMapping],
     config: Config,
-    dtype: DTypeLike | None,
+    precision: Precision,
     progress: Progress,
     repacked: Mapping[str, Repacked],
 ) -> Iterator[tuple[str, Weight]]:
     """Matrices at their own bits where they can be multiplied so and lie in rows as ours do; all else plain arrays."""
     names = _checked_names(file, mapping)
     total, done = _total(file, mapping, names), 0
-    known = encodings() if dtype is None else ()
-    plain, arena = np.dtype(np.float32 if dtype is None else dtype), Arena()
+    known = encodings() if precision == "stored" else ()
+    plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(param_specs(config)).items():
             stored, name = mapping[path], names[mapping[path].name]
@@ -84,7 +85,9 @@ def _leaves(
             if param.linear and as_ours and info.panels:
                 yield (
                     path,
-                    _mapped(file.raw(name), info.encoding, stored, param.shape, dtype, activation_bits=activation_bits),
+                    _mapped(
+                        file.raw(name), info.encoding, stored, param.shape, precision, activation_bits=activation_bits
+                    ),
                 )
             elif param.linear and as_ours and name in repacked and info.shape == stored.shape:
                 yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
@@ -106,15 +109,15 @@ def _mapped(
     encoding: str,
     stored: TensorMapping,
     shape: tuple[int, ...],
-    dtype: DTypeLike | None,
+    precision: Precision,
     *,
     activation_bits: int,
 ) -> Weight:
     """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
     held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
-    if dtype is None:
+    if precision == "stored":
         return PackedTensor(held, encoding, shape, activation_bits)
-    return PanelTensor(held, encoding, shape, jnp.dtype(dtype))
+    return PanelTensor(held, encoding, shape, jnp.dtype(precision))
 
 
 def read_weights(

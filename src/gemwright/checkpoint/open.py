@@ -18,6 +18,7 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.vocabulary import add_location_tokens
 from gemwright.errors import CheckpointError
+from gemwright.families import Family, find_family
 from gemwright.model.config import Config
 from gemwright.text.sentencepiece_model import CONTROL
 from gemwright.text.vocabulary import Vocabulary
@@ -71,7 +72,7 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-        if self.config.vision and self.config.vision.prefix_lm:
+        if self.family.added_pieces:
             vocabulary = add_location_tokens(vocabulary, self.config.vocab)
         self.check_vocabulary(vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), path)
         return vocabulary
@@ -92,6 +93,11 @@ class Checkpoint:
                 if (place / name).is_file():
                     return place / name
         raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one beside the weights.")
+
+    @property
+    def family(self) -> Family:
+        """Return the family of the model."""
+        return find_family(self.config)
 
     @property
     def quantized(self) -> bool:

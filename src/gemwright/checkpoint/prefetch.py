@@ -3,7 +3,6 @@
 The import keeps one core busy for most of the time to the first token; this gives another core something to do.
 """
 
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -15,15 +14,13 @@ from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
 from gemwright.kernels import native as kernels
 from gemwright.kernels.native import Repacked
-from gemwright.runtime import machine
+from gemwright.runtime import machine, startup
 from gemwright.text.tokenizer import Tokenizer
 
 SPARE = 2_000_000_000
 """Bytes that must stay free beside a file and two copies of it, or its weights wait for a forecast of the memory."""
 RELEASED = 1 << 24
 """Bytes of a tensor whose pages are given back at once; that of others waits, as it disturbs all threads."""
-SWITCH = 0.0005
-"""Seconds after which one thread lets another run: this one asks often and briefly, between calls without the GIL."""
 
 
 class GgufPrefetch:
@@ -37,8 +34,8 @@ class GgufPrefetch:
     def __init__(self, path: Path, *, native: bool, kept: Path | None = None):
         self._path = path
         self._late, self._left = threading.Event(), threading.Event()
-        self._switch = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH)
+        self._switching = startup.fast_switching()
+        self._switching.__enter__()
         self._pool = ThreadPoolExecutor(1)
         self.file = self._pool.submit(open_gguf, path)
         self._repacked = self._pool.submit(self._repack, native)
@@ -51,7 +48,7 @@ class GgufPrefetch:
         self._late.set()
         self._left.set()
         self._pool.shutdown(cancel_futures=True)
-        sys.setswitchinterval(self._switch)
+        self._switching.__exit__(None, None, None)
 
     def repacked(self) -> Mapping[str, Repacked]:
         """The matrices that were repacked so far, by name of the tensor; no more will be."""

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gemwright.families import PALIGEMMA
 from gemwright.text.sentencepiece_model import CONTROL, USER_DEFINED
 from gemwright.text.vocabulary import Vocabulary
 
 
 def add_location_tokens(vocabulary: Vocabulary, rows: int) -> Vocabulary:
     """Gemma's vocabulary with PaliGemma's 1024 places and 128 pieces of masks behind it, if so many rows are left."""
-    pieces = (*(f"<loc{n:04}>" for n in range(1024)), *(f"<seg{n:03}>" for n in range(128)))
+    pieces = PALIGEMMA.added_pieces
     return _with(vocabulary, pieces, USER_DEFINED) if vocabulary.size + len(pieces) == rows else vocabulary
 
 

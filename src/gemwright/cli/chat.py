@@ -153,7 +153,7 @@ def _show(file: str, talk: Conversation, loaded: "Loaded") -> None:
     """Read a picture for the next message."""
     from gemwright.images.load import load_image
 
-    if loaded.model.image_prompter is None or loaded.model.image_prompter.vision.prefix_lm:
+    if loaded.model.image_prompter is None or loaded.model.image_prompter.style == "prefix":
         return render.warn(f"{loaded.name} takes no pictures in a conversation; gemma-3-4b-it and larger do.")
     try:
         talk.images.append(load_image(file))

@@ -13,12 +13,13 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import CheckpointError
+from gemwright.precision import Precision
 
 if TYPE_CHECKING:
     from gemwright.checkpoint.open import Checkpoint
     from gemwright.model.config import Config, Layer, Mixer
 
-DTYPES = ("float32", "bfloat16")
+DTYPES: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,17 @@ def _record(checkpoint: "Checkpoint", *, tensors: bool) -> dict[str, Any]:
 
 def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
     """Forecasts: dtype, tokens of one sequence, and what they need."""
-    import jax.numpy as jnp
-
-    from gemwright.api import forecast
     from gemwright.generate import buckets
+    from gemwright.loading.model import forecast
 
     context = checkpoint.config.max_length
     lengths = dict.fromkeys((buckets.capacity(1, context), context))
-    return [(dtype, tokens, forecast(checkpoint, jnp.dtype(dtype), tokens)) for dtype in DTYPES for tokens in lengths]
+    return [(dtype, tokens, forecast(checkpoint, dtype, tokens)) for dtype in DTYPES for tokens in lengths]
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
-    from gemwright.api import default_sampling
     from gemwright.cli.loading import describe, sampling_source
+    from gemwright.loading.model import default_sampling
     from gemwright.model.params import parameter_count
 
     config, encodings = checkpoint.config, encodings_of(checkpoint)

@@ -12,20 +12,18 @@ from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax, importing
 from gemwright.errors import GemwrightError
+from gemwright.families import TERMS
 from gemwright.runtime import cache_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-    import jax.numpy as jnp
 
     from gemwright.api import Model
     from gemwright.checkpoint.open import Checkpoint
     from gemwright.checkpoint.prefetch import GgufPrefetch
     from gemwright.generate.sampling import Sampling
     from gemwright.memory import Forecast
-
-TERMS = "https://ai.google.dev/gemma/terms"
+    from gemwright.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetc
         path = locate(name, may_download=False)
     except GemwrightError:  # told when it is loaded
         return nullcontext()
-    return read(path, native=dtype is None)
+    return read(path, native=dtype in (None, "stored"))
 
 
 def _load(
@@ -92,14 +90,14 @@ def _load(
     path = find(name)
     draft_path = None if draft is None else find(draft)
     cache_dir.enable_cache()
-    from gemwright import api
+    from gemwright.loading.model import load_model
 
     precision = chosen_dtype(dtype)
     if verbose:
         _announce(name, path, precision, variant)
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
-        model = api.load(path, dtype=precision, variant=variant, draft=draft_path, progress=bar, early=early)
+        model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=early)
     return Loaded(model, name, dtype_name(precision), time.perf_counter() - start)
 
 
@@ -120,16 +118,16 @@ def _tell_terms_once() -> None:
         marker.touch()
 
 
-def chosen_dtype(given: str | None) -> "jnp.dtype | None":
-    """The dtype asked for, or the one that suits the device, as `api.choose_dtype` has it.
+def chosen_dtype(given: str | None) -> "Precision":
+    """The dtype asked for, or the one that suits the device, as `choose_precision` does.
 
     Raises:
         GemwrightError: JAX finds no device.
     """
-    from gemwright.api import choose_dtype
+    from gemwright.loading.model import choose_precision
 
     try:
-        return choose_dtype(given)
+        return choose_precision(given)
     except (
         RuntimeError,
         AssertionError,
@@ -140,19 +138,19 @@ def chosen_dtype(given: str | None) -> "jnp.dtype | None":
         ) from error
 
 
-def dtype_name(dtype: "jnp.dtype | None") -> str:
+def dtype_name(dtype: "Precision") -> str:
     """What a choice of dtype is called."""
-    return "as stored" if dtype is None else dtype.name
+    return "as stored" if dtype == "stored" else dtype
 
 
-def _announce(name: str, path: Path, dtype: "jnp.dtype | None", variant: str | None) -> None:
+def _announce(name: str, path: Path, dtype: "Precision", variant: str | None) -> None:
     from gemwright import memory
-    from gemwright.api import default_sampling, forecast
     from gemwright.checkpoint.open import open_checkpoint
+    from gemwright.loading.model import default_sampling, forecast
 
     checkpoint = open_checkpoint(path, variant)
     free = memory.available()
-    held = "at their own bits" if dtype is None or checkpoint.quantized else f"in {dtype.name} once loaded"
+    held = "at their own bits" if dtype == "stored" or checkpoint.quantized else f"in {dtype} once loaded"
     rows = [
         ("model", name),
         ("path", str(path)),
@@ -173,7 +171,7 @@ def needs(forecast: "Forecast") -> str:
 
 def default_settings(checkpoint: "Checkpoint") -> dict[str, Any]:
     """A checkpoint's sampling defaults by name; the seed is no property of a checkpoint."""
-    from gemwright.api import default_sampling
+    from gemwright.loading.model import default_sampling
 
     return {name: value for name, value in vars(default_sampling(checkpoint)).items() if name != "seed"}
 

@@ -83,7 +83,7 @@ def _ask(loaded: "Loaded", image: "NDArray[np.uint8]", prompt: str, wanted: o.Se
         )
     options = wanted.options()
     options["pan_and_scan"] = crops
-    if model.tuned and not image_prompter.vision.prefix_lm:
+    if model.tuned and image_prompter.style == "inline":
         return model.stream([Message("user", prompt, (image,))], **options)
     return model.stream(prompt, [image], **options)
 

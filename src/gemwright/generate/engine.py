@@ -29,7 +29,7 @@ class Engine:
         config: The model.
         params: Its weights, on the device.
         vocabulary: Number of real ids; rows of the table beyond it are never chosen.
-        state_dtype: Of the keys and values of earlier tokens; see `gemwright.model.state.state_dtype`.
+        state_dtype: Of the keys and values of earlier tokens; see `gemwright.precision.cache_dtype`.
     """
 
     config: Config

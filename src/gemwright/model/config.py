@@ -72,8 +72,6 @@ class Vision:
 
     image_size: int
     tokens: int
-    prefix_lm: bool
-    """Whether the whole prompt attends both ways (PaliGemma), or only the soft tokens of each image (Gemma 3)."""
     projector: Literal["affine", "normed"]
     """A linear map with a bias, or an RMSNorm and a linear map without."""
     patch: int = 14

@@ -65,14 +65,6 @@ class DecodeState:
     layers: tuple[MixerState, ...]
 
 
-def state_dtype(weights: DTypeLike | None) -> jnp.dtype:
-    """The dtype of a state beside weights of a dtype: the same, or bfloat16 where they keep their own bits (None).
-
-    At a long context decoding reads more of the state than of the weights.
-    """
-    return jnp.dtype(jnp.bfloat16 if weights is None else weights)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "batch", "capacity", "dtype"))
 def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """A state for up to `capacity` tokens a row. A local layer never holds more than its window."""

@@ -1,1 +1,1 @@
-"""The process and the machine. Nothing here knows a model or imports JAX."""
+"""The process and the machine. Nothing here depends on a model, or imports JAX when it is imported."""

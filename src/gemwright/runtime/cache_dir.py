@@ -1,11 +1,11 @@
-"""The persistent compilation cache: a program that was compiled once on a machine is read from its disk afterwards."""
+"""The cache folder, and JAX's persistent compilation cache in it."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where gemwright keeps what it can make again: `gemwright` in `$XDG_CACHE_HOME`, or in `~/.cache`.
+    """Return the folder of files that can be made again: `gemwright` in `$XDG_CACHE_HOME`, or in `~/.cache`.
 
     Source: XDG Base Directory Specification 0.8, in which a relative path counts as unset.
     """
@@ -14,7 +14,7 @@ def cache_folder() -> Path:
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be put into a folder, which is made if need be, for its owner alone."""
+    """Return whether a folder is writable, after creating it, readable by its owner alone, if it is missing."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -23,12 +23,12 @@ def writable(folder: Path) -> bool:
 
 
 def enable_cache() -> Path | None:
-    """Let JAX keep every compiled program on disk, before the first one is compiled.
+    """Enable JAX's persistent compilation cache; call it before the first compilation.
 
-    A folder that is configured already, by `JAX_COMPILATION_CACHE_DIR` or in the program, stays, and so do its limits.
+    A cache that is configured already, by `JAX_COMPILATION_CACHE_DIR` or by the program, is left as it is.
 
     Returns:
-        The folder in use; None where there is none to write to, and each start then compiles anew.
+        The cache's folder, or None if no folder is writable and every start compiles again.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""What is known of the machine without asking JAX, whose import takes most of a second."""
+"""Machine facts that need no JAX, whose import takes most of a second."""
 
 import importlib.util
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def free_memory() -> int | None:
-    """Bytes that processes can take before others are pushed out, None where that is not known."""
+    """Return the bytes of memory available without swapping, or None if unknown."""
     try:
         with Path("/proc/meminfo").open() as file:
             line = next(line for line in file if line.startswith("MemAvailable"))
@@ -16,8 +16,8 @@ def free_memory() -> int | None:
 
 
 def expects_cpu() -> bool:
-    """Whether JAX will most likely compute on the CPU: it is told to, or nothing else is installed for it."""
-    wanted = os.environ.get("JAX_PLATFORMS")
-    if wanted:
-        return wanted == "cpu"
+    """Return whether JAX is likely to use the CPU: it is set to, or no plugin of another device is installed."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms == "cpu"
     return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))

@@ -1,6 +1,6 @@
-"""Conversations as ids, in the format that an instruction-tuned model was trained on.
+"""Encode conversations in the chat format of an instruction-tuned model.
 
-Markers are ids and content is encoded apart from them: nothing that a user writes can open or close a turn.
+Control tokens are ids and content is encoded separately, so a user's text can never open or close a turn.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who says it.
-        content: What is said.
-        images: Pictures that go before the text, of a user: anything that `gemwright.images.load` reads.
+        role: Its author.
+        content: Its text.
+        images: Images of a user that come before the text, of any kind that `gemwright.images.load` reads.
     """
 
     role: Role
@@ -30,14 +30,14 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-    """How a model marks the turns of a conversation.
+    """The format of a conversation.
 
     Attributes:
-        name: what the format is called here.
-        turn_start, turn_end: control pieces around every turn.
-        user, model: what stands after `turn_start`, before a newline, for each of the two speakers.
-        template: the same as jinja source, for tools that read a Hugging Face folder or a GGUF.
-        source: where the format is defined.
+        name: Its name in gemwright.
+        turn_start, turn_end: Control tokens around every turn.
+        user, model: Name of each author, between `turn_start` and a newline.
+        template: The format as a Jinja template, for tools that read a Hugging Face folder or a GGUF.
+        source: The publication of the format.
     """
 
     name: str
@@ -81,7 +81,7 @@ GEMMA = ChatFormat(
 GEMMA3 = dataclasses.replace(GEMMA, name="gemma3", source="Gemma 3: model cards; arXiv:2503.19786 section 3")
 
 FORMATS = {row.name: row for row in (GEMMA, GEMMA3)}
-"""Every chat format, by name."""
+"""All chat formats by name."""
 
 
 def render(
@@ -90,48 +90,49 @@ def render(
     messages: Sequence[Message],
     insertion: Callable[[Any], list[int]] | None = None,
 ) -> list[int]:
-    """Ids of a conversation up to the point where the model speaks next; exactly one BOS stands at the front.
+    """Return the ids of a conversation up to the model's next turn, with exactly one BOS, at the front.
 
-    None of these models has a system role: a first system message goes before the first user message, with
-    an empty line between. Content is stripped of surrounding whitespace, but a system message is not, as in
-    the templates that the models came with.
+    These models have no system role: a system message is put before the first user message, followed by an empty line.
+    As in the published templates, whitespace around content is stripped, but not around a system message.
 
     Args:
-        chat_format: the model's format.
-        tokenizer: the model's tokenizer.
-        messages: an optional system message, then user and assistant in turn, ending with user.
-        insertion: the ids that stand for a picture; None where the model sees none.
+        chat_format: The model's format.
+        tokenizer: The model's tokenizer.
+        messages: An optional system message, then user and assistant in turn, ending with user.
+        insertion: Return the ids of an image; None if the model does not accept images.
 
     Raises:
-        GemwrightError: roles are out of order, a model that sees none is given a picture, or the vocabulary lacks the
-            format's markers.
+        GemwrightError: Roles are out of order, the model does not accept images, or the vocabulary lacks the format's
+            control tokens.
     """
     system, turns = _split_system(messages)
     start, end = tokenizer.id_of(chat_format.turn_start), tokenizer.id_of(chat_format.turn_end)
     newline = tokenizer.encode("\n")
     ids = [tokenizer.bos_id]
     for message in turns:
-        speaker = chat_format.user if message.role == "user" else chat_format.model
-        before, text = f"{speaker}\n{system}", message.content.strip()
+        author = chat_format.user if message.role == "user" else chat_format.model
+        before, text = f"{author}\n{system}", message.content.strip()
         if message.images and insertion is None:
-            raise GemwrightError("This model sees no pictures; take one that does, such as gemma-3-4b-it.")
-        pictures = [token for image in message.images for token in insertion(image)] if insertion else []
-        if pictures:
-            said = [*tokenizer.encode(before), *pictures, *tokenizer.encode(text)]
+            raise GemwrightError(
+                "This model does not accept images in a conversation; use one that does, such as gemma-3-4b-it."
+            )
+        images = [token for image in message.images for token in insertion(image)] if insertion else []
+        if images:
+            turn = [*tokenizer.encode(before), *images, *tokenizer.encode(text)]
         else:
-            said = tokenizer.encode(before + text)
-        ids += [start, *said, end, *newline]
+            turn = tokenizer.encode(before + text)
+        ids += [start, *turn, end, *newline]
         system = ""
     return [*ids, start, *tokenizer.encode(f"{chat_format.model}\n")]
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat) -> tuple[int, ...]:
-    """Ids that end the model's turn."""
+    """Return the ids that end the model's turn."""
     return tokenizer.eos_id, tokenizer.id_of(chat_format.turn_end)
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
-    """What goes before the first user message, and the turns, whose order is checked."""
+    """Return the text before the first user message, and the turns, after checking their order."""
     has_system = bool(messages) and messages[0].role == "system"
     system = f"{messages[0].content}\n\n" if has_system else ""
     turns = messages[has_system:]

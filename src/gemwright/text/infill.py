@@ -1,34 +1,34 @@
-"""Fill-in-the-middle prompts of CodeGemma: code before and after a gap in, the code between out.
+"""Fill-in-the-middle prompts of CodeGemma: from the code before and after a gap, generate the code between.
 
 Source: CodeGemma's model card and report (arXiv:2406.11409), prefix-suffix-middle order.
 """
 
+from gemwright.families import FILL_IN_THE_MIDDLE as TOKENS
 from gemwright.text.tokenizer import Tokenizer
-
-PREFIX, SUFFIX, MIDDLE, SEPARATOR = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_separator|>"
 
 
 def render(tokenizer: Tokenizer, before: str, after: str) -> list[int]:
-    """Ids of a prompt after which the model writes what stands between `before` and `after`.
+    """Return the ids of a prompt that the model continues with the code between `before` and `after`.
 
     Args:
-        tokenizer: one whose vocabulary has CodeGemma's markers.
-        before: the code before the gap, taken as it stands; may be empty.
-        after: the code after the gap, taken as it stands; may be empty.
+        tokenizer: A tokenizer whose vocabulary has CodeGemma's fill-in-the-middle tokens.
+        before: The code before the gap, unchanged; may be empty.
+        after: The code after the gap, unchanged; may be empty.
 
     Raises:
-        GemwrightError: the vocabulary has no fill-in-the-middle markers.
+        GemwrightError: The vocabulary has no fill-in-the-middle tokens.
     """
     return [
         tokenizer.bos_id,
-        tokenizer.id_of(PREFIX),
+        tokenizer.id_of(TOKENS.prefix),
         *tokenizer.encode(before),
-        tokenizer.id_of(SUFFIX),
+        tokenizer.id_of(TOKENS.suffix),
         *tokenizer.encode(after),
-        tokenizer.id_of(MIDDLE),
+        tokenizer.id_of(TOKENS.middle),
     ]
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that end the middle: it is complete at the first marker of any kind, or at EOS."""
-    return (*(tokenizer.id_of(marker) for marker in (PREFIX, MIDDLE, SUFFIX, SEPARATOR)), tokenizer.eos_id)
+    """Return the ids that end the middle: any fill-in-the-middle token, or EOS."""
+    tokens = (TOKENS.prefix, TOKENS.middle, TOKENS.suffix, TOKENS.separator)
+    return (*map(tokenizer.id_of, tokens), tokenizer.eos_id)

@@ -1,1 +1,1 @@
-"""Configuration files to and from `Config`."""
+"""Read configuration files as `Config`, and write them."""

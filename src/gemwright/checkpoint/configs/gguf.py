@@ -1,6 +1,6 @@
-"""The model's numbers in the metadata of a GGUF file.
+"""Read and write a config in the metadata of a GGUF file.
 
-Keys, and what an absent key means: ggml-org/llama.cpp `src/models/{gemma,gemma2,gemma3}.cpp`, `src/llama-model.cpp`,
+Keys and their defaults: ggml-org/llama.cpp `src/models/{gemma,gemma2,gemma3}.cpp`, `src/llama-model.cpp`,
 `conversion/gemma.py`; Ollama's older Gemma 3 files: ollama/ollama#13452.
 """
 
@@ -11,34 +11,41 @@ from typing import Any
 import numpy as np
 
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
-from gemwright.checkpoint.configs.uniform import UniformConfig, architecture, checked, every, period, uniform
+from gemwright.checkpoint.configs.uniform import (
+    UniformConfig,
+    check_config,
+    find_architecture,
+    find_period,
+    local_layers,
+    to_uniform,
+)
 from gemwright.checkpoint.files.lazy_strings import LazyStrings
 from gemwright.checkpoint.files.tensor_file import TensorInfo
-from gemwright.checkpoint.names.huggingface import is_recurrent
 from gemwright.errors import CheckpointError
+from gemwright.families import FAMILIES, find_family
 from gemwright.model.config import Config, Rope
 
-_ARCHITECTURES = ("gemma", "gemma2", "gemma3")
+_ARCHITECTURES = sorted({family.gguf for family in FAMILIES if family.gguf})
 _PERIODS = {"gemma2": 2, "gemma3": 6}
 _SCALED_DEPTHS = (34, 48, 62)
-"""Depths of Gemma 3 4B, 12B and 27B, whose older files leave their rope scaling of 8 out."""
+"""Depths of Gemma 3 4B, 12B and 27B, whose older files omit their rope scaling of 8."""
 
 
 def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Config:
-    """Reads the model's numbers from a GGUF file's metadata, and its vocabulary from its embedding's shape.
+    """Read a config from the metadata of a GGUF file, and the size of its vocabulary from the shape of its embedding.
 
     Args:
-        metadata: The file's keys.
-        tensors: The file's tensors.
-        where: The file, for messages.
+        metadata: The keys of the file.
+        tensors: The tensors of the file.
+        where: The file, for error messages.
 
     Raises:
-        CheckpointError: The architecture is not supported, or a key is missing, absurd or not understood.
+        CheckpointError: The architecture is not supported, or a key is missing or has a value that is not allowed.
     """
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         supported = ", ".join(_ARCHITECTURES)
-        raise ConfigReader(metadata, where).error("general.architecture", f"a supported one, which are {supported}")
+        raise ConfigReader(metadata, where).error("general.architecture", f"a supported one: {supported}")
     prefix = f"{kind}."
     keys = ConfigReader({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
 
@@ -73,22 +80,23 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
         tied="output.weight" not in tensors,
         norm_eps=_number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
     )
-    return checked(model, where)
+    return check_config(model, where)
 
 
 def to_gguf(config: Config) -> dict[str, Any]:
-    """The metadata of a GGUF file that llama.cpp reads with the same meaning; the tokenizer's keys are not among it.
+    """Return the metadata of a GGUF file for llama.cpp, without the keys of the tokenizer.
 
-    Of a Gemma 3 that sees it is the decoder's: llama.cpp keeps the tower in a file of another kind.
+    For a Gemma 3 with images it is that of the decoder: llama.cpp has the tower in a file of another kind.
 
     Raises:
-        CheckpointError: No architecture of the format computes what this model computes.
+        CheckpointError: No architecture of the format computes the same as the model.
     """
-    if is_recurrent(config) or (config.vision and config.vision.prefix_lm):
-        name = "PaliGemma" if config.vision else "RecurrentGemma"
-        raise cannot_write(f"GGUF has no architecture for {name}; choose huggingface")
-    model = uniform(replace(config, vision=None))
-    kind = architecture(model)
+    family = find_family(config)
+    if family.gguf is None:
+        raise cannot_write(f"GGUF has no architecture for {family.name}; choose huggingface")
+    model = to_uniform(replace(config, vision=None))
+    kind = find_architecture(model).gguf
+    assert kind is not None
     depth = len(model.local)
     _check_expressible(model, kind)
     keys: dict[str, Any] = {
@@ -111,19 +119,19 @@ def to_gguf(config: Config) -> dict[str, Any]:
 
 
 def _number(keys: ConfigReader, key: str, default: float) -> float:
-    """A float32 of the file as the decimal number that was meant: 1e-6, not 9.99999997e-7."""
+    """Return a float32 of the file as the shortest decimal number: 1e-6, not 9.99999997e-7."""
     return float(str(np.float32(keys.real(key, default))))
 
 
 def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
-    """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
+    """Return the final soft-cap: Gemma 2 always has one, Gemma 3 may, and 0 means none."""
     if kind == "gemma" or (kind == "gemma3" and keys.real("final_logit_softcapping", 0.0, least=0.0) == 0.0):
         return None
     return _number(keys, "final_logit_softcapping", 30.0)
 
 
 def _query_scalar(kind: str, depth: int, width: int, heads: int, head_dim: int) -> int:
-    """The format has no key for it: readers know the two 27B models by their depth."""
+    """Return the query scalar, for which there is no key: readers recognize the two 27B models by their depth."""
     return width // heads if (kind, depth) in (("gemma2", 46), ("gemma3", 62)) else head_dim
 
 
@@ -131,19 +139,22 @@ def _vocab(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], width
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] != width:
         found = "missing" if embedding is None else f"of shape {embedding.shape}"
-        raise CheckpointError(f"{where}: tensor 'token_embd.weight' is {found}, and it must have rows of {width}.")
+        raise CheckpointError(
+            f"{where}: tensor 'token_embd.weight' is {found}, and it must have {width} columns; "
+            "download or convert the file again."
+        )
     rows = embedding.shape[0]
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list | LazyStrings) and len(tokens) > rows:
         raise CheckpointError(
             f"{where}: the tokenizer has {len(tokens)} tokens and tensor 'token_embd.weight' only {rows} rows; "
-            "fetch or convert the file again."
+            "download or convert the file again."
         )
     return ConfigReader({"rows of token_embd.weight": rows}, where).integer("rows of token_embd.weight")
 
 
 def _window(keys: ConfigReader, kind: str) -> int | None:
-    """Gemma 2 always has one; Gemma 3 may, and 0 means none."""
+    """Return the window: Gemma 2 always has one, Gemma 3 may, and 0 means none."""
     match kind:
         case "gemma2":
             return keys.integer("attention.sliding_window", 4096, most=MAX_POSITIONS)
@@ -158,19 +169,19 @@ def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, .
     value = keys.data.get(key)
     if isinstance(value, np.ndarray) and value.shape == (depth,):
         return tuple(bool(flag) for flag in value)
-    return every(keys.integer(key, default_period, least=0) or depth + 1, depth)  # 0: every layer is local
+    return local_layers(keys.integer(key, default_period, least=0) or depth + 1, depth)  # 0: every layer is local
 
 
 def _ropes(keys: ConfigReader, kind: str, depth: int) -> tuple[Rope, Rope]:
-    """The rotary embeddings of local and of global layers."""
+    """Return the rotary embeddings of local and of global layers."""
     if kind != "gemma3":
-        everywhere = Rope(_number(keys, "rope.freq_base", 1e4), _scale(keys, 1.0))
-        return Rope(_number(keys, "rope.freq_base_swa", everywhere.base), everywhere.scale), everywhere
+        full = Rope(_number(keys, "rope.freq_base", 1e4), _scale(keys, 1.0))
+        return Rope(_number(keys, "rope.freq_base_swa", full.base), full.scale), full
     # Ollama's older files have `rope.global.freq_base` and `rope.local.freq_base`, and no scaling.
     base = _number(keys, "rope.global.freq_base", 1e6)
     local_base = _number(keys, "rope.local.freq_base", 1e4)
-    everywhere = Rope(_number(keys, "rope.freq_base", base), _scale(keys, 8.0 if depth in _SCALED_DEPTHS else 1.0))
-    return Rope(_number(keys, "rope.freq_base_swa", local_base)), everywhere
+    full = Rope(_number(keys, "rope.freq_base", base), _scale(keys, 8.0 if depth in _SCALED_DEPTHS else 1.0))
+    return Rope(_number(keys, "rope.freq_base_swa", local_base)), full
 
 
 def _scale(keys: ConfigReader, default: float) -> float:
@@ -185,7 +196,7 @@ def _check_expressible(model: UniformConfig, kind: str) -> None:
     query_scalar = _query_scalar(kind, len(model.local), model.width, model.heads, model.head_dim)
     if model.query_scalar != query_scalar:
         raise cannot_write(
-            f"GGUF has no key for the query scale, readers would take {query_scalar} for {model.query_scalar}"
+            f"GGUF has no key for the query scale: readers would use {query_scalar}, not {model.query_scalar}"
         )
     if not model.tied and kind != "gemma3":
         raise cannot_write("GGUF has no output matrix for Gemma 1 and 2")
@@ -193,21 +204,21 @@ def _check_expressible(model: UniformConfig, kind: str) -> None:
         raise cannot_write("in GGUF a Gemma 2 must have local layers and both soft-caps")
     implied = 1.0 if kind == "gemma3" else model.global_rope.scale
     if any(model.local) and model.local_rope.scale != implied:
-        raise cannot_write(f"GGUF readers take {implied} for the rope scale of local layers")
+        raise cannot_write(f"GGUF readers use the rope scale {implied} for local layers")
 
 
 def _window_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
     if model.window is None:
         return {}
     keys: dict[str, Any] = {"attention.sliding_window": model.window}
-    if model.local != every(_PERIODS[kind], len(model.local)):
-        pattern = period(model.local)
+    if model.local != local_layers(_PERIODS[kind], len(model.local)):
+        pattern = find_period(model.local)
         keys["attention.sliding_window_pattern"] = np.array(model.local) if pattern is None else pattern
     return keys
 
 
 def _rope_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
-    """Only what differs from what a reader assumes, but for Gemma 3's base, which older readers do not assume."""
+    """Return the keys that differ from a reader's defaults, and Gemma 3's base, which older readers do not know."""
     keys: dict[str, Any] = {}
     base, local_base = float(model.global_rope.base), float(model.local_rope.base)
     if kind == "gemma3" or base != 1e4:

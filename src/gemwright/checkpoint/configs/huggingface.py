@@ -1,41 +1,41 @@
-"""`config.json` and `generation_config.json` as transformers writes them.
+"""Read and write `config.json` and `generation_config.json` in the format of transformers.
 
-Keys, and what an absent key means: huggingface/transformers `models/*gemma*/configuration_*.py` (5.23).
+Keys and their defaults: huggingface/transformers `models/*gemma*/configuration_*.py` (5.23).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from gemwright.checkpoint.configs.huggingface_recurrent import RECURRENT_CLASS, read_recurrent, write_recurrent
+from gemwright.checkpoint.configs.huggingface_recurrent import RECURRENT_CLASSES, read_recurrent, write_recurrent
 from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, TEXT_CLASSES, read_text, write_text
 from gemwright.checkpoint.configs.huggingface_vision import VISION_CLASSES, read_multimodal, write_multimodal
 from gemwright.checkpoint.configs.reader import MAX_POSITIONS, ConfigReader
-from gemwright.checkpoint.names.huggingface import is_recurrent
+from gemwright.families import RECURRENTGEMMA, find_family
 from gemwright.model.config import Config
 
-KINDS = (*TEXT_CLASSES, *VISION_CLASSES, "recurrent_gemma")
+MODEL_CLASSES = {**TEXT_CLASSES, **VISION_CLASSES, **RECURRENT_CLASSES}
+"""The class of each `model_type`."""
 QUANT_METHOD = "gemwright"
-"""In a `quantization_config`: the files say themselves which tensors are quantised, and how."""
-CLASSES = (*TEXT_CLASSES.values(), *VISION_CLASSES.values(), RECURRENT_CLASS)
+"""Our `quant_method` of a `quantization_config`; each safetensors file describes its quantized tensors."""
 
 
 def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
-    """Reads a `config.json`.
+    """Read a `config.json`.
 
     Args:
-        data: The file's keys. The sizes of the model must be there, anything else may be absent.
-        where: The file, for messages.
+        data: The file's keys. Sizes are required, all else has defaults.
+        where: The file, for error messages.
 
     Raises:
-        CheckpointError: The architecture is not supported, or a key is missing, absurd or not understood.
+        CheckpointError: The architecture is not supported, or a key is missing or has a value that is not allowed.
     """
     keys = ConfigReader(data, where)
     kind = data.get("model_type")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise keys.error("model_type", f"a supported architecture, which are {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in MODEL_CLASSES:
+        raise keys.error("model_type", f"a supported architecture: {', '.join(MODEL_CLASSES)}")
     _check_purpose(keys)
     tied = keys.boolean("tie_word_embeddings", True)
-    if kind == "recurrent_gemma":
+    if kind in RECURRENT_CLASSES:
         return read_recurrent(keys, tied=tied)
     if kind in VISION_CLASSES:
         text = keys.mapping("text_config")
@@ -46,25 +46,25 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
 
 
 def to_huggingface(config: Config, dtype: str) -> dict[str, Any]:
-    """The keys of a `config.json` that transformers 4.50 and later reads with the same meaning.
+    """Return the keys of a `config.json` for transformers 4.50 and later.
 
     Args:
         config: The model.
-        dtype: The weights' type in the files, such as `"bfloat16"`.
+        dtype: Dtype of the weights in the files, such as `"bfloat16"`.
 
     Raises:
-        CheckpointError: No supported architecture computes what this model computes.
+        CheckpointError: No supported architecture computes the same as the model.
     """
-    if is_recurrent(config):
+    if find_family(config) is RECURRENTGEMMA:
         return write_recurrent(config, dtype)
     return write_text(config, dtype) if config.vision is None else write_multimodal(config, config.vision, dtype)
 
 
 def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
-    """Refuses what changes the result and has no place in a `Config`."""
+    """Raise if a key changes the result and cannot be expressed in a `Config`."""
     classes = keys.data.get("architectures") or []
-    if not isinstance(classes, list) or any(name not in CLASSES for name in classes):
-        raise keys.error("architectures", f"a list of {', '.join(CLASSES)}")
+    if not isinstance(classes, list) or any(name not in MODEL_CLASSES.values() for name in classes):
+        raise keys.error("architectures", f"a list of {', '.join(MODEL_CLASSES.values())}")
     keys.choice("attention_bias", False)
     keys.choice("use_bidirectional_attention", *((None, True) if bidirectional else (False, None)))
     quantization = keys.data.get("quantization_config")
@@ -76,14 +76,14 @@ def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
 
 
 def read_generation_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Reads a `generation_config.json`: the keys that are known and not null, each checked; others are left out.
+    """Read a `generation_config.json`: check the known keys that are not null, and leave out others.
 
     Returns:
         Any of do_sample, temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, max_length,
-        bos_token_id, pad_token_id and eos_token_id (one id or a list). It may be written to such a file as it is.
+        bos_token_id, pad_token_id and eos_token_id (one id or a list), as they are in such a file.
 
     Raises:
-        CheckpointError: A known key holds what it must not.
+        CheckpointError: A known key has a value that is not allowed.
     """
     keys = ConfigReader({key: value for key, value in data.items() if value is not None}, where)
     values: dict[str, Any] = {}

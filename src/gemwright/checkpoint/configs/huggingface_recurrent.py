@@ -1,6 +1,6 @@
-"""`config.json` of RecurrentGemma.
+"""Read and write the `config.json` of RecurrentGemma.
 
-Keys, and what an absent key means: huggingface/transformers
+Keys and their defaults: huggingface/transformers
 `models/recurrent_gemma/configuration_recurrent_gemma.py` (5.23).
 """
 
@@ -14,18 +14,22 @@ from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, ROPE_KEYS, 
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
 from gemwright.checkpoint.configs.uniform import check_heads
 from gemwright.errors import CheckpointError
+from gemwright.families import RECURRENTGEMMA
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, pattern
 
-RECURRENT_CLASS = "RecurrentGemmaForCausalLM"
+RECURRENT_CLASSES = {
+    family.text_model.model_type: family.text_model.model_class for family in (RECURRENTGEMMA,) if family.text_model
+}
+"""The class of its `model_type`."""
 _KINDS = ("recurrent", "attention")
 _PATTERN = ["recurrent", "recurrent", "attention"]
 
 
 def read_recurrent(keys: ConfigReader, *, tied: bool) -> Config:
-    """Reads a RecurrentGemma.
+    """Read a RecurrentGemma.
 
     Raises:
-        CheckpointError: A key is missing, absurd or not understood.
+        CheckpointError: A key is missing or has a value that is not allowed.
     """
     width = keys.integer("hidden_size")
     depth = keys.integer("num_hidden_layers", most=MAX_LAYERS)
@@ -44,7 +48,7 @@ def read_recurrent(keys: ConfigReader, *, tied: bool) -> Config:
         width=width,
         vocab=keys.integer("vocab_size", 256_000),
         layers=pattern(depth, *(layers[kind] for kind in _block_types(keys))),
-        max_length=MAX_POSITIONS,  # its state does not grow: only the positions' type sets a limit
+        max_length=MAX_POSITIONS,  # its state does not grow
         final_soft_cap=keys.real("logits_soft_cap", 30.0),
         tied=tied,
         norm_eps=keys.real("rms_norm_eps", 1e-6),
@@ -53,17 +57,18 @@ def read_recurrent(keys: ConfigReader, *, tied: bool) -> Config:
 
 
 def write_recurrent(config: Config, dtype: str) -> dict[str, Any]:
-    """The keys of a RecurrentGemma, as transformers 4.50 and later reads them.
+    """Return the keys of a RecurrentGemma for transformers 4.50 and later.
 
     Raises:
-        CheckpointError: Its architecture does not compute what this model computes.
+        CheckpointError: Its architecture does not compute the same as the model.
     """
+    ((model_type, model_class),) = RECURRENT_CLASSES.items()
     attention, recurrent = _mixers(config)
     kinds = ["recurrent" if isinstance(layer.mixer, Recurrent) else "attention" for layer in config.layers]
     rope = {"partial_rotary_factor": attention.rope.fraction}
     data: dict[str, Any] = {
-        "architectures": [RECURRENT_CLASS],
-        "model_type": "recurrent_gemma",
+        "architectures": [model_class],
+        "model_type": model_type,
         "torch_dtype": dtype,
         "vocab_size": config.vocab,
         "hidden_size": config.width,
@@ -106,8 +111,8 @@ def _attention(keys: ConfigReader, width: int) -> Attention:
     fraction_keys = group if "partial_rotary_factor" in group.data else keys
     fraction = fraction_keys.real("partial_rotary_factor", 0.5, most=1.0)
     if int(head_dim * fraction) % 2 or not int(head_dim * fraction):
-        raise fraction_keys.error("partial_rotary_factor", f"a part of {head_dim} that is whole and even")
-    # The released code lets a token see so many before it, beside itself; transformers one fewer.
+        raise fraction_keys.error("partial_rotary_factor", f"a fraction of {head_dim} that is a positive even number")
+    # In the released code a token attends to itself and to this many before it; in transformers to one fewer.
     window = keys.integer("attention_window_size", 2048, most=MAX_POSITIONS - 1) + 1
     rope = replace(read_rope(group, keys, "rope_theta", 1e4), fraction=fraction)
     return Attention(heads, kv_heads, head_dim, query_scalar=head_dim, rope=rope, window=window, out_bias=True)
@@ -122,7 +127,7 @@ def _block_types(keys: ConfigReader) -> list[str]:
 
 
 def _mixers(config: Config) -> tuple[Attention, Recurrent]:
-    """One mixer of each kind; where the model has none of a kind, one that fits the other."""
+    """Return a mixer of each kind; if the model has none of a kind, one that fits the other."""
     attention = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)), None)
     recurrent = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, Recurrent)), None)
     if attention is None:
@@ -132,5 +137,5 @@ def _mixers(config: Config) -> tuple[Attention, Recurrent]:
 
 
 def _embed_scale(width: int) -> float:
-    """The square root, rounded to bfloat16 whatever the dtype of the activations."""
+    """Return the square root of the width, rounded to bfloat16 for activations of every dtype."""
     return float(np.sqrt(np.float32(width)).astype(ml_dtypes.bfloat16))

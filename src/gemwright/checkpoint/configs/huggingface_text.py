@@ -1,17 +1,29 @@
-"""`config.json` of the decoder-only models, and the decoder's part of it in those that see.
+"""Read and write the `config.json` of decoders, and the decoder's group in that of vision models.
 
-Keys, and what an absent key means: huggingface/transformers `models/{gemma,gemma2,gemma3}/configuration_*.py` (5.23).
+Keys and their defaults: huggingface/transformers `models/{gemma,gemma2,gemma3}/configuration_*.py` (5.23).
 """
 
 from typing import Any
 
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
-from gemwright.checkpoint.configs.uniform import UniformConfig, architecture, checked, every, period, uniform
+from gemwright.checkpoint.configs.uniform import (
+    UniformConfig,
+    check_config,
+    find_architecture,
+    find_period,
+    local_layers,
+    to_uniform,
+)
+from gemwright.families import GEMMA_1, GEMMA_2, GEMMA_3
 from gemwright.model.config import Config, Rope
 
 GELU_TANH = "gelu_pytorch_tanh"
 ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor")
-TEXT_CLASSES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+TEXT_CLASSES = {
+    family.text_model.model_type: family.text_model.model_class
+    for family in (GEMMA_1, GEMMA_2, GEMMA_3)
+    if family.text_model
+}
 """The class of each `model_type`."""
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
@@ -23,16 +35,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def read_text(keys: ConfigReader, kind: str, *, tied: bool, kv_heads: int | None = None) -> Config:
-    """Reads a decoder.
+    """Read a decoder.
 
     Args:
-        keys: Its keys. The sizes must be there, anything else may be absent.
+        keys: Its keys. Sizes are required, all else has defaults.
         kind: Its `model_type`.
         tied: Whether the output matrix is the embedding's.
-        kv_heads: Their number where the key is absent, instead of the number that transformers takes.
+        kv_heads: Default number of key/value heads instead of transformers' default.
 
     Raises:
-        CheckpointError: A key is missing, absurd or not understood.
+        CheckpointError: A key is missing or has a value that is not allowed.
     """
     default = _DEFAULTS[kind]
     keys.choice("partial_rotary_factor", 1.0, 1, None)
@@ -60,21 +72,23 @@ def read_text(keys: ConfigReader, kind: str, *, tied: bool, kv_heads: int | None
         tied=tied,
         norm_eps=keys.real("rms_norm_eps", 1e-6),
     )
-    if kind == "gemma3_text":  # its class has the key, its attention does not use it
+    if kind == "gemma3_text":  # its config has the key, its attention does not use it
         keys.choice("attn_logit_softcapping", None)
-    return checked(model, keys.where)
+    return check_config(model, keys.where)
 
 
 def write_text(config: Config, dtype: str) -> dict[str, Any]:
-    """The keys of a decoder, as transformers 4.50 and later reads them.
+    """Return the keys of a decoder for transformers 4.50 and later.
 
     Raises:
-        CheckpointError: No supported architecture computes what this model computes.
+        CheckpointError: No supported architecture computes the same as the model.
     """
-    model = uniform(config)
-    kind = architecture(model).replace("gemma3", "gemma3_text")
+    model = to_uniform(config)
+    names = find_architecture(model).text_model
+    assert names is not None
+    kind = names.model_type
     data: dict[str, Any] = {
-        "architectures": [TEXT_CLASSES[kind]],
+        "architectures": [names.model_class],
         "model_type": kind,
         "torch_dtype": dtype,
         "vocab_size": model.vocab,
@@ -92,7 +106,7 @@ def write_text(config: Config, dtype: str) -> dict[str, Any]:
         "hidden_act" if kind == "gemma" else "hidden_activation": GELU_TANH,
         **_rope_keys(model, kind),
     }
-    return data if kind == "gemma" else data | _later_keys(model)
+    return data if kind == "gemma" else data | _keys_since_gemma2(model)
 
 
 def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
@@ -104,68 +118,68 @@ def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
 def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, ...]:
     types = keys.data.get("layer_types")
     if types is None:
-        return every(keys.integer("sliding_window_pattern", default_period), depth)
+        return local_layers(keys.integer("sliding_window_pattern", default_period), depth)
     if not isinstance(types, list) or len(types) != depth or any(t not in (_LOCAL, _GLOBAL) for t in types):
         raise keys.error("layer_types", f"a list of {depth} times {_LOCAL} or {_GLOBAL}")
     return tuple(t == _LOCAL for t in types)
 
 
 def _one_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
-    """Gemma 1 and 2: one rope for all layers."""
+    """Return the ropes of Gemma 1 and 2: one for all layers."""
     scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
     rope = read_rope(scaling if scaling.data else keys.mapping("rope_parameters", *ROPE_KEYS), keys, "rope_theta", 1e4)
     return rope, rope
 
 
 def _local_and_global_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
-    """Gemma 3: the old `rope_scaling` concerns the global layers alone."""
+    """Return the ropes of Gemma 3, for whose global layers alone the old `rope_scaling` is."""
     parameters = keys.mapping("rope_parameters", _LOCAL, _GLOBAL)
-    local, everywhere = parameters.mapping(_LOCAL, *ROPE_KEYS), parameters.mapping(_GLOBAL, *ROPE_KEYS)
+    local, full = parameters.mapping(_LOCAL, *ROPE_KEYS), parameters.mapping(_GLOBAL, *ROPE_KEYS)
     scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
     if scaling.data:
-        everywhere = ConfigReader({**everywhere.data, **scaling.data}, keys.where, scaling.prefix)
-    return read_rope(local, keys, "rope_local_base_freq", 1e4), read_rope(everywhere, keys, "rope_theta", 1e6)
+        full = ConfigReader({**full.data, **scaling.data}, keys.where, scaling.prefix)
+    return read_rope(local, keys, "rope_local_base_freq", 1e4), read_rope(full, keys, "rope_theta", 1e6)
 
 
 def read_rope(group: ConfigReader, keys: ConfigReader, base_key: str, default_base: float) -> Rope:
-    """A rotary embedding from its group of keys; the base may lie beside the group in a key of its own."""
+    """Return a rotary embedding from its group of keys; the base may be in `base_key` outside the group."""
     base = group.real("rope_theta") if "rope_theta" in group.data else keys.real(base_key, default_base)
     type_key = "rope_type" if "rope_type" in group.data else "type"
     if group.choice(type_key, "default", "linear") == "linear":
         return Rope(base, group.real("factor"))
     if group.real("factor", 1.0) != 1.0:
-        raise group.error("factor", "absent, or used by the rope_type 'linear'")
+        raise group.error("factor", "absent unless rope_type is 'linear'")
     return Rope(base)
 
 
 def _rope_keys(model: UniformConfig, kind: str) -> dict[str, Any]:
-    """The keys of old and new releases side by side."""
-    local, everywhere = rope_parameters(model.local_rope), rope_parameters(model.global_rope)
+    """Return the keys of old and of new releases."""
+    local, full = rope_parameters(model.local_rope), rope_parameters(model.global_rope)
     keys: dict[str, Any] = {"rope_theta": model.global_rope.base, "rope_scaling": None}
     if model.global_rope.scale != 1.0:
         keys["rope_scaling"] = {"rope_type": "linear", "factor": model.global_rope.scale}
     if kind == "gemma3_text":
-        parameters = {_LOCAL: local, _GLOBAL: everywhere}
+        parameters = {_LOCAL: local, _GLOBAL: full}
         return keys | {"rope_local_base_freq": model.local_rope.base, "rope_parameters": parameters}
-    if local != everywhere:
+    if local != full:
         raise cannot_write("local and global layers of a Gemma 2 share their rotary embedding")
-    return keys | {"rope_parameters": everywhere}
+    return keys | {"rope_parameters": full}
 
 
 def rope_parameters(rope: Rope) -> dict[str, Any]:
-    """The group of keys that `read_rope` reads."""
+    """Return the group of keys that `read_rope` reads."""
     if rope.scale == 1.0:
         return {"rope_type": "default", "rope_theta": rope.base}
     return {"rope_type": "linear", "factor": rope.scale, "rope_theta": rope.base}
 
 
-def _later_keys(model: UniformConfig) -> dict[str, Any]:
-    """What Gemma 2 and 3 have and Gemma 1 has not."""
+def _keys_since_gemma2(model: UniformConfig) -> dict[str, Any]:
+    """Return the keys that Gemma 2 and 3 have and Gemma 1 has not."""
     if model.query_scalar != int(model.query_scalar):
         raise cannot_write(f"query_pre_attn_scalar must be whole and is {model.query_scalar}")
     if model.width % model.heads:
-        raise cannot_write(f"transformers wants the width {model.width} to be a multiple of the {model.heads} heads")
-    pattern = period(model.local)
+        raise cannot_write(f"transformers needs the width {model.width} to be a multiple of the {model.heads} heads")
+    pattern = find_period(model.local)
     return {
         "query_pre_attn_scalar": int(model.query_scalar),
         "attn_logit_softcapping": model.soft_cap,

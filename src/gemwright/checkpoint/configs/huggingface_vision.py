@@ -1,6 +1,6 @@
-"""`config.json` of the models that see, PaliGemma 1 and 2 and Gemma 3, and the settings of their processors.
+"""Read and write the `config.json` of vision models: PaliGemma, PaliGemma 2 and Gemma 3.
 
-Keys, and what an absent key means: huggingface/transformers
+Keys and their defaults: huggingface/transformers
 `models/{paligemma,gemma3,siglip}/configuration_*.py` (5.23).
 """
 
@@ -10,14 +10,19 @@ from typing import Any
 
 from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, read_text, write_text
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_SIZE, ConfigReader, cannot_write
+from gemwright.families import GEMMA_3, PALIGEMMA, find_family
 from gemwright.model.config import Attention, Config, Vision
 
-VISION_CLASSES = {"gemma3": "Gemma3ForConditionalGeneration", "paligemma": "PaliGemmaForConditionalGeneration"}
+VISION_CLASSES = {
+    family.vision_model.model_type: family.vision_model.model_class
+    for family in (GEMMA_3, PALIGEMMA)
+    if family.vision_model
+}
 """The class of each `model_type`."""
 PALIGEMMA_VOCAB = 257_152
-"""Gemma's vocabulary, 1024 places and 128 pieces of masks. What a file has beyond is its `<image>` and padding."""
+"""Gemma's vocabulary and 1024 location and 128 segmentation tokens. More rows of a file are `<image>` and padding."""
 MAX_IMAGE = 16_384
-"""Largest side of a picture, in pixels, that is believed."""
+"""Maximum side of an image in pixels."""
 _TOKENS = {
     "gemma3": {"boi_token_index": 255_999, "eoi_token_index": 256_000, "image_token_index": 262_144},
     "paligemma": {"image_token_index": PALIGEMMA_VOCAB},
@@ -25,16 +30,16 @@ _TOKENS = {
 
 
 def read_multimodal(keys: ConfigReader, text: ConfigReader, kind: str, *, tied: bool) -> Config:
-    """Reads a decoder and its tower; a Gemma 3 without `vision_config` is a decoder alone.
+    """Read a decoder and its tower; a Gemma 3 without `vision_config` is a decoder alone.
 
     Args:
-        keys: The file's.
+        keys: The keys of the file.
         text: Its group `text_config`.
         kind: Its `model_type`.
         tied: Whether the output matrix is the embedding's.
 
     Raises:
-        CheckpointError: A key is missing, absurd or not understood.
+        CheckpointError: A key is missing or has a value that is not allowed.
     """
     if kind == "gemma3":
         config = read_text(text, text.choice("model_type", "gemma3_text"), tied=tied)
@@ -42,10 +47,10 @@ def read_multimodal(keys: ConfigReader, text: ConfigReader, kind: str, *, tied: 
             return config
         tokens = keys.integer("mm_tokens_per_image", 256)
         windows = [layer.mixer.window for layer in config.layers if isinstance(layer.mixer, Attention)]
-        if any(window is not None and window < tokens for window in windows):  # would part a picture in transformers
-            raise keys.error("mm_tokens_per_image", "no more than the window of its local layers")
+        if any(window is not None and window < tokens for window in windows):  # transformers would split an image
+            raise keys.error("mm_tokens_per_image", "at most the window of its local layers")
         return replace(config, vision=_read_vision(keys.mapping("vision_config"), tokens))
-    config = read_text(text, text.choice("model_type", "gemma", "gemma2"), tied=tied, **_sparse(text))
+    config = read_text(text, text.choice("model_type", "gemma", "gemma2"), tied=tied, **_default_heads(text))
     config = replace(config, vocab=min(config.vocab, PALIGEMMA_VOCAB))
     tower = keys.mapping("vision_config")
     for group in (keys, tower):
@@ -54,15 +59,19 @@ def read_multimodal(keys: ConfigReader, text: ConfigReader, kind: str, *, tied: 
 
 
 def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, Any]:
-    """The keys of a decoder and its tower, as transformers 4.50 and later reads them.
+    """Return the keys of a decoder and its tower for transformers 4.50 and later.
 
     Raises:
-        CheckpointError: No supported architecture computes what this model computes.
+        CheckpointError: No supported architecture computes the same as the model.
     """
     text = write_text(replace(config, vision=None), dtype)
-    kind = "gemma3" if text["model_type"] == "gemma3_text" else "paligemma"
-    if _like_published(vision, kind) != vision:
-        raise cannot_write(f"transformers' {VISION_CLASSES[kind]} does not see in this way")
+    names = find_family(config).vision_model
+    if names is None:
+        raise cannot_write("no published model has this decoder and this projector")
+    kind = names.model_type
+    published = ("normed", vision.tokens) if kind == "gemma3" else ("affine", vision.grid**2)
+    if (vision.projector, vision.tokens) != published:
+        raise cannot_write(f"transformers' {names.model_class} has another projector, or another number of tokens")
     del text["architectures"]
     tower = {
         "model_type": "siglip_vision_model",
@@ -79,7 +88,7 @@ def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, An
         "vision_use_head": False,
     }
     data = {
-        "architectures": [VISION_CLASSES[kind]],
+        "architectures": [names.model_class],
         "model_type": kind,
         "torch_dtype": dtype,
         "tie_word_embeddings": config.tied,
@@ -92,7 +101,7 @@ def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, An
 
 
 def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
-    """Reads a tower that gives `tokens` rows, averaged, as Gemma 3's does, or one for each patch, as PaliGemma's."""
+    """Read a tower with `tokens` soft tokens, each an average of patches, or with one for each patch if None."""
     keys.choice("model_type", "siglip_vision_model")
     keys.choice("num_channels", 3)
     keys.choice("hidden_act", GELU_TANH)
@@ -101,7 +110,7 @@ def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
     width = keys.integer("hidden_size", 768)
     heads = keys.integer("num_attention_heads", 12)
     if image_size % patch or (image_size // patch) ** 2 > MAX_SIZE:
-        raise keys.error("image_size", f"a multiple of the patches' {patch} pixels, and no more than 4096 of them")
+        raise keys.error("image_size", f"a multiple of the patch size {patch}, with at most 4096 patches on a side")
     if width % heads:
         raise keys.error("num_attention_heads", f"a divisor of the width {width}")
     grid = image_size // patch
@@ -112,7 +121,6 @@ def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
     return Vision(
         image_size,
         side**2,
-        prefix_lm=tokens is None,
         projector="affine" if tokens is None else "normed",
         patch=patch,
         width=width,
@@ -123,12 +131,6 @@ def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
     )
 
 
-def _sparse(text: ConfigReader) -> dict[str, Any]:
-    """PaliGemma 1 may leave the single key/value head of its decoder unsaid."""
+def _default_heads(text: ConfigReader) -> dict[str, Any]:
+    """Return the default of one key/value head, which PaliGemma's decoder has and its files may omit."""
     return {"kv_heads": 1} if text.data.get("model_type", "gemma") == "gemma" else {}
-
-
-def _like_published(vision: Vision, kind: str) -> Vision:
-    if kind == "gemma3":
-        return replace(vision, prefix_lm=False, projector="normed")
-    return replace(vision, prefix_lm=True, projector="affine", tokens=vision.grid**2)

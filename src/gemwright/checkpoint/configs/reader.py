@@ -1,4 +1,4 @@
-"""Read the keys of untrusted configuration files: every value is checked as it is read."""
+"""Read and check the keys of untrusted configuration files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,26 +8,28 @@ from gemwright.errors import CheckpointError
 
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 24
-"""Largest width, number of heads, vocabulary and the like that is believed."""
+"""Maximum width, number of heads, size of the vocabulary and the like."""
 MAX_POSITIONS = (1 << 31) - 1
-"""Largest context and window: positions are int32."""
+"""Maximum context and window: positions are int32."""
 MAX_NUMBER = 1e30
-"""Positive real numbers must lie between 1 / MAX_NUMBER and this, well inside float32."""
+"""Maximum of positive real numbers, and the inverse of their minimum: well within float32."""
 
 
 def cannot_write(why: str) -> CheckpointError:
-    """The error for a model that a format cannot describe."""
+    """Return the error for a model that a format cannot describe."""
     return CheckpointError(f"This model cannot be written in the chosen format: {why}.")
 
 
 @dataclass(frozen=True)
 class ConfigReader:
-    """The keys of an untrusted file; every value is checked as it is read.
+    """A reader of an untrusted file's keys, which checks every value.
+
+    Methods raise a `CheckpointError` if a value is not allowed, or if a key without a default is missing.
 
     Attributes:
         data: The keys. A key whose value is null counts as present.
-        where: The file, for messages.
-        prefix: What stands before each key in messages.
+        where: The file, for error messages.
+        prefix: Prefix of each key in error messages.
     """
 
     data: Mapping[str, Any]
@@ -35,7 +37,7 @@ class ConfigReader:
     prefix: str = ""
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
-        """A whole number; the key is required where there is no default."""
+        """Return a whole number."""
         value = self.data.get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
@@ -44,25 +46,25 @@ class ConfigReader:
     def real(
         self, key: str, default: float | None = None, *, least: float = 1 / MAX_NUMBER, most: float = MAX_NUMBER
     ) -> float:
-        """A positive number; the key is required where there is no default."""
+        """Return a positive number."""
         value = self.data.get(key, default)
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
             return float(value)  # NaN fails both comparisons
         raise self.error(key, f"a number from {least} to {most}")
 
     def optional_real(self, key: str, default: float | None = None) -> float | None:
-        """A positive number, or None for null."""
+        """Return a positive number, or None for null."""
         return None if self.data.get(key, default) is None else self.real(key, default)
 
     def boolean(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self.data.get(key, default)
         if isinstance(value, bool):
             return value
         raise self.error(key, "true or false")
 
     def choice(self, key: str, *choices: Any) -> Any:
-        """One of a few values, the first of which is the default."""
+        """Return one of a few values; the first is the default."""
         value = self.data.get(key, choices[0])
         # 1 == True: the types must agree too.
         if any(type(value) is type(choice) and value == choice for choice in choices):
@@ -70,7 +72,7 @@ class ConfigReader:
         raise self.error(key, " or ".join("null" if choice is None else repr(choice) for choice in choices))
 
     def mapping(self, key: str, *known: str) -> "ConfigReader":
-        """A group of keys, empty where it is absent or null; keys that are not `known` are refused."""
+        """Return a group of keys, empty if it is absent or null; raise if it has keys that are not `known`."""
         value = self.data.get(key)
         if value is None:
             value = {}
@@ -79,20 +81,20 @@ class ConfigReader:
             raise self.error(key, "a group of keys")
         for other in value:
             if known and other not in known:
-                raise group.error(other, f"absent, as only {', '.join(known)} are understood there")
+                raise group.error(other, f"absent: the supported keys are {', '.join(known)}")
         return group
 
     def error(self, key: str, wanted: str) -> CheckpointError:
-        """The error for a key that is missing or holds what it must not."""
+        """Return the error for a key that is missing or has a value that is not allowed."""
         found = _shown(self.data[key]) if key in self.data else "missing"
         return CheckpointError(
             f"{self.where}: key '{self.prefix}{key:.80}' is {found}, and it must be {wanted}; "
-            "correct the file or fetch it again."
+            "correct the file or download it again."
         )
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: never long, whatever it is."""
+    """Return a short text for any value."""
     match value:
         case None:
             return "null"

@@ -1,22 +1,20 @@
-"""The description of a model that configuration files share: layers that are alike, some of them local.
+"""A config whose layers are alike, some of them local, as configuration files describe a model.
 
-A `Config` gives each layer its own numbers, which the files cannot. `UniformConfig` is between `Config` and each file
-format, and becomes a `Config` in one way only.
+A `Config` has separate numbers for each layer, files have not. `UniformConfig` is the step between `Config` and each
+file format.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from gemwright.checkpoint.configs.reader import cannot_write
 from gemwright.errors import CheckpointError
+from gemwright.families import GEMMA_1, GEMMA_3, Family, find_family
 from gemwright.model.config import Attention, Config, Layer, Mlp, Rope
-
-Architecture = Literal["gemma", "gemma2", "gemma3"]
 
 
 @dataclass(frozen=True)
 class UniformConfig:
-    """A model whose layers are alike, but that some are local, with one window and a rotary embedding of their own."""
+    """A model whose layers are alike, except that local layers have a window and a rotary embedding of their own."""
 
     width: int
     vocab: int
@@ -37,8 +35,8 @@ class UniformConfig:
     tied: bool
     norm_eps: float
 
-    def config(self) -> Config:
-        """The model, layer by layer."""
+    def to_config(self) -> Config:
+        """Return the config with each layer."""
         return Config(
             self.width,
             self.vocab,
@@ -62,8 +60,8 @@ class UniformConfig:
         )
 
 
-def uniform(config: Config) -> UniformConfig:
-    """The same model as its files describe it. Where no layer is local, or every layer, both ropes are the one.
+def to_uniform(config: Config) -> UniformConfig:
+    """Return the model as files describe it. If no layer is local, or every layer is, both ropes are the same.
 
     Raises:
         CheckpointError: The layers differ in more than window and rotary embedding.
@@ -73,7 +71,7 @@ def uniform(config: Config) -> UniformConfig:
         raise cannot_write("it has a layer without attention" if config.layers else "it has no layers")
     first, layer = mixers[0], config.layers[0]
     local = [mixer for mixer in mixers if mixer.window is not None]
-    everywhere = [mixer for mixer in mixers if mixer.window is None]
+    full = [mixer for mixer in mixers if mixer.window is None]
     model = UniformConfig(
         width=config.width,
         vocab=config.vocab,
@@ -85,8 +83,8 @@ def uniform(config: Config) -> UniformConfig:
         hidden=layer.mlp.hidden,
         local=tuple(mixer.window is not None for mixer in mixers),
         window=local[0].window if local else None,
-        local_rope=(local or everywhere)[0].rope,
-        global_rope=(everywhere or local)[0].rope,
+        local_rope=(local or full)[0].rope,
+        global_rope=(full or local)[0].rope,
         soft_cap=first.soft_cap,
         final_soft_cap=config.final_soft_cap,
         qk_norm=first.qk_norm,
@@ -94,53 +92,51 @@ def uniform(config: Config) -> UniformConfig:
         tied=config.tied,
         norm_eps=config.norm_eps,
     )
-    if model.config() != config:
+    if model.to_config() != config:
         raise cannot_write("its layers differ in more than window and rotary embedding, or have biases")
     return model
 
 
-def architecture(model: UniformConfig) -> Architecture:
-    """The published architecture that computes what the model computes, known by its norms.
+def find_architecture(model: UniformConfig) -> Family:
+    """Return the family whose published architecture computes the same as a model.
 
     Raises:
         CheckpointError: There is none.
     """
-    if model.qk_norm and not model.post_norms:
+    family = find_family(model.to_config())
+    if family is GEMMA_3 and not model.post_norms:
         raise cannot_write("no published architecture has query and key norms without post norms")
-    if model.qk_norm:
-        if model.soft_cap is not None:
-            raise cannot_write("Gemma 3 has no soft-cap on attention scores")
-        return "gemma3"
-    if model.post_norms:
-        return "gemma2"
-    if any(model.local) or model.soft_cap or model.final_soft_cap or model.query_scalar != model.head_dim:
+    if family is GEMMA_3 and model.soft_cap is not None:
+        raise cannot_write("Gemma 3 has no soft-cap on attention scores")
+    beyond_gemma1 = any(model.local) or model.soft_cap or model.final_soft_cap or model.query_scalar != model.head_dim
+    if family is GEMMA_1 and beyond_gemma1:
         raise cannot_write("without post norms it is a Gemma 1, which has no window, soft-cap or query scale")
-    return "gemma"
+    return family
 
 
-def period(local: tuple[bool, ...]) -> int | None:
-    """The p for which every p-th layer is global and all others are local; None where there is no such number."""
-    p = local.index(False) + 1 if False in local else len(local) + 1
-    return p if local == every(p, len(local)) else None
+def find_period(local: tuple[bool, ...]) -> int | None:
+    """Return p if every p-th layer is global and all others are local, or None if there is no such number."""
+    period = local.index(False) + 1 if False in local else len(local) + 1
+    return period if local == local_layers(period, len(local)) else None
 
 
-def every(p: int, depth: int) -> tuple[bool, ...]:
-    """Which of `depth` layers are local when every p-th is global."""
-    return tuple((i + 1) % p != 0 for i in range(depth))
+def local_layers(period: int, depth: int) -> tuple[bool, ...]:
+    """Return whether each of `depth` layers is local if every `period`-th is global."""
+    return tuple((i + 1) % period != 0 for i in range(depth))
 
 
-def checked(model: UniformConfig, where: str) -> Config:
-    """The model's layers, once its numbers fit together.
+def check_config(model: UniformConfig, where: str) -> Config:
+    """Check that the numbers of a model are consistent and return its config.
 
     Raises:
-        CheckpointError: They do not.
+        CheckpointError: They are not.
     """
     check_heads(model.heads, model.kv_heads, model.head_dim, where)
-    return model.config()
+    return model.to_config()
 
 
 def check_heads(heads: int, kv_heads: int, head_dim: int, where: str) -> None:
-    """Raise unless query heads share key/value heads evenly and have a width that can be rotated.
+    """Check that query heads share key/value heads evenly and have an even width, which can be rotated.
 
     Raises:
         CheckpointError: They do not.
@@ -148,10 +144,10 @@ def check_heads(heads: int, kv_heads: int, head_dim: int, where: str) -> None:
     if heads % kv_heads:
         raise CheckpointError(
             f"{where}: {heads} query heads cannot share {kv_heads} key/value heads evenly; "
-            "correct the file or fetch it again."
+            "correct the file or download it again."
         )
     if head_dim % 2:
         raise CheckpointError(
-            f"{where}: the head width {head_dim} is odd, and rotary embeddings turn pairs; "
-            "correct the file or fetch it again."
+            f"{where}: the head width {head_dim} is odd, and rotary embeddings need an even one; "
+            "correct the file or download it again."
         )

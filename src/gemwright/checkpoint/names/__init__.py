@@ -1,1 +1,1 @@
-"""Where each weight is in every file format: tables, read one way to load and the other way to write."""
+"""Tables of tensor names of each format, for reading and for writing."""

@@ -1,7 +1,7 @@
-"""Where each weight lies in Google's own files: DeepMind's flax trees and big_vision's PaliGemma arrays.
+"""Tensor names of Google's own files: DeepMind's Flax trees and big_vision's PaliGemma arrays.
 
-A row names a tensor, the place of the weight in it where several are stacked, and its axes, "file -> ours" where the
-order differs. Sources: google-deepmind/gemma `gm/ckpts/_checkpoint.py`; google-deepmind/recurrentgemma
+An entry has the tensor, the index of the weight in it if several are stacked, and the axes: "file -> ours" if the order
+differs. Sources: google-deepmind/gemma `gm/ckpts/_checkpoint.py`; google-deepmind/recurrentgemma
 `jax/modules.py`; google-research/big_vision `models/ppp/gemma.py`, `models/vit.py`.
 """
 
@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from gemwright import tree
-from gemwright.checkpoint.names.huggingface import is_recurrent
 from gemwright.checkpoint.names.mapping import TensorMapping, split
+from gemwright.families import find_family
 from gemwright.model.config import Attention, Config, Recurrent
 from gemwright.model.params import ParamSpec, param_specs
 
 # V vocabulary, D width, N heads, K key heads, H head width, Q = N * H, J = K * H, F hidden width of the MLP,
 # R recurrent width, W taps of its convolution, B blocks of its gates, G width of such a block; of the tower:
 # C colours, X rows and Y columns of a patch, P patches, E width, S heads, T head width, M hidden width of the MLP.
-Row: TypeAlias = tuple[str, tuple[int, ...], str]
+Entry: TypeAlias = tuple[str, tuple[int, ...], str]
 
-GEMMA: dict[str, Row] = {
+GEMMA: dict[str, Entry] = {
     "embed":                       ("embedder/input_embedding",                 (),   "VD"),
     "final_norm":                  ("final_norm/scale",                         (),   "D"),
     "mixer_norm":                  ("pre_attention_norm/scale",                 (),   "D"),
@@ -39,8 +39,8 @@ GEMMA: dict[str, Row] = {
     "vision.project_norm":         ("embedder/mm_soft_embedding_norm/scale",    (),   "E"),
 }  # fmt: skip
 STACKED_QKV = {"mixer.q": 0, "mixer.k": 1, "mixer.v": 2}
-"""Index of each in `attn/qkv_einsum/w`, which replaces the two tensors where K = N."""
-RECURRENT: dict[str, Row] = {
+"""Index of each in `attn/qkv_einsum/w`, which replaces the two tensors if K = N."""
+RECURRENT: dict[str, Entry] = {
     "embed":                       ("embedder/input_embedding",                 (),   "VD"),
     "final_norm":                  ("final_norm/scale",                         (),   "D"),
     "mixer_norm":                  ("temporal_pre_norm/scale",                  (),   "D"),
@@ -70,7 +70,7 @@ RECURRENT: dict[str, Row] = {
     "mlp.down":                    ("mlp_block/ffw_down/kernel",                (),   "FD -> DF"),
     "mlp.down_bias":               ("mlp_block/ffw_down/bias",                  (),   "D"),
 }  # fmt: skip
-TOWER: dict[str, Row] = {
+TOWER: dict[str, Entry] = {
     "vision.patch":                ("embedding/kernel",                                 (), "XYCE -> ECXY"),
     "vision.patch_bias":           ("embedding/bias",                                   (), "E"),
     "vision.positions":            ("pos_embedding",                                    (), "1PE"),
@@ -93,7 +93,7 @@ TOWER: dict[str, Row] = {
     "vision.final_norm":           ("Transformer/encoder_norm/scale",                   (), "E"),
     "vision.final_norm_bias":      ("Transformer/encoder_norm/bias",                    (), "E"),
 }  # fmt: skip
-BIG_VISION_HEAD: dict[str, Row] = {
+BIG_VISION_HEAD: dict[str, Entry] = {
     "vision.project":              ("head/kernel",                              (),   "ED -> DE"),
     "vision.project_bias":         ("head/bias",                                (),   "D"),
 }  # fmt: skip
@@ -102,15 +102,15 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 def map_deepmind(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
-    """Name and place of every weight in DeepMind's trees, by our path.
+    """Map the path of each weight to its tensor in DeepMind's trees.
 
     Args:
         config: The model.
-        shapes: Those of the file: releases differ in how they orient the MLP's gates, which is read off the shape.
+        shapes: Shapes of the tensors in the file, which show the order of the axes of MLP gates: releases differ.
     """
-    table, block = (RECURRENT, "blocks.{}") if is_recurrent(config) else (GEMMA, "layer_{}")
+    table, block = (RECURRENT, "blocks.{}") if find_family(config).names == "recurrent" else (GEMMA, "layer_{}")
 
-    def stored(path: str, param: ParamSpec) -> TensorMapping:
+    def locate(path: str, param: ParamSpec) -> TensorMapping:
         layer, leaf = split(path)
         if leaf in TOWER:
             name, index, axes = TOWER[leaf]
@@ -123,16 +123,16 @@ def map_deepmind(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
             name = f"transformer/{name}" if layer is None else f"transformer/{block.format(layer)}/{name}"
         return _stored(config, path, param, (name, index, axes), shapes)
 
-    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
+    return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
 def map_big_vision(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
-    """Name and place of every weight in big_vision's arrays, by our path; arguments as for `deepmind`.
+    """Map the path of each weight to its tensor in big_vision's arrays, which stack layers on the first axis.
 
-    The layers are stacked on the first axis.
+    Arguments are those of `map_deepmind`.
     """
 
-    def stored(path: str, param: ParamSpec) -> TensorMapping:
+    def locate(path: str, param: ParamSpec) -> TensorMapping:
         layer, leaf = split(path)
         tower = leaf.startswith("vision.")
         name, index, axes = (TOWER | BIG_VISION_HEAD if tower else GEMMA)[leaf]
@@ -141,11 +141,11 @@ def map_big_vision(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
             name, index = f"{'Transformer/encoderblock' if tower else 'layers'}/{name}", (layer, *index)
         return _stored(config, path, param, (f"params/{'img' if tower else 'llm'}/{name}", index, axes), shapes)
 
-    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
+    return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
-def _stored(config: Config, path: str, param: ParamSpec, row: Row, shapes: Shapes) -> TensorMapping:
-    name, index, axes = row
+def _stored(config: Config, path: str, param: ParamSpec, entry: Entry, shapes: Shapes) -> TensorMapping:
+    name, index, axes = entry
     layer, leaf = split(path)
     if leaf in ("mlp.gate", "mlp.up") and shapes.get(name, ())[len(index) :] == param.shape:
         axes = "FD"
@@ -156,7 +156,7 @@ def _stored(config: Config, path: str, param: ParamSpec, row: Row, shapes: Shape
 
 
 def _sizes(config: Config, layer: int | None, leaf: str) -> dict[str, int]:
-    """The length of each axis that a row may name."""
+    """Return the length of each axis that an entry may have."""
     sizes = {"1": 1, "C": 3, "V": config.vocab, "D": config.width}
     if config.vision and leaf.startswith("vision."):
         v = config.vision

@@ -1,4 +1,4 @@
-"""Names and shapes of every weight in GGUF files. Source: llama.cpp `conversion/gemma.py`."""
+"""Tensor names of GGUF files. Source: ggml-org/llama.cpp `conversion/gemma.py`."""
 
 from gemwright import tree
 from gemwright.checkpoint.names.mapping import TensorMapping, matrix_shape, split
@@ -28,13 +28,13 @@ MODEL = {
 
 
 def map_gguf(config: Config) -> dict[str, TensorMapping]:
-    """Name and shape of every weight in the GGUF format, by our path; for what `to_gguf` can describe."""
+    """Map the path of each weight to its tensor in a GGUF file, for models that `to_gguf` can describe."""
 
-    def stored(path: str, param: ParamSpec) -> TensorMapping:
+    def locate(path: str, param: ParamSpec) -> TensorMapping:
         layer, leaf = split(path)
         name = MODEL[leaf] if layer is None else f"blk.{layer}.{LAYER[leaf]}"
         offset = 1.0 if path.endswith("norm") else 0.0
         shape = matrix_shape(path, param)
         return TensorMapping(f"{name}.weight", shape, offset=offset, extra_rows=path in ("embed", "head"))
 
-    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
+    return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}

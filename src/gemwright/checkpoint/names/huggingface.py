@@ -1,11 +1,12 @@
-"""Names and shapes of every weight in Hugging Face's files.
+"""Tensor names of Hugging Face's files.
 
-Nearly every matrix is [outputs, inputs] there, which is our own order with the axes merged, so the tables are names
-alone. Source: transformers' modeling files.
+Nearly every matrix is [outputs, inputs] there, our own order with merged axes, so the tables have only names.
+Source: huggingface/transformers `models/*gemma*/modeling_*.py` (5.23).
 """
 
 from gemwright import tree
 from gemwright.checkpoint.names.mapping import TensorMapping, matrix_shape, split
+from gemwright.families import find_family
 from gemwright.model.config import Config
 from gemwright.model.params import ParamSpec, param_specs
 
@@ -29,7 +30,7 @@ MODEL = {
     "final_norm": "model.norm",
     "head": "lm_head",
 }
-RECURRENT = {  # Hugging Face's names in a RecurrentGemma
+RECURRENT = {
     "embed":               "model.embed_tokens",
     "final_norm":          "model.final_norm",
     "head":                "lm_head",
@@ -50,7 +51,7 @@ RECURRENT = {  # Hugging Face's names in a RecurrentGemma
     "mlp.up":              "mlp_block.up_proj",
     "mlp.down":            "mlp_block.down_proj",
 }  # fmt: skip
-VISION = {  # Hugging Face's names of the tower, and of the two projectors
+VISION = {
     "vision.patch":        "embeddings.patch_embedding",
     "vision.positions":    "embeddings.position_embedding",
     "vision.mixer_norm":   "encoder.layers.{}.layer_norm1",
@@ -70,10 +71,10 @@ PROJECTORS = {
 
 
 def map_huggingface(config: Config) -> dict[str, TensorMapping]:
-    """Name and shape of every weight as the hub's files have them, by our path."""
-    recurrent = is_recurrent(config)
+    """Map the path of each weight to its tensor in files of transformers."""
+    recurrent = find_family(config).names == "recurrent"
 
-    def stored(path: str, param: ParamSpec) -> TensorMapping:
+    def locate(path: str, param: ParamSpec) -> TensorMapping:
         name = _huggingface_name(config, path, recurrent=recurrent)
         _, leaf = split(path)
         if leaf == "mixer.conv":  # torch's depthwise convolution: [R, 1, taps]
@@ -84,12 +85,7 @@ def map_huggingface(config: Config) -> dict[str, TensorMapping]:
             return TensorMapping(name, param.shape[::-1], permute=(1, 0))
         return TensorMapping(name, matrix_shape(path, param), extra_rows=path in ("embed", "head"))
 
-    return {path: stored(path, param) for path, param in tree.flatten(param_specs(config)).items()}
-
-
-def is_recurrent(config: Config) -> bool:
-    """Whether it is a RecurrentGemma, the one architecture whose MLPs have biases."""
-    return any(layer.mlp.bias for layer in config.layers)
+    return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
 def _huggingface_name(config: Config, path: str, *, recurrent: bool) -> str:
@@ -102,10 +98,10 @@ def _huggingface_name(config: Config, path: str, *, recurrent: bool) -> str:
     else:
         name = RECURRENT[leaf] if recurrent else (MODEL if layer is None else LAYER)[leaf]
         if layer is not None and not config.layers[layer].post_norms:
-            # The older layer calls the norm before its MLP by this name.
+            # Gemma 1's name of the norm before the MLP.
             name = name.replace("pre_feedforward_layernorm", "post_attention_layernorm")
         name = name if layer is None else f"model.layers.{layer}.{name}"
         name = f"language_model.{name}" if config.vision else name
-    if name.endswith(("_weight", "_param")):  # parameters of no module of their own
+    if name.endswith(("_weight", "_param")):  # parameters without a module
         return name.removesuffix("weight") + kind if kind == "bias" else name
     return f"{name}.{kind}"

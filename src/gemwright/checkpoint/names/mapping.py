@@ -1,4 +1,4 @@
-"""Where each weight is in a file: the rows of the name tables, and how a file is checked against them."""
+"""The tensor of each weight in a file, and the check of a file against such a mapping."""
 
 import math
 import re
@@ -14,15 +14,15 @@ from gemwright.model.params import ParamSpec
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One weight as a file holds it.
+    """The tensor of one weight in a file.
 
     Attributes:
-        name: The tensor's name in the file.
-        shape: Its shape in the file, of the part at `index` where several weights are stacked.
-        index: Place on the leading axes where several weights are stacked in one tensor.
+        name: Name of the tensor.
+        shape: Shape of the tensor, or of its part at `index` if several weights are stacked.
+        index: Index of the weight on the leading axes if several are stacked.
         permute: Order of the file's axes that gives ours, before any reshape.
-        offset: What the file adds to the value (GGUF stores 1 + gain).
-        extra_rows: Whether the file may hold more rows than the model (padding of the vocabulary).
+        offset: Number that the file adds to the values (GGUF stores 1 + gain).
+        extra_rows: Whether the tensor may have more rows than the model (padding of the vocabulary).
     """
 
     name: str
@@ -33,7 +33,7 @@ class TensorMapping:
     extra_rows: bool = False
 
     def as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Our values in the order and shape of the file."""
+        """Return our values with the axes and the shape of the file."""
         if self.permute is None:
             return values.reshape(self.shape)
         permuted = values.reshape([self.shape[axis] for axis in self.permute])
@@ -41,18 +41,18 @@ class TensorMapping:
 
 
 IGNORED = (
-    r".*rotary_emb\.inv_freq",  # a buffer that older exports kept
+    r".*rotary_emb\.inv_freq",  # a buffer in older exports
     r"lm_head\.weight",  # a copy of a tied embedding
-    r"vision_tower\.head\..*",  # a pooling head that no Gemma uses
+    r"vision_tower\.head\..*",  # a pooling head, unused by Gemma
     r"transformer/embedder/mm_(output_embedding|input_embedding_extra)(/w)?",
 )
 VISION_IGNORED = (
     r"(vision_tower|multi_modal_projector)\..*",
     r"SigLiPFromPatches_0/.*",
     r"transformer/embedder/mm_.*",
-    r"(v|mm)\..*",  # in a GGUF that holds both
+    r"(v|mm)\..*",  # in a GGUF with both
 )
-"""What a model without vision passes over in a file that has it."""
+"""Tensors of a vision tower, ignored by a model without one."""
 PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
@@ -62,11 +62,11 @@ PREFIXES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("vision_tower.vision_model.", "vision_tower."),
 )
-"""Prefixes that releases of transformers give to the same names in a multimodal file, and what stands for them here."""
+"""Prefixes in multimodal files of different releases of transformers, and their plain form."""
 
 
 def plain_name(name: str) -> str:
-    """One name for a tensor, whatever prefixes the file gives it."""
+    """Return the name of a tensor with the plain form of its prefix."""
     for prefix, plain in PREFIXES:
         if name.startswith(prefix):
             name = plain + name.removeprefix(prefix)
@@ -74,23 +74,25 @@ def plain_name(name: str) -> str:
 
 
 def check(mapping: Mapping[str, TensorMapping], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise unless the file holds exactly the tensors of the mapping, in their shapes.
+    """Check that a file has exactly the tensors of a mapping, with their shapes.
 
     Args:
-        mapping: Where each weight should lie.
-        shapes: The file's tensors, by their plain names.
-        where: The file, for messages.
+        mapping: The tensor of each weight.
+        shapes: Shapes of the file's tensors by plain name.
+        where: The file, for error messages.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; nothing has been read yet.
+        CheckpointError: A tensor is missing, unexpected or of another shape; no values have been read.
     """
     parts: dict[str, list[TensorMapping]] = {}
-    for stored in mapping.values():
-        parts.setdefault(plain_name(stored.name), []).append(stored)
+    for tensor in mapping.values():
+        parts.setdefault(plain_name(tensor.name), []).append(tensor)
     if missing := sorted(parts.keys() - shapes.keys()):
-        raise CheckpointError(f"{where}: {_some(missing)} missing; the file is incomplete, fetch or convert it again.")
-    sees = any(path.startswith("vision.") for path in mapping)
-    known = re.compile("|".join(IGNORED if sees else IGNORED + VISION_IGNORED))
+        raise CheckpointError(
+            f"{where}: {_some(missing)} missing; the file is incomplete; download or convert it again."
+        )
+    has_vision = any(path.startswith("vision.") for path in mapping)
+    known = re.compile("|".join(IGNORED if has_vision else IGNORED + VISION_IGNORED))
     if extra := sorted(name for name in shapes.keys() - parts.keys() if not known.fullmatch(name)):
         raise CheckpointError(
             f"{where}: {_some(extra)} not part of this model; its config does not describe this file."
@@ -106,18 +108,21 @@ def check(mapping: Mapping[str, TensorMapping], shapes: Mapping[str, tuple[int, 
 
 
 def split(path: str) -> tuple[int | None, str]:
-    """`layers.3.mixer.q` -> (3, "mixer.q"), `vision.layers.3.q` -> (3, "vision.q"), `embed` -> (None, "embed")."""
+    """Split a path into layer and leaf.
+
+    `layers.3.mixer.q` -> (3, "mixer.q"), `vision.layers.3.q` -> (3, "vision.q"), `embed` -> (None, "embed").
+    """
     match = re.fullmatch(r"(vision\.)?layers\.(\d+)\.(.+)", path)
     return (int(match[2]), (match[1] or "") + match[3]) if match else (None, path)
 
 
 def _whole_shape(stacked: list[TensorMapping]) -> tuple[int, ...]:
-    """The shape of a tensor by its parts: as many on each leading axis as their indices count."""
-    return tuple(max(places) + 1 for places in zip(*(part.index for part in stacked), strict=True)) + stacked[0].shape
+    """Return the shape of a tensor of stacked weights, whose indices give the size of each leading axis."""
+    return tuple(max(indices) + 1 for indices in zip(*(part.index for part in stacked), strict=True)) + stacked[0].shape
 
 
 def matrix_shape(path: str, param: ParamSpec) -> tuple[int, ...]:
-    """Our shape with the output axes merged into rows and the input axes into columns."""
+    """Return our shape with output axes merged into rows and input axes into columns."""
     if len(param.shape) < 3 or not param.linear:
         return param.shape
     outputs = 1 if path.endswith(".o") else 2
