@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from gemwright import memory
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
-from gemwright.checkpoint.open import Checkpoint, from_gguf_file, open_checkpoint
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.errors import GemwrightError
 from gemwright.generate.engine import Engine
@@ -284,7 +284,7 @@ def load(
         GemwrightError: it cannot be found, read or held in memory, or the draft does not fit it; the message says why.
     """
     enable_cache()
-    checkpoint = from_gguf_file(early.file.result()) if early else open_checkpoint(locate(str(model)), variant)
+    checkpoint = open_gguf_checkpoint(early.file.result()) if early else open_checkpoint(locate(str(model)), variant)
     config = checkpoint.config
     precision = choose_dtype(dtype)
     memory.require(forecast(checkpoint, precision), str(model))

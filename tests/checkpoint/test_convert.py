@@ -22,6 +22,7 @@ from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.load import load_weights
+from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.transformer import forward, logits
@@ -75,7 +76,7 @@ def test_a_folder_written_anew_is_the_same(kind: str, dtype: torch.dtype, tmp_pa
     convert(source, tmp_path / "again", "huggingface")
     assert_same(tensors(tmp_path / "again"), tensors(source))
     assert open_checkpoint(tmp_path / "again").config == open_checkpoint(source).config
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source"]
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
@@ -134,7 +135,7 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
     original, file = tensors(source), open_gguf(path)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    mapping = convert_module.names.gguf(checkpoint.config)
+    mapping = map_gguf(checkpoint.config)
     assert theirs.keys() == {stored.name for stored in mapping.values()}
     for name, stored in mapping.items():
         tensor = theirs[stored.name]
@@ -157,8 +158,8 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
 def test_transformers_loads_the_folder(
     kind: str, shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = partial(convert_module.write_safetensors, shard_bytes=shard_bytes)
-    monkeypatch.setattr(convert_module, "write_safetensors", write)
+    write = partial(convert_module.write_shards, shard_bytes=shard_bytes)
+    monkeypatch.setattr(convert_module, "write_shards", write)
     convert(write_model(tmp_path / "source", kind), tmp_path / "made", "huggingface")
     assert (tmp_path / "made" / "model.safetensors.index.json").exists() == (shard_bytes == 40_000)
     checkpoint = open_checkpoint(tmp_path / "made")
@@ -292,20 +293,76 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], progress=lambda done,
 """
 
 
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.glob(".gemwright-*.tmp"))
+
+
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_an_interrupt_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
+    """And the files of others that look temporary where they are."""
     source = write_model(tmp_path / "source")
+    (tmp_path / "target.partial").write_text("of the user")
     command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "target"), to]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         limit = time.monotonic() + 60
-        while not (tmp_path / "target.partial").exists() and time.monotonic() < limit:
+        while not temporaries(tmp_path) and time.monotonic() < limit:
             time.sleep(0.02)
-        assert (tmp_path / "target.partial").exists()
+        assert temporaries(tmp_path)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert stderr.endswith("KeyboardInterrupt\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target.partial"]
+    assert (tmp_path / "target.partial").read_text() == "of the user"
+
+
+MEET = """
+import sys, time
+from pathlib import Path
+from gemwright.checkpoint.convert import convert
+source, target, to, dtype = sys.argv[1:]
+
+def meet(done, total):
+    if done < total:  # in the middle of the first weights of both
+        (Path(source) / f"{dtype}.started").touch()
+        while len(list(Path(source).glob("*.started"))) < 2:
+            time.sleep(0.02)
+
+try:
+    convert(Path(source), Path(target), to, dtype, progress=meet)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("to", ["gguf", "huggingface"])
+def test_two_processes_with_one_target_leave_a_whole_one(to: Any, tmp_path: Path) -> None:
+    """Of a file the last is kept, of a folder the first. The user's file of a similar name is not touched."""
+    source = write_model(tmp_path / "source")
+    (tmp_path / "made").mkdir()
+    target, users = tmp_path / "made" / "target", tmp_path / "made" / "target.partial"
+    users.write_text("of the user")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MEET, str(source), str(target), to, dtype], stderr=subprocess.PIPE)
+        for dtype in ("float32", "bfloat16")
+    ]
+    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes == ([0, 0] if to == "gguf" else [0, 1])
+    if to == "huggingface":
+        assert f"{target}: exists; remove it or choose another name." in "".join(errors)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["target", "target.partial"]
+    assert users.read_text() == "of the user"
+    found = contents(target)
+    for dtype in ("float32", "bfloat16"):
+        (tmp_path / dtype).mkdir()
+        convert(source, tmp_path / dtype / "target", to, dtype)
+    assert found in [contents(tmp_path / dtype / "target") for dtype in ("float32", "bfloat16")]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """A file's bytes, or those of a folder's files."""
+    return {file.name: file.read_bytes() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
 PROMPT, WRITTEN = "The capital of France is", 12

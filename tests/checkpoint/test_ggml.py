@@ -13,7 +13,7 @@ from gemwright.checkpoint.files import ggml
 from gemwright.errors import CheckpointError
 
 ENCODABLE = [name for name, e in ggml.ENCODINGS.items() if e.encode]
-MORE_THAN_A_CHUNK = ggml.CHUNK + 5 * 256
+MORE_THAN_A_CHUNK = ggml.CACHE_CHUNK + 5 * 256
 
 
 def random_blocks(encoding: str, count: int) -> np.ndarray:

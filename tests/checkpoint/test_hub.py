@@ -172,7 +172,7 @@ def test_fetches_the_chosen_gguf(hub: Hub, home: Path) -> None:
     go_offline(hub)
     assert succeed(hub, home, "some/gguf:a-F16.gguf") == path
     for sentence in fail_each(hub, home, ("", "some/gguf:a-Q4_K_M.gguf"), ("", "some/gguf")):
-        assert "there is no network" in sentence
+        assert "cannot be reached" in sentence
 
 
 @pytest.mark.parametrize("how", ["no network", "HF_HUB_OFFLINE", "hub in trouble", "token expired"])
@@ -206,7 +206,7 @@ def test_a_second_call_fetches_only_what_is_missing(hub: Hub, home: Path) -> Non
     hub.stops[SHARD] = 123_456
     sentence = fail(hub, home, "google/gemma")
     assert "the connection to http://127.0.0.1" in sentence
-    assert "broke off; run it again" in sentence
+    assert "broke; try again" in sentence
     assert SHARD not in snapshot(home)
     done = set(snapshot(home))
     assert done
@@ -221,13 +221,13 @@ def test_an_incomplete_cache_does_not_serve(hub: Hub, home: Path) -> None:
     fail(hub, home, "google/gemma")
     assert snapshot(home)
     go_offline(hub)
-    assert "there is no network" in fail(hub, home, "google/gemma")
+    assert "cannot be reached" in fail(hub, home, "google/gemma")
 
 
 def test_no_network(hub: Hub, home: Path) -> None:
     go_offline(hub)
     assert fail(hub, home, "google/gemma") == (
-        f"google/gemma: is not in the cache and there is no network to {hub.endpoint}; connect and run it again."
+        f"google/gemma: is not in the cache and {hub.endpoint} cannot be reached; connect to the network and try again."
     )
 
 
@@ -252,11 +252,11 @@ def test_gates(hub: Hub, home: Path) -> None:
     assert fail_each(hub, home, *((token, "google/gemma") for token in tokens)) == [
         f"google/gemma: {sentence}."
         for sentence in (
-            f"is open only to those who accepted its licence; accept it at {PAGE} and {give_token}",
-            f"the hub does not know this token, which may be wrong or expired; {give_token}",
-            f"this token's owner has not accepted its licence; accept it at {PAGE}",
-            f"this token may not read gated repositories; allow it so in its settings at {settings}",
-            f"its authors have not yet answered your request for access; see {PAGE}",
+            f"requires accepting its licence; accept it at {PAGE} and {give_token}",
+            f"the hub rejects this token, which may be wrong or expired; {give_token}",
+            f"the owner of this token has not accepted its licence; accept it at {PAGE}",
+            f"this token may not read gated repositories; allow it in its settings at {settings}",
+            f"its authors have not answered your request for access yet; see {PAGE}",
         )
     ]
     assert not snapshot(home)
@@ -279,13 +279,13 @@ def test_private_and_absent_repositories_look_the_same(hub: Hub, home: Path) -> 
     assert private == absent
     page = "https://huggingface.co/o/n"
     assert f"there is no such repository, or it is private; check the name at {page} or set HF_TOKEN" in absent[0]
-    assert f"there is no such repository, or this token may not see it; check the name at {page}." in absent[1]
-    assert "the hub does not know this token" in absent[2]
+    assert f"there is no such repository, or this token may not read it; check the name at {page}." in absent[1]
+    assert "the hub rejects this token" in absent[2]
 
 
 def test_no_such_revision(hub: Hub, home: Path) -> None:
     assert fail(hub, home, "google/gemma", "v9") == (
-        f"google/gemma: has no revision 'v9'; see {PAGE}/commits for those it has."
+        f"google/gemma: has no revision 'v9'; see {PAGE}/commits."
     )
 
 
@@ -294,24 +294,24 @@ def test_no_such_file(hub: Hub, home: Path) -> None:
     choices = "choose from some/gguf:a-Q4_K_M.gguf, some/gguf:a-F16.gguf."
     calls = (("", "some/gguf:b.gguf"), ("", "some/gguf"), ("", "some/notes"))
     assert fail_each(hub, home, *calls) == [
-        f"some/gguf: holds no b.gguf; {choices}",
-        f"some/gguf: holds no safetensors file; {choices}",
-        "some/notes: holds no safetensors file; look for another repository.",
+        f"some/gguf: has no b.gguf; {choices}",
+        f"some/gguf: has no safetensors file; {choices}",
+        "some/notes: has no safetensors file; use another repository.",
     ]
 
 
 def test_no_repository_name(hub: Hub, home: Path) -> None:
-    assert fail(hub, home, "a/b/c") == "'a/b/c' is no hub repository; write owner/name or owner/name:file.gguf."
+    assert fail(hub, home, "a/b/c") == "'a/b/c' is not a hub repository; use owner/name or owner/name:file.gguf."
     assert not hub.requests
 
 
 def test_server_errors(hub: Hub, home: Path) -> None:
     expected = {
-        500: "the hub has trouble of its own (status 500); run it again later.",
-        503: "the hub has trouble of its own (status 503); run it again later.",
-        403: "this token may not read it; allow it so in its settings",
+        500: "the hub has an internal error (status 500); try again later.",
+        503: "the hub has an internal error (status 503); try again later.",
+        403: "this token may not read it; allow it in its settings",
         429: "the hub asks for fewer requests; wait some minutes or set HF_TOKEN",
-        418: "the hub refuses with status 418",
+        418: "the hub refused with status 418",
     }
     hub.broken = {f"/api/models/status/{status}": status for status in expected}
     sentences = fail_each(hub, home, *(("", f"status/{status}") for status in expected))
@@ -321,24 +321,24 @@ def test_server_errors(hub: Hub, home: Path) -> None:
 
 def test_files_that_the_server_denies(hub: Hub, home: Path) -> None:
     hub.broken["/google/"] = 403
-    assert "this token may not read it; allow it so in its settings" in fail(hub, home, "google/gemma")
+    assert "this token may not read it; allow it in its settings" in fail(hub, home, "google/gemma")
     assert not snapshot(home)
 
 
 def test_a_storage_that_fails(hub: Hub, home: Path) -> None:
     hub.storage = 404
-    assert re.search(r"the hub's file storage failed \(.*404.*\); run it again later", fail(hub, home, "google/gemma"))
+    assert re.search(r"the hub's file storage failed \(.*404.*\); try again later", fail(hub, home, "google/gemma"))
 
 
 def test_no_hub(hub: Hub, home: Path) -> None:
     """A network that answers every request with its own page to log in."""
     hub.page = b"<html>Welcome to the hotel</html>"
-    assert "does not answer as the hub does; check HF_ENDPOINT and the proxy" in fail(hub, home, "google/gemma")
+    assert "does not answer like the hub; check HF_ENDPOINT and the proxy" in fail(hub, home, "google/gemma")
 
 
 def test_a_file_of_another_size(hub: Hub, home: Path) -> None:
     hub.stops[SHARD], hub.short = 1000, True
-    assert "a file arrived with another size than announced; run it again" in fail(hub, home, "google/gemma")
+    assert "a downloaded file has another size than announced; try again" in fail(hub, home, "google/gemma")
     assert SHARD not in snapshot(home)
 
 
@@ -348,7 +348,7 @@ def test_a_listed_file_that_is_gone(hub: Hub, home: Path) -> None:
             return name != SHARD and super().__contains__(name)
 
     hub.repos["google/gemma"].files = Listed(FOLDER)
-    assert f"a file that its listing names is not there; see {PAGE}/tree/main" in fail(hub, home, "google/gemma")
+    assert f"a listed file is missing; see {PAGE}/tree/main" in fail(hub, home, "google/gemma")
 
 
 def test_too_little_space_is_noticed_before_the_first_byte(hub: Hub, home: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_disk_that_fills_up(hub: Hub, home: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(hub: Hub, home: Path) -> None:
     home.write_bytes(b"")
-    assert re.search(r"cannot be written \(.*\); set HF_HOME to another place", fail(hub, home, "google/gemma"))
+    assert re.search(r"cannot be written \(.*\); set HF_HOME to another folder", fail(hub, home, "google/gemma"))
 
 
 def test_progress_is_for_terminals(hub: Hub, home: Path) -> None:

@@ -19,17 +19,17 @@ from safetensors.numpy import load_file, save_file
 
 from gemwright import tree
 from gemwright.checkpoint import load
-from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE, PIECE, Arena
+from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE_BUFFER, SHARED_BUFFER, Arena
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.orbax import open_orbax
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
-from gemwright.checkpoint.names import mapping
 from gemwright.checkpoint.names.flax import map_deepmind
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Mlp
@@ -102,7 +102,7 @@ def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None
 def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
     whole = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
-    monkeypatch.setattr(load, "CHUNK", 200)  # three rows of most matrices
+    monkeypatch.setattr(load, "READ_CHUNK", 200)  # three rows of most matrices
     assert [chunk.stop - chunk.start for chunk in row_chunks((10, 64))] == [3, 3, 3, 1]
     for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
         np.testing.assert_array_equal(weight, whole[path])
@@ -125,7 +125,7 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     tensors["language_model.model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is there under two names"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight appears under two names"):
         load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
 
 
@@ -138,15 +138,17 @@ def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> No
 
 def test_small_weights_share_a_piece_of_memory_and_large_ones_have_their_own() -> None:
     arena = Arena()
-    small = [arena.take(nbytes) for nbytes in (1, 64, 1000)]
+    small = [arena.allocate(nbytes) for nbytes in (1, 64, 1000)]
     places = [taken.ctypes.data for taken in small]
     assert [taken.size for taken in small] == [1, 64, 1000]
     assert [place - places[0] for place in places] == [0, 64, 128]
     assert places[0] % HUGE_PAGE == 0
-    large, after = arena.take(LARGE), arena.take(5)
+    large, after = arena.allocate(LARGE_BUFFER), arena.allocate(5)
     assert large.ctypes.data % ALIGNMENT == 0
     assert after.ctypes.data == places[2] + 1024
-    full = [arena.take(LARGE - 1) for _ in range(PIECE // LARGE)]  # the last finds no room left
+    full = [
+        arena.allocate(LARGE_BUFFER - 1) for _ in range(SHARED_BUFFER // LARGE_BUFFER)
+    ]  # the last finds no room left
     assert full[-1].ctypes.data % HUGE_PAGE == 0
     for place, taken in enumerate([*small, large, after, *full]):
         taken[:] = place
@@ -191,7 +193,7 @@ def _write(path: Path, encoding: str) -> None:
     config = replace(config, layers=tuple(replace(layer, mlp=Mlp(3072)) for layer in config.layers))
     random, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
 
-    def values(stored: mapping.TensorMapping) -> Any:
+    def values(stored: TensorMapping) -> Any:
         return random.integers(0, 0x4000, stored.shape, np.uint16).view(bfloat16)
 
     if path.suffix == ".gguf":

@@ -144,7 +144,7 @@ def test_processes_that_start_at_once_do_not_hurt_each_other(home: Path) -> None
 
 def test_a_home_that_cannot_be_written_is_one_sentence(home: Path) -> None:
     (home / ".cache").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be put together \(.*home/\.cache"):
+    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be assembled \(.*home/\.cache"):
         locate(DEMO)
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
     for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
         monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
         with pytest.raises(
-            CheckpointError, match=rf"cannot be put together \(.*{message}.*reinstall gemwright\[demo\]"
+            CheckpointError, match=rf"cannot be assembled \(.*{message}.*reinstall gemwright\[demo\]"
         ):
             locate(DEMO)
         assert not list(package.default_output_path().parent.iterdir())
@@ -169,5 +169,5 @@ def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypat
 
 
 def test_a_shape_that_was_published_under_other_names_says_which() -> None:
-    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; give one"):
+    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; use one"):
         locate("gemma-3-4b", may_download=False)

@@ -87,12 +87,12 @@ def test_zips_with_numbers_of_64_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.array([{"a": 1}], object), r"array 'x' is no plain array of floats \('\|O'"),
-        (np.zeros(3, np.float64), r"no plain array of floats \('<f8'"),
-        (np.zeros(3, ">f4"), r"no plain array of floats \('>f4'"),
-        (np.zeros(3, [("a", "<f4")]), r"no plain array of floats \(\[\('a', '<f4'\)"),
-        (np.zeros(3, np.int32), r"no plain array of floats"),
-        (np.asfortranarray(np.zeros((2, 3), np.float32)), r"array 'x' is in Fortran's order; save it in C's order"),
+        (np.array([{"a": 1}], object), r"array 'x' is not a plain array of floats \('\|O'"),
+        (np.zeros(3, np.float64), r"not a plain array of floats \('<f8'"),
+        (np.zeros(3, ">f4"), r"not a plain array of floats \('>f4'"),
+        (np.zeros(3, [("a", "<f4")]), r"not a plain array of floats \(\[\('a', '<f4'\)"),
+        (np.zeros(3, np.int32), r"not a plain array of floats"),
+        (np.asfortranarray(np.zeros((2, 3), np.float32)), r"array 'x' is in Fortran order; save it in C order"),
     ],
 )
 def test_what_is_no_plain_array_of_floats_is_refused(value: Any, message: str, tmp_path: Path) -> None:
@@ -107,19 +107,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_npz(path)
     for content in (b"", b"PK", bytes(1000)):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"is too short to be a zip|is no zip"):
+        with pytest.raises(CheckpointError, match=r"is empty|is too short to be a zip|is not a zip"):
             open_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "hello")
-    with pytest.raises(CheckpointError, match=r"holds 'notes\.txt', which is no array"):
+    with pytest.raises(CheckpointError, match=r"holds 'notes\.txt', which is not an array"):
         open_npz(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("x.npy", "hello")
-    with pytest.raises(CheckpointError, match=r"unknown method; save it with numpy\.savez"):
+    with pytest.raises(CheckpointError, match=r"unsupported compression; save it with numpy\.savez"):
         open_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", "hello")
-    with pytest.raises(CheckpointError, match="array 'x' is no array of NumPy's"):
+    with pytest.raises(CheckpointError, match="array 'x' is not a NumPy array"):
         open_npz(path)
 
 
@@ -129,7 +129,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         for _ in range(2):
             with archive.open("x.npy", "w") as member:
                 np.lib.format.write_array(member, np.zeros(3, np.float32))
-    with pytest.raises(CheckpointError, match="array 'x' is there twice"):
+    with pytest.raises(CheckpointError, match="array 'x' appears twice"):
         open_npz(tmp_path / "a.npz")
 
 

@@ -94,17 +94,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight'),
         "model.safetensors.index.json",
     ),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing; fetch the whole folder"),
-    "config cut": (lambda f: (f / "config.json").write_text('{"model_type'), "config.json cannot be read as JSON"),
-    "config of 100000 brackets": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json cannot be read"),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json does not hold a JSON object"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: is missing; fetch the whole folder"),
+    "config cut": (lambda f: (f / "config.json").write_text('{"model_type'), "config.json: cannot be read as JSON"),
+    "config of 100000 brackets": (
+        lambda f: (f / "config.json").write_text("[" * 10**5),
+        "config.json: cannot be read as JSON",
+    ),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: does not hold a JSON object"),
     "config too large": (
         lambda f: (f / "config.json").write_bytes(b" " * 64_000_001),
-        "config.json is larger than any",
+        "config.json: is larger than 64,000,000 bytes; fetch it again.",
     ),
     "config not text": (
         lambda f: (f / "config.json").write_bytes(b"\xff\xfe\xfd"),
-        "config.json cannot be read as JSON",
+        "config.json: cannot be read as JSON",
     ),
     "another architecture": (lambda f: change(f, "config.json", model_type="llama"), "config.json"),
     "more layers in the config": (
@@ -121,7 +124,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "fewer rows in the config": (
         lambda f: change(f, "config.json", vocab_size=VOCAB - 1),
-        f"tokenizer.model has {VOCAB} tokens where the model has {VOCAB - 1}; put the model's own tokenizer there",
+        f"tokenizer.model has {VOCAB} tokens and the model has {VOCAB - 1}; use the model's own tokenizer",
     ),
     "settings of generation": (
         lambda f: change(f, "generation_config.json", top_k="many"),
@@ -138,7 +141,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tokenizer of another model": (
         lambda f: (f / "tokenizer.model").write_bytes(fewer_pieces(300).sentencepiece_model()),
-        f"tokenizer.model has {make_vocabulary().size - 300} tokens where the model has {make_vocabulary().size}",
+        f"tokenizer.model has {make_vocabulary().size - 300} tokens and the model has {make_vocabulary().size}",
     ),
 }
 
@@ -187,7 +190,7 @@ def test_one_shard_is_no_model(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "model.bin", "empty"])
 def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("no tensors")
-    with pytest.raises(CheckpointError, match=rf"{name} is no checkpoint; give a \.gguf, \.safetensors or \.npz file"):
+    with pytest.raises(CheckpointError, match=rf"{name} is not a checkpoint; give a \.gguf, \.safetensors or \.npz"):
         open_checkpoint(tmp_path / name)
     with pytest.raises(
         CheckpointError, match="holds no safetensors, GGUF or Orbax checkpoint; give a folder that does"

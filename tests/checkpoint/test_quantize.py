@@ -20,7 +20,7 @@ from gemwright.api import forecast
 from gemwright.checkpoint import quantize as quantize_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files import ggml
-from gemwright.checkpoint.files.safetensors import write_safetensors
+from gemwright.checkpoint.files.safetensors import write_shards
 from gemwright.checkpoint.load import load_weights, read_weights
 from gemwright.checkpoint.names.mapping import plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
@@ -30,6 +30,7 @@ from gemwright.kernels import panels
 from gemwright.kernels.native import native_enabled
 from gemwright.model import vision
 from gemwright.model.config import Config
+from gemwright.model.params import param_specs
 from gemwright.model.transformer import forward, logits
 from gemwright.weights import PanelTensor
 from tests.tiny.flax import make_big_vision_arrays
@@ -75,7 +76,7 @@ def test_matrices_are_rounded_and_the_rest_is_as_it_was(place: Path) -> None:
         ggml.decode(info.encoding, ggml.encode(info.encoding, values[path]), plain)
         assert np.square(rounded - values[path]).sum() < np.square(plain - values[path]).sum(), path
     # SigLIP is 48 and 80 wide here, of which no whole groups can be made.
-    params = tree.flatten(spec(made.config))
+    params = tree.flatten(param_specs(made.config))
     assert kept == {path for path, param in params.items() if not param.linear or path.startswith("vision.")}
     assert {path.name for path in place.iterdir()} == {"source", "made"}
 
@@ -147,7 +148,7 @@ def test_another_format_is_a_source_too(tmp_path: Path, monkeypatch: pytest.Monk
     arrays_ = make_big_vision_arrays(load_file(folder / "model.safetensors"))
     np.savez(tmp_path / "model.npz", **arrays_)
     (tmp_path / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
-    monkeypatch.setattr("gemwright.checkpoint.open._variant", lambda *_, **__: config)
+    monkeypatch.setattr("gemwright.checkpoint.open._find_variant", lambda *_, **__: config)
     quantize(tmp_path / "model.npz", tmp_path / "one", 8, "paligemma")
     quantize(folder, tmp_path / "other", 8)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"):
@@ -158,8 +159,8 @@ def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = write_model(tmp_path / "source")
     quantize(folder, tmp_path / "whole", 4)
     monkeypatch.setattr(
-        "gemwright.checkpoint.convert.write_safetensors",
-        lambda folder, tensors: write_safetensors(folder, tensors, shard_bytes=10_000),
+        "gemwright.checkpoint.convert.write_shards",
+        lambda folder, tensors: write_shards(folder, tensors, shard_bytes=10_000),
     )
     quantize(folder, tmp_path / "shards", 4)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
@@ -171,7 +172,7 @@ def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_matrix_rounded_in_parts_is_the_matrix_rounded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(70, 96)).astype(np.float32)
     whole = pack("Q4_0", values, "here")
-    monkeypatch.setattr(quantize_module, "CHUNK", 1)
+    monkeypatch.setattr(quantize_module, "CACHE_CHUNK", 1)
     np.testing.assert_array_equal(pack("Q4_0", values, "here"), whole)
     assert len(whole) == panels.packed_bytes("Q4_0", 70, 96) + 32  # 5 panels of 3 blocks of 288 bytes, filled up
 
@@ -189,7 +190,7 @@ def test_the_forecast_counts_the_bits(tmp_path: Path) -> None:
 
 
 def spec_size(checkpoint: Checkpoint) -> int:
-    return sum(param.size for param in tree.flatten(spec(checkpoint.config)).values())
+    return sum(param.size for param in tree.flatten(param_specs(checkpoint.config)).values())
 
 
 def test_transformers_refuses_it_and_reads_it_once_converted(tmp_path: Path) -> None:
@@ -228,10 +229,10 @@ DAMAGE = {
     "no whole groups": ("Q8_0 96 63", "is described as"),
     "nothing": ("Q8_0 0 64", "is described as"),
     "more than numbers": ("Q8_0 96 64 ", "is described as"),
-    "other size": ("Q8_0 960 64", "does not fit its 6528 bytes"),
-    "absurd size": ("Q8_0 9999999999 9999999968", "does not fit its 6528 bytes"),
+    "other size": ("Q8_0 960 64", "does not match its 6528 bytes"),
+    "absurd size": ("Q8_0 9999999999 9999999968", "does not match its 6528 bytes"),
     "other shape": ("Q8_0 48 128", r"has shape \[48, 128\] where the model needs \[96, 64\]"),
-    "other encoding": ("Q4_0 96 64", "does not fit its 6528 bytes"),
+    "other encoding": ("Q4_0 96 64", "does not match its 6528 bytes"),
 }
 
 

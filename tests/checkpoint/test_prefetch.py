@@ -9,11 +9,12 @@ import pytest
 
 import gemwright
 from gemwright import api, tree
-from gemwright.checkpoint import prefetch
+from gemwright.checkpoint import prefetch, tokenizer_cache
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
+from gemwright.runtime import machine
 from gemwright.text.tokenizer import Tokenizer
 
 
@@ -25,7 +26,7 @@ def test_what_is_read_early_is_what_is_read_later(demo_gguf: Path) -> None:
     """Every weight to the last bit, in the same layout, and every id of the tokenizer."""
     later = api.load(demo_gguf)
     with GgufPrefetch(demo_gguf, native=True) as read:
-        repacked = read._arranged.result()
+        repacked = read._repacked.result()
         assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(repacked)
         sooner = api.load(demo_gguf, early=read)
     assert sooner.tokenizer.pieces == later.tokenizer.pieces
@@ -50,9 +51,9 @@ def test_weights_wait_where_they_may_not_be_wanted(
     if reason == "device":
         monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     if reason == "memory":
-        monkeypatch.setattr(host, "free_memory", lambda: 2 * demo_gguf.stat().st_size)
+        monkeypatch.setattr(machine, "free_memory", lambda: 2 * demo_gguf.stat().st_size)
     with GgufPrefetch(demo_gguf, native=reason != "dtype") as read:
-        assert read._arranged.result() == {}
+        assert read._repacked.result() == {}
 
 
 def test_leaving_stops_it(demo_gguf: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_tokenizer_is_kept(tmp_path: Path, metadata: dict[str, Any], monkeypat
     made = load_cached_tokenizer(metadata, folder)
     (file,) = folder.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "Vocabulary", None)  # nothing is made anew
+        patch.setattr(tokenizer_cache, "Vocabulary", None)  # nothing is made anew
         read = load_cached_tokenizer(metadata, folder)
     assert read.pieces == made.pieces
     np.testing.assert_array_equal(read.vocabulary.scores, made.vocabulary.scores)
@@ -109,7 +110,7 @@ def test_reading_early_needs_no_jax(demo_gguf: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gemwright.loading import reading\n"
         "with reading(Path(sys.argv[1]), native=True) as early:\n"
-        "    prefetch._arranged.result(); prefetch.tokenizer.result()\n"
+        "    early._repacked.result(); early.tokenizer.result()\n"
         "sys.exit('jax' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(demo_gguf)]
@@ -117,5 +118,5 @@ def test_reading_early_needs_no_jax(demo_gguf: Path) -> None:
 
 
 def test_memory_that_must_stay_free() -> None:
-    assert not prefetch._plenty(10**15)
-    assert prefetch._plenty(1)
+    assert not prefetch._has_memory_for(10**15)
+    assert prefetch._has_memory_for(1)
