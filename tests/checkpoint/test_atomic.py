@@ -1,4 +1,4 @@
-"""A file or folder is written completely or not at all, and temporary files of other programs are left alone."""
+"""Files and folders are written completely or not at all, and files of others are never touched."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "Input/output error")])
 @pytest.mark.parametrize("write", [replace_file, create_folder])
-def test_a_failure_leaves_nothing_behind(write: Any, failure: BaseException, tmp_path: Path) -> None:
+def test_a_failure_removes_its_own_temporaries_only(write: Any, failure: BaseException, tmp_path: Path) -> None:
     (tmp_path / "target.partial").write_bytes(b"of the user")
     (tmp_path / ".gemwright-0123456789abcdef.tmp").write_bytes(b"of a killed process")
 
@@ -80,7 +80,7 @@ def test_free_space_is_checked_before_writing(write: Any, tmp_path: Path) -> Non
     assert not names(tmp_path)
 
 
-def test_of_two_writers_of_a_file_the_last_wins(tmp_path: Path) -> None:
+def test_the_last_of_two_writers_of_a_file_wins(tmp_path: Path) -> None:
     with replace_file(tmp_path / "file") as first:
         first.write(b"first")
         with replace_file(tmp_path / "file") as second:
@@ -90,7 +90,7 @@ def test_of_two_writers_of_a_file_the_last_wins(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_of_two_writers_of_a_folder_the_last_is_refused(tmp_path: Path) -> None:
+def test_the_last_of_two_writers_of_a_folder_is_refused(tmp_path: Path) -> None:
     def write_both() -> None:
         with create_folder(tmp_path / "target") as first:
             (first / "file").write_bytes(b"first")
@@ -153,7 +153,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize("write", ["write_file", "write_folder", "gguf", "safetensors"])
 def test_a_disk_that_fills_up_is_one_sentence(write: str, tmp_path: Path) -> None:
-    """On a file system of half a megabyte in memory, which a user may mount in a namespace of their own."""
+    """On a tmpfs of half a megabyte, which a user may mount in a user namespace."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
         pytest.skip("needs user namespaces")
     mount = 'mount -t tmpfs -o size=500k none "$1" && exec "$2" -c "$3" "$1" "$4"'
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_is_one_sentence(write: str, tmp_path: Path) -> Non
     assert done.stdout.endswith("['other']\n")
 
 
-def test_free_bytes_of_a_folder_to_come(tmp_path: Path) -> None:
+def test_free_bytes_of_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     expected = shutil.disk_usage(tmp_path).free
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(expected, rel=0.1)
 
@@ -181,7 +181,7 @@ def test_a_mapped_file_is_read_only(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_mapped_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    os.mkfifo(tmp_path / "pipe")  # whose opening would wait for a writer
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     with pytest.raises(CheckpointError, match=r"empty: is empty; fetch or convert the file again\.$"):
         map_file(tmp_path / "empty")
     for name in ("missing", "pipe", "."):

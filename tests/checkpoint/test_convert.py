@@ -1,4 +1,4 @@
-"""Conversion there and back is exact, and the program that owns a format loads the converted file."""
+"""Round trips between formats are exact, and the reference program of each format loads a converted file."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], but: str = "none") -> None:
-    """Bit by bit, except the tensors whose name ends with `but`."""
+    """Assert equality bit by bit, except for tensors whose name ends with `but`."""
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype
@@ -48,7 +48,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 
 
 def with_gains(folder: Path, gains: Any) -> Path:
-    """The folder with other values in its norms."""
+    """Replace the values of the norms in a folder."""
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
         if name.endswith("norm.weight"):
@@ -58,7 +58,7 @@ def with_gains(folder: Path, gains: Any) -> Path:
 
 
 def gains(exponents: tuple[int, int]) -> Any:
-    """Makes random bfloat16 values of either sign whose exponents lie in a range, ends included."""
+    """Return a maker of random bfloat16 values of either sign with exponents in a closed range."""
     random = np.random.default_rng(0)
 
     def draw(shape: Any) -> torch.Tensor:
@@ -71,7 +71,7 @@ def gains(exponents: tuple[int, int]) -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_a_folder_written_anew_is_the_same(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_folder_converted_to_its_own_format_is_unchanged(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source = write_model(tmp_path / "source", kind, dtype)
     convert(source, tmp_path / "again", "huggingface")
     assert_same(tensors(tmp_path / "again"), tensors(source))
@@ -81,7 +81,7 @@ def test_a_folder_written_anew_is_the_same(kind: str, dtype: torch.dtype, tmp_pa
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_bfloat16_goes_through_gguf_unchanged(kind: str, tmp_path: Path) -> None:
-    """The file holds 1 + gain in float32, in which every bfloat16 from 2^-16 on is whole."""
+    """The file stores 1 + gain in float32, which is exact for every bfloat16 gain from 2^-16 on."""
     source = with_gains(write_model(tmp_path / "source", kind, torch.bfloat16), gains((-16, 12)))
     convert(source, tmp_path / "model.gguf", "gguf")
     convert(tmp_path / "model.gguf", tmp_path / "back", "huggingface")
@@ -100,8 +100,8 @@ def test_smaller_gains_lose_at_most_half_a_unit_of_float32(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_float32_goes_through_gguf_once(kind: str, tmp_path: Path) -> None:
-    """Matrices are unchanged. A gain, here from -0.5 to 1, is rounded to a multiple of 2^-24 or 2^-23, then stays."""
+def test_float32_is_rounded_once_by_gguf(kind: str, tmp_path: Path) -> None:
+    """Matrices are unchanged. A gain, here from -0.5 to 1, is rounded to a multiple of 2^-24 or 2^-23 once."""
     source = write_model(tmp_path / "source", kind)
     convert(source, tmp_path / "1.gguf", "gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2", "huggingface")
@@ -122,7 +122,7 @@ ERROR = {
     "q8_0": 0.5 / 127 + 2.0**-11,
     "q4_0": 1 / 8 + 2.0**-11,
 }
-"""Largest error of a dtype, as a part of the largest value of its block of 32.
+"""Maximum error of a dtype relative to the largest value in a block of 32.
 
 In 8 bits half a step, in 4 a whole one, which is what the end of the range lacks; both have float16 scales.
 """
@@ -176,8 +176,8 @@ def test_transformers_loads_the_folder(
     np.testing.assert_allclose(logits(checkpoint.config, weights, hidden), theirs, rtol=0, atol=1e-4)
 
 
-def test_settings_travel_both_ways(tmp_path: Path) -> None:
-    """Ends of text, the chat template and the sampling that a folder asks for."""
+def test_settings_survive_every_conversion(tmp_path: Path) -> None:
+    """Stop tokens, the chat template and sampling settings."""
     source = write_model(tmp_path / "source")
     turn_end = open_checkpoint(source).vocabulary().pieces.index("<end_of_turn>")
     settings = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, turn_end]}
@@ -194,8 +194,8 @@ def test_settings_travel_both_ways(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == TEMPLATE
 
 
-def test_a_gguf_has_a_row_for_each_token_and_no_more(tmp_path: Path) -> None:
-    """llama.cpp takes the size of the vocabulary from the tokenizer; releases pad the table."""
+def test_a_gguf_has_exactly_one_row_per_token(tmp_path: Path) -> None:
+    """llama.cpp takes the vocabulary's size from the tokenizer; releases pad the table."""
     source, vocab = write_model(tmp_path / "source"), make_vocabulary().size
     settings = json.loads((source / "config.json").read_text()) | {"vocab_size": vocab + 64}
     weights = load_file(source / "model.safetensors")
@@ -210,7 +210,7 @@ def test_a_gguf_has_a_row_for_each_token_and_no_more(tmp_path: Path) -> None:
     assert len(file.metadata["tokenizer.ggml.tokens"]) == vocab
 
 
-def test_an_output_matrix_of_its_own_travels(tmp_path: Path) -> None:
+def test_an_untied_head_survives_every_conversion(tmp_path: Path) -> None:
     source = write_tiny_gguf(tmp_path / "source.gguf")
     convert(source, tmp_path / "folder", "huggingface")
     assert "lm_head.weight" in tensors(tmp_path / "folder")
@@ -230,7 +230,7 @@ def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     assert open_gguf(tmp_path / "model.gguf").read("output_norm.weight")[0] == 1e6 + 1
 
 
-def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_target_is_refused(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     for target, to in ((source, "huggingface"), (source / "config.json", "gguf")):
         with pytest.raises(CheckpointError, match=f"{target} exists; remove it or choose another name"):
@@ -275,8 +275,8 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
-def test_a_disk_that_takes_no_more_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
-    """A real refusal in the middle of a file: of a process that may write no file longer than 100 kB."""
+def test_a_write_that_fails_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
+    """A real failure in the middle of a file: the process is limited to files of 100 kB."""
     source = write_model(tmp_path / "source")
     command = [sys.executable, "-c", LIMITED, str(source), str(tmp_path / "target"), to]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -299,7 +299,7 @@ def temporaries(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_an_interrupt_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
-    """And the files of others that look temporary where they are."""
+    """It does not delete a user's file with a similar name either."""
     source = write_model(tmp_path / "source")
     (tmp_path / "target.partial").write_text("of the user")
     command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "target"), to]
@@ -323,7 +323,7 @@ from gemwright.checkpoint.convert import convert
 source, target, to, dtype = sys.argv[1:]
 
 def meet(done, total):
-    if done < total:  # in the middle of the first weights of both
+    if done < total:  # both wait with a part of the weights written
         (Path(source) / f"{dtype}.started").touch()
         while len(list(Path(source).glob("*.started"))) < 2:
             time.sleep(0.02)
@@ -336,8 +336,8 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
-def test_two_processes_with_one_target_leave_a_whole_one(to: Any, tmp_path: Path) -> None:
-    """Of a file the last is kept, of a folder the first. The user's file of a similar name is not touched."""
+def test_two_processes_with_one_target_leave_a_complete_one(to: Any, tmp_path: Path) -> None:
+    """The last file replaces the first; the last folder is refused. A user's file with a similar name is unchanged."""
     source = write_model(tmp_path / "source")
     (tmp_path / "made").mkdir()
     target, users = tmp_path / "made" / "target", tmp_path / "made" / "target.partial"
@@ -361,7 +361,7 @@ def test_two_processes_with_one_target_leave_a_whole_one(to: Any, tmp_path: Path
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """A file's bytes, or those of a folder's files."""
+    """Return the bytes of a file, or of each file of a folder."""
     return {file.name: file.read_bytes() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
@@ -370,7 +370,7 @@ PROMPT, WRITTEN = "The capital of France is", 12
 
 @pytest.fixture(scope="module")
 def demo_text(demo_gguf: Path) -> str:
-    """Greedy text of the demo in float32, whose gigabyte is freed at once."""
+    """Greedy text of the demo in float32. The gigabyte of its weights is freed at once."""
     return gemwright.load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
 
 

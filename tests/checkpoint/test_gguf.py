@@ -28,7 +28,7 @@ def values(*shape: int) -> np.ndarray:
 
 
 def assert_reads_like_gguf_py(file: GgufFile, reader: gguf.GGUFReader) -> None:
-    """Every key and its value, every tensor's place, shape and encoding."""
+    """Compare every key, value, offset, shape and encoding."""
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert list(file.metadata) == list(fields)
     for key, field in fields.items():
@@ -65,7 +65,7 @@ def assert_tensor_equals_gguf_py(file: TensorFile, tensor: gguf.ReaderTensor) ->
 
 @pytest.fixture
 def peer_file(tmp_path: Path) -> Path:
-    """A file by gguf-py with every value type and several encodings."""
+    """A file written by gguf-py with every value type and several encodings."""
     path = tmp_path / "peer.gguf"
     writer = gguf.GGUFWriter(path, "gemma3")
     for name, value in [
@@ -164,7 +164,7 @@ def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path) -> None:
     many=st.sampled_from([1, own.MIN_LAZY]),
 )
 def test_reads_any_strings(tmp_path: Path, texts: list[str], many: int) -> None:
-    """Zero bytes and small numbers, of which lengths consist too, in any place of any string."""
+    """With zero bytes and small numbers, which lengths consist of too, anywhere in any string."""
     path = tmp_path / "strings.gguf"
     array = struct.pack("<IQ", STRING, len(texts)) + b"".join(text(one.encode()) for one in texts)
     path.write_bytes(gguf_bytes([key(b"texts", ARRAY, array), *ONE_KEY], ONE, 32))
@@ -176,7 +176,7 @@ def test_reads_any_strings(tmp_path: Path, texts: list[str], many: int) -> None:
     assert list(file.tensors) == ["t"]
 
 
-def test_many_strings_are_made_when_somebody_looks(tmp_path: Path) -> None:
+def test_long_string_arrays_are_decoded_lazily(tmp_path: Path) -> None:
     names = [f"piece {index}" for index in range(own.MIN_LAZY)]
     write_gguf(tmp_path / "many.gguf", {"names": names}, [])
     read = open_gguf(tmp_path / "many.gguf").metadata["names"]
@@ -325,7 +325,7 @@ def test_accepts_what_the_damaged_files_are_made_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "."])
-def test_refuses_paths_that_are_no_files(tmp_path: Path, name: str) -> None:
+def test_refuses_paths_that_are_not_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_gguf(tmp_path / name)
 
@@ -482,17 +482,15 @@ def test_refuses_tensors_gguf_cannot_hold(tmp_path: Path, bad: list[GgufTensor],
 
 
 @pytest.mark.parametrize("chunks", [[values(1, 32)], [values(3, 32)], [values(2, 16), values(2, 16)]])
-def test_chunks_must_make_up_the_tensor(tmp_path: Path, chunks: list[np.ndarray]) -> None:
+def test_chunks_must_add_up_to_the_tensor(tmp_path: Path, chunks: list[np.ndarray]) -> None:
     with pytest.raises(AssertionError, match=r"^t: "):
         write_gguf(tmp_path / "model.gguf", {}, [GgufTensor("t", (2, 32), "F32", chunks)])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.peer
-def test_llama_cpp_runs_the_demo_model_written_anew(
-    demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Norms in float32, the rest in 8 bits: the greedy text must be that of the file it was made from."""
+def test_llama_cpp_runs_a_rewritten_demo(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With norms in float32 and the rest in 8 bits, the greedy text equals that of the original file."""
     llama_cpp = pytest.importorskip("llama_cpp")
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False  # its AMX kernels crash on some virtual machines

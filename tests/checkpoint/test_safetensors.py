@@ -24,7 +24,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def random_bits(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Every kind of bit pattern: NaN with payloads, infinities, subnormals, signed zeros."""
+    """Return every kind of bit pattern: NaN with payloads, infinities, subnormals, signed zeros."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     return np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8).view(dtype).reshape(shape)
 
@@ -111,7 +111,7 @@ def test_describes_but_does_not_read_other_dtypes(tmp_path: Path) -> None:
     assert file.read("ok").tolist() == [1, 1]
 
 
-def test_knows_every_dtype_that_the_package_writes(tmp_path: Path) -> None:
+def test_describes_every_dtype_that_the_package_writes(tmp_path: Path) -> None:
     names = "bool uint8 int8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 complex64"
     names += " float8_e5m2 float8_e4m3fn float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz float4_e2m1fn_x2"
     saved = {name: torch.zeros(8, dtype=torch.uint8).view(getattr(torch, name)) for name in names.split()}
@@ -189,7 +189,7 @@ def test_refuses_a_file_cut_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [100_000_001, 1 << 40, (1 << 64) - 1])
 def test_refuses_an_absurd_header_length(tmp_path: Path, length: int) -> None:
     path = tmp_path / "model.safetensors"
-    with path.open("wb") as file:  # sparse, so that even the first length lies inside the file
+    with path.open("wb") as file:  # sparse, so that even the first length is inside the file
         file.write(struct.pack("<Q", length) + b"{")
         file.truncate(200_000_000)
     tracemalloc.start()
@@ -199,7 +199,7 @@ def test_refuses_an_absurd_header_length(tmp_path: Path, length: int) -> None:
     tracemalloc.stop()
 
 
-def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_refuses_other_paths(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", Path("/dev/null")):
         with pytest.raises(CheckpointError, match=r"cannot be read .*; check the path"):
             open_safetensors(path)
@@ -297,7 +297,7 @@ def test_the_safetensors_package_reads_one_file(tmp_path: Path) -> None:
     assert all(bits(ours.read(name)) == bits(array) for name, array in ARRAYS.items())
 
 
-def test_shards_hold_what_the_index_says(tmp_path: Path) -> None:
+def test_shards_agree_with_the_index(tmp_path: Path) -> None:
     write_safetensors(tmp_path, as_tensors(ARRAYS), shard_bytes=64, metadata={"format": "pt", "by": "test"})
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in ARRAYS.values())
@@ -402,7 +402,7 @@ def test_checks_the_free_space_before_it_starts(tmp_path: Path) -> None:
     assert not contents(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"file/folder: cannot be written \(Not a directory\)"):
         write_safetensors(tmp_path / "file" / "folder", as_tensors(ARRAYS))
@@ -416,13 +416,13 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         (as_tensors({"__metadata__": np.float32([1])}), "'__metadata__' cannot be written"),
     ],
 )
-def test_refuses_what_cannot_be_written(tmp_path: Path, tensors: Any, message: str) -> None:
+def test_refuses_tensors_that_cannot_be_written(tmp_path: Path, tensors: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         write_safetensors(tmp_path, tensors)
     assert not contents(tmp_path)
 
 
-def test_a_produced_tensor_must_be_the_promised_one(tmp_path: Path) -> None:
+def test_a_produced_tensor_must_have_the_described_shape_and_dtype(tmp_path: Path) -> None:
     tensor = as_tensors({"t": np.float32([1, 2])})[0]
     for array in (np.float32([1]), np.float64([1, 2])):
         with pytest.raises(AssertionError, match="t: "):
