@@ -55,7 +55,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [replace_file, create_folder])
 def test_a_failure_removes_its_own_temporaries_only(write: Any, failure: BaseException, tmp_path: Path) -> None:
     (tmp_path / "target.partial").write_bytes(b"of the user")
-    (tmp_path / ".gemwright-0123456789abcdef.tmp").write_bytes(b"of a killed process")
+    (tmp_path / "gemwright-0123456789abcdef.partial").write_bytes(b"of a killed process")
 
     def fail() -> None:
         with write(tmp_path / "target") as made:
@@ -68,7 +68,7 @@ def test_a_failure_removes_its_own_temporaries_only(write: Any, failure: BaseExc
     if isinstance(failure, OSError):
         message = f"{tmp_path}/target: cannot be written (Input/output error); choose another place."
         assert str(raised.value) == message
-    assert names(tmp_path) == [".gemwright-0123456789abcdef.tmp", "target.partial"]
+    assert names(tmp_path) == ["gemwright-0123456789abcdef.partial", "target.partial"]
     assert (tmp_path / "target.partial").read_bytes() == b"of the user"
 
 

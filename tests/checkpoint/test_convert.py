@@ -294,7 +294,7 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], progress=lambda done,
 
 
 def temporaries(folder: Path) -> list[Path]:
-    return list(folder.glob(".gemwright-*.tmp"))
+    return list(folder.glob("gemwright-*.partial"))
 
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])

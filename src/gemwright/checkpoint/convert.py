@@ -141,7 +141,7 @@ def write_folder(
     Raises:
         CheckpointError: A tensor or the folder cannot be written.
     """
-    tensors, documents = list(tensors), _documents(checkpoint, vocabulary, config)
+    tensors, documents = list(tensors), _make_documents(checkpoint, vocabulary, config)
     with create_folder(folder, sum(tensor.nbytes for tensor in tensors)) as temporary:
         write_shards(temporary, tensors)
         for name, document in documents.items():
@@ -151,11 +151,11 @@ def write_folder(
         (temporary / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
 
 
-def _documents(
+def _make_documents(
     checkpoint: Checkpoint, vocabulary: Vocabulary, config: Mapping[str, Any]
 ) -> dict[str, Mapping[str, Any]]:
     """Return the JSON files of a folder by name."""
-    config, special = dict(config), _special_ids(checkpoint, vocabulary)
+    config, special = dict(config), _find_special_ids(checkpoint, vocabulary)
     settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
     if vision := checkpoint.config.vision:
         vocabulary = add_control_tokens(vocabulary, *processor.missing_markers(vision, vocabulary))
@@ -171,7 +171,7 @@ def _documents(
     }
 
 
-def _special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
+def _find_special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
     index = vocabulary.pieces.index
     stops = list(checkpoint.stop_ids) or [index("<eos>")]
     return {
@@ -201,10 +201,10 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
             yield part + np.float32(tensor.offset) if tensor.offset else part
 
     tensors = [
-        GgufTensor(tensor.name, tensor.shape, _encoding(path, tensor, dtype), chunks(path, tensor))
+        GgufTensor(tensor.name, tensor.shape, _choose_encoding(path, tensor, dtype), chunks(path, tensor))
         for path, tensor in mapping.items()
     ]
-    metadata = _gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
+    metadata = _make_gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
     write_gguf(file, metadata, tensors)
 
 
@@ -215,14 +215,14 @@ def _decoder_mapping(checkpoint: Checkpoint, config: Config) -> Mapping[str, Ten
     return mapping | {path: replace(mapping[path], shape=(config.vocab, config.width)) for path in tables}
 
 
-def _encoding(path: str, tensor: TensorMapping, dtype: str) -> str:
+def _choose_encoding(path: str, tensor: TensorMapping, dtype: str) -> str:
     if len(tensor.shape) == 1:
         return "F32"
     # As is usual, the embedding table keeps more bits: its rows are also the inputs of the model.
     return "Q8_0" if dtype == "q4_0" and path in ("embed", "head") else ENCODINGS[dtype]
 
 
-def _gguf_metadata(
+def _make_gguf_metadata(
     checkpoint: Checkpoint, described: Mapping[str, Any], vocabulary: Vocabulary, dtype: str, name: str
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {**described, **vocabulary.gguf_metadata()}

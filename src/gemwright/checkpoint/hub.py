@@ -86,11 +86,11 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
         remedy = f"choose from {', '.join(ggufs)}" if ggufs else "use another repository"
         raise CheckpointError(f"{repo}: has no {file or 'safetensors file'}; {remedy}.")
     _check_space(repo, revision, wanted)
-    folder = Path(snapshot_download(repo, revision=revision, **_selection(file)))
+    folder = Path(snapshot_download(repo, revision=revision, **_select_files(file)))
     return folder / file if file else folder
 
 
-def _selection(file: str | None) -> dict[str, Any]:
+def _select_files(file: str | None) -> dict[str, Any]:
     return {"allow_patterns": [file]} if file else _FOLDER
 
 
@@ -107,7 +107,7 @@ def cached(repo_id: str, revision: str | None = None) -> Path | None:
     assert match is not None, f"{repo_id} is not a hub repository"
     repo, file = match.groups()
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_selection(file)))
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_select_files(file)))
     except LocalEntryNotFoundError:
         return None
     if file:

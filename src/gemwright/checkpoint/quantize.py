@@ -65,7 +65,7 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
     params, mapping = tree.flatten(param_specs(checkpoint.config)), map_huggingface(checkpoint.config)
     encodings = {plain_name(name): info.encoding for name, info in checkpoint.file.tensors.items()}
 
-    def weight(path: str) -> NDArray[np.float32]:
+    def read_weight(path: str) -> NDArray[np.float32]:
         read, values = next(weights)
         assert read == path
         return values
@@ -77,11 +77,13 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
                 tensor.name,
                 (stored_bytes(encoding, rows, width),),
                 np.dtype(np.uint8),
-                lambda: pack(encoding, weight(path).reshape(rows, width), where),
+                lambda: pack(encoding, read_weight(path).reshape(rows, width), where),
                 described=f"{encoding} {rows} {width}",
             )
         dtype = _FLOAT_DTYPES.get(encodings.get(plain_name(checkpoint.mapping[path].name), ""), np.dtype(np.float32))
-        return SafetensorsTensor(tensor.name, tensor.shape, dtype, lambda: tensor.as_stored(weight(path)).astype(dtype))
+        return SafetensorsTensor(
+            tensor.name, tensor.shape, dtype, lambda: tensor.as_stored(read_weight(path)).astype(dtype)
+        )
 
     tensors = {path: describe(path, tensor) for path, tensor in mapping.items()}
     order = sorted(tensors, key=lambda path: place_in_shard(tensors[path]))

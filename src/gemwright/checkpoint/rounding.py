@@ -50,11 +50,19 @@ def round_groups(encoding: str, values: NDArray[np.float32]) -> tuple[NDArray[np
     least = np.full(len(values), np.inf, np.float32)
     with np.errstate(all="ignore"):
         for reach in grid.reaches:
-            _keep_better(columns, _half((extreme / np.float32(reach)).astype(np.float32)), grid, best, least)
+            _keep_better(
+                columns, _round_to_float16((extreme / np.float32(reach)).astype(np.float32)), grid, best, least
+            )
         is_finite = np.isfinite(least)
         for _ in range(REFITS):
-            _keep_better(columns, _half(_least_squares(columns, _numbers(columns, best, grid))), grid, best, least)
-        numbers = _numbers(columns, best, grid)
+            _keep_better(
+                columns,
+                _round_to_float16(_fit_scales(columns, _round_to_integers(columns, best, grid))),
+                grid,
+                best,
+                least,
+            )
+        numbers = _round_to_integers(columns, best, grid)
         scales = np.where(is_finite, best, np.float32("nan")).astype(np.float16)
         return scales, numbers.astype(np.int8).T.reshape(-1, GROUP)
 
@@ -67,7 +75,7 @@ def _keep_better(
     least: NDArray[np.float32],
 ) -> None:
     """Copy the scales whose error is less than that of the best so far into `best` and `least`."""
-    error = _numbers(columns, scales, grid)
+    error = _round_to_integers(columns, scales, grid)
     error *= scales
     error -= columns
     error *= error
@@ -77,18 +85,18 @@ def _keep_better(
     np.copyto(least, loss, where=better)
 
 
-def _numbers(columns: NDArray[np.float32], scales: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+def _round_to_integers(columns: NDArray[np.float32], scales: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
     inverse = 1 / scales
     numbers = columns * np.where(np.isfinite(inverse), inverse, np.float32(0))
     np.rint(numbers, out=numbers)
     return np.clip(numbers, grid.lowest, grid.highest, out=numbers)
 
 
-def _least_squares(columns: NDArray[np.float32], numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+def _fit_scales(columns: NDArray[np.float32], numbers: NDArray[np.float32]) -> NDArray[np.float32]:
     squares = np.square(numbers).sum(axis=0)
     return (columns * numbers).sum(axis=0) / np.maximum(squares, 1)
 
 
-def _half(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+def _round_to_float16(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round scales to float16."""
     return scales.astype(np.float16).astype(np.float32)

@@ -99,7 +99,7 @@ def temporary_path(target: Path, folder: Path, nbytes: int = 0) -> Generator[Pat
     Raises:
         CheckpointError: An `OSError` in the block, or fewer bytes are free.
     """
-    temporary = folder / f".gemwright-{os.urandom(8).hex()}.tmp"
+    temporary = folder / f"gemwright-{os.urandom(8).hex()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if free_bytes(folder) < nbytes:

@@ -78,7 +78,7 @@ class GgufFile:
     def read(self, name: str) -> NDArray[Any]:
         """Return a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
         info = self.tensors[name]
-        return _values(info.encoding, self.raw(name), info.shape)
+        return _decode_values(info.encoding, self.raw(name), info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return `read(name)[start:stop]` without decoding other rows."""
@@ -86,14 +86,14 @@ class GgufFile:
         if len(info.shape) < 2:  # a vector may be a single block
             return self.read(name)[start:stop]
         rows = self.raw(name).reshape(info.shape[0], -1)[start:stop]
-        return _values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
+        return _decode_values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
 
     def release(self, name: str) -> None:
         """Release the pages that reading mapped in, of this tensor and of all others."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
+def _decode_values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
     block = ggml.ENCODINGS[encoding].block
     if block.names is None:
         return raw.view(block).reshape(shape)
@@ -114,11 +114,11 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
     if max(n_tensors, n_keys) > MAX_ENTRIES:
         raise header.error(f"claims {n_tensors} tensors and {n_keys} keys")
     metadata = header.metadata(n_keys)
-    tensors = header.tensors(n_tensors, _alignment(header.path, metadata))
+    tensors = header.tensors(n_tensors, _read_alignment(header.path, metadata))
     return GgufFile(header.path, version, metadata, tensors, header.data)
 
 
-def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
+def _read_alignment(path: Path, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if isinstance(value, int) and 8 <= value <= 1 << 20 and value.bit_count() == 1:
         return value
@@ -306,9 +306,9 @@ def write_gguf(path: str | os.PathLike[str], metadata: Metadata, tensors: Iterab
     """
     path = Path(path)
     tensors = list(tensors)
-    alignment = _alignment(path, metadata)
+    alignment = _read_alignment(path, metadata)
     keys = _pack_metadata(path, metadata)
-    infos = _layout(path, tensors, alignment)
+    infos = _lay_out(path, tensors, alignment)
     header = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)) + keys + _pack_infos(infos)
     total = _align(len(header), alignment) + sum(_align(info.nbytes, alignment) for info in infos.values())
     with replace_file(path, total) as file:
@@ -357,7 +357,7 @@ def _pack_value(value: Any) -> bytes:
             raise TypeError(f"{value!r:.40} is not a number, string, list of strings or flat array that GGUF can hold")
 
 
-def _layout(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[str, TensorInfo]:
+def _lay_out(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[str, TensorInfo]:
     """Place the tensors one after the other; offsets count from the first."""
     infos: dict[str, TensorInfo] = {}
     offset = 0

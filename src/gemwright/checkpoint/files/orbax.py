@@ -87,16 +87,16 @@ def open_orbax(folder: str | os.PathLike[str]) -> OrbaxFolder:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
     except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if metadata is None:
         raise CheckpointError(f"{path}: was not written by Orbax; give the folder that holds '_METADATA'.")
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, KeyPath] = {}
-    for place, leaf in _parameters(_leaves(metadata.tree)).items():
-        name = _name(place)
+    for place, leaf in _select_parameters(_flatten_tree(metadata.tree)).items():
+        name = _release_name(place)
         if name in tensors:
             raise CheckpointError(f"{path}: tensor {name!r:.80} appears twice, nested and flat; fetch it again.")
-        tensors[name] = _info(path, name, leaf)
+        tensors[name] = _describe_leaf(path, name, leaf)
         places[name] = place
     return OrbaxFolder(path, tensors, places)
 
@@ -111,19 +111,21 @@ def _import_orbax() -> Any:
     return orbax.checkpoint
 
 
-def _leaves(tree: Any, place: KeyPath = ()) -> dict[KeyPath, Any]:
+def _flatten_tree(tree: Any, place: KeyPath = ()) -> dict[KeyPath, Any]:
     if not isinstance(tree, Mapping):
         return {place: tree}
-    return {path: leaf for key, child in tree.items() for path, leaf in _leaves(child, (*place, str(key))).items()}
+    return {
+        path: leaf for key, child in tree.items() for path, leaf in _flatten_tree(child, (*place, str(key))).items()
+    }
 
 
-def _parameters(leaves: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
+def _select_parameters(leaves: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
     """Return the leaves under `params` if there is such a key: the others are a trainer's state."""
     wrapped = {place: leaf for place, leaf in leaves.items() if place[:1] == ("params",)}
     return wrapped or leaves
 
 
-def _name(place: KeyPath) -> str:
+def _release_name(place: KeyPath) -> str:
     """Return the name of a leaf in the releases."""
     name = "/".join(place)
     for wrapper in _WRAPPERS:
@@ -134,7 +136,7 @@ def _name(place: KeyPath) -> str:
     return f"{name}/w" if name.endswith(("/mlp/gating_einsum", "/mlp/linear")) else name
 
 
-def _info(path: Path, name: str, leaf: Any) -> TensorInfo:
+def _describe_leaf(path: Path, name: str, leaf: Any) -> TensorInfo:
     shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
     if shape is None or str(dtype) not in _ENCODINGS:
         kind = dtype or type(leaf).__name__
@@ -154,14 +156,14 @@ def _restore(path: Path, place: KeyPath, name: str) -> NDArray[Any]:
                 path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
             )
     except _DAMAGED as error:
-        raise _unreadable(path, error, name) from error
+        raise _read_error(path, error, name) from error
     for key in place:
         tree = tree[key]
     tree.flags.writeable = False
     return tree
 
 
-def _unreadable(path: Path, error: BaseException, name: str = "") -> CheckpointError:
+def _read_error(path: Path, error: BaseException, name: str = "") -> CheckpointError:
     what = f"tensor {name!r:.80}" if name else "the folder"
     reason = str(error).partition("\n")[0]
     return CheckpointError(f"{path}: {what} cannot be read ({reason:.200}); check the path or fetch it again.")

@@ -86,7 +86,7 @@ class SafetensorsFile:
             return self.read_rows(name, 0, info.shape[0])
         if info.encoding not in _DTYPES:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} has encoding {info.encoding}; use a file with {_choices()}."
+                f"{self.path}: tensor {name!r} has encoding {info.encoding}; use a file with {_list_dtypes()}."
             )
         return self.raw(name).view(_DTYPES[info.encoding]).reshape(info.shape)
 
@@ -122,7 +122,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}; fetch or convert the model again.")
 
 
-def _choices() -> str:
+def _list_dtypes() -> str:
     return ", ".join(_DTYPES)
 
 
@@ -134,11 +134,11 @@ def _open_file(path: Path) -> SafetensorsFile:
     if length > min(MAX_HEADER, len(data) - _LENGTH.size):
         raise file_error(path, f"claims a header of {length} bytes; it is truncated or not a safetensors file")
     start = _LENGTH.size + length
-    header = _parse(path, data[_LENGTH.size : start])
+    header = _parse_json(path, data[_LENGTH.size : start])
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise file_error(path, "'__metadata__' is not an object of strings")
-    tensors = {name: _info(path, name, entry, start, metadata.get(name)) for name, entry in header.items()}
+    tensors = {name: _check_info(path, name, entry, start, metadata.get(name)) for name, entry in header.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = start
     for name, info in tensors.items():
@@ -150,26 +150,26 @@ def _open_file(path: Path) -> SafetensorsFile:
     return SafetensorsFile(path, tensors, dict.fromkeys(tensors, data))
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """Parse a JSON object whose size in memory is bounded by `MAX_HEADER` and `MAX_VALUES`."""
     if not text.startswith(b"{"):
         raise file_error(path, "does not hold a JSON object")
     if len(text) > MAX_HEADER or sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise file_error(path, "has a header too large for a Gemma model")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise file_error(path, f"has a damaged JSON header ({error})") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     if len(counts) < len(pairs):
         raise ValueError(f"{counts.most_common(1)[0][0]!r:.80} appears twice")
     return dict(pairs)
 
 
-def _info(path: Path, name: str, entry: Any, start: int, panels_description: str | None) -> TensorInfo:
+def _check_info(path: Path, name: str, entry: Any, start: int, panels_description: str | None) -> TensorInfo:
     """Check the description of a tensor.
 
     Args:
@@ -188,7 +188,7 @@ def _info(path: Path, name: str, entry: Any, start: int, panels_description: str
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
         raise file_error(path, f"{where} has an invalid shape or offset")
     if encoding not in _BITS:
-        raise file_error(path, f"{where} has the unknown dtype {encoding!r:.40}", f"use {_choices()}")
+        raise file_error(path, f"{where} has the unknown dtype {encoding!r:.40}", f"use {_list_dtypes()}")
     if len(shape) > MAX_AXES:
         raise file_error(path, f"{where} has {len(shape)} axes, more than {MAX_AXES}")
     if math.prod(shape) * _BITS[encoding] != (end - begin) * 8:
@@ -196,10 +196,10 @@ def _info(path: Path, name: str, entry: Any, start: int, panels_description: str
     info = TensorInfo(tuple(shape), encoding, start + begin, end - begin)
     if panels_description is None or encoding != "U8":
         return info
-    return _panels_info(path, where, info, panels_description)
+    return _check_panels_info(path, where, info, panels_description)
 
 
-def _panels_info(path: Path, where: str, info: TensorInfo, described: str) -> TensorInfo:
+def _check_panels_info(path: Path, where: str, info: TensorInfo, described: str) -> TensorInfo:
     """Return the tensor that is stored in panels."""
     match = _PANELS.fullmatch(described)
     if match is None or int(match[3]) % panels.GROUP or not int(match[2]) * int(match[3]):
@@ -216,7 +216,7 @@ def stored_bytes(encoding: str, rows: int, width: int) -> int:
 
 
 def _open_shards(folder: Path) -> SafetensorsFile:
-    shard_of = _shard_names(folder / INDEX)
+    shard_of = _read_index(folder / INDEX)
     tensors: dict[str, TensorInfo] = {}
     maps: dict[str, mmap.mmap] = {}
     for shard in sorted(set(shard_of.values())):
@@ -230,9 +230,9 @@ def _open_shards(folder: Path) -> SafetensorsFile:
     return SafetensorsFile(folder, tensors, maps)
 
 
-def _shard_names(index: Path) -> dict[str, str]:
+def _read_index(index: Path) -> dict[str, str]:
     """Return the shard of each tensor, a plain file name."""
-    shard_of = _parse(index, map_file(index)[: MAX_HEADER + 1].lstrip()).get("weight_map")
+    shard_of = _parse_json(index, map_file(index)[: MAX_HEADER + 1].lstrip()).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise file_error(index, "has no 'weight_map'")
     for name, shard in shard_of.items():
@@ -310,25 +310,29 @@ def write_shards(
         CheckpointError: A tensor cannot be written.
         OSError: The disk is full or not writable.
     """
-    shards = _shards(folder, tensors, shard_bytes)
+    shards = _split_into_shards(folder, tensors, shard_bytes)
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, _header(shard, metadata), shard)
+        _write(folder / name, _pack_header(shard, metadata), shard)
     if len(shards) > 1:
-        _write(folder / INDEX, _index(names, shards))
+        _write(folder / INDEX, _pack_index(names, shards))
     return names
 
 
-def _shards(folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int) -> list[list[SafetensorsTensor]]:
+def _split_into_shards(
+    folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int
+) -> list[list[SafetensorsTensor]]:
     shards: list[list[SafetensorsTensor]] = [[]]
     seen, size = {"__metadata__"}, 0
     for tensor in tensors:
         if tensor.name in seen:
             raise file_error(folder, f"tensor {tensor.name!r} cannot be written twice", "give it another name")
         if tensor.dtype not in _ENCODINGS:
-            raise file_error(folder, f"tensor {tensor.name!r} cannot be written as {tensor.dtype}", f"use {_choices()}")
+            raise file_error(
+                folder, f"tensor {tensor.name!r} cannot be written as {tensor.dtype}", f"use {_list_dtypes()}"
+            )
         if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append([])
             size = 0
@@ -343,7 +347,7 @@ def place_in_shard(tensor: SafetensorsTensor) -> tuple[bool, int]:
     return tensor.described is None, -tensor.dtype.itemsize
 
 
-def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> bytes:
+def _pack_header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> bytes:
     described = {tensor.name: tensor.described for tensor in shard if tensor.described is not None}
     entries: dict[str, Any] = {"__metadata__": {**metadata, **described}}
     offset = 0
@@ -359,7 +363,7 @@ def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> 
     return _LENGTH.pack(len(text)) + text
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[SafetensorsTensor]]) -> bytes:
+def _pack_index(names: Sequence[str], shards: Sequence[Sequence[SafetensorsTensor]]) -> bytes:
     shard_of = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": shard_of}, indent=2).encode()
@@ -369,10 +373,10 @@ def _write(path: Path, head: bytes, tensors: Sequence[SafetensorsTensor] = ()) -
     with path.open("xb") as file:
         file.write(head)
         for tensor in tensors:
-            file.write(_produced(tensor))
+            file.write(_produce(tensor))
 
 
-def _produced(tensor: SafetensorsTensor) -> memoryview:
+def _produce(tensor: SafetensorsTensor) -> memoryview:
     array = tensor.produce()
     assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (
         f"{tensor.name}: {array.dtype}{array.shape} instead of {tensor.dtype}{tensor.shape}"
