@@ -1,4 +1,4 @@
-"""Configurations of published decoders, as transformers reads them, and ones that no model has."""
+"""Configurations of published decoders, as transformers reads them, and of unpublished ones."""
 
 import copy
 from dataclasses import replace

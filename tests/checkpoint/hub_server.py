@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback: what a download asks of it, and its refusals."""
+"""A local server with the part of the Hugging Face hub's API that downloads use, and its refusals."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ COMMIT = "c" * 40
 
 @dataclass
 class Repo:
-    """One repository.
+    """A repository.
 
     Attributes:
-        files: Content by path.
-        revisions: What leads to the one commit.
-        private: Hidden from those without a token in `readers`.
-        gated: Open to see, but its files only for tokens in `readers`.
-        refusals: What a gate tells a known token that is no reader.
-        claimed: Sizes that the listing tells in place of the true ones.
+        files: Contents by path.
+        revisions: Names of its only commit.
+        private: Whether it is hidden without a token in `readers`.
+        gated: Whether its files, but not its page, need a token in `readers`.
+        refusals: Message of the gate to each known token that is not in `readers`.
+        claimed: Wrong sizes in the listing, by path.
     """
 
     files: dict[str, bytes]
@@ -40,16 +40,16 @@ class Hub:
     """The server's state, changed by the tests while it runs.
 
     Attributes:
-        repos: By `owner/name`.
-        tokens: Those that the hub knows.
-        broken: Status that every request whose path starts with the key gets.
-        stops: Bytes of a file after which every connection that sends it is cut, or the body ends.
-        cuts: Bytes of a file after which the next connection alone is cut.
-        storage: Status that the separate file storage (Xet) answers with; None keeps files on the hub itself.
-        page: What every request gets instead of the hub.
+        repos: Repositories by `owner/name`.
+        tokens: Valid tokens.
+        broken: Status of every request whose path starts with the key.
+        stops: Bytes of a file after which every connection that sends it breaks, or the body ends.
+        cuts: Bytes of a file after which only the next connection breaks.
+        storage: Status of the separate file storage (Xet); None stores files on the hub itself.
+        page: Answer to every request instead of the hub's.
         endpoint: The address.
-        short: Whether a stopped file is passed off as whole instead of being cut.
-        requests: What was asked: method, path, Range header.
+        short: Whether a stopped file ends as if complete instead of breaking the connection.
+        requests: Method, path and Range header of each request.
     """
 
     repos: dict[str, Repo]
@@ -64,12 +64,12 @@ class Hub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def fetched(self) -> list[tuple[str, str | None]]:
-        """Files whose content was asked for, each with its Range header."""
+        """Return the files whose content was requested, each with its Range header."""
         return [(p.rsplit("/", 1)[1], r) for m, p, r in self.requests if m == "GET" and "/resolve/" in p]
 
 
 class RefusalError(Exception):
-    """An answer that is no content."""
+    """An error answer without content."""
 
     def __init__(self, status: int, code: str = "", message: str = ""):
         self.status, self.code, self.message = status, code, message
@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         return token
 
     def repo(self, hub: Hub, name: str) -> Repo:
-        """The hub tells a stranger the same of what is private and of what is not there."""
+        """Answer alike for private and missing repositories, as the hub does."""
         token, repo = self.token(hub), hub.repos.get(name)
         if repo is None or (repo.private and token not in repo.readers):
             if token is None:
@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(status, content[start:], headers, max(stop - start, 0))
 
     def reply(self, status: int, body: bytes, headers: dict[str, str], sent: int | None = None) -> None:
-        """Sends `sent` bytes of the body and, when that is not all, cuts the connection."""
+        """Send `sent` bytes of the body and break the connection if those are not all."""
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -178,12 +178,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
-        """Keeps the test's output clean."""
+        """Log nothing, to keep the output of tests clean."""
 
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """Runs the hub on a free port until the block ends; sets its `endpoint`."""
+    """Run the hub on a free port until the block ends, and set its `endpoint`."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub = hub
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Conversion there and back is exact, and the program that owns a format loads the converted file."""
+"""Round trips between formats are exact, and the reference program of each format loads a converted file."""
 
 import json
 import signal
@@ -22,6 +22,7 @@ from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.load import load_weights
+from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.transformer import forward, logits
@@ -39,7 +40,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], but: str = "none") -> None:
-    """Bit by bit, except the tensors whose name ends with `but`."""
+    """Assert equality bit by bit, except for tensors whose name ends with `but`."""
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype
@@ -47,7 +48,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 
 
 def with_gains(folder: Path, gains: Any) -> Path:
-    """The folder with other values in its norms."""
+    """Replace the values of the norms in a folder."""
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
         if name.endswith("norm.weight"):
@@ -57,7 +58,7 @@ def with_gains(folder: Path, gains: Any) -> Path:
 
 
 def gains(exponents: tuple[int, int]) -> Any:
-    """Makes random bfloat16 values of either sign whose exponents lie in a range, ends included."""
+    """Return a maker of random bfloat16 values of either sign with exponents in a closed range."""
     random = np.random.default_rng(0)
 
     def draw(shape: Any) -> torch.Tensor:
@@ -70,17 +71,17 @@ def gains(exponents: tuple[int, int]) -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_a_folder_written_anew_is_the_same(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_folder_converted_to_its_own_format_is_unchanged(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source = write_model(tmp_path / "source", kind, dtype)
     convert(source, tmp_path / "again", "huggingface")
     assert_same(tensors(tmp_path / "again"), tensors(source))
     assert open_checkpoint(tmp_path / "again").config == open_checkpoint(source).config
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source"]
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_bfloat16_goes_through_gguf_unchanged(kind: str, tmp_path: Path) -> None:
-    """The file holds 1 + gain in float32, in which every bfloat16 from 2^-16 on is whole."""
+    """The file stores 1 + gain in float32, which is exact for every bfloat16 gain from 2^-16 on."""
     source = with_gains(write_model(tmp_path / "source", kind, torch.bfloat16), gains((-16, 12)))
     convert(source, tmp_path / "model.gguf", "gguf")
     convert(tmp_path / "model.gguf", tmp_path / "back", "huggingface")
@@ -99,8 +100,8 @@ def test_smaller_gains_lose_at_most_half_a_unit_of_float32(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_float32_goes_through_gguf_once(kind: str, tmp_path: Path) -> None:
-    """Matrices are unchanged. A gain, here from -0.5 to 1, is rounded to a multiple of 2^-24 or 2^-23, then stays."""
+def test_float32_is_rounded_once_by_gguf(kind: str, tmp_path: Path) -> None:
+    """Matrices are unchanged. A gain, here from -0.5 to 1, is rounded to a multiple of 2^-24 or 2^-23 once."""
     source = write_model(tmp_path / "source", kind)
     convert(source, tmp_path / "1.gguf", "gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2", "huggingface")
@@ -121,7 +122,7 @@ ERROR = {
     "q8_0": 0.5 / 127 + 2.0**-11,
     "q4_0": 1 / 8 + 2.0**-11,
 }
-"""Largest error of a dtype, as a part of the largest value of its block of 32.
+"""Maximum error of a dtype relative to the largest value in a block of 32.
 
 In 8 bits half a step, in 4 a whole one, which is what the end of the range lacks; both have float16 scales.
 """
@@ -134,7 +135,7 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
     original, file = tensors(source), open_gguf(path)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    mapping = convert_module.names.gguf(checkpoint.config)
+    mapping = map_gguf(checkpoint.config)
     assert theirs.keys() == {stored.name for stored in mapping.values()}
     for name, stored in mapping.items():
         tensor = theirs[stored.name]
@@ -157,8 +158,8 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
 def test_transformers_loads_the_folder(
     kind: str, shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = partial(convert_module.write_safetensors, shard_bytes=shard_bytes)
-    monkeypatch.setattr(convert_module, "write_safetensors", write)
+    write = partial(convert_module.write_shards, shard_bytes=shard_bytes)
+    monkeypatch.setattr(convert_module, "write_shards", write)
     convert(write_model(tmp_path / "source", kind), tmp_path / "made", "huggingface")
     assert (tmp_path / "made" / "model.safetensors.index.json").exists() == (shard_bytes == 40_000)
     checkpoint = open_checkpoint(tmp_path / "made")
@@ -175,8 +176,8 @@ def test_transformers_loads_the_folder(
     np.testing.assert_allclose(logits(checkpoint.config, weights, hidden), theirs, rtol=0, atol=1e-4)
 
 
-def test_settings_travel_both_ways(tmp_path: Path) -> None:
-    """Ends of text, the chat template and the sampling that a folder asks for."""
+def test_settings_survive_every_conversion(tmp_path: Path) -> None:
+    """Stop tokens, the chat template and sampling settings."""
     source = write_model(tmp_path / "source")
     turn_end = open_checkpoint(source).vocabulary().pieces.index("<end_of_turn>")
     settings = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, turn_end]}
@@ -193,8 +194,8 @@ def test_settings_travel_both_ways(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == TEMPLATE
 
 
-def test_a_gguf_has_a_row_for_each_token_and_no_more(tmp_path: Path) -> None:
-    """llama.cpp takes the size of the vocabulary from the tokenizer; releases pad the table."""
+def test_a_gguf_has_exactly_one_row_per_token(tmp_path: Path) -> None:
+    """llama.cpp takes the vocabulary's size from the tokenizer; releases pad the table."""
     source, vocab = write_model(tmp_path / "source"), make_vocabulary().size
     settings = json.loads((source / "config.json").read_text()) | {"vocab_size": vocab + 64}
     weights = load_file(source / "model.safetensors")
@@ -209,7 +210,7 @@ def test_a_gguf_has_a_row_for_each_token_and_no_more(tmp_path: Path) -> None:
     assert len(file.metadata["tokenizer.ggml.tokens"]) == vocab
 
 
-def test_an_output_matrix_of_its_own_travels(tmp_path: Path) -> None:
+def test_an_untied_head_survives_every_conversion(tmp_path: Path) -> None:
     source = write_tiny_gguf(tmp_path / "source.gguf")
     convert(source, tmp_path / "folder", "huggingface")
     assert "lm_head.weight" in tensors(tmp_path / "folder")
@@ -229,7 +230,7 @@ def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     assert open_gguf(tmp_path / "model.gguf").read("output_norm.weight")[0] == 1e6 + 1
 
 
-def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_target_is_refused(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     for target, to in ((source, "huggingface"), (source / "config.json", "gguf")):
         with pytest.raises(CheckpointError, match=f"{target} exists; remove it or choose another name"):
@@ -274,8 +275,8 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
-def test_a_disk_that_takes_no_more_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
-    """A real refusal in the middle of a file: of a process that may write no file longer than 100 kB."""
+def test_a_write_that_fails_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
+    """A real failure in the middle of a file: the process is limited to files of 100 kB."""
     source = write_model(tmp_path / "source")
     command = [sys.executable, "-c", LIMITED, str(source), str(tmp_path / "target"), to]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -292,20 +293,76 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], progress=lambda done,
 """
 
 
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.glob("gemwright-*.partial"))
+
+
 @pytest.mark.parametrize("to", ["gguf", "huggingface"])
 def test_an_interrupt_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
+    """It does not delete a user's file with a similar name either."""
     source = write_model(tmp_path / "source")
+    (tmp_path / "target.partial").write_text("of the user")
     command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "target"), to]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         limit = time.monotonic() + 60
-        while not (tmp_path / "target.partial").exists() and time.monotonic() < limit:
+        while not temporaries(tmp_path) and time.monotonic() < limit:
             time.sleep(0.02)
-        assert (tmp_path / "target.partial").exists()
+        assert temporaries(tmp_path)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert stderr.endswith("KeyboardInterrupt\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target.partial"]
+    assert (tmp_path / "target.partial").read_text() == "of the user"
+
+
+MEET = """
+import sys, time
+from pathlib import Path
+from gemwright.checkpoint.convert import convert
+source, target, to, dtype = sys.argv[1:]
+
+def meet(done, total):
+    if done < total:  # both wait with a part of the weights written
+        (Path(source) / f"{dtype}.started").touch()
+        while len(list(Path(source).glob("*.started"))) < 2:
+            time.sleep(0.02)
+
+try:
+    convert(Path(source), Path(target), to, dtype, progress=meet)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("to", ["gguf", "huggingface"])
+def test_two_processes_with_one_target_leave_a_complete_one(to: Any, tmp_path: Path) -> None:
+    """The last file replaces the first; the last folder is refused. A user's file with a similar name is unchanged."""
+    source = write_model(tmp_path / "source")
+    (tmp_path / "made").mkdir()
+    target, users = tmp_path / "made" / "target", tmp_path / "made" / "target.partial"
+    users.write_text("of the user")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MEET, str(source), str(target), to, dtype], stderr=subprocess.PIPE)
+        for dtype in ("float32", "bfloat16")
+    ]
+    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes == ([0, 0] if to == "gguf" else [0, 1])
+    if to == "huggingface":
+        assert f"{target}: exists; remove it or choose another name." in "".join(errors)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["target", "target.partial"]
+    assert users.read_text() == "of the user"
+    found = contents(target)
+    for dtype in ("float32", "bfloat16"):
+        (tmp_path / dtype).mkdir()
+        convert(source, tmp_path / dtype / "target", to, dtype)
+    assert found in [contents(tmp_path / dtype / "target") for dtype in ("float32", "bfloat16")]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Return the bytes of a file, or of each file of a folder."""
+    return {file.name: file.read_bytes() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
 PROMPT, WRITTEN = "The capital of France is", 12
@@ -313,7 +370,7 @@ PROMPT, WRITTEN = "The capital of France is", 12
 
 @pytest.fixture(scope="module")
 def demo_text(demo_gguf: Path) -> str:
-    """Greedy text of the demo in float32, whose gigabyte is freed at once."""
+    """Greedy text of the demo in float32. The gigabyte of its weights is freed at once."""
     return gemwright.load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
 
 

@@ -13,11 +13,11 @@ from gemwright.checkpoint.files import ggml
 from gemwright.errors import CheckpointError
 
 ENCODABLE = [name for name, e in ggml.ENCODINGS.items() if e.encode]
-MORE_THAN_A_CHUNK = ggml.CHUNK + 5 * 256
+MORE_THAN_A_CHUNK = ggml.CACHE_CHUNK + 5 * 256
 
 
 def random_blocks(encoding: str, count: int) -> np.ndarray:
-    """Random bytes: the scales take every kind of float16, infinities and NaN among them."""
+    """Return random bytes: the scales include every kind of float16, also infinities and NaN."""
     return np.random.default_rng(count).integers(0, 256, ggml.ENCODINGS[encoding].nbytes(count), np.uint8)
 
 
@@ -28,7 +28,7 @@ def reference_values(encoding: str, raw: np.ndarray) -> np.ndarray:
 
 
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal bit by bit, signed zeros included; any NaN equals any other."""
+    """Assert equality bit by bit, signed zeros included; any NaN equals any other."""
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), nan)
     bits = f"u{expected.itemsize}"

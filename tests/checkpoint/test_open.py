@@ -1,4 +1,4 @@
-"""Every defect of a checkpoint gives one sentence that names the file, before any weight is read."""
+"""Every defect of a checkpoint gives a one-sentence error that names the file, before weights are read."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def change(folder: Path, name: str, **settings: Any) -> None:
 
 
 def one_file(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """The folder with its weights in one file, changed."""
+    """Rewrite a folder with edited weights in one file."""
     tensors = {name: value for shard in shards(folder) for name, value in load_file(shard).items()}
     for shard in (*shards(folder), folder / "model.safetensors.index.json"):
         shard.unlink()
@@ -61,7 +61,7 @@ def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
 
 
 def load(path: Path) -> None:
-    """Everything that a user's loading does."""
+    """Do everything that loading a model does."""
     checkpoint = open_checkpoint(path)
     checkpoint.vocabulary()
     load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
@@ -94,17 +94,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight'),
         "model.safetensors.index.json",
     ),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing; fetch the whole folder"),
-    "config cut": (lambda f: (f / "config.json").write_text('{"model_type'), "config.json cannot be read as JSON"),
-    "config of 100000 brackets": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json cannot be read"),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json does not hold a JSON object"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: is missing; fetch the whole folder"),
+    "config cut": (lambda f: (f / "config.json").write_text('{"model_type'), "config.json: cannot be read as JSON"),
+    "config of 100000 brackets": (
+        lambda f: (f / "config.json").write_text("[" * 10**5),
+        "config.json: cannot be read as JSON",
+    ),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: does not hold a JSON object"),
     "config too large": (
         lambda f: (f / "config.json").write_bytes(b" " * 64_000_001),
-        "config.json is larger than any",
+        "config.json: is larger than 64,000,000 bytes; fetch it again.",
     ),
     "config not text": (
         lambda f: (f / "config.json").write_bytes(b"\xff\xfe\xfd"),
-        "config.json cannot be read as JSON",
+        "config.json: cannot be read as JSON",
     ),
     "another architecture": (lambda f: change(f, "config.json", model_type="llama"), "config.json"),
     "more layers in the config": (
@@ -121,7 +124,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "fewer rows in the config": (
         lambda f: change(f, "config.json", vocab_size=VOCAB - 1),
-        f"tokenizer.model has {VOCAB} tokens where the model has {VOCAB - 1}; put the model's own tokenizer there",
+        f"tokenizer.model has {VOCAB} tokens and the model has {VOCAB - 1}; use the model's own tokenizer",
     ),
     "settings of generation": (
         lambda f: change(f, "generation_config.json", top_k="many"),
@@ -138,7 +141,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tokenizer of another model": (
         lambda f: (f / "tokenizer.model").write_bytes(fewer_pieces(300).sentencepiece_model()),
-        f"tokenizer.model has {make_vocabulary().size - 300} tokens where the model has {make_vocabulary().size}",
+        f"tokenizer.model has {make_vocabulary().size - 300} tokens and the model has {make_vocabulary().size}",
     ),
 }
 
@@ -163,7 +166,7 @@ def test_a_damaged_folder_is_one_sentence(damage: str, folder: Path) -> None:
     assert "\n" not in sentence
 
 
-def test_nothing_is_read_of_a_folder_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weight_is_read_of_an_incomplete_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_file(folder, lambda tensors: tensors.pop(NORM))
     checkpoint = open_checkpoint(folder)
     monkeypatch.delattr(type(checkpoint.file), "read_rows")
@@ -179,15 +182,15 @@ def test_a_folder_and_its_file_are_the_same_checkpoint(folder: Path) -> None:
     assert whole.vocabulary().pieces == single.vocabulary().pieces == make_vocabulary().pieces
 
 
-def test_one_shard_is_no_model(folder: Path) -> None:
+def test_one_shard_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="more are missing; the file is incomplete"):
         load(shards(folder)[0])
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "model.bin", "empty"])
-def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("no tensors")
-    with pytest.raises(CheckpointError, match=rf"{name} is no checkpoint; give a \.gguf, \.safetensors or \.npz file"):
+    with pytest.raises(CheckpointError, match=rf"{name} is not a checkpoint; give a \.gguf, \.safetensors or \.npz"):
         open_checkpoint(tmp_path / name)
     with pytest.raises(
         CheckpointError, match="holds no safetensors, GGUF or Orbax checkpoint; give a folder that does"
@@ -197,7 +200,7 @@ def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "absent")
 
 
-def test_one_gguf_in_a_folder_is_meant_and_of_several_none(tmp_path: Path) -> None:
+def test_a_folder_may_hold_one_gguf_and_not_several(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "a.gguf")
     load(tmp_path)
     assert open_checkpoint(tmp_path).path == tmp_path / "a.gguf"
@@ -207,7 +210,7 @@ def test_one_gguf_in_a_folder_is_meant_and_of_several_none(tmp_path: Path) -> No
 
 
 def rewritten(source: Path, target: Path, keys: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """The GGUF with other keys and tensors; None takes one away."""
+    """Write a GGUF file with other keys and tensors; None removes one."""
     file = open_gguf(source)
     values = {name: file.read(name) for name in file.tensors} | tensors
     written = [GgufTensor(name, value.shape, "F32", [value]) for name, value in values.items() if value is not None]
@@ -263,8 +266,8 @@ def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
             load(path)
 
 
-def test_a_table_may_be_padded_and_markers_may_lie_beyond_it(folder: Path) -> None:
-    """As Gemma 3's tokenizer has one more piece, for images, than its text models have embeddings."""
+def test_a_table_may_be_padded_and_control_tokens_may_exceed_it(folder: Path) -> None:
+    """Gemma 3's tokenizer has one more token, for images, than its text models have embeddings."""
     whole = make_vocabulary()
     more = replace(
         whole,
@@ -278,7 +281,7 @@ def test_a_table_may_be_padded_and_markers_may_lie_beyond_it(folder: Path) -> No
     load(folder)
 
 
-def test_the_end_of_text_of_older_folders_is_in_the_config(folder: Path) -> None:
+def test_the_stop_tokens_of_older_folders_are_in_the_config(folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     change(folder, "config.json", eos_token_id=[1, 106])
     assert open_checkpoint(folder).stop_ids == (1, 106)
@@ -286,7 +289,7 @@ def test_the_end_of_text_of_older_folders_is_in_the_config(folder: Path) -> None
     assert open_checkpoint(folder).stop_ids == (7,)
 
 
-def test_a_chat_template_lies_in_either_place(folder: Path) -> None:
+def test_a_chat_template_is_read_from_either_file(folder: Path) -> None:
     assert open_checkpoint(folder).chat_template is None
     change(folder, "tokenizer_config.json", chat_template="in the settings")
     assert open_checkpoint(folder).chat_template == "in the settings"
@@ -296,7 +299,7 @@ def test_a_chat_template_lies_in_either_place(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def orbax(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of the shapes of no published model."""
+    """A tree with the shapes of an unpublished model."""
     tensors = {name: value for shard in shards(sound) for name, value in load_file(shard).items()}
     path = tmp_path_factory.mktemp("orbax") / "tree"
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -316,8 +319,8 @@ def test_an_orbax_tree_of_another_variant_is_refused(orbax: Path) -> None:
         load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32")
 
 
-def test_the_tokenizer_of_an_orbax_tree_lies_in_it_or_beside_it(orbax: Path, tmp_path: Path) -> None:
-    """As in the releases, whose folder holds the tree's folder and the tokenizer."""
+def test_the_tokenizer_of_an_orbax_tree_is_in_it_or_in_the_folder_above(orbax: Path, tmp_path: Path) -> None:
+    """The folder of a release contains the tree's folder and the tokenizer."""
     tree = shutil.copytree(orbax, tmp_path / "tree")
     checkpoint = replace(open_checkpoint(tree, "gemma-3-270m"), config=replace(make_config(), tied=True))
     assert isinstance(checkpoint, Checkpoint)

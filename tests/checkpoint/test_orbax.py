@@ -1,4 +1,4 @@
-"""Folders that Orbax itself wrote, in every layout, are read back under the releases' names."""
+"""Folders written by Orbax in every layout are read under the names of the releases."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def values(encoding: str) -> dict[str, Any]:
 
 
 def flat(weights: dict[str, Any]) -> dict[str, Any]:
-    """As released: one dict whose keys hold slashes, and a small dict under each."""
+    """Return the released layout: a dict whose keys contain slashes, with a small dict under each."""
     tree: dict[str, Any] = {}
     for name, weight in weights.items():
         key, leaf = name.rsplit("/", 1)
@@ -44,7 +44,7 @@ def flat(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def nested(weights: dict[str, Any]) -> dict[str, Any]:
-    """As the modules have it: dicts all the way, no `transformer`, no `w` in the MLP."""
+    """Return the layout of the modules: nested dicts without `transformer` and without the MLP's `w`."""
     tree: dict[str, Any] = {}
     for name, weight in weights.items():
         name = name.removeprefix("transformer/").replace("SigLiPFromPatches_0", "vision_encoder")
@@ -106,13 +106,13 @@ def test_the_present_writer_of_the_gemma_library(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.read(name), np.asarray(weight), strict=True)
 
 
-def test_a_folder_is_known_by_its_marks(folder: Path) -> None:
+def test_a_folder_is_recognized_by_its_files(folder: Path) -> None:
     assert is_orbax(folder)
     assert not is_orbax(folder.parent)
 
 
 def test_a_folder_without_ocdbt(tmp_path: Path) -> None:
-    """One small zarr folder per tensor, as Orbax wrote at first."""
+    """A zarr folder per tensor, as early versions of Orbax wrote."""
     weights = values("BF16")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
         checkpointer.save(tmp_path / "m", args=ocp.args.PyTreeSave(flat(weights)))
@@ -121,17 +121,17 @@ def test_a_folder_without_ocdbt(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.read(name), weight, strict=True)
 
 
-def test_only_the_tensor_asked_for_is_read(folder: Path) -> None:
-    """All bytes but one tensor's are gone, and that one is still read."""
+def test_only_the_requested_tensor_is_read(folder: Path) -> None:
+    """A tensor is read although the bytes of all others are missing."""
     weights = values("F32")
     path = folder.with_name("single")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(flat(weights)))
     file = open_orbax(path)
-    kept = "transformer/layer_0/attn/q_einsum/w"
+    name = "transformer/layer_0/attn/q_einsum/w"
     for chunk in [p for p in path.rglob("*") if p.is_file() and p.name[0].isdigit() and "q_einsum" not in str(p)]:
         chunk.write_bytes(b"damaged")
-    np.testing.assert_array_equal(file.read(kept), weights[kept])
+    np.testing.assert_array_equal(file.read(name), weights[name])
     with pytest.raises(CheckpointError, match="'transformer/final_norm/scale' cannot be read"):
         file.read("transformer/final_norm/scale")
 
@@ -143,7 +143,7 @@ def test_threads_share_an_open_folder(folder: Path) -> None:
             np.testing.assert_array_equal(read, weights[name][:2])
 
 
-def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
@@ -174,17 +174,17 @@ def test_damaged_bytes_are_refused(tmp_path: Path) -> None:
         sum(file.read(name).size for name in file.tensors)
 
 
-def test_a_leaf_that_is_no_float_tensor_is_refused(tmp_path: Path) -> None:
+def test_a_leaf_of_another_dtype_is_refused(tmp_path: Path) -> None:
     for name, leaf in {"ids": np.arange(3), "count": 3, "text": "abc"}.items():
         path = save(tmp_path / name, {"transformer/embedder": {"input_embedding": leaf}})
-        with pytest.raises(CheckpointError, match="input_embedding' is no float tensor"):
+        with pytest.raises(CheckpointError, match="input_embedding' is not a float tensor"):
             open_orbax(path)
 
 
 def test_a_tensor_in_two_layouts_is_refused(tmp_path: Path) -> None:
     weight = np.ones(3, np.float32)
     tree = {"transformer/final_norm": {"scale": weight}, "final_norm": {"scale": weight}}
-    with pytest.raises(CheckpointError, match="'transformer/final_norm/scale' is there twice"):
+    with pytest.raises(CheckpointError, match="'transformer/final_norm/scale' appears twice"):
         open_orbax(save(tmp_path / "m", tree))
 
 

@@ -19,7 +19,7 @@ from gemwright import tree
 from gemwright.checkpoint import quantize as quantize_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files import ggml
-from gemwright.checkpoint.files.safetensors import write_safetensors
+from gemwright.checkpoint.files.safetensors import write_shards
 from gemwright.checkpoint.load import load_weights, read_weights
 from gemwright.checkpoint.names.mapping import plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
@@ -30,6 +30,7 @@ from gemwright.kernels.native import native_enabled
 from gemwright.loading.model import forecast
 from gemwright.model import vision
 from gemwright.model.config import Config
+from gemwright.model.params import param_specs
 from gemwright.model.transformer import forward, logits
 from gemwright.weights import PanelTensor
 from tests.tiny.flax import make_big_vision_arrays
@@ -49,24 +50,24 @@ def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `source`, in bfloat16, and `made`, of 8 bits or 4."""
-    place = tmp_path_factory.mktemp("quantised")
+    """A folder with `source` in bfloat16 and `made` in 8 or 4 bits."""
+    place = tmp_path_factory.mktemp("quantized")
     bits: Bits = 4 if KINDS.index(request.param) % 2 else 8
     quantize(write_model(place / "source", request.param, torch.bfloat16), place / "made", bits)
     return place
 
 
-def test_matrices_are_rounded_and_the_rest_is_as_it_was(place: Path) -> None:
+def test_matrices_are_rounded_and_the_rest_is_unchanged(place: Path) -> None:
     original, made = open_checkpoint(place / "source"), open_checkpoint(place / "made")
     assert made.config == original.config
     values, infos = arrays(original), {plain_name(name): info for name, info in made.file.tensors.items()}
-    kept: set[str] = set()
+    unchanged: set[str] = set()
     for path, rounded in arrays(made).items():
         info = infos[plain_name(made.mapping[path].name)]
         if not info.panels:
             assert info.encoding == "BF16"
             np.testing.assert_array_equal(rounded, values[path])
-            kept.add(path)
+            unchanged.add(path)
             continue
         assert info.encoding in BY_BITS.values()
         assert info.shape == made.mapping[path].shape
@@ -74,14 +75,14 @@ def test_matrices_are_rounded_and_the_rest_is_as_it_was(place: Path) -> None:
         plain = np.empty_like(rounded)
         ggml.decode(info.encoding, ggml.encode(info.encoding, values[path]), plain)
         assert np.square(rounded - values[path]).sum() < np.square(plain - values[path]).sum(), path
-    # SigLIP is 48 and 80 wide here, of which no whole groups can be made.
-    params = tree.flatten(spec(made.config))
-    assert kept == {path for path, param in params.items() if not param.linear or path.startswith("vision.")}
+    # The widths of SigLIP, 48 and 80, are not multiples of a group.
+    params = tree.flatten(param_specs(made.config))
+    assert unchanged == {path for path, param in params.items() if not param.linear or path.startswith("vision.")}
     assert {path.name for path in place.iterdir()} == {"source", "made"}
 
 
-def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> None:
-    """Through XLA, against the same model with the rounded values as plain float32 arrays."""
+def test_the_outputs_are_those_of_the_dequantized_weights(place: Path, tmp_path: Path) -> None:
+    """XLA against the same model with the rounded values as float32 arrays."""
     convert(place / "made", tmp_path / "plain", "huggingface", "float32")
     results: list[Any] = []
     for folder in (place / "made", tmp_path / "plain"):
@@ -98,7 +99,7 @@ def test_it_computes_what_its_values_compute(place: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-4)
 
 
-def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path) -> None:
+def test_a_vision_tower_of_whole_groups_is_quantized_too(tmp_path: Path) -> None:
     sizes = {"hidden_size": 96, "intermediate_size": 64}
     quantize(write_model(tmp_path / "source", "paligemma", vision_sizes=sizes), tmp_path / "made", 8)
     convert(tmp_path / "made", tmp_path / "plain", "huggingface", "float32")
@@ -108,31 +109,31 @@ def test_a_tower_of_whole_groups_is_quantised_too(tmp_path: Path) -> None:
         params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "float32").vision
         assert params is not None
         assert checkpoint.config.vision is not None
-        held = [params.layers[0].q, params.layers[1].up, params.layers[1].down, params.project]
-        assert all(isinstance(weight, PanelTensor) == (folder == "made") for weight in held)
+        matrices = [params.layers[0].q, params.layers[1].up, params.layers[1].down, params.project]
+        assert all(isinstance(weight, PanelTensor) == (folder == "made") for weight in matrices)
         pixels = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 28, 28, 3)), jnp.float32)
         rows.append(vision.encode(checkpoint.config.vision, params, pixels))
     np.testing.assert_allclose(rows[0], rows[1], rtol=0, atol=1e-4)
 
 
-def test_panels_are_multiplied_where_the_file_is_mapped(tmp_path: Path) -> None:
-    """The device's buffer is the map itself: nothing is copied, and the native kernels take it as it is."""
+def test_panels_are_not_copied_from_the_mapped_file(tmp_path: Path) -> None:
+    """The device's buffer is the mapping itself, which the native kernels use directly."""
     quantize(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
     checkpoint = open_checkpoint(tmp_path / "made")
     for dtype in (jnp.float32, None) if native_enabled() else (jnp.float32,):
         weights = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype))
-        for path, stored in checkpoint.mapping.items():
-            if checkpoint.file.tensors[stored.name].panels:
-                raw = checkpoint.file.raw(stored.name)
+        for path, tensor in checkpoint.mapping.items():
+            if checkpoint.file.tensors[tensor.name].panels:
+                raw = checkpoint.file.raw(tensor.name)
                 assert weights[f"{path}.packed"].unsafe_buffer_pointer() == raw.ctypes.data
 
 
-def test_the_native_kernels_take_it(tmp_path: Path) -> None:
-    """Against the GGUF of the same values, which they pack for themselves."""
+def test_the_native_kernels_give_the_outputs_of_the_gguf(tmp_path: Path) -> None:
+    """Against a GGUF file of the same values, which is repacked when loaded."""
     if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     convert(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
-    quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # whose values are on a grid of 8 bits already
+    quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # its values are on a grid of 8 bits already
     made, gguf = gemwright.load(tmp_path / "made"), gemwright.load(tmp_path / "first.gguf")
     text = "the and then " * 5
     np.testing.assert_allclose(made.score(text).logprobs, gguf.score(text).logprobs, atol=1e-5)
@@ -140,26 +141,26 @@ def test_the_native_kernels_take_it(tmp_path: Path) -> None:
     assert made.generate(text, **options).tokens == gguf.generate(text, **options).tokens
 
 
-def test_another_format_is_a_source_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """big_vision's, in which layers are stacked and axes lie otherwise."""
+def test_a_source_of_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """big_vision's, with stacked layers and another order of axes."""
     folder = write_model(tmp_path / "folder", "paligemma")
     config, vocabulary = open_checkpoint(folder).config, make_vocabulary("paligemma")
     arrays_ = make_big_vision_arrays(load_file(folder / "model.safetensors"))
     np.savez(tmp_path / "model.npz", **arrays_)
     (tmp_path / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
-    monkeypatch.setattr("gemwright.checkpoint.open._variant", lambda *_, **__: config)
+    monkeypatch.setattr("gemwright.checkpoint.open._find_variant", lambda *_, **__: config)
     quantize(tmp_path / "model.npz", tmp_path / "one", 8, "paligemma")
     quantize(folder, tmp_path / "other", 8)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 
 
-def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_describe_their_own_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_model(tmp_path / "source")
     quantize(folder, tmp_path / "whole", 4)
     monkeypatch.setattr(
-        "gemwright.checkpoint.convert.write_safetensors",
-        lambda folder, tensors: write_safetensors(folder, tensors, shard_bytes=10_000),
+        "gemwright.checkpoint.convert.write_shards",
+        lambda folder, tensors: write_shards(folder, tensors, shard_bytes=10_000),
     )
     quantize(folder, tmp_path / "shards", 4)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
@@ -168,29 +169,29 @@ def test_shards_describe_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(values, shards[path])
 
 
-def test_a_matrix_rounded_in_parts_is_the_matrix_rounded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(70, 96)).astype(np.float32)
     whole = pack("Q4_0", values, "here")
-    monkeypatch.setattr(quantize_module, "CHUNK", 1)
+    monkeypatch.setattr(quantize_module, "CACHE_CHUNK", 1)
     np.testing.assert_array_equal(pack("Q4_0", values, "here"), whole)
-    assert len(whole) == panels.packed_bytes("Q4_0", 70, 96) + 32  # 5 panels of 3 blocks of 288 bytes, filled up
+    assert len(whole) == panels.packed_bytes("Q4_0", 70, 96) + 32  # 5 panels of 3 blocks of 288 bytes, with padding
 
 
-def test_the_forecast_counts_the_bits(tmp_path: Path) -> None:
+def test_the_forecast_counts_stored_bytes(tmp_path: Path) -> None:
     quantize(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "made", 4)
     checkpoint = open_checkpoint(tmp_path / "made")
     infos = checkpoint.file.tensors.values()
-    quantised, others = (sum(info.nbytes for info in infos if info.panels == kind) for kind in (True, False))
-    assert others < quantised < 4 * spec_size(checkpoint) / 6
-    assert forecast(checkpoint, "stored").weights == forecast(checkpoint, "float32").weights == quantised + others
-    assert forecast(checkpoint, "bfloat16").weights == quantised + others // 2
+    quantized, others = (sum(info.nbytes for info in infos if info.panels == kind) for kind in (True, False))
+    assert others < quantized < 4 * spec_size(checkpoint) / 6
+    assert forecast(checkpoint, "stored").weights == forecast(checkpoint, "float32").weights == quantized + others
+    assert forecast(checkpoint, "bfloat16").weights == quantized + others // 2
 
 
 def spec_size(checkpoint: Checkpoint) -> int:
-    return sum(param.size for param in tree.flatten(spec(checkpoint.config)).values())
+    return sum(param.size for param in tree.flatten(param_specs(checkpoint.config)).values())
 
 
-def test_transformers_refuses_it_and_reads_it_once_converted(tmp_path: Path) -> None:
+def test_transformers_reads_it_only_once_converted(tmp_path: Path) -> None:
     quantize(write_model(tmp_path / "source"), tmp_path / "made", 8)
     settings = json.loads((tmp_path / "made" / "config.json").read_text())
     assert settings["quantization_config"] == {"quant_method": "gemwright", "bits": 8, "group_size": 32}
@@ -211,7 +212,7 @@ def test_values_that_cannot_be_rounded_are_refused(value: float, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_target_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "source")
     with pytest.raises(CheckpointError, match="source exists; remove it or choose another name"):
         quantize(folder, folder, 8)
@@ -226,10 +227,10 @@ DAMAGE = {
     "no whole groups": ("Q8_0 96 63", "is described as"),
     "nothing": ("Q8_0 0 64", "is described as"),
     "more than numbers": ("Q8_0 96 64 ", "is described as"),
-    "other size": ("Q8_0 960 64", "does not fit its 6528 bytes"),
-    "absurd size": ("Q8_0 9999999999 9999999968", "does not fit its 6528 bytes"),
+    "other size": ("Q8_0 960 64", "does not match its 6528 bytes"),
+    "absurd size": ("Q8_0 9999999999 9999999968", "does not match its 6528 bytes"),
     "other shape": ("Q8_0 48 128", r"has shape \[48, 128\] where the model needs \[96, 64\]"),
-    "other encoding": ("Q4_0 96 64", "does not fit its 6528 bytes"),
+    "other encoding": ("Q4_0 96 64", "does not match its 6528 bytes"),
 }
 
 
@@ -249,8 +250,8 @@ def test_a_wrong_description_is_one_sentence(damage: str, tmp_path: Path) -> Non
         arrays(open_checkpoint(tmp_path / "made"))
 
 
-def test_a_file_written_anew_elsewhere_is_the_same_model(tmp_path: Path) -> None:
-    """Other programs keep the descriptions and not the alignment, so that its panels are copied."""
+def test_a_file_rewritten_by_another_program_is_the_same_model(tmp_path: Path) -> None:
+    """Other programs keep the descriptions and not the alignment; the panels are then copied."""
     quantize(write_model(tmp_path / "source"), tmp_path / "made", 8)
     path = tmp_path / "made" / "model.safetensors"
     before = arrays(open_checkpoint(tmp_path / "made"))

@@ -1,4 +1,4 @@
-"""Scales chosen by error: never worse than plain rounding, and next to the best that there is."""
+"""Chosen scales are never worse than plain rounding, and close to the best."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ KINDS = {
     "even": RANDOM.uniform(-1, 1, size=(2000, 32)),
     "one side": RANDOM.uniform(0, 1, size=(2000, 32)),
     "both ends alike": np.sign(RANDOM.normal(size=(2000, 32))) * RANDOM.choice([0.3, 1.0], size=(2000, 32)),
-    "tiny": RANDOM.normal(size=(2000, 32), scale=1e-6),  # whose scales are subnormal in float16
+    "tiny": RANDOM.normal(size=(2000, 32), scale=1e-6),  # the scales are subnormal in float16
 }
 encodings = pytest.mark.parametrize("encoding", GRIDS)
 
 
 def lost(encoding: str, values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Squared error of each group."""
+    """Return the squared error of each group."""
     scales, numbers = round_groups(encoding, values)
     grid = GRIDS[encoding]
     assert (scales.dtype, numbers.dtype, numbers.shape) == (np.float16, np.int8, values.shape)
@@ -36,7 +36,7 @@ def lost_plainly(encoding: str, values: NDArray[np.float32]) -> NDArray[np.float
 
 @pytest.mark.parametrize("kind", KINDS)
 @encodings
-def test_no_group_loses_more_than_by_plain_rounding(encoding: str, kind: str) -> None:
+def test_no_group_has_a_larger_error_than_by_plain_rounding(encoding: str, kind: str) -> None:
     values = KINDS[kind].astype(np.float32)
     ours, plain = lost(encoding, values), lost_plainly(encoding, values)
     assert np.all(ours <= plain * (1 + 1e-5))  # float32 sums of the same squares
@@ -44,8 +44,8 @@ def test_no_group_loses_more_than_by_plain_rounding(encoding: str, kind: str) ->
 
 
 @encodings
-def test_the_scale_is_next_to_the_best(encoding: str) -> None:
-    """Beside every float16 scale in reach, the numbers rounded to it: at most 3% more error in all (8 bits: 10%)."""
+def test_the_scale_is_close_to_the_best(encoding: str) -> None:
+    """Against every float16 scale in reach with its nearest integers: at most 3% more error in all (8 bits: 10%)."""
     values = KINDS["normal"][:200].astype(np.float32)
     grid, extreme = GRIDS[encoding], np.abs(values).max(axis=1)
     best = np.full(len(values), np.inf)
@@ -58,7 +58,7 @@ def test_the_scale_is_next_to_the_best(encoding: str) -> None:
 
 
 @encodings
-def test_what_is_on_a_grid_of_the_same_bits_is_unchanged(encoding: str) -> None:
+def test_values_on_a_grid_of_the_same_bits_are_unchanged(encoding: str) -> None:
     grid = GRIDS[encoding]
     numbers = RANDOM.integers(grid.lowest, grid.highest + 1, (500, 32))
     numbers[:, 0] = grid.lowest
@@ -76,7 +76,7 @@ def test_zeros_stay_zero() -> None:
 
 @encodings
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e8])
-def test_what_cannot_be_rounded_shows_it(encoding: str, value: float) -> None:
+def test_a_group_that_cannot_be_rounded_has_no_finite_scale(encoding: str, value: float) -> None:
     values = np.ones((3, 32), np.float32)
     values[1, 5] = value
     scales, _ = round_groups(encoding, values)

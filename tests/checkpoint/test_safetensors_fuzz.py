@@ -1,4 +1,4 @@
-"""Whatever the bytes, the reader opens the file or raises CheckpointError, in bounded memory."""
+"""The reader opens any bytes or raises CheckpointError, in bounded memory."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ SETTINGS = settings(
 
 
 def survives(path: Path, opened: Path | None = None) -> bool:
-    """Opens and reads everything; says whether the file was accepted."""
+    """Open and read everything; return whether the file was accepted."""
     budget = 1_000_000 + 100 * path.stat().st_size
     tracemalloc.start()
     try:
@@ -70,7 +70,7 @@ def accepted_by_the_package(data: bytes) -> bool:
 
 @st.composite
 def mutated(draw: st.DrawFn, original: bytes) -> bytes:
-    """A few bytes changed, taken out or put in, in the part that is parsed more often than not."""
+    """Draw a file with some bytes changed, removed or added, most often in the part that is parsed."""
     data = bytearray(original)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))

@@ -125,7 +125,7 @@ def test_what_is_no_file_or_no_zip_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory"):
         MaskDecoder.load(tmp_path)
     (tmp_path / "a.npz").write_bytes(b"GIF89a" * 100)
-    with pytest.raises(CheckpointError, match="is no zip"):
+    with pytest.raises(CheckpointError, match="is not a zip"):
         MaskDecoder.load(tmp_path / "a.npz")
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: every format in and out."""
+"""Read, write and convert checkpoints of every format."""

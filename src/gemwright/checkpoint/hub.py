@@ -1,6 +1,6 @@
-"""Fetching models from the Hugging Face hub into its cache, through `huggingface_hub`.
+"""Download models from the Hugging Face hub into its cache, with `huggingface_hub`.
 
-That library's own `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` decide where from, where to and as whom.
+Its environment variables `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
 Source of the server's answers: huggingface_hub `utils/_http.py` (`hf_raise_for_status`).
 """
 
@@ -8,25 +8,27 @@ import errno
 import json
 import logging
 import re
-import shutil
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemwright.checkpoint.files.atomic import free_bytes
 from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-TIMEOUT = 10.0  # seconds that the hub has to begin an answer
+TIMEOUT = 10.0
+"""Seconds that the hub has to begin an answer."""
 TOKENS = "https://huggingface.co/settings/tokens"
+"""Page where users create tokens."""
 
-# What a folder of weights needs; the tokenizer, chat format and shards' index are among the JSON files.
 _FOLDER = {
     "allow_patterns": ["*.json", "*.jinja", "tokenizer.model", "*.safetensors"],
     "ignore_patterns": ["*/*"],
 }
+"""Files of a folder of weights. The JSON files include the tokenizer, chat template and index of shards."""
 _PART = r"(?=[\w.-]{1,96}(?:[/:]|$))\w(?:[\w.-]*\w)?"
 _NAME = re.compile(rf"(?!.*(?:--|\.\.))({_PART}/{_PART}(?<!\.git))(?::(\w[\w./-]*\.gguf))?", re.ASCII)
 
@@ -34,40 +36,40 @@ _log = logging.getLogger(__name__)
 
 
 def is_repo_id(text: str) -> bool:
-    """Says whether `text` reads `owner/name` or `owner/name:file.gguf`; the hub is not asked."""
+    """Return whether `text` has the form `owner/name` or `owner/name:file.gguf`, without asking the hub."""
     return _NAME.fullmatch(text) is not None
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """Returns a model's place in the hub's cache and fetches what is not there yet.
+    """Download the files of a model that are not in the hub's cache yet, and return its place there.
 
-    Whole files that are there stay, and within a call a broken connection is taken up where it stopped. When the
-    hub gives nothing, a complete copy in the cache does. A terminal on standard error shows the progress.
+    Complete files are not downloaded again, and within a call a broken connection is resumed. If the hub cannot be
+    reached, a complete copy in the cache is used. A terminal on standard error shows the progress.
 
     Args:
-        repo_id: `owner/name`, a repository of safetensors, or `owner/name:file.gguf`.
+        repo_id: `owner/name`, a repository with safetensors, or `owner/name:file.gguf`.
         revision: A branch, tag or commit; the main branch by default.
 
     Returns:
         The folder with the weights, configuration and tokenizer, or the GGUF file.
 
     Raises:
-        CheckpointError: The name, the network, the token, the licence, the server or the disk is in the way.
+        CheckpointError: The name, network, token, licence, server or disk prevents it.
     """
     import httpx2
 
     match = _NAME.fullmatch(repo_id)
     if match is None:
-        raise CheckpointError(f"{repo_id!r:.200} is no hub repository; write owner/name or owner/name:file.gguf.")
+        raise CheckpointError(f"{repo_id!r:.200} is not a hub repository; use owner/name or owner/name:file.gguf.")
     repo, file = match.groups()
     try:
         return _fetch(repo, file, revision)
     except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        here = cached(repo_id, revision)
-        if here is None:
+        copy = cached(repo_id, revision)
+        if copy is None:
             raise CheckpointError(f"{repo_id}: {_explain(error, repo, revision)}.") from error
-        _log.info("%s: taken from the cache, as the hub gave nothing (%s)", repo_id, error)
-        return here
+        _log.info("%s: use the copy in the cache, as the hub cannot be reached (%s)", repo_id, error)
+        return copy
 
 
 def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
@@ -81,14 +83,14 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
     wanted = {name: size for name, size in sizes.items() if (name == file if file else _is_selected(name))}
     if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
         ggufs = [f"{repo}:{name}" for name in sizes if name.endswith(".gguf")]
-        remedy = f"choose from {', '.join(ggufs)}" if ggufs else "look for another repository"
-        raise CheckpointError(f"{repo}: holds no {file or 'safetensors file'}; {remedy}.")
+        remedy = f"choose from {', '.join(ggufs)}" if ggufs else "use another repository"
+        raise CheckpointError(f"{repo}: has no {file or 'safetensors file'}; {remedy}.")
     _check_space(repo, revision, wanted)
-    folder = Path(snapshot_download(repo, revision=revision, **_selection(file)))
+    folder = Path(snapshot_download(repo, revision=revision, **_select_files(file)))
     return folder / file if file else folder
 
 
-def _selection(file: str | None) -> dict[str, Any]:
+def _select_files(file: str | None) -> dict[str, Any]:
     return {"allow_patterns": [file]} if file else _FOLDER
 
 
@@ -97,15 +99,15 @@ def _is_selected(name: str) -> bool:
 
 
 def cached(repo_id: str, revision: str | None = None) -> Path | None:
-    """Returns what `download` would if it is in the hub's cache, else None; the hub is not asked."""
+    """Return the place of a model in the hub's cache, or None if it is not there, without asking the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     match = _NAME.fullmatch(repo_id)
-    assert match is not None, f"{repo_id} is no hub repository"
+    assert match is not None, f"{repo_id} is not a hub repository"
     repo, file = match.groups()
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_selection(file)))
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_select_files(file)))
     except LocalEntryNotFoundError:
         return None
     if file:
@@ -114,7 +116,7 @@ def cached(repo_id: str, revision: str | None = None) -> Path | None:
 
 
 def _check_space(repo: str, revision: str | None, sizes: dict[str, int]) -> None:
-    """Raises ENOSPC before the first byte if the files to fetch do not fit."""
+    """Raise ENOSPC before the first byte if the files to download do not fit."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -123,17 +125,12 @@ def _check_space(repo: str, revision: str | None, sizes: dict[str, int]) -> None
         cached = try_to_load_from_cache(repo, name, revision=revision)
         if not isinstance(cached, str) or Path(cached).stat().st_size != size:
             needed += size
-    if needed > _free(Path(HF_HUB_CACHE)):
+    if needed > free_bytes(Path(HF_HUB_CACHE)):
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed", HF_HUB_CACHE)
 
 
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
 def _explain(error: BaseException, repo: str, revision: str | None) -> str:
-    """Says in one sentence what is in the way and how to mend it."""
+    """Describe a failure and how to fix it in one sentence."""
     import httpx2
     from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -146,20 +143,20 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
         case HfHubHTTPError():
             return _explain_answer(error, repo, revision or "main")
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
-            return f"is not in the cache and there is no network to {ENDPOINT}; connect and run it again"
+            return f"is not in the cache and {ENDPOINT} cannot be reached; connect to the network and try again"
         case httpx2.HTTPError():
-            return f"the connection to {ENDPOINT} broke off; run it again, and files that are complete stay"
+            return f"the connection to {ENDPOINT} broke; try again, complete files are kept"
         case json.JSONDecodeError():
-            return f"{ENDPOINT} does not answer as the hub does; check HF_ENDPOINT and the proxy"
+            return f"{ENDPOINT} does not answer like the hub; check HF_ENDPOINT and the proxy"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            free = f"{_free(Path(HF_HUB_CACHE)):,} bytes are free in {HF_HUB_CACHE}"
+            free = f"{free_bytes(Path(HF_HUB_CACHE)):,} bytes are free in {HF_HUB_CACHE}"
             return f"the disk is full ({error.strerror}, {free}); make room or set HF_HOME to another disk"
-        case RuntimeError():  # hf_xet has no class of its own for its failures
-            return f"the hub's file storage failed ({error!s:.200}); run it again later"
+        case RuntimeError():  # hf_xet has no exception class of its own
+            return f"the hub's file storage failed ({error!s:.200}); try again later"
         case OSError(errno=None):
-            return "a file arrived with another size than announced; run it again"
+            return "a downloaded file has another size than announced; try again"
         case _:
-            return f"{HF_HUB_CACHE} cannot be written ({error}); set HF_HOME to another place"
+            return f"{HF_HUB_CACHE} cannot be written ({error}); set HF_HOME to another folder"
 
 
 def _explain_answer(error: "HfHubHTTPError", repo: str, revision: str) -> str:
@@ -171,28 +168,28 @@ def _explain_answer(error: "HfHubHTTPError", repo: str, revision: str) -> str:
     give_token = f"set HF_TOKEN to a token from {TOKENS}"
     match error:
         case _ if status == 401 and has_token:
-            return f"the hub does not know this token, which may be wrong or expired; {give_token}"
+            return f"the hub rejects this token, which may be wrong or expired; {give_token}"
         case errors.GatedRepoError() if not has_token:
-            return f"is open only to those who accepted its licence; accept it at {page} and {give_token}"
+            return f"requires accepting its licence; accept it at {page} and {give_token}"
         case errors.GatedRepoError() if "fine-grained" in said:
-            return f"this token may not read gated repositories; allow it so in its settings at {TOKENS}"
+            return f"this token may not read gated repositories; allow it in its settings at {TOKENS}"
         case errors.GatedRepoError() if "awaiting" in said:
-            return f"its authors have not yet answered your request for access; see {page}"
+            return f"its authors have not answered your request for access yet; see {page}"
         case errors.GatedRepoError():
-            return f"this token's owner has not accepted its licence; accept it at {page}"
+            return f"the owner of this token has not accepted its licence; accept it at {page}"
         case errors.RepositoryNotFoundError() if has_token:
-            return f"there is no such repository, or this token may not see it; check the name at {page}"
+            return f"there is no such repository, or this token may not read it; check the name at {page}"
         case errors.RepositoryNotFoundError():
             return f"there is no such repository, or it is private; check the name at {page} or {give_token}"
         case errors.RevisionNotFoundError():
-            return f"has no revision {revision!r}; see {page}/commits for those it has"
+            return f"has no revision {revision!r}; see {page}/commits"
         case errors.RemoteEntryNotFoundError():
-            return f"a file that its listing names is not there; see {page}/tree/{revision}"
+            return f"a listed file is missing; see {page}/tree/{revision}"
         case _ if status == 403:
-            return f"this token may not read it; allow it so in its settings at {TOKENS}"
+            return f"this token may not read it; allow it in its settings at {TOKENS}"
         case _ if status == 429:
-            return f"the hub asks for fewer requests; wait some minutes or {give_token}"
+            return f"the hub received too many requests; wait some minutes or {give_token}"
         case _ if status >= 500:
-            return f"the hub has trouble of its own (status {status}); run it again later"
+            return f"the hub has an internal error (status {status}); try again later"
         case _:
-            return f"the hub refuses with status {status} ({said:.200}); see {page}"
+            return f"the hub refused with status {status} ({said:.200}); see {page}"

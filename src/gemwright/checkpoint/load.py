@@ -1,6 +1,6 @@
-"""Weights from a file to the device: checked by name and shape first, then read in chunks of rows.
+"""Load weights from a file onto the device: check names and shapes, then read in chunks of rows.
 
-At no time does more than the loaded model and a few chunks stand in memory.
+Memory never holds more than the loaded model and a few chunks.
 """
 
 import functools
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.checkpoint.arena import Arena, aligned
+from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.names.mapping import TensorMapping, check, plain_name
-from gemwright.errors import CheckpointError
 from gemwright.kernels import native, panels
 from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
@@ -28,13 +28,13 @@ from gemwright.model.params import ModelWeights, param_specs
 from gemwright.precision import Precision, activation_dtype
 from gemwright.weights import PackedTensor, PanelTensor, Weight
 
-CHUNK = 1 << 21
-"""Elements read at a time: small enough to stay in a core's cache, large enough to hide the overhead."""
+READ_CHUNK = 1 << 21
+"""Number of elements read per task: few enough for a core's cache, enough to hide the overhead of a task."""
 SIXTEEN_BIT_ACTIVATIONS = (".down", ".q", ".k", ".v")
-"""Ends of the paths of weights that meet activations of 16 bits, as the head does: 8 would change most here."""
+"""Suffixes of the paths of weights whose inputs have 16 bits, as the head's have: 8 bits lose most accuracy here."""
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
+"""A callback with the number of bytes read and the total."""
 
 
 def load_weights(
@@ -45,19 +45,19 @@ def load_weights(
     progress: Progress = lambda done, total: None,
     repacked: Mapping[str, Repacked] | None = None,
 ) -> ModelWeights:
-    """Read the weights that a mapping names, onto the default device.
+    """Load the weights of a mapping onto the default device.
 
     Args:
-        file: Where they are.
-        mapping: Where each lies in the file.
+        file: The file.
+        mapping: The tensor of each weight in the file.
         config: The model.
-        precision: Precision of the weights; `stored` keeps matrices in their stored format, for the native kernels.
-            Our own quantized matrices always keep theirs, and the precision is that of their activations.
-        progress: Called as the reading goes on.
-        repacked: What was rearranged before, by name of the tensor in the file.
+        precision: The precision of the weights; `stored` keeps matrices in their stored format, for the native
+            kernels. Our own quantized matrices always keep theirs, and the precision is that of their activations.
+        progress: Called after each weight.
+        repacked: Matrices that were repacked before, by name of the tensor in the file.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or mis-shaped (before anything is read), or unreadable.
+        CheckpointError: A tensor is missing, unexpected or of another shape (before anything is read), or unreadable.
     """
     return tree.build(param_specs(config), dict(_leaves(file, mapping, config, precision, progress, repacked or {})))
 
@@ -70,54 +70,54 @@ def _leaves(
     progress: Progress,
     repacked: Mapping[str, Repacked],
 ) -> Iterator[tuple[str, Weight]]:
-    """Matrices at their own bits where they can be multiplied so and lie in rows as ours do; all else plain arrays."""
+    """Yield weights by path: matrices in their stored format if the kernels support it, all others as plain arrays."""
     names = _checked_names(file, mapping)
     total, done = _total(file, mapping, names), 0
-    known = encodings() if precision == "stored" else ()
+    native_encodings = encodings() if precision == "stored" else ()
     plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(param_specs(config)).items():
-            stored, name = mapping[path], names[mapping[path].name]
+            tensor, name = mapping[path], names[mapping[path].name]
             info = file.tensors[name]
-            as_ours = not stored.index and stored.permute is None
+            as_ours = not tensor.index and tensor.permute is None
             head = path == ("embed" if config.tied else "head")
             activation_bits = 16 if head or path.endswith(SIXTEEN_BIT_ACTIVATIONS) else 8
             if param.linear and as_ours and info.panels:
                 yield (
                     path,
                     _mapped(
-                        file.raw(name), info.encoding, stored, param.shape, precision, activation_bits=activation_bits
+                        file.raw(name), info.encoding, tensor, param.shape, precision, activation_bits=activation_bits
                     ),
                 )
-            elif param.linear and as_ours and name in repacked and info.shape == stored.shape:
+            elif param.linear and as_ours and name in repacked and info.shape == tensor.shape:
                 yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
-            elif param.linear and as_ours and info.encoding in known:
-                raw = file.raw(name)[: info.nbytes // info.shape[0] * stored.shape[0]]
-                shape, release = (stored.shape[0], math.prod(stored.shape[1:])), functools.partial(file.release, name)
-                made = native.repack(
+            elif param.linear and as_ours and info.encoding in native_encodings:
+                raw = file.raw(name)[: info.nbytes // info.shape[0] * tensor.shape[0]]
+                shape, release = (tensor.shape[0], math.prod(tensor.shape[1:])), functools.partial(file.release, name)
+                repacked_now = native.repack(
                     info.encoding, raw, shape, allocate=arena.allocate, on_rows_read=release, head=head
                 )
-                yield path, PackedTensor.to_device(made, param.shape, activation_bits=activation_bits)
+                yield path, PackedTensor.to_device(repacked_now, param.shape, activation_bits=activation_bits)
             else:
-                yield path, jax.device_put(_read(pool, arena.allocate, file, name, stored, param.shape, plain))
-            done += _nbytes(file, stored, name)
+                yield path, jax.device_put(_read(pool, arena.allocate, file, name, tensor, param.shape, plain))
+            done += _nbytes(file, tensor, name)
             progress(done, total)
 
 
 def _mapped(
     raw: NDArray[np.uint8],
     encoding: str,
-    stored: TensorMapping,
+    tensor: TensorMapping,
     shape: tuple[int, ...],
     precision: Precision,
     *,
     activation_bits: int,
 ) -> Weight:
-    """Panels as they lie in the mapped file, which a device on the CPU reads where they are."""
-    held = jax.device_put(raw[: panels.packed_bytes(encoding, *stored.shape)])
+    """Return the panels of the mapped file, which a CPU device uses without a copy."""
+    packed = jax.device_put(raw[: panels.packed_bytes(encoding, *tensor.shape)])
     if precision == "stored":
-        return PackedTensor(held, encoding, shape, activation_bits)
-    return PanelTensor(held, encoding, shape, jnp.dtype(precision))
+        return PackedTensor(packed, encoding, shape, activation_bits)
+    return PanelTensor(packed, encoding, shape, jnp.dtype(precision))
 
 
 def read_weights(
@@ -128,10 +128,18 @@ def read_weights(
     progress: Progress = lambda done, total: None,
     order: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Read weights one by one, each as a host array in our shape, by our path; in the order of the tree unless told.
+    """Iterate over weights, each as its path and a host array in our shape.
+
+    Args:
+        file: The file.
+        mapping: The tensor of each weight in the file.
+        config: The model.
+        dtype: Dtype of the arrays.
+        progress: Called after each weight.
+        order: Paths in the order to read; by default that of the tree.
 
     Raises:
-        CheckpointError: as for `load_weights`.
+        CheckpointError: As for `load_weights`.
     """
     names = _checked_names(file, mapping)
     total = _total(file, mapping, names)
@@ -141,37 +149,37 @@ def read_weights(
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             params = tree.flatten(param_specs(config))
             for path in params if order is None else order:
-                stored = mapping[path]
-                name = names[stored.name]
-                yield path, _read(pool, aligned, file, name, stored, params[path].shape, np.dtype(dtype))
-                done += _nbytes(file, stored, name)
+                tensor = mapping[path]
+                name = names[tensor.name]
+                yield path, _read(pool, aligned, file, name, tensor, params[path].shape, np.dtype(dtype))
+                done += _nbytes(file, tensor, name)
                 progress(done, total)
 
-    return read()  # not a generator itself, so that the checks are made at once
+    return read()  # this function is not a generator, so that it checks at once
 
 
 def _checked_names(file: TensorFile, mapping: Mapping[str, TensorMapping]) -> dict[str, str]:
-    """The file's own name of each tensor by the mapping's; raises unless the file holds just what the mapping names."""
+    """Return the file's name of each tensor by that of the mapping, after checking that the file has exactly those."""
     own = {plain_name(name): name for name in file.tensors}
     if twice := set(file.tensors).difference(own.values()):
-        raise CheckpointError(f"{file.path}: tensor {min(twice)} is there under two names; fetch the file again.")
+        raise file_error(file.path, f"tensor {min(twice)} appears under two names")
     check(mapping, {plain: file.tensors[name].shape for plain, name in own.items()}, str(file.path))
-    return {stored.name: own[plain_name(stored.name)] for stored in mapping.values()}
+    return {tensor.name: own[plain_name(tensor.name)] for tensor in mapping.values()}
 
 
 def _total(file: TensorFile, mapping: Mapping[str, TensorMapping], names: Mapping[str, str]) -> int:
-    return sum(_nbytes(file, stored, names[stored.name]) for stored in mapping.values())
+    return sum(_nbytes(file, tensor, names[tensor.name]) for tensor in mapping.values())
 
 
-def _nbytes(file: TensorFile, stored: TensorMapping, name: str) -> int:
-    """Bytes of a weight in the file: its part of a tensor in which several are stacked."""
+def _nbytes(file: TensorFile, tensor: TensorMapping, name: str) -> int:
+    """Return the size of a weight in the file in bytes: its part of a tensor of stacked weights."""
     info = file.tensors[name]
-    return info.nbytes // math.prod(info.shape[: len(stored.index)])
+    return info.nbytes // math.prod(info.shape[: len(tensor.index)])
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis that hold about `CHUNK` elements each."""
-    rows = max(1, CHUNK // math.prod(shape[1:]))
+    """Yield slices of the first axis with about `READ_CHUNK` elements each."""
+    rows = max(1, READ_CHUNK // math.prod(shape[1:]))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 
@@ -181,26 +189,26 @@ def _read(
     allocate: Callable[[int], NDArray[np.uint8]],
     file: TensorFile,
     name: str,
-    stored: TensorMapping,
+    tensor: TensorMapping,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     out = allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
-    if stored.index or stored.permute is not None:
-        values = file.read(name)[stored.index]
-        values = values if stored.permute is None else values.transpose(stored.permute)
-        with np.errstate(over="ignore"):  # what is too large for the dtype becomes infinite
+    if tensor.index or tensor.permute is not None:
+        values = file.read(name)[tensor.index]
+        values = values if tensor.permute is None else values.transpose(tensor.permute)
+        with np.errstate(over="ignore"):  # values too large for the dtype become infinite
             out.reshape(values.shape)[...] = values
         file.release(name)
         return out
-    flat = out.reshape(stored.shape)
+    flat = out.reshape(tensor.shape)
 
     def copy(rows: slice) -> None:
         values = file.read_rows(name, rows.start, rows.stop)
-        with np.errstate(over="ignore"):  # what is too large for the dtype becomes infinite
-            flat[rows] = values - np.float32(stored.offset) if stored.offset else values
+        with np.errstate(over="ignore"):  # values too large for the dtype become infinite
+            flat[rows] = values - np.float32(tensor.offset) if tensor.offset else values
         file.release(name)
 
-    parts = list(row_chunks(stored.shape))
+    parts = list(row_chunks(tensor.shape))
     list(map(copy, parts) if len(parts) == 1 else pool.map(copy, parts))
     return out

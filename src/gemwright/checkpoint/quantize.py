@@ -1,6 +1,6 @@
-"""From any format to a folder of ours whose matrices have 8 or 4 bits, packed for the kernels that multiply by them.
+"""Convert a checkpoint of any format to a folder whose matrices have 8 or 4 bits, in the layout of the kernels.
 
-Such a folder is one of Hugging Face but for its quantised tensors, which `checkpoint.safetensors` describes.
+The folder is a Hugging Face folder except for its quantized tensors, which `checkpoint.files.safetensors` describes.
 """
 
 import os
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.checkpoint.configs.huggingface import QUANT_METHOD, to_huggingface
-from gemwright.checkpoint.convert import DTYPES, ENCODINGS, new, write_folder
+from gemwright.checkpoint.convert import DTYPES, ENCODINGS, check_new, write_folder
+from gemwright.checkpoint.files.ggml import CACHE_CHUNK
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, place_in_shard, stored_bytes
 from gemwright.checkpoint.load import Progress, read_weights
 from gemwright.checkpoint.names.huggingface import map_huggingface
@@ -25,8 +26,7 @@ from gemwright.kernels import panels
 from gemwright.model.params import ParamSpec, param_specs
 
 BY_BITS = {8: "Q8_0", 4: "Q4_0"}
-CHUNK = 1 << 16
-"""Values that a core rounds at a time: they stay in its cache."""
+"""Encoding of the matrices for each number of bits per weight."""
 
 
 def quantize(
@@ -38,25 +38,26 @@ def quantize(
 ) -> Checkpoint:
     """Write a checkpoint with its matrices in 8 or 4 bits, and its configuration, tokenizer and generation settings.
 
-    What has no rows of whole groups of 32 stays in the float type that it has: norms, biases, convolutions, gates.
-    The largest matrix stands in memory in float32 while it is rounded.
+    Tensors without rows of whole groups of 32 keep their float dtype: norms, biases, convolutions, gates. Memory holds
+    one matrix at a time in float32.
 
     Args:
         source: A checkpoint in any format.
         target: The folder to make. It must not exist.
-        bits: Of a weight; 32 of them share a scale of 16 bits.
+        bits: Bits per weight. A group of 32 weights shares a scale of 16 bits.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
-        progress: Called with the bytes read so far and the bytes in all.
+        progress: Called with the number of bytes read and the total.
 
     Returns:
         The source.
 
     Raises:
-        CheckpointError: the source cannot be read, or the target cannot be written.
+        CheckpointError: The source cannot be read, or the target cannot be written, in which case nothing is left
+            behind.
     """
     checkpoint = open_checkpoint(source, variant)
-    with new(target):
-        _write(checkpoint, target, bits, progress)
+    check_new(target)
+    _write(checkpoint, target, bits, progress)
     return checkpoint
 
 
@@ -64,65 +65,67 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
     params, mapping = tree.flatten(param_specs(checkpoint.config)), map_huggingface(checkpoint.config)
     encodings = {plain_name(name): info.encoding for name, info in checkpoint.file.tensors.items()}
 
-    def weight(path: str) -> NDArray[np.float32]:
+    def read_weight(path: str) -> NDArray[np.float32]:
         read, values = next(weights)
         assert read == path
         return values
 
-    def describe(path: str, stored: TensorMapping) -> SafetensorsTensor:
-        if is_quantized(params[path], stored):
-            encoding, (rows, width), where = BY_BITS[bits], stored.shape, f"{folder}: tensor {stored.name}"
+    def describe(path: str, tensor: TensorMapping) -> SafetensorsTensor:
+        if is_quantized(params[path], tensor):
+            encoding, (rows, width), where = BY_BITS[bits], tensor.shape, f"{folder}: tensor {tensor.name}"
             return SafetensorsTensor(
-                stored.name,
+                tensor.name,
                 (stored_bytes(encoding, rows, width),),
                 np.dtype(np.uint8),
-                lambda: pack(encoding, weight(path).reshape(rows, width), where),
+                lambda: pack(encoding, read_weight(path).reshape(rows, width), where),
                 described=f"{encoding} {rows} {width}",
             )
-        dtype = _PLAIN.get(encodings.get(plain_name(checkpoint.mapping[path].name), ""), np.dtype(np.float32))
-        return SafetensorsTensor(stored.name, stored.shape, dtype, lambda: stored.as_stored(weight(path)).astype(dtype))
+        dtype = _FLOAT_DTYPES.get(encodings.get(plain_name(checkpoint.mapping[path].name), ""), np.dtype(np.float32))
+        return SafetensorsTensor(
+            tensor.name, tensor.shape, dtype, lambda: tensor.as_stored(read_weight(path)).astype(dtype)
+        )
 
-    tensors = {path: describe(path, stored) for path, stored in mapping.items()}
+    tensors = {path: describe(path, tensor) for path, tensor in mapping.items()}
     order = sorted(tensors, key=lambda path: place_in_shard(tensors[path]))
     weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32, progress, order)
-    plain = {tensor.dtype.name for tensor in tensors.values() if tensor.described is None}
-    config = to_huggingface(checkpoint.config, plain.pop() if len(plain) == 1 else "float32")
+    float_dtypes = {tensor.dtype.name for tensor in tensors.values() if tensor.described is None}
+    config = to_huggingface(checkpoint.config, float_dtypes.pop() if len(float_dtypes) == 1 else "float32")
     config["quantization_config"] = {"quant_method": QUANT_METHOD, "bits": bits, "group_size": panels.GROUP}
     write_folder(folder, checkpoint, checkpoint.vocabulary(), [tensors[path] for path in order], config)
 
 
-_PLAIN: dict[str, np.dtype[Any]] = {ENCODINGS[name]: dtype for name, dtype in DTYPES.items()}
+_FLOAT_DTYPES: dict[str, np.dtype[Any]] = {ENCODINGS[name]: dtype for name, dtype in DTYPES.items()}
 
 
-def is_quantized(param: ParamSpec, stored: TensorMapping) -> bool:
-    """Whether a weight is a matrix that the file holds as [outputs, inputs], in rows of whole groups."""
-    return param.linear and len(stored.shape) == 2 and stored.permute is None and stored.shape[1] % panels.GROUP == 0
+def is_quantized(param: ParamSpec, tensor: TensorMapping) -> bool:
+    """Return whether a weight is a matrix stored as [outputs, inputs] in rows of whole groups."""
+    return param.linear and len(tensor.shape) == 2 and tensor.permute is None and tensor.shape[1] % panels.GROUP == 0
 
 
 def pack(encoding: str, values: NDArray[np.float32], where: str) -> NDArray[np.uint8]:
-    """Round a matrix and arrange it in panels, filled up as it is stored.
+    """Round a matrix and pack it into panels, with the padding of the file.
 
     Args:
         encoding: "Q8_0" or "Q4_0".
-        values: [rows, width].
-        where: The tensor, for messages.
+        values: The matrix, [rows, width].
+        where: The tensor, for errors.
 
     Raises:
-        CheckpointError: it has values that are not finite, or too large for a scale.
+        CheckpointError: The matrix has values that are not finite, or too large for a scale.
     """
     rows, width = values.shape
-    step = max(1, CHUNK // (panels.LANES * width)) * panels.LANES
+    step = max(1, CACHE_CHUNK // (panels.LANES * width)) * panels.LANES
     packed = np.zeros(stored_bytes(encoding, rows, width), np.uint8)
 
-    def part(start: int) -> None:
+    def pack_rows(start: int) -> None:
         chunk = values[start : start + step]
         scales, numbers = round_groups(encoding, chunk.reshape(-1, panels.GROUP))
         if not np.isfinite(scales).all():
             raise CheckpointError(f"{where} has values that are not finite, or too large; repair the model.")
         groups = len(chunk), width // panels.GROUP
-        made = panels.pack(encoding, scales.reshape(groups), numbers.reshape(*groups, panels.GROUP))
-        packed[panels.packed_bytes(encoding, start, width) :][: len(made)] = made
+        chunk_bytes = panels.pack(encoding, scales.reshape(groups), numbers.reshape(*groups, panels.GROUP))
+        packed[panels.packed_bytes(encoding, start, width) :][: len(chunk_bytes)] = chunk_bytes
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(part, range(0, rows, step)))
+        list(pool.map(pack_rows, range(0, rows, step)))
     return packed

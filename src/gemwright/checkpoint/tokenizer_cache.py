@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files, kept from one start of the program to the next."""
+"""A cache of the tokenizers of GGUF files on the disk."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,24 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.checkpoint.files.lazy_strings import LazyStrings
 from gemwright.errors import CheckpointError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
 
-FORM = b"1"
-"""To be changed with what `Vocabulary` and `sentencepiece_model` make of the same file."""
+CACHE_VERSION = b"1"
+"""Version of the cached models. Increase it when `Vocabulary` or `sentencepiece_model` give another result."""
 
 
 def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata describe, from a folder if it was made before.
+    """Load the tokenizer of a GGUF file from the cache, or make it and add it to the cache.
 
-    To check a quarter of a million pieces and bring them to our form takes several times as long as to read the result.
-    It is found by a hash of all that it is made from.
+    Reading a cached model is several times as fast as checking and converting a quarter of a million pieces. Its key is
+    a hash of everything it is made from.
 
     Args:
-        metadata: Of the file.
-        folder: Where models of tokenizers are kept; None makes it anew.
+        metadata: Metadata of the file.
+        folder: Folder of the cache; None makes the tokenizer without it.
 
     Raises:
         CheckpointError: The vocabulary is missing or damaged.
@@ -38,7 +39,7 @@ def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> T
         or not all(isinstance(array, np.ndarray) for array in numbers)
     ):
         return Tokenizer(Vocabulary.from_gguf(metadata))
-    digest = hashlib.blake2b(FORM, digest_size=20)
+    digest = hashlib.blake2b(CACHE_VERSION, digest_size=20)
     for array in map(np.asarray, (tokens.stored, *numbers)):
         digest.update(f"{array.dtype} {array.size}".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -47,16 +48,12 @@ def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> T
         return Tokenizer(file.read_bytes())
     except (OSError, CheckpointError):
         tokenizer = Tokenizer(Vocabulary.from_gguf(metadata))
-    _keep(tokenizer, file)
+    _store(tokenizer, file)
     return tokenizer
 
 
-def _keep(tokenizer: Tokenizer, file: Path) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with suppress(OSError):  # it is made anew next time
+def _store(tokenizer: Tokenizer, file: Path) -> None:
+    with suppress(OSError, CheckpointError):  # without it the next start makes the tokenizer again
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(tokenizer.model)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replace_file(file, len(tokenizer.model)) as opened:
+            opened.write(tokenizer.model)

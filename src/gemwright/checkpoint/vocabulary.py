@@ -1,26 +1,104 @@
-"""Pieces that a model has and its tokenizer's file lacks."""
+"""Find the tokenizer of a checkpoint, load its vocabulary and add the tokens that its file lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from gemwright.families import PALIGEMMA
+from gemwright.checkpoint.files.gguf import GgufFile
+from gemwright.checkpoint.files.json_file import MAX_JSON_BYTES
+from gemwright.checkpoint.files.orbax import OrbaxFolder
+from gemwright.checkpoint.files.tensor_file import TensorFile
+from gemwright.errors import CheckpointError
+from gemwright.families import PALIGEMMA, find_family
+from gemwright.model.config import Config
 from gemwright.text.sentencepiece_model import CONTROL, USER_DEFINED
 from gemwright.text.vocabulary import Vocabulary
 
+MAX_PADDING = 256
+"""Maximum difference between the rows of an embedding table and the tokens: releases pad to multiples of 64 or 128."""
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+"""Names of tokenizer files, in order of preference."""
+
+
+def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
+    """Load the vocabulary of a checkpoint from its GGUF file, or from the tokenizer next to its weights.
+
+    Args:
+        path: The checkpoint, a file or a folder.
+        file: Its open weights.
+        config: Its model.
+
+    Raises:
+        CheckpointError: The tokenizer is missing, damaged, or that of another model.
+    """
+    source = path if isinstance(file, GgufFile) else find_tokenizer(path, file)
+    try:
+        vocabulary = _read_vocabulary(source, file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be read ({error.strerror}); check the path.") from error
+    if find_family(config).added_pieces:
+        vocabulary = add_location_tokens(vocabulary, config.vocab)
+    check_vocabulary(config, vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), source)
+    return vocabulary
+
+
+def _read_vocabulary(source: Path, file: TensorFile) -> Vocabulary:
+    if isinstance(file, GgufFile):
+        return Vocabulary.from_gguf(file.metadata)
+    if source.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"the tokenizer is larger than {MAX_JSON_BYTES:,} bytes; fetch it again.")
+    if source.suffix == ".model":
+        return Vocabulary.from_sentencepiece(source)
+    return Vocabulary.from_tokenizer_json(source)
+
+
+def find_tokenizer(path: Path, file: TensorFile) -> Path:
+    """Return the tokenizer file in the folder of a checkpoint's weights; for an Orbax tree also in the folder above.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, folder.parent) if isinstance(file, OrbaxFolder) else (folder,):
+        for name in TOKENIZER_FILES:
+            if (place / name).is_file():
+                return place / name
+    raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one into that folder.")
+
+
+def check_vocabulary(config: Config, size: int, is_control: Callable[[int], bool], source: Path) -> None:
+    """Check that a vocabulary fits a model.
+
+    Args:
+        config: The model.
+        size: Number of tokens.
+        is_control: Return whether a token is a control token.
+        source: The file of the vocabulary, for errors.
+
+    Raises:
+        CheckpointError: The vocabulary is that of another model.
+    """
+    # Control tokens may exceed the table, as those for images do in Gemma 3's text models; tokens of text may not.
+    rows = config.vocab
+    if abs(size - rows) > MAX_PADDING or not all(map(is_control, range(rows, size))):
+        raise CheckpointError(f"{source} has {size} tokens and the model has {rows}; use the model's own tokenizer.")
+
 
 def add_location_tokens(vocabulary: Vocabulary, rows: int) -> Vocabulary:
-    """Gemma's vocabulary with PaliGemma's 1024 places and 128 pieces of masks behind it, if so many rows are left."""
+    """Add PaliGemma's 1024 location and 128 segmentation tokens to Gemma's vocabulary if they fill `rows` exactly."""
     pieces = PALIGEMMA.added_pieces
-    return _with(vocabulary, pieces, USER_DEFINED) if vocabulary.size + len(pieces) == rows else vocabulary
+    return _add_tokens(vocabulary, pieces, USER_DEFINED) if vocabulary.size + len(pieces) == rows else vocabulary
 
 
 def add_control_tokens(vocabulary: Vocabulary, *markers: str) -> Vocabulary:
-    """The vocabulary and more pieces that stand for no text."""
-    return _with(vocabulary, markers, CONTROL)
+    """Add control tokens, which stand for no text, to a vocabulary."""
+    return _add_tokens(vocabulary, markers, CONTROL)
 
 
-def _with(vocabulary: Vocabulary, pieces: Sequence[str], kind: int) -> Vocabulary:
+def _add_tokens(vocabulary: Vocabulary, pieces: Sequence[str], kind: int) -> Vocabulary:
     return Vocabulary(
         (*vocabulary.pieces, *pieces),
         np.append(vocabulary.scores, np.zeros(len(pieces), np.float32)),

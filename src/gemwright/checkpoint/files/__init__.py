@@ -1,1 +1,1 @@
-"""Files of named tensors, which know no Gemma."""
+"""File formats: named tensors and settings, independent of Gemma."""

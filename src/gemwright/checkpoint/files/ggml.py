@@ -1,8 +1,8 @@
 """Block encodings of ggml, the tensor library under GGUF files: numpy decoders and encoders.
 
-A row of a tensor is a whole number of blocks. A block stores small integers `q` with the scale `d`, and for
-some encodings a minimum `m`, that give back the values: `d * q` or `d * q - m`. In the K encodings a block of
-256 values holds sub-blocks of 16 or 32 whose scales and minima are themselves small integers.
+A row of a tensor is a whole number of blocks. A block stores small integers `q`, a scale `d` and, in some encodings, a
+minimum `m`: the values are `d * q` or `d * q - m`. In the K encodings a block of 256 values has sub-blocks of 16 or 32
+whose scales and minima are small integers themselves.
 
 Source: ggml-org/llama.cpp ggml/src/ggml-common.h (block layouts), ggml/src/ggml-quants.c (equations).
 """
@@ -17,21 +17,23 @@ from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError
 
-Blocks = NDArray[Any]  # (n,) structured, one entry a block
+Blocks = NDArray[Any]
+"""`(n,)` structured array, an entry per block."""
 
-CHUNK = 1 << 16  # values decoded or encoded at once: the float32 chunk and its temporaries stay in the L2 cache
+CACHE_CHUNK = 1 << 16
+"""Number of values decoded, encoded or rounded at a time: in float32 they stay in a core's L2 cache."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How one encoding stores its values.
+    """The block layout of an encoding.
 
     Attributes:
-        type_id: ggml's number of the encoding.
-        elements: Values in one block.
-        block: Layout of one block.
-        decode: Writes the values of `(n,)` blocks to a `(n, elements)` float32 array.
-        encode: Makes `(n,)` blocks from `(n, elements)` float32 values; None where only reading is supported.
+        type_id: Number of the encoding in ggml.
+        elements: Number of values in a block.
+        block: Layout of a block.
+        decode: Write the values of `(n,)` blocks to an `(n, elements)` float32 array.
+        encode: Return `(n,)` blocks of `(n, elements)` float32 values; None if only decoding is supported.
     """
 
     type_id: int
@@ -41,17 +43,17 @@ class Encoding:
     encode: Callable[[NDArray[np.float32]], Blocks] | None = None
 
     def nbytes(self, count: int) -> int:
-        """Returns the bytes that `count` values take; `count` is a multiple of `elements`."""
+        """Return the size in bytes of `count` values, a multiple of `elements`."""
         return count // self.elements * self.block.itemsize
 
 
 def decode(encoding: str, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """Decodes whole blocks. Threads may decode different parts of a tensor at the same time.
+    """Decode whole blocks. Threads may decode different parts of a tensor at the same time.
 
     Args:
         encoding: A key of `ENCODINGS`.
         raw: The blocks' bytes, contiguous, of any shape.
-        out: Receives the values: float32 or bfloat16, C-contiguous, of any shape with the right size.
+        out: Output: float32 or bfloat16, C-contiguous, of any shape with the right size.
     """
     e = ENCODINGS[encoding]
     assert out.flags.c_contiguous
@@ -60,9 +62,9 @@ def decode(encoding: str, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:
     assert raw.size == e.nbytes(out.size)
     blocks = raw.reshape(-1).view(e.block)
     values = out.reshape(-1, e.elements)
-    step = max(1, CHUNK // e.elements)
+    step = max(1, CACHE_CHUNK // e.elements)
     scratch = None if out.dtype == np.float32 else np.empty((step, e.elements), np.float32)
-    with np.errstate(all="ignore"):  # a file may hold infinite scales; the values then show it
+    with np.errstate(all="ignore"):  # infinite scales give values that are not finite
         for start in range(0, len(blocks), step):
             part = values[start : start + step]
             if scratch is None:
@@ -73,10 +75,10 @@ def decode(encoding: str, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:
 
 
 def encode(encoding: str, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Encodes an array whose size is a multiple of the encoding's block.
+    """Encode an array whose size is a multiple of the encoding's block.
 
     Args:
-        encoding: A key of `ENCODINGS` whose entry can encode.
+        encoding: A key of `ENCODINGS` that has an `encode`.
         values: Any float type and shape.
 
     Returns:
@@ -90,7 +92,7 @@ def encode(encoding: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     assert values.size % e.elements == 0
     rows = values.reshape(-1, e.elements)
     blocks = np.empty(len(rows), e.block)
-    step = max(1, CHUNK // e.elements)
+    step = max(1, CACHE_CHUNK // e.elements)
     with np.errstate(all="ignore"):
         for start in range(0, len(rows), step):
             part = e.encode(rows[start : start + step].astype(np.float32))
@@ -104,7 +106,7 @@ def encode(encoding: str, values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Splits bytes into fields, low bits first: `(n, groups, width)` -> `(n, groups, 8 // bits, width)`."""
+    """Split bytes into fields, low bits first: `(n, groups, width)` -> `(n, groups, 8 // bits, width)`."""
     n, groups, width = packed.shape
     fields = np.empty((n, groups, 8 // bits, width), np.uint8)
     for i in range(8 // bits):
@@ -113,7 +115,7 @@ def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _scale(q: NDArray[Any], d: NDArray[np.float32], m: NDArray[np.float32] | None, out: NDArray[np.float32]) -> None:
-    """Writes `d * q - m`: d and m `(n, sub-blocks)`, q and out `(n, sub-blocks * width)` in any grouping."""
+    """Write `d * q - m`: d and m are `(n, sub-blocks)`, q and out `(n, sub-blocks * width)` in any grouping."""
     y = out.reshape(*d.shape, -1)
     y[...] = q.reshape(y.shape)
     y *= d[..., None]
@@ -122,7 +124,7 @@ def _scale(q: NDArray[Any], d: NDArray[np.float32], m: NDArray[np.float32] | Non
 
 
 def _float(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Returns `(n,)` scales as a float32 column."""
+    """Return `(n,)` scales as a float32 column."""
     return x.astype(np.float32)[:, None]
 
 
@@ -147,7 +149,7 @@ def _q4_1(b: Blocks, out: NDArray[np.float32]) -> None:
 
 
 def _five_bits(b: Blocks) -> NDArray[np.uint8]:
-    """Joins the low nibbles and the fifth bits of a Q5_0 or Q5_1 block."""
+    """Join the low nibbles and the fifth bits of a Q5_0 or Q5_1 block."""
     q = np.unpackbits(b["qh"], axis=1, bitorder="little")
     q <<= 4
     q |= _unpack(b["qs"][:, None], 4).reshape(q.shape)
@@ -186,7 +188,7 @@ def _q3_k(b: Blocks, out: NDArray[np.float32]) -> None:
 
 
 def _scales_and_minima(b: Blocks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Unpacks the eight 6-bit scales and minima of a Q4_K or Q5_K block: two `(n, 8)` arrays.
+    """Unpack the eight 6-bit scales and minima of a Q4_K or Q5_K block: two `(n, 8)` arrays.
 
     Bytes 0-3 and 4-7 hold scales and minima 0-3 in their low six bits; bytes 8-11 hold the low nibbles of
     scales and minima 4-7, whose two high bits are those of bytes 0-7.
@@ -217,7 +219,7 @@ def _q6_k(b: Blocks, out: NDArray[np.float32]) -> None:
 
 
 def _inverse(d: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns 1 / d, and 0 where d is zero or so small that 1 / d is infinite."""
+    """Return 1 / d, or 0 if d is zero or so small that 1 / d is infinite."""
     inverse = 1 / d
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
@@ -270,9 +272,9 @@ ENCODINGS = {
     "Q6_K": Encoding(14, 256, _Q6_K, _q6_k),
 }
 
-# Named so that an error can say what a file holds.
 UNSUPPORTED = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
     35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
+"""Names of the encodings that cannot be read, for errors."""

@@ -1,13 +1,11 @@
 """GGUF, llama.cpp's single-file format: metadata and tensor descriptions, then the tensors' bytes.
 
-Source: ggml-org/ggml docs/gguf.md; ggml-org/llama.cpp ggml/src/gguf.cpp (what its reader refuses).
+Source: ggml-org/ggml docs/gguf.md; ggml-org/llama.cpp ggml/src/gguf.cpp (the checks of its reader).
 """
 
-import errno
 import math
 import mmap
 import os
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.files.atomic import file_error, map_file, replace_file
 from gemwright.checkpoint.files.lazy_strings import LazyStrings
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 
 MAGIC = b"GGUF"
-VERSION = 3  # version 2 differs only in that big-endian files did not exist
-MAX_ENTRIES = 1 << 16  # keys, or tensors; the largest Gemma has fewer than two thousand tensors
-MAX_NAME = 63  # bytes of a tensor's name that llama.cpp can hold
+VERSION = 3
+"""Version that is written. Version 2 differs only in that it has no big-endian files."""
+MIN_SIZE = 24
+"""Size in bytes of the smallest file: magic, version and two counts."""
+MAX_ENTRIES = 1 << 16
+"""Maximum number of keys, and of tensors. The largest Gemma has fewer than two thousand tensors."""
+MAX_NAME = 63
+"""Maximum length of a tensor's name in bytes, as in llama.cpp."""
 MAX_AXES = 4
+"""Maximum number of axes of a tensor, as in llama.cpp."""
 DEFAULT_ALIGNMENT = 32
-MANY = 4096  # strings, from which on they are made into Python's only when asked for
-_USUAL_COUNT, _USUAL_BYTES = 1 << 20, 32  # pieces of a vocabulary, which take half of these bytes on average
+"""Alignment of tensors in bytes unless the metadata give one."""
+MIN_LAZY, MAX_LAZY = 4096, 1 << 20
+"""Lengths of a string array that is decoded lazily: that of a vocabulary has up to 262,144 strings."""
+LAZY_BYTES = 32
+"""Maximum mean size of a lazily decoded string in bytes, with its length. Those of a vocabulary need half of it."""
 
 _NUMBERS = {
     0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
@@ -52,7 +60,7 @@ class GgufFile:
     Attributes:
         path: The file.
         version: 2 or 3.
-        metadata: Values as Python's; arrays of numbers as read-only numpy arrays, of strings as lists.
+        metadata: Python values; read-only numpy arrays for arrays of numbers, lists for arrays of strings.
         tensors: Every tensor, in the file's order.
     """
 
@@ -63,29 +71,29 @@ class GgufFile:
     _map: mmap.mmap
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """Returns a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
+        """Return a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Returns a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
+        """Return a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
         info = self.tensors[name]
-        return _values(info.encoding, self.raw(name), info.shape)
+        return _decode_values(info.encoding, self.raw(name), info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Returns `read(name)[start:stop]` and decodes no other row."""
+        """Return `read(name)[start:stop]` without decoding other rows."""
         info = self.tensors[name]
-        if len(info.shape) < 2:  # its one row may be a single block
+        if len(info.shape) < 2:  # a vector may be a single block
             return self.read(name)[start:stop]
         rows = self.raw(name).reshape(info.shape[0], -1)[start:stop]
-        return _values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
+        return _decode_values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
 
     def release(self, name: str) -> None:
-        """Gives back the memory that reading has mapped in, be it of this tensor or another."""
+        """Release the pages that reading mapped in, of this tensor and of all others."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
+def _decode_values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
     block = ggml.ENCODINGS[encoding].block
     if block.names is None:
         return raw.view(block).reshape(shape)
@@ -95,10 +103,10 @@ def _values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> ND
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """Opens a GGUF file; reads its header and maps the rest.
+    """Open a GGUF file: read its header and map the rest.
 
     Raises:
-        CheckpointError: The file cannot be opened, is damaged, or uses something this reader does not know.
+        CheckpointError: The file cannot be opened, is damaged, or uses a feature that is not supported.
     """
     header = _Header(Path(path))
     version = header.version()
@@ -106,47 +114,41 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
     if max(n_tensors, n_keys) > MAX_ENTRIES:
         raise header.error(f"claims {n_tensors} tensors and {n_keys} keys")
     metadata = header.metadata(n_keys)
-    tensors = header.tensors(n_tensors, _alignment(header.path, metadata))
+    tensors = header.tensors(n_tensors, _read_alignment(header.path, metadata))
     return GgufFile(header.path, version, metadata, tensors, header.data)
 
 
-def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
+def _read_alignment(path: Path, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if isinstance(value, int) and 8 <= value <= 1 << 20 and value.bit_count() == 1:
         return value
-    raise CheckpointError(f"{path}: key 'general.alignment' is {value!r:.40}, not a power of two from 8 to 2**20.")
+    raise file_error(path, f"key 'general.alignment' is {value!r:.40}, not a power of two from 8 to 2**20")
 
 
-def _aligned(position: int, alignment: int) -> int:
+def _align(position: int, alignment: int) -> int:
+    """Round a position up to a multiple of `alignment`."""
     return -(-position // alignment) * alignment
 
 
 class _Header:
-    """Reads a header front to back; every length is checked against the file before it is used."""
+    """A reader of headers, front to back. It checks every length against the file before using it."""
 
     def __init__(self, path: Path):
         self.path = path
         self.position = 0
-        self.size = 0
-        try:
-            if not path.is_file():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            with path.open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                if self.size < 24:
-                    raise self.error("is too short to be a GGUF file")
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise self.error(f"cannot be read ({error.strerror})", "check the path") from error
+        self.data = map_file(path)
+        self.size = len(self.data)
+        if self.size < MIN_SIZE:
+            raise self.error("is too short to be a GGUF file")
 
-    def error(self, what: str, remedy: str = "fetch or convert the file again") -> CheckpointError:
-        return CheckpointError(f"{self.path}: {what}; {remedy}.")
+    def error(self, problem: str) -> CheckpointError:
+        return file_error(self.path, problem)
 
     def skip(self, nbytes: int, where: str) -> int:
-        """Moves past `nbytes` and returns the position they start at."""
+        """Move past `nbytes` and return the position of the first."""
         start = self.position
         if nbytes > self.size - start:
-            raise self.error(f"ends inside {where}; it is cut short or damaged")
+            raise self.error(f"ends inside {where}; it is truncated or damaged")
         self.position = start + nbytes
         return start
 
@@ -158,18 +160,20 @@ class _Header:
         return self.any_strings(1, where)[0]
 
     def strings(self, count: int, where: str) -> Sequence[str]:
-        many = self.texts(count) if MANY <= count <= _USUAL_COUNT else None
-        return self.any_strings(count, where) if many is None else many
+        lazy = self.lazy_strings(count) if MIN_LAZY <= count <= MAX_LAZY else None
+        return self.any_strings(count, where) if lazy is None else lazy
 
-    def texts(self, count: int) -> LazyStrings | None:
-        """Strings of 1 to 255 bytes, found all at once; None where one is different, or damaged.
+    def lazy_strings(self, count: int) -> LazyStrings | None:
+        """Find the starts of strings of 1 to 255 bytes; return None if one has another length or is damaged.
 
-        Seven zero bytes in a row then stand in lengths alone, or behind a length that says so.
+        The lengths are found all at once: seven zero bytes in a row occur only in a length of 1 to 255, or in a string
+        that the chain of lengths skips. Opening the demo, with a vocabulary of 262,144 strings, takes 19 ms of CPU
+        time instead of 132 ms with a loop.
         """
-        window = min(_USUAL_BYTES * count, self.size - self.position)
+        window = min(LAZY_BYTES * count, self.size - self.position)
         content = np.frombuffer(self.data, np.uint8, window, self.position)
         zeros = content == 0
-        for shift in (1, 2, 3):  # two, then four, then seven zero bytes in a row
+        for shift in (1, 2, 3):  # runs of two, then four, then seven zero bytes
             zeros = zeros[:-shift] & zeros[shift:]
         starts = np.flatnonzero(zeros[1:])
         lengths = content[starts].astype(np.int64)
@@ -192,7 +196,7 @@ class _Header:
                     self.skip(position - self.position, where)
                 append(data[start:position].decode())
         except UnicodeDecodeError as error:
-            raise self.error(f"{where} holds text that is not UTF-8 near byte {position}") from error
+            raise self.error(f"{where} is not UTF-8 near byte {position}") from error
         self.position = position
         return strings
 
@@ -202,9 +206,9 @@ class _Header:
         if magic != MAGIC:
             raise self.error("does not start with 'GGUF'")
         if version & 0xFFFF == 0:
-            raise self.error("is a big-endian GGUF file; convert the model again on a little-endian machine")
+            raise file_error(self.path, "is a big-endian GGUF file", "convert the model on a little-endian machine")
         if version not in (2, VERSION):
-            raise self.error(f"has GGUF version {version}, and 2 and 3 can be read")
+            raise self.error(f"has GGUF version {version} instead of 2 or 3")
         return version
 
     def metadata(self, count: int) -> dict[str, Any]:
@@ -212,7 +216,7 @@ class _Header:
         for _ in range(count):
             key = self.string(f"the key after {next(reversed(metadata), 'the header')!r:.80}")
             if key in metadata:
-                raise self.error(f"key {key!r:.80} is there twice")
+                raise self.error(f"key {key!r:.80} appears twice")
             metadata[key] = self.value(f"key {key!r:.80}")
         return metadata
 
@@ -238,9 +242,9 @@ class _Header:
         for _ in range(count):
             name = self.string(f"the tensor name after {next(reversed(tensors), 'the keys')!r:.80}")
             if name in tensors:
-                raise self.error(f"tensor {name!r:.80} is there twice")
+                raise self.error(f"tensor {name!r:.80} appears twice")
             tensors[name] = self.tensor(f"tensor {name!r:.80}")
-        start = _aligned(self.position, alignment)
+        start = _align(self.position, alignment)
         tensors = {name: replace(info, offset=start + info.offset) for name, info in tensors.items()}
         end, last = start, ""
         for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
@@ -254,7 +258,7 @@ class _Header:
         return tensors
 
     def tensor(self, where: str) -> TensorInfo:
-        """Reads one description; its offset still counts from the first tensor."""
+        """Read a description, whose offset counts from the first tensor."""
         n_axes = self.number(_UINT32, where)
         if n_axes > MAX_AXES:
             raise self.error(f"{where} claims {n_axes} axes, more than {MAX_AXES}")
@@ -263,10 +267,11 @@ class _Header:
         encoding = _ENCODING_NAMES.get(type_id)
         if encoding is None:
             unknown = ggml.UNSUPPORTED.get(type_id, f"number {type_id}")
-            raise self.error(f"{where} has encoding {unknown}", f"choose a file with {', '.join(ggml.ENCODINGS)}")
+            remedy = f"choose a file with {', '.join(ggml.ENCODINGS)}"
+            raise file_error(self.path, f"{where} has encoding {unknown}", remedy)
         e = ggml.ENCODINGS[encoding]
         if 0 in shape or math.prod(shape[-1:]) % e.elements:
-            raise self.error(f"{where} has shape {shape}, which {encoding} cannot have")
+            raise self.error(f"{where} has shape {shape}, which is not valid for {encoding}")
         return TensorInfo(shape, encoding, offset, e.nbytes(math.prod(shape)))
 
 
@@ -277,8 +282,8 @@ class GgufTensor(NamedTuple):
         name: At most 63 bytes of UTF-8.
         shape: Row-major, one to four axes.
         encoding: F32, F16, BF16, Q8_0 or Q4_0.
-        chunks: Float arrays which joined along the first axis give the tensor. A generator makes them one
-            by one while the file is written, so that only one is ever held.
+        chunks: Float arrays that give the tensor when joined along the first axis. A generator makes them one by one
+            while the file is written, so that memory holds only one.
     """
 
     name: str
@@ -288,12 +293,12 @@ class GgufTensor(NamedTuple):
 
 
 def write_gguf(path: str | os.PathLike[str], metadata: Metadata, tensors: Iterable[GgufTensor]) -> None:
-    """Writes a GGUF file beside `path`, then moves it there; a failure leaves nothing behind.
+    """Write a GGUF file completely or not at all.
 
     Args:
         path: The file to make or replace.
-        metadata: An int is stored as uint32, int32 or uint64, the first that fits, a float as float32, a list
-            of strings as such, a numpy array of one axis in its own type.
+        metadata: Values by key. An int is stored as the first of uint32, int32 and uint64 that fits, a float as
+            float32, a list of strings as such, and a numpy array of one axis in its own dtype.
         tensors: The tensors in the order of the file.
 
     Raises:
@@ -301,53 +306,39 @@ def write_gguf(path: str | os.PathLike[str], metadata: Metadata, tensors: Iterab
     """
     path = Path(path)
     tensors = list(tensors)
-    alignment = _alignment(path, metadata)
-    keys = _packed_metadata(path, metadata)
-    infos = _layout(path, tensors, alignment)
-    header = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)) + keys + _packed_infos(infos)
-    partial = path.with_name(path.name + ".partial")
-    total = _aligned(len(header), alignment) + sum(_aligned(info.nbytes, alignment) for info in infos.values())
-    try:
-        if shutil.disk_usage(path.parent).free < total:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        try:
-            with partial.open("wb") as file:
-                file.write(header + bytes(-len(header) % alignment))
-                for tensor in tensors:
-                    for encoded in _encoded(path, tensor):
-                        file.write(encoded.data)
-                    file.write(bytes(-file.tell() % alignment))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        remedy = f"free {total / 1e9:.3f} GB" if error.errno == errno.ENOSPC else "choose another place"
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.") from error
+    alignment = _read_alignment(path, metadata)
+    keys = _pack_metadata(path, metadata)
+    infos = _lay_out(path, tensors, alignment)
+    header = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)) + keys + _pack_infos(infos)
+    total = _align(len(header), alignment) + sum(_align(info.nbytes, alignment) for info in infos.values())
+    with replace_file(path, total) as file:
+        file.write(header + bytes(-len(header) % alignment))
+        for tensor in tensors:
+            for encoded in _encode_chunks(path, tensor):
+                file.write(encoded.data)
+            file.write(bytes(-file.tell() % alignment))
 
 
-def _packed_metadata(path: Path, metadata: Metadata) -> bytes:
+def _pack_metadata(path: Path, metadata: Metadata) -> bytes:
     parts: list[bytes] = []
     for key, value in metadata.items():
         try:
-            parts += [_packed_string(key), _packed_value(value)]
+            parts += [_pack_string(key), _pack_value(value)]
         except (TypeError, UnicodeEncodeError) as error:
             raise CheckpointError(f"{path}: key {key!r} cannot be written: {error}.") from error
     return b"".join(parts)
 
 
-def _packed_string(text: str) -> bytes:
+def _pack_string(text: str) -> bytes:
     encoded = text.encode()
     return _LENGTH.pack(len(encoded)) + encoded
 
 
-def _packed_value(value: Any) -> bytes:
-    """Packs a value after its type."""
+def _pack_value(value: Any) -> bytes:
+    """Pack a value after its type."""
     match value:
         case str():
-            return struct.pack("<I", _STRING) + _packed_string(value)
+            return struct.pack("<I", _STRING) + _pack_string(value)
         case bool():
             return struct.pack("<I?", _BOOL, value)
         case int() if 0 <= value < 1 << 32:
@@ -361,13 +352,13 @@ def _packed_value(value: Any) -> bytes:
         case np.ndarray() if value.ndim == 1 and value.dtype in _KINDS:
             return struct.pack("<IIQ", _ARRAY, _KINDS[value.dtype], len(value)) + value.tobytes()
         case list() | LazyStrings() if all(isinstance(item, str) for item in value):
-            return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_packed_string, value))
+            return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_pack_string, value))
         case _:
-            raise TypeError(f"{value!r:.40} is no number, text, list of texts or flat array that GGUF can hold")
+            raise TypeError(f"{value!r:.40} is not a number, string, list of strings or flat array that GGUF can hold")
 
 
-def _layout(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[str, TensorInfo]:
-    """Places the tensors one after the other; offsets count from the first."""
+def _lay_out(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[str, TensorInfo]:
+    """Place the tensors one after the other; offsets count from the first."""
     infos: dict[str, TensorInfo] = {}
     offset = 0
     for name, shape, encoding, _ in tensors:
@@ -378,27 +369,27 @@ def _layout(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[s
         if not 1 <= len(shape) <= MAX_AXES or 0 in shape or shape[-1] % e.elements:
             raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} cannot be written as {encoding}.")
         if name in infos or len(name.encode()) > MAX_NAME:
-            raise CheckpointError(f"{path}: tensor name {name!r} is there twice or longer than {MAX_NAME} bytes.")
+            raise CheckpointError(f"{path}: tensor name {name!r} appears twice or is longer than {MAX_NAME} bytes.")
         infos[name] = TensorInfo(shape, encoding, offset, e.nbytes(math.prod(shape)))
-        offset = _aligned(offset + infos[name].nbytes, alignment)
+        offset = _align(offset + infos[name].nbytes, alignment)
     return infos
 
 
-def _packed_infos(infos: Mapping[str, TensorInfo]) -> bytes:
+def _pack_infos(infos: Mapping[str, TensorInfo]) -> bytes:
     parts: list[bytes] = []
     for name, info in infos.items():
         type_id = ggml.ENCODINGS[info.encoding].type_id
         axes = len(info.shape)
-        parts += [_packed_string(name), struct.pack(f"<I{axes}Q", axes, *reversed(info.shape))]
+        parts += [_pack_string(name), struct.pack(f"<I{axes}Q", axes, *reversed(info.shape))]
         parts += [struct.pack("<IQ", type_id, info.offset)]
     return b"".join(parts)
 
 
-def _encoded(path: Path, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]]:
-    """Yields the bytes of each chunk of a tensor."""
+def _encode_chunks(path: Path, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of each chunk of a tensor."""
     rows = 0
     for chunk in tensor.chunks:
-        assert chunk.shape[1:] == tensor.shape[1:], f"{tensor.name}: {chunk.shape} is no part of {tensor.shape}"
+        assert chunk.shape[1:] == tensor.shape[1:], f"{tensor.name}: {chunk.shape} does not fit into {tensor.shape}"
         rows += len(chunk)
         try:
             yield ggml.encode(tensor.encoding, chunk)

@@ -1,8 +1,8 @@
-"""DeepMind's flax releases: a folder that Orbax wrote, read one leaf at a time.
+"""DeepMind's flax releases: a folder written by Orbax, read one leaf at a time.
 
-The releases keep a flat dict whose keys hold slashes (`transformer/layer_0/attn/q_einsum` -> `w`); trees saved from the
-modules are nested, without `transformer` and without the MLP's `w`; trainers wrap either in `params`. All get the
-names of the releases here. Source: google-deepmind/gemma `gm/ckpts/_checkpoint.py` and `_compat.py`.
+The releases store a flat dict whose keys contain slashes (`transformer/layer_0/attn/q_einsum` -> `w`). Trees saved from
+the modules are nested, without `transformer` and without the MLP's `w`; trainers wrap either in `params`. All are read
+under the names of the releases. Source: google-deepmind/gemma `gm/ckpts/_checkpoint.py` and `_compat.py`.
 """
 
 import math
@@ -21,20 +21,20 @@ from gemwright.errors import CheckpointError, GemwrightError
 
 _ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _WRAPPERS = ("params/", "rlx_networks/policy_network/")
-_MARKS = ("_METADATA", "manifest.ocdbt", "checkpoint")
+_MARKERS = ("_METADATA", "manifest.ocdbt", "checkpoint")
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What Orbax lets through when a file is missing, cut short or not what it should be."""
+"""Exceptions that Orbax raises when a file is missing, truncated or malformed."""
 
 KeyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class OrbaxFolder:
-    """An open folder: a `TensorFile`, but that it is many files, so that no offset means anything.
+    """An open folder: a `TensorFile`, except that it consists of many files, so that offsets are undefined.
 
     Attributes:
         path: The folder.
-        tensors: Every tensor by the name that the releases give it, such as `transformer/layer_0/attn/q_einsum/w`.
+        tensors: Every tensor by its name in the releases, such as `transformer/layer_0/attn/q_einsum/w`.
     """
 
     path: Path
@@ -44,10 +44,9 @@ class OrbaxFolder:
     _lock: Lock = field(default_factory=Lock)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Returns a whole tensor, read-only, in the file's own dtype.
+        """Return a whole tensor, read-only, in its stored dtype.
 
-        The last one is kept, because a stacked tensor is asked for once for each of its parts, and rows are asked for
-        in many pieces although they are stored in one.
+        The last tensor is cached, because the parts of a stacked tensor and the rows of a matrix are read one by one.
 
         Raises:
             CheckpointError: The tensor's bytes are missing or damaged.
@@ -59,27 +58,27 @@ class OrbaxFolder:
             return self._last[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Returns `read(name)[start:stop]`."""
+        """Return `read(name)[start:stop]`."""
         return self.read(name)[start:stop]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """Returns a tensor's values as bytes, `(nbytes,)`."""
+        """Return a tensor's values as bytes, `(nbytes,)`."""
         return self.read(name).reshape(-1).view(np.uint8)
 
     def release(self, name: str) -> None:
-        """Does nothing: no file is mapped, and the tensor that is kept is about to be asked for again."""
+        """Do nothing: no file is mapped, and the cached tensor is about to be read again."""
 
 
 def is_orbax(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds what Orbax leaves at the root of a tree; Orbax itself need not be installed."""
-    return any((Path(folder) / name).is_file() for name in _MARKS)
+    """Return whether a folder is the root of a tree written by Orbax, which need not be installed."""
+    return any((Path(folder) / name).is_file() for name in _MARKERS)
 
 
 def open_orbax(folder: str | os.PathLike[str]) -> OrbaxFolder:
-    """Opens a folder that Orbax wrote; reads the description of its tree and no tensor.
+    """Open a folder written by Orbax: read the description of its tree and no tensor.
 
     Raises:
-        CheckpointError: It is no such folder, is damaged, or holds what no release holds.
+        CheckpointError: The folder was not written by Orbax, is damaged, or holds leaves that no release has.
         GemwrightError: Orbax is not installed.
     """
     path = Path(folder).absolute()
@@ -88,16 +87,16 @@ def open_orbax(folder: str | os.PathLike[str]) -> OrbaxFolder:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
     except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if metadata is None:
-        raise CheckpointError(f"{path}: is not a folder that Orbax wrote; name the folder that holds '_METADATA'.")
+        raise CheckpointError(f"{path}: was not written by Orbax; give the folder that holds '_METADATA'.")
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, KeyPath] = {}
-    for place, leaf in _parameters(_leaves(metadata.tree)).items():
-        name = _name(place)
+    for place, leaf in _select_parameters(_flatten_tree(metadata.tree)).items():
+        name = _release_name(place)
         if name in tensors:
-            raise CheckpointError(f"{path}: tensor {name!r:.80} is there twice, nested and flat; fetch it again.")
-        tensors[name] = _info(path, name, leaf)
+            raise CheckpointError(f"{path}: tensor {name!r:.80} appears twice, nested and flat; fetch it again.")
+        tensors[name] = _describe_leaf(path, name, leaf)
         places[name] = place
     return OrbaxFolder(path, tensors, places)
 
@@ -112,20 +111,22 @@ def _import_orbax() -> Any:
     return orbax.checkpoint
 
 
-def _leaves(tree: Any, place: KeyPath = ()) -> dict[KeyPath, Any]:
+def _flatten_tree(tree: Any, place: KeyPath = ()) -> dict[KeyPath, Any]:
     if not isinstance(tree, Mapping):
         return {place: tree}
-    return {path: leaf for key, child in tree.items() for path, leaf in _leaves(child, (*place, str(key))).items()}
+    return {
+        path: leaf for key, child in tree.items() for path, leaf in _flatten_tree(child, (*place, str(key))).items()
+    }
 
 
-def _parameters(leaves: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
-    """Only what is under `params` where there is such a key: the rest is a trainer's own state."""
+def _select_parameters(leaves: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
+    """Return the leaves under `params` if there is such a key: the others are a trainer's state."""
     wrapped = {place: leaf for place, leaf in leaves.items() if place[:1] == ("params",)}
     return wrapped or leaves
 
 
-def _name(place: KeyPath) -> str:
-    """The name that the releases give to a leaf."""
+def _release_name(place: KeyPath) -> str:
+    """Return the name of a leaf in the releases."""
     name = "/".join(place)
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
@@ -135,10 +136,11 @@ def _name(place: KeyPath) -> str:
     return f"{name}/w" if name.endswith(("/mlp/gating_einsum", "/mlp/linear")) else name
 
 
-def _info(path: Path, name: str, leaf: Any) -> TensorInfo:
+def _describe_leaf(path: Path, name: str, leaf: Any) -> TensorInfo:
     shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
     if shape is None or str(dtype) not in _ENCODINGS:
-        raise CheckpointError(f"{path}: {name!r:.80} is no float tensor but {dtype or type(leaf).__name__}.")
+        kind = dtype or type(leaf).__name__
+        raise CheckpointError(f"{path}: {name!r:.80} is not a float tensor but {kind}; use a released checkpoint.")
     return TensorInfo(tuple(shape), _ENCODINGS[str(dtype)], 0, math.prod(shape) * np.dtype(dtype).itemsize)
 
 
@@ -154,14 +156,14 @@ def _restore(path: Path, place: KeyPath, name: str) -> NDArray[Any]:
                 path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
             )
     except _DAMAGED as error:
-        raise _unreadable(path, error, name) from error
+        raise _read_error(path, error, name) from error
     for key in place:
         tree = tree[key]
     tree.flags.writeable = False
     return tree
 
 
-def _unreadable(path: Path, error: BaseException, name: str = "") -> CheckpointError:
+def _read_error(path: Path, error: BaseException, name: str = "") -> CheckpointError:
     what = f"tensor {name!r:.80}" if name else "the folder"
     reason = str(error).partition("\n")[0]
     return CheckpointError(f"{path}: {what} cannot be read ({reason:.200}); check the path or fetch it again.")

@@ -3,18 +3,16 @@
 Source: huggingface/safetensors README.md ("Format") and its reader's checks; sharded folders as
 `transformers` writes them, with `model.safetensors.index.json` naming the shard of every tensor.
 
-Our own quantised tensors lie in such a file as bytes (U8) in panels (`gemwright.kernels.panels`), filled up with zeros
-to a multiple of 64. An entry of `__metadata__` under the tensor's name says what they stand for, by encoding, rows and
-inputs: "Q8_0 2048 640".
+Our own quantized tensors are stored as bytes (U8) in the panel layout of `gemwright.kernels.panels`, padded with zeros
+to a multiple of 64. An entry of `__metadata__` under the tensor's name gives their encoding, rows and inputs:
+"Q8_0 2048 640".
 """
 
-import errno
 import json
 import math
 import mmap
 import os
 import re
-import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,17 +25,25 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright.checkpoint.files.atomic import file_error, map_file, sync_files, temporary_path
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.kernels import panels
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
-MAX_VALUES = 1 << 20  # JSON values in a header; the largest Gemma has some ten thousand
+MAX_HEADER = 100_000_000
+"""Maximum size of a header in bytes: the format's own limit."""
+MAX_VALUES = 1 << 20
+"""Maximum number of JSON values in a header. The largest Gemma has about ten thousand."""
 MAX_AXES = 8
+"""Maximum number of axes of a tensor."""
 ALIGNMENT = 64
-"""Bytes. Where data and panels begin, so that a device on the CPU can use them where they are mapped."""
+"""Alignment in bytes of the data and of each panel tensor: a CPU device then uses the mapped bytes without a copy."""
+SHARD_BYTES = 5_000_000_000
+"""Maximum size of a shard in bytes, as in `transformers` 4."""
+METADATA = MappingProxyType({"format": "pt"})
+"""Metadata of a file. `transformers` refuses a file without a format."""
 
 _LENGTH = struct.Struct("<Q")
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -55,9 +61,9 @@ class SafetensorsFile:
     """An open safetensors file, or folder of shards: a `TensorFile`.
 
     Attributes:
-        path: The file, or the folder.
-        tensors: Every tensor, in the order of the file, or of the shards; offsets count within a shard.
-        maps: The mapped file that each tensor lies in.
+        path: The file or folder.
+        tensors: Every tensor, in the order of the file or shards. Offsets count from the start of a shard.
+        maps: The mapped file of each tensor.
     """
 
     path: Path
@@ -65,46 +71,46 @@ class SafetensorsFile:
     maps: Mapping[str, mmap.mmap]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """Returns a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
+        """Return a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
         info = self.tensors[name]
         return np.frombuffer(self.maps[name], np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Returns a whole tensor: a read-only view of the mapped file, not necessarily aligned, or decoded panels.
+        """Return a whole tensor: a read-only view of the mapped file, possibly unaligned, or decoded panels.
 
         Raises:
-            CheckpointError: Its encoding is not F32, F16 or BF16, nor are there panels.
+            CheckpointError: Its encoding is neither F32, F16 or BF16 nor a panel layout.
         """
         info = self.tensors[name]
         if info.panels:
             return self.read_rows(name, 0, info.shape[0])
         if info.encoding not in _DTYPES:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} has encoding {info.encoding}; use a file with {_choices()}."
+                f"{self.path}: tensor {name!r} has encoding {info.encoding}; use a file with {_list_dtypes()}."
             )
         return self.raw(name).view(_DTYPES[info.encoding]).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Returns `read(name)[start:stop]`."""
+        """Return `read(name)[start:stop]`."""
         info = self.tensors[name]
         if not info.panels:
             return self.read(name)[start:stop]
         first, last = start // panels.LANES, -(-stop // panels.LANES)
         size = panels.packed_bytes(info.encoding, panels.LANES, info.shape[1])
-        with np.errstate(all="ignore"):  # a file may hold infinite scales; the values then show it
+        with np.errstate(all="ignore"):  # infinite scales give values that are not finite
             rows = panels.decode(self.raw(name)[first * size : last * size], info.encoding, info.shape[1])
         return rows[start - first * panels.LANES :][: stop - start]
 
     def release(self, name: str) -> None:
-        """Gives back the memory that reading has mapped in, be it of this tensor or another of its file."""
+        """Release the pages that reading mapped in, of this tensor and of the others of its shard."""
         self.maps[name].madvise(mmap.MADV_DONTNEED)
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
-    """Opens a file, or a folder with `model.safetensors` or with an index and its shards; reads headers only.
+    """Open a file, or a folder with `model.safetensors` or an index and shards; read the headers only.
 
     Raises:
-        CheckpointError: Something is missing, damaged, or uses what this reader does not know.
+        CheckpointError: A file is missing, damaged, or uses a feature that is not supported.
     """
     path = Path(path)
     if not path.is_dir():
@@ -116,136 +122,122 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}; fetch or convert the model again.")
 
 
-def _error(path: Path, what: str, remedy: str = "fetch or convert it again") -> CheckpointError:
-    return CheckpointError(f"{path}: {what}; {remedy}.")
-
-
-def _choices() -> str:
+def _list_dtypes() -> str:
     return ", ".join(_DTYPES)
 
 
 def _open_file(path: Path) -> SafetensorsFile:
-    data = _map(path)
-    if data is None or len(data) < _LENGTH.size:
-        raise _error(path, "is too short to be a safetensors file")
+    data = map_file(path)
+    if len(data) < _LENGTH.size:
+        raise file_error(path, "is too short to be a safetensors file")
     (length,) = _LENGTH.unpack(data[: _LENGTH.size])
     if length > min(MAX_HEADER, len(data) - _LENGTH.size):
-        raise _error(path, f"claims a header of {length} bytes, but is cut off or no safetensors file")
+        raise file_error(path, f"claims a header of {length} bytes; it is truncated or not a safetensors file")
     start = _LENGTH.size + length
-    header = _parse(path, data[_LENGTH.size : start])
+    header = _parse_json(path, data[_LENGTH.size : start])
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _error(path, "'__metadata__' is no object of texts")
-    tensors = {name: _info(path, name, entry, start, metadata.get(name)) for name, entry in header.items()}
+        raise file_error(path, "'__metadata__' is not an object of strings")
+    tensors = {name: _check_info(path, name, entry, start, metadata.get(name)) for name, entry in header.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = start
     for name, info in tensors.items():
         if info.offset != end:
-            raise _error(path, f"tensor {name!r} does not start where the one before it ends")
+            raise file_error(path, f"tensor {name!r} does not start where the one before it ends")
         end += info.nbytes
     if end != len(data):
-        raise _error(path, f"has {len(data)} bytes instead of {end}")
+        raise file_error(path, f"has {len(data)} bytes instead of {end}")
     return SafetensorsFile(path, tensors, dict.fromkeys(tensors, data))
 
 
-def _map(path: Path) -> mmap.mmap | None:
-    """Maps a file read-only; an empty file, which cannot be mapped, gives None."""
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        with path.open("rb") as file:
-            empty = os.fstat(file.fileno()).st_size == 0
-            return None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise _error(path, f"cannot be read ({error.strerror})", "check the path") from error
-
-
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    """Parses a JSON object whose size in memory is bounded by `MAX_HEADER` and `MAX_VALUES`."""
+def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    """Parse a JSON object whose size in memory is bounded by `MAX_HEADER` and `MAX_VALUES`."""
     if not text.startswith(b"{"):
-        raise _error(path, "has no JSON object where one must be")
+        raise file_error(path, "does not hold a JSON object")
     if len(text) > MAX_HEADER or sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise _error(path, "has a header too large to be a Gemma's")
+        raise file_error(path, "has a header too large for a Gemma model")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _error(path, f"has a damaged JSON header ({error})") from error
+        raise file_error(path, f"has a damaged JSON header ({error})") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     if len(counts) < len(pairs):
-        raise ValueError(f"{counts.most_common(1)[0][0]!r:.80} is there twice")
+        raise ValueError(f"{counts.most_common(1)[0][0]!r:.80} appears twice")
     return dict(pairs)
 
 
-def _info(path: Path, name: str, entry: Any, start: int, panelled: str | None) -> TensorInfo:
-    """Checks one tensor's description.
+def _check_info(path: Path, name: str, entry: Any, start: int, panels_description: str | None) -> TensorInfo:
+    """Check the description of a tensor.
 
     Args:
         path: The file.
-        name: Of the tensor.
+        name: The tensor.
         entry: Its description.
-        start: Where the data begins in the file.
-        panelled: What `__metadata__` says of it.
+        start: Offset of the data in the file.
+        panels_description: The tensor's entry in `__metadata__`.
     """
     where = f"tensor {name!r:.200}"
     match entry:
         case {"dtype": str(encoding), "shape": list(shape), "data_offsets": [begin, end], **rest} if not rest:
             pass
         case _:
-            raise _error(path, f"{where} is not described by dtype, shape and two data_offsets")
+            raise file_error(path, f"{where} needs a dtype, a shape and two data_offsets")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
-        raise _error(path, f"{where} has a shape or offset that is no reasonable whole number")
+        raise file_error(path, f"{where} has an invalid shape or offset")
     if encoding not in _BITS:
-        raise _error(path, f"{where} has the unknown dtype {encoding!r:.40}", f"use {_choices()}")
+        raise file_error(path, f"{where} has the unknown dtype {encoding!r:.40}", f"use {_list_dtypes()}")
     if len(shape) > MAX_AXES:
-        raise _error(path, f"{where} has {len(shape)} axes, more than {MAX_AXES}")
+        raise file_error(path, f"{where} has {len(shape)} axes, more than {MAX_AXES}")
     if math.prod(shape) * _BITS[encoding] != (end - begin) * 8:
-        raise _error(path, f"{where} of {encoding} {shape} does not fit its {end - begin} bytes")
+        raise file_error(path, f"{where} of {encoding} {shape} does not match its {end - begin} bytes")
     info = TensorInfo(tuple(shape), encoding, start + begin, end - begin)
-    return info if panelled is None or encoding != "U8" else _panels_info(path, where, info, panelled)
+    if panels_description is None or encoding != "U8":
+        return info
+    return _check_panels_info(path, where, info, panels_description)
 
 
-def _panels_info(path: Path, where: str, info: TensorInfo, described: str) -> TensorInfo:
-    """The tensor that bytes in panels stand for."""
+def _check_panels_info(path: Path, where: str, info: TensorInfo, described: str) -> TensorInfo:
+    """Return the tensor that is stored in panels."""
     match = _PANELS.fullmatch(described)
     if match is None or int(match[3]) % panels.GROUP or not int(match[2]) * int(match[3]):
-        raise _error(path, f"{where} is described as {described!r:.80}, not by an encoding, rows and inputs")
+        raise file_error(path, f"{where} is described as {described!r:.80}; it needs an encoding, rows and inputs")
     encoding, rows, width = match[1], int(match[2]), int(match[3])
     if info.nbytes != stored_bytes(encoding, rows, width):
-        raise _error(path, f"{where} of {described} does not fit its {info.nbytes} bytes")
+        raise file_error(path, f"{where} of {described} does not match its {info.nbytes} bytes")
     return TensorInfo((rows, width), encoding, info.offset, info.nbytes, panels=True)
 
 
 def stored_bytes(encoding: str, rows: int, width: int) -> int:
-    """Bytes of a tensor in panels as it is stored, filled up."""
+    """Return the size of a panel tensor in the file, with padding."""
     return -(-panels.packed_bytes(encoding, rows, width) // ALIGNMENT) * ALIGNMENT
 
 
 def _open_shards(folder: Path) -> SafetensorsFile:
-    shard_of = _shard_names(folder / INDEX)
+    shard_of = _read_index(folder / INDEX)
     tensors: dict[str, TensorInfo] = {}
     maps: dict[str, mmap.mmap] = {}
     for shard in sorted(set(shard_of.values())):
         file = _open_file(folder / shard)
         for name, info in file.tensors.items():
             if name in tensors:
-                raise _error(folder, f"tensor {name!r} is in {shard} and in another shard")
+                raise file_error(folder, f"tensor {name!r} is in {shard} and in another shard")
             tensors[name], maps[name] = info, file.maps[name]
         for name in (name for name, home in shard_of.items() if home == shard and name not in file.tensors):
-            raise _error(folder / shard, f"tensor {name!r} is missing, though {INDEX} names it")
+            raise file_error(folder / shard, f"tensor {name!r} is missing, although {INDEX} names it")
     return SafetensorsFile(folder, tensors, maps)
 
 
-def _shard_names(index: Path) -> dict[str, str]:
-    """Returns the shard of each tensor, a plain file name."""
-    shard_of = _parse(index, (_map(index) or b"")[: MAX_HEADER + 1].lstrip()).get("weight_map")
+def _read_index(index: Path) -> dict[str, str]:
+    """Return the shard of each tensor, a plain file name."""
+    shard_of = _parse_json(index, map_file(index)[: MAX_HEADER + 1].lstrip()).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        raise _error(index, "has no 'weight_map'")
+        raise file_error(index, "has no 'weight_map'")
     for name, shard in shard_of.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII):
-            raise _error(index, f"tensor {name!r:.200} is said to be in {shard!r:.80}, not in a shard beside it")
+            raise file_error(index, f"tensor {name!r:.200} is listed in {shard!r:.80}, not in a shard of this folder")
     return shard_of
 
 
@@ -256,8 +248,8 @@ class SafetensorsTensor(NamedTuple):
         name: Unique in the checkpoint.
         shape: Row-major.
         dtype: float32, float16 or bfloat16, or uint8 for panels.
-        produce: Makes the tensor when its turn comes, so that only one is ever held.
-        described: What panels stand for.
+        produce: Makes the tensor when it is written, so that memory holds only one.
+        described: Encoding, rows and inputs of a panel tensor.
     """
 
     name: str
@@ -268,70 +260,79 @@ class SafetensorsTensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Size in the file."""
+        """Size in the file in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_safetensors(
     folder: str | os.PathLike[str],
     tensors: Iterable[SafetensorsTensor],
-    shard_bytes: int = 5_000_000_000,
-    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] = METADATA,
 ) -> None:
-    """Writes `model.safetensors`, or shards with an index, into `folder` and replaces what was there.
+    """Write `model.safetensors`, or shards with an index, into a folder and replace a checkpoint that is there.
 
-    Everything is written beside its place and moved there at the end: a failure leaves nothing behind, and an
-    older checkpoint untouched.
+    The files are written to a temporary folder and moved once all are complete: a failure leaves an older checkpoint
+    unchanged and nothing else behind.
 
     Args:
-        folder: Made if it does not exist.
-        tensors: Filled into shards in this order; within a shard panels come first, then the wider dtypes.
-        shard_bytes: A shard holds at most so many bytes, or one tensor.
-        metadata: What each file says of itself; `transformers` asks for a format.
+        folder: The folder, made if it does not exist.
+        tensors: Assigned to shards in this order. Within a shard panels come first, then the wider dtypes.
+        shard_bytes: Maximum size of a shard in bytes; a larger tensor gets a shard of its own.
+        metadata: Metadata of each file.
 
     Raises:
         CheckpointError: A tensor cannot be written, or the disk is full or not writable.
     """
-    folder = Path(folder)
-    shards = _shards(folder, list(tensors), shard_bytes)
+    folder, tensors = Path(folder), list(tensors)
+    with temporary_path(folder, folder, sum(tensor.nbytes for tensor in tensors)) as temporary:
+        temporary.mkdir()
+        names = write_shards(temporary, tensors, shard_bytes, metadata)
+        sync_files(temporary)
+        _publish(temporary, folder, names)
+
+
+def write_shards(
+    folder: Path,
+    tensors: Sequence[SafetensorsTensor],
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] = METADATA,
+) -> list[str]:
+    """Write tensors to an empty folder and return the names of the shards.
+
+    Args:
+        folder: The folder, which exists.
+        tensors: As for `write_safetensors`.
+        shard_bytes: As for `write_safetensors`.
+        metadata: As for `write_safetensors`.
+
+    Raises:
+        CheckpointError: A tensor cannot be written.
+        OSError: The disk is full or not writable.
+    """
+    shards = _split_into_shards(folder, tensors, shard_bytes)
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    headers = [_header(shard, metadata) for shard in shards]
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
-    needed = total + sum(map(len, headers))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        partials = {name: folder / f"{name}.partial" for name in (*names, INDEX)}
-        try:
-            for name, header, shard in zip(names, headers, shards, strict=True):
-                _write(partials[name], header, shard)
-            if len(shards) > 1:
-                _write(partials[INDEX], _index(names, shards, total))
-            _publish(folder, names, partials)
-        except BaseException:
-            for partial in partials.values():
-                partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise _error(folder, f"cannot be written ({error.strerror})", "choose another place") from error
-        free = shutil.disk_usage(folder).free
-        raise _error(
-            folder, f"needs {needed:,} bytes where {free:,} are free", "make room or choose another disk"
-        ) from error
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, _pack_header(shard, metadata), shard)
+    if len(shards) > 1:
+        _write(folder / INDEX, _pack_index(names, shards))
+    return names
 
 
-def _shards(folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int) -> list[list[SafetensorsTensor]]:
+def _split_into_shards(
+    folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int
+) -> list[list[SafetensorsTensor]]:
     shards: list[list[SafetensorsTensor]] = [[]]
     seen, size = {"__metadata__"}, 0
     for tensor in tensors:
         if tensor.name in seen:
-            raise _error(folder, f"tensor {tensor.name!r} cannot be written twice", "give it another name")
+            raise file_error(folder, f"tensor {tensor.name!r} cannot be written twice", "give it another name")
         if tensor.dtype not in _ENCODINGS:
-            raise _error(folder, f"tensor {tensor.name!r} cannot be written as {tensor.dtype}", f"use {_choices()}")
+            raise file_error(
+                folder, f"tensor {tensor.name!r} cannot be written as {tensor.dtype}", f"use {_list_dtypes()}"
+            )
         if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append([])
             size = 0
@@ -342,11 +343,11 @@ def _shards(folder: Path, tensors: Sequence[SafetensorsTensor], shard_bytes: int
 
 
 def place_in_shard(tensor: SafetensorsTensor) -> tuple[bool, int]:
-    """What the tensors of a shard are sorted by: so all are aligned, which torch's views of the mapped file need."""
+    """Return the sort key of a shard's tensors: all are then aligned, as torch's views of the mapped file must be."""
     return tensor.described is None, -tensor.dtype.itemsize
 
 
-def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> bytes:
+def _pack_header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> bytes:
     described = {tensor.name: tensor.described for tensor in shard if tensor.described is not None}
     entries: dict[str, Any] = {"__metadata__": {**metadata, **described}}
     offset = 0
@@ -362,21 +363,20 @@ def _header(shard: Sequence[SafetensorsTensor], metadata: Mapping[str, str]) -> 
     return _LENGTH.pack(len(text)) + text
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[SafetensorsTensor]], total: int) -> bytes:
+def _pack_index(names: Sequence[str], shards: Sequence[Sequence[SafetensorsTensor]]) -> bytes:
     shard_of = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": shard_of}, indent=2).encode()
 
 
 def _write(path: Path, head: bytes, tensors: Sequence[SafetensorsTensor] = ()) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(head)
         for tensor in tensors:
-            file.write(_produced(tensor))
-        file.flush()
-        os.fsync(file.fileno())
+            file.write(_produce(tensor))
 
 
-def _produced(tensor: SafetensorsTensor) -> memoryview:
+def _produce(tensor: SafetensorsTensor) -> memoryview:
     array = tensor.produce()
     assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (
         f"{tensor.name}: {array.dtype}{array.shape} instead of {tensor.dtype}{tensor.shape}"
@@ -384,13 +384,13 @@ def _produced(tensor: SafetensorsTensor) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _publish(folder: Path, names: Sequence[str], partials: Mapping[str, Path]) -> None:
-    """Moves finished files to their places; at no instant can old and new shards be opened together."""
+def _publish(temporary: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move complete files to their places; at no moment can old and new shards be opened together."""
     if names == [SINGLE]:
-        partials[SINGLE].replace(folder / SINGLE)
+        (temporary / SINGLE).replace(folder / SINGLE)
         (folder / INDEX).unlink(missing_ok=True)
         return
-    for entry in (SINGLE, INDEX):
-        (folder / entry).unlink(missing_ok=True)
+    for name in (SINGLE, INDEX):
+        (folder / name).unlink(missing_ok=True)
     for name in (*names, INDEX):
-        partials[name].replace(folder / name)
+        (temporary / name).replace(folder / name)

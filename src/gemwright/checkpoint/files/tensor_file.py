@@ -1,4 +1,4 @@
-"""What every tensor file offers, whatever its format."""
+"""The interface of tensor files of every format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies in its file.
+    """The shape, encoding and place of a tensor in its file.
 
     Attributes:
         shape: Row-major, outermost axis first.
-        encoding: `"F32"`, `"F16"`, `"BF16"`, or a block quantisation such as `"Q4_K"`.
-        offset: First byte, counted from the start of the file.
+        encoding: `"F32"`, `"F16"`, `"BF16"`, or a block encoding such as `"Q4_K"`.
+        offset: Offset of the first byte from the start of the file.
         nbytes: Size in the file, in bytes.
-        panels: Whether its bytes lie as `kernels.panels` has them, not row by row.
+        panels: Whether the bytes are in the layout of `kernels.panels` instead of row by row.
     """
 
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class TensorInfo:
 
 
 class TensorFile(Protocol):
-    """A memory-mapped file of named tensors; opening one reads its header only."""
+    """A memory-mapped file of named tensors. Opening one reads its header only."""
 
     @property
     def path(self) -> Path:
@@ -37,25 +37,25 @@ class TensorFile(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor, in the file's order."""
+        """Every tensor, in the order of the file."""
         ...
 
     def read(self, name: str) -> NDArray[Any]:
-        """Returns a whole tensor.
+        """Return a whole tensor.
 
-        Plain encodings are read-only views of the mapped file in its own dtype; block quantisations are
-        decoded to a new float32 array.
+        A plain encoding gives a read-only view of the mapped file in its own dtype, a block encoding is decoded to a
+        new float32 array.
         """
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Returns `read(name)[start:stop]` and decodes no other row."""
+        """Return `read(name)[start:stop]` without decoding other rows."""
         ...
 
     def raw(self, name: str) -> NDArray[Any]:
-        """Returns a tensor's bytes, `(nbytes,)` uint8, as a read-only view of the mapped file."""
+        """Return a tensor's bytes, `(nbytes,)` uint8, as a read-only view of the mapped file."""
         ...
 
     def release(self, name: str) -> None:
-        """Gives back the memory that reading a tensor has mapped in; views of it stay good and map it in again."""
+        """Release the pages that reading a tensor mapped in. Views stay valid and map them in again."""
         ...

@@ -9,11 +9,12 @@ import pytest
 
 import gemwright
 from gemwright import api, tree
-from gemwright.checkpoint import prefetch
+from gemwright.checkpoint import prefetch, tokenizer_cache
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
+from gemwright.runtime import machine
 from gemwright.text.tokenizer import Tokenizer
 
 
@@ -21,11 +22,11 @@ def weights(model: gemwright.Model) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in tree.flatten(model.engine.params).items()}
 
 
-def test_what_is_read_early_is_what_is_read_later(demo_gguf: Path) -> None:
-    """Every weight to the last bit, in the same layout, and every id of the tokenizer."""
+def test_prefetched_weights_and_tokenizer_equal_those_read_later(demo_gguf: Path) -> None:
+    """Bit by bit, in the same layout, with every piece of the tokenizer."""
     later = api.load(demo_gguf)
     with GgufPrefetch(demo_gguf, native=True) as read:
-        repacked = read._arranged.result()
+        repacked = read._repacked.result()
         assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(repacked)
         sooner = api.load(demo_gguf, early=read)
     assert sooner.tokenizer.pieces == later.tokenizer.pieces
@@ -35,27 +36,25 @@ def test_what_is_read_early_is_what_is_read_later(demo_gguf: Path) -> None:
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
-def test_what_comes_too_late_is_arranged_by_the_load(demo_gguf: Path) -> None:
+def test_the_load_repacks_the_remaining_weights(demo_gguf: Path) -> None:
     with GgufPrefetch(demo_gguf, native=True) as read:
-        few = read.repacked()  # stops it
-        assert len(few) < 126
+        repacked = read.repacked()  # stops the thread
+        assert len(repacked) < 126
         model = api.load(demo_gguf, early=read)
     assert model.generate("Once upon a time", max_tokens=3, temperature=0.0).tokens
 
 
 @pytest.mark.parametrize("reason", ["dtype", "device", "memory"])
-def test_weights_wait_where_they_may_not_be_wanted(
-    demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, reason: str
-) -> None:
+def test_weights_are_not_repacked_for_another(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     if reason == "device":
         monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     if reason == "memory":
-        monkeypatch.setattr(host, "free_memory", lambda: 2 * demo_gguf.stat().st_size)
+        monkeypatch.setattr(machine, "free_memory", lambda: 2 * demo_gguf.stat().st_size)
     with GgufPrefetch(demo_gguf, native=reason != "dtype") as read:
-        assert read._arranged.result() == {}
+        assert read._repacked.result() == {}
 
 
-def test_leaving_stops_it(demo_gguf: Path) -> None:
+def test_leaving_the_block_stops_the_thread(demo_gguf: Path) -> None:
     interval = sys.getswitchinterval()
     with GgufPrefetch(demo_gguf, native=True) as read:
         read.file.result()
@@ -64,14 +63,14 @@ def test_leaving_stops_it(demo_gguf: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread in read._pool._threads]
 
 
-def test_a_damaged_file_is_told_as_ever(tmp_path: Path, demo_gguf: Path) -> None:
+def test_a_damaged_file_gives_the_same_error(tmp_path: Path, demo_gguf: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as direct:
         open_gguf(damaged)
-    with pytest.raises(CheckpointError) as early_told:
+    with pytest.raises(CheckpointError) as prefetched:
         gemwright.load(damaged)
-    assert str(early_told.value) == str(told.value)
+    assert str(prefetched.value) == str(direct.value)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +78,12 @@ def metadata(demo_gguf: Path) -> dict[str, Any]:
     return dict(open_gguf(demo_gguf).metadata)
 
 
-def test_a_tokenizer_is_kept(tmp_path: Path, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_is_cached(tmp_path: Path, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tokenizers"
     made = load_cached_tokenizer(metadata, folder)
     (file,) = folder.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "Vocabulary", None)  # nothing is made anew
+        patch.setattr(tokenizer_cache, "Vocabulary", None)  # nothing is made again
         read = load_cached_tokenizer(metadata, folder)
     assert read.pieces == made.pieces
     np.testing.assert_array_equal(read.vocabulary.scores, made.vocabulary.scores)
@@ -99,23 +98,23 @@ def test_a_tokenizer_is_kept(tmp_path: Path, metadata: dict[str, Any], monkeypat
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_tokenizer_that_cannot_be_kept_is_made(tmp_path: Path, metadata: dict[str, Any]) -> None:
+def test_a_tokenizer_that_cannot_be_cached_is_made(tmp_path: Path, metadata: dict[str, Any]) -> None:
     (tmp_path / "file").touch()
     assert isinstance(load_cached_tokenizer(metadata, tmp_path / "file" / "folder"), Tokenizer)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_reading_early_needs_no_jax(demo_gguf: Path) -> None:
+def test_prefetching_does_not_import_jax(demo_gguf: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gemwright.loading import reading\n"
         "with reading(Path(sys.argv[1]), native=True) as early:\n"
-        "    prefetch._arranged.result(); prefetch.tokenizer.result()\n"
+        "    early._repacked.result(); early.tokenizer.result()\n"
         "sys.exit('jax' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(demo_gguf)]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
 
-def test_memory_that_must_stay_free() -> None:
-    assert not prefetch._plenty(10**15)
-    assert prefetch._plenty(1)
+def test_free_memory_is_required() -> None:
+    assert not prefetch._has_memory_for(10**15)
+    assert prefetch._has_memory_for(1)
