@@ -113,7 +113,7 @@ def test_writing_ends_with_the_context(engine: Engine):
 def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
     prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (3, 70, 40, 1)]
     roomy = _tokens(_steps(engine, prompts, 60))
-    monkeypatch.setattr(schedule, "CAPACITIES", (100,))
+    monkeypatch.setattr(buckets, "CAPACITIES", (100,))
     assert _tokens(_steps(engine, prompts, 60)) == roomy
 
 
@@ -123,7 +123,7 @@ def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyP
     prompts = [random_ids(VOCAB, 3).tolist(), random_ids(VOCAB, 6, seed=1).tolist()]
     roomy = _tokens(_steps(engine, prompts, 40))
     compiled = programs.decode._cache_size()
-    monkeypatch.setattr(schedule, "CAPACITIES", (8, 64))
+    monkeypatch.setattr(buckets, "CAPACITIES", (8, 64))
     assert _tokens(_steps(engine, prompts, 40)) == roomy
     assert programs.decode._cache_size() == compiled
 

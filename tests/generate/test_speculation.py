@@ -214,7 +214,7 @@ def test_writing_ends_with_the_context(engine: Engine):
 @pytest.mark.usefixtures("eager")
 def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
     plain = _tokens(_run(engine, PROMPTS, LENGTH))
-    monkeypatch.setattr(schedule, "CAPACITIES", (50,))
+    monkeypatch.setattr(buckets, "CAPACITIES", (50,))
     assert _tokens(_run(engine, PROMPTS, LENGTH, _draft(engine))) == plain
 
 
