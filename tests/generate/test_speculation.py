@@ -218,6 +218,22 @@ def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, en
     assert _tokens(_run(engine, PROMPTS, LENGTH, _draft(engine))) == plain
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_sequences_end_at_stop_ids_and_limits(engine: Engine, right: float):
+    """The same steps as without speculation, -1 after each sequence's end included."""
+    whole = _tokens(_run(engine, PROMPTS, LENGTH))
+    truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, whole, strict=True)]
+    limits, stop_ids = [LENGTH, 9, LENGTH], [whole[2][20]]
+    plain = list(engine.generate(PROMPTS, SAMPLINGS, limits, stop_ids=stop_ids))
+    together = list(engine.generate(PROMPTS, SAMPLINGS, limits, proposer=Oracle(truth, right), stop_ids=stop_ids))
+    assert _tokens(together) == _tokens(plain)
+    written = [[token for token in tokens if token >= 0] for tokens in _tokens(plain)]
+    assert len(written[1]) <= 9
+    assert len(written[2]) <= 21
+    assert [tokens == whole[index][: len(tokens)] for index, tokens in enumerate(written)] == [True] * 3
+
+
 def test_a_caller_may_stop_asking(engine: Engine):
     endless = engine.generate(PROMPTS, SAMPLINGS, 10**9, top_logprobs=3, proposer=Lookup())
     assert _tokens(list(itertools.islice(endless, 5))) == _tokens(_run(engine, PROMPTS, 5))
