@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs
+from gemwright.generate.drafts import Lookup
 from gemwright.generate.engine import Engine, Step
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Config
@@ -62,6 +63,14 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
     return np.stack([step.tokens for step in steps], axis=1).tolist()
 
 
+def _written(steps: list[Step]) -> list[list[int]]:
+    """Return the tokens of each sequence up to its end, after which there is none."""
+    tokens = _tokens(steps)
+    lengths = [row.index(-1) if -1 in row else len(row) for row in tokens]
+    assert all(set(row[length:]) <= {-1} for row, length in zip(tokens, lengths, strict=True))
+    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+
+
 @pytest.mark.parametrize("length", [1, 2, 33, 150])
 def test_greedy_equals_the_naive_loop(engine: Engine, length: int):
     prompt = random_ids(VOCAB, length).tolist()
@@ -105,15 +114,16 @@ def test_the_penalty_counts_prompt_and_answer(engine: Engine):
 
 def test_writing_ends_with_the_context(engine: Engine):
     prompts = [random_ids(VOCAB, length).tolist() for length in (engine.config.max_length - 4, 7, 1, 2)]
-    tokens = _tokens(_steps(engine, prompts, 100))
+    tokens = _written(_steps(engine, prompts, 100))
     assert tokens[0] == _naive(engine, prompts[0], 4)
-    assert [len(row) for row in tokens] == [4] * 4
+    assert tokens[1:] == [_written(_steps(engine, [prompt], 100))[0] for prompt in prompts[1:]]
+    assert [len(written) for written in tokens] == [4, 100, 100, 100]
 
 
 def test_a_cache_that_grows_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
     prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (3, 70, 40, 1)]
     roomy = _tokens(_steps(engine, prompts, 60))
-    monkeypatch.setattr(schedule, "CAPACITIES", (100,))
+    monkeypatch.setattr(buckets, "CAPACITIES", (100,))
     assert _tokens(_steps(engine, prompts, 60)) == roomy
 
 
@@ -123,7 +133,7 @@ def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyP
     prompts = [random_ids(VOCAB, 3).tolist(), random_ids(VOCAB, 6, seed=1).tolist()]
     roomy = _tokens(_steps(engine, prompts, 40))
     compiled = programs.decode._cache_size()
-    monkeypatch.setattr(schedule, "CAPACITIES", (8, 64))
+    monkeypatch.setattr(buckets, "CAPACITIES", (8, 64))
     assert _tokens(_steps(engine, prompts, 40)) == roomy
     assert programs.decode._cache_size() == compiled
 
@@ -207,3 +217,71 @@ def test_tokens_do_not_depend_on_what_else_is_asked(engine: Engine, samplings: l
     assert _tokens(list(engine.generate(prompts, samplings, 30, top_logprobs=0))) == alone
     beside = [*samplings, Sampling(temperature=1.0)]
     assert _tokens(list(engine.generate([*prompts, random_ids(VOCAB, 9).tolist()], beside, 30)))[:3] == alone
+
+
+def _spread(engine: Engine, count: int) -> tuple[list[list[int]], list[Sampling], list[list[int]]]:
+    """Return prompts, settings and tokens of sampled texts, which hardly repeat themselves."""
+    prompts = [random_ids(VOCAB, length, seed=length).tolist() for length in (3, 17, 40)]
+    samplings = [Sampling(temperature=1.5, top_k=40, seed=seed) for seed in range(3)]
+    return prompts, samplings, _tokens(list(engine.generate(prompts, samplings, count)))
+
+
+def test_a_sequence_ends_at_its_stop_id_or_limit(engine: Engine):
+    prompts, samplings, whole = _spread(engine, 40)
+    stop = whole[0][12]
+    steps = list(engine.generate(prompts, samplings, [40, 30, 1], stop_ids=[stop, VOCAB - 1]))
+    for written, all_of_it, limit in zip(_written(steps), whole, (40, 30, 1), strict=True):
+        ends = [place + 1 for place, token in enumerate(all_of_it) if token in (stop, VOCAB - 1)]
+        assert written == all_of_it[: min([limit, *ends])]
+    assert len(steps) == max(map(len, _written(steps)))
+
+
+def test_decoding_ends_with_the_last_sequence(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """A stop id ends the work: no step is computed for sequences that have ended, in any call."""
+    prompts, samplings, whole = _spread(engine, 40)
+    lengths: list[list[int]] = []
+
+    def spy(*args: object) -> object:
+        choices, slots = decode(*args)
+        lengths.append(slots.state.lengths.tolist())
+        return choices, slots
+
+    decode = programs.decode
+    monkeypatch.setattr(programs, "decode", spy)
+    steps = list(engine.generate(prompts[:1], samplings[:1], 200, stop_ids=[whole[0][9]]))
+    count = len(steps)
+    assert [int(step.tokens[0]) for step in steps] == whole[0][:count]
+    assert count <= 10
+    assert lengths[-1] == [len(prompts[0]) + count - 1]
+
+
+def test_input_is_checked_when_called(engine: Engine):
+    for prompts, samplings, limits in [([[]], [GREEDY], 3), ([[1]], [], 3), ([[1], [2]], [GREEDY] * 2, [3])]:
+        with pytest.raises(GemwrightError):
+            engine.generate(prompts, samplings, limits)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("top_logprobs", [None, 2])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0)])
+def test_numbers_that_are_not_finite_are_an_error(
+    engine: Engine, value: float, top_logprobs: int | None, sampling: Sampling
+):
+    norm = engine.params.final_norm.at[3].set(value)
+    damaged = replace(engine, params=replace(engine.params, final_norm=norm))
+    with pytest.raises(GemwrightError, match="logits are not finite"):
+        list(damaged.generate([[1, 2]], [sampling], 3, top_logprobs))
+    with pytest.raises(GemwrightError, match="logits are not finite"):
+        damaged.score([[1, 2]])
+
+
+def test_numbers_that_are_not_finite_later_are_an_error(engine: Engine):
+    """Of a token that the prompt does not have: found while decoding, with draft tokens or without."""
+    (prompt, *_), (sampling, *_), (whole, *_) = _spread(engine, 40)
+    place = next(i for i, token in enumerate(whole) if token not in prompt and token not in whole[:i])
+    embed = engine.params.embed.at[whole[place], 0].set(np.nan)
+    head = engine.params.embed if engine.params.head is None else engine.params.head
+    damaged = replace(engine, params=replace(engine.params, embed=embed, head=head))
+    for proposer in (None, Lookup()):
+        with pytest.raises(GemwrightError, match="logits are not finite"):
+            list(damaged.generate([prompt], [sampling], 40, proposer=proposer))

@@ -48,15 +48,15 @@ def test_chunks_hold_every_token_once_and_part_no_block(layouts: list[Any]):
         assert np.concatenate([np.asarray(c.tokens)[row, c.valid[row]] for c in cut]).tolist() == list(ids)
         if not isinstance(prompt, Prompt):
             continue
-        kept = [(np.asarray(c.soft_tokens.blocks)[row, c.valid[row]]) for c in cut if c.soft_tokens is not None]
-        assert np.concatenate(kept).tolist() == prompt.blocks.tolist()
+        kept = [(np.asarray(c.soft_tokens.groups)[row, c.valid[row]]) for c in cut if c.soft_tokens is not None]
+        assert np.concatenate(kept).tolist() == prompt.groups.tolist()
         homes = [set(part[part >= 0].tolist()) for part in kept]
         assert sum(map(len, homes)) == len(set().union(*homes))
         places = np.asarray(ids) == SOFT_TOKEN
         rows = np.concatenate(
-            [np.asarray(c.soft_tokens.rows)[row, c.valid[row]] for c in cut if c.soft_tokens is not None]
+            [np.asarray(c.soft_tokens.embeddings)[row, c.valid[row]] for c in cut if c.soft_tokens is not None]
         )
-        np.testing.assert_array_equal(rows[places], prompt.rows)
+        np.testing.assert_array_equal(rows[places], prompt.soft_tokens)
     assert all(c.tokens.shape[1] in CHUNKS or c.tokens.shape[1] % CHUNKS[-1] == 0 for c in cut)
 
 
@@ -66,8 +66,8 @@ def _alone(engine: Engine, prompt: Prompt | list[int], after: list[int]) -> np.n
     soft_tokens = None
     if isinstance(prompt, Prompt):
         rows = np.zeros((1, len(ids), WIDTH), np.float32)
-        rows[0, np.asarray(ids) == SOFT_TOKEN] = prompt.rows
-        blocks = np.concatenate([prompt.blocks, np.full(len(after), -1, np.int32)])
+        rows[0, np.asarray(ids) == SOFT_TOKEN] = prompt.soft_tokens
+        blocks = np.concatenate([prompt.groups, np.full(len(after), -1, np.int32)])
         soft_tokens = SoftTokens(jnp.asarray(rows), jnp.asarray(blocks)[None])
     hidden, _ = forward(engine.config, engine.params, jnp.asarray([ids]), soft_tokens=soft_tokens)
     scores = np.asarray(logits(engine.config, engine.params, hidden[0]), np.float64)
@@ -103,7 +103,7 @@ def test_a_text_is_scored_behind_a_picture():
     config = CONFIGS["capped"]
     engine = Engine(config, make_weights(config), VOCAB)
     prompt, text = _prompt([("prefix", 2), ("text", 1)]), [5, 9, 2, 30]
-    whole = Prompt([*prompt.ids, *text], prompt.rows, np.append(prompt.blocks, [-1] * 4).astype(np.int32))
+    whole = Prompt([*prompt.ids, *text], prompt.soft_tokens, np.append(prompt.groups, [-1] * 4).astype(np.int32))
     expected = _alone(engine, prompt, text)[2:-1][range(4), text]
     np.testing.assert_allclose(engine.score([whole])[0][2:], expected, rtol=0, atol=LOGPROB)
 

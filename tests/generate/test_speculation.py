@@ -109,11 +109,11 @@ def test_rows_without_a_top_k_read_as_without_speculation(engine: Engine):
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("rows", [speculation.MOST_ROWS, speculation.MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [speculation.MAX_SEQUENCES, speculation.MAX_SEQUENCES + 1])
 def test_large_batches_are_decoded_plainly(engine: Engine, rows: int):
     prompts = [random_ids(VOCAB, 6, seed=1).tolist() * 3] * rows
     steps = list(engine.generate(prompts, [Sampling()] * rows, 12, proposer=Lookup()))
-    assert any(step.proposed.any() for step in steps) == (rows == speculation.MOST_ROWS)
+    assert any(step.proposed.any() for step in steps) == (rows == speculation.MAX_SEQUENCES)
 
 
 @pytest.mark.usefixtures("eager")
@@ -168,7 +168,7 @@ def test_sampled_tokens_follow_the_models_distribution(monkeypatch: pytest.Monke
     The guess is the same in every row: the likeliest pair, which is right in some rows only.
     """
     engine, prompt, rows = _engine("multi-query"), random_ids(VOCAB, 8).tolist(), 2000
-    monkeypatch.setattr(speculation, "MOST_ROWS", rows)  # so many small batches would take minutes
+    monkeypatch.setattr(speculation, "MAX_SEQUENCES", rows)  # so many small batches would take minutes
     tokens = range(VOCAB)
     first = _probabilities(engine, [prompt])[0]
     second = _probabilities(engine, [[*prompt, token] for token in tokens])
@@ -208,14 +208,30 @@ def test_writing_ends_with_the_context(engine: Engine):
     prompts = [random_ids(VOCAB, length).tolist() for length in (engine.config.max_length - 5, 7, 1)]
     plain = _tokens(_run(engine, prompts, 100))
     assert _tokens(_run(engine, prompts, 100, _draft(engine))) == plain
-    assert [len(row) for row in plain] == [5, 5, 5]
+    assert [sum(token >= 0 for token in row) for row in plain] == [5, 100, 100]
 
 
 @pytest.mark.usefixtures("eager")
 def test_caches_that_grow_give_the_same_text(monkeypatch: pytest.MonkeyPatch, engine: Engine):
     plain = _tokens(_run(engine, PROMPTS, LENGTH))
-    monkeypatch.setattr(schedule, "CAPACITIES", (50,))
+    monkeypatch.setattr(buckets, "CAPACITIES", (50,))
     assert _tokens(_run(engine, PROMPTS, LENGTH, _draft(engine))) == plain
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_sequences_end_at_stop_ids_and_limits(engine: Engine, right: float):
+    """The same steps as without speculation, -1 after each sequence's end included."""
+    whole = _tokens(_run(engine, PROMPTS, LENGTH))
+    truth = [prompt + tokens for prompt, tokens in zip(PROMPTS, whole, strict=True)]
+    limits, stop_ids = [LENGTH, 9, LENGTH], [whole[2][20]]
+    plain = list(engine.generate(PROMPTS, SAMPLINGS, limits, stop_ids=stop_ids))
+    together = list(engine.generate(PROMPTS, SAMPLINGS, limits, proposer=Oracle(truth, right), stop_ids=stop_ids))
+    assert _tokens(together) == _tokens(plain)
+    written = [[token for token in tokens if token >= 0] for tokens in _tokens(plain)]
+    assert len(written[1]) <= 9
+    assert len(written[2]) <= 21
+    assert [tokens == whole[index][: len(tokens)] for index, tokens in enumerate(written)] == [True] * 3
 
 
 def test_a_caller_may_stop_asking(engine: Engine):

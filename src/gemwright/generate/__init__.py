@@ -1,1 +1,1 @@
-"""Text or token ids to more tokens."""
+"""Generation: token ids in, token ids out."""

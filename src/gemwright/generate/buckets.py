@@ -1,24 +1,24 @@
-"""Few shapes: the chunk sizes in which prompts are fed and the capacities by which caches grow.
+"""Sizes of prefill chunks, KV caches and decode calls: few, so that few programs are compiled.
 
-A model compiles two prefill programs per chunk size and capacity, one of them for a prompt's end, and one decoding
-program per capacity. Speculation has one decoding program per size and capacity.
+A model compiles two prefill programs per chunk size and capacity, one of them for the end of a prompt, and one decoding
+program per capacity. Speculation has one program per number of verified tokens and capacity.
 """
 
 import time
 
 CHUNKS = (32, 128, 512)
-"""Tokens of a prompt that are fed in one call."""
+"""Numbers of tokens per sequence in a prefill call."""
 CAPACITIES = (1024, 4096, 16_384, 65_536, 131_072)
-"""Tokens that a cache has room for."""
+"""Capacities of KV caches in tokens."""
 VERIFIED = (4, 8)
-"""Tokens of a row, the pending one and guesses, that speculation verifies in one call."""
+"""Numbers of tokens per sequence that speculation verifies in one call: the last token and draft tokens."""
 
 CALL_SECONDS = 0.05
-"""A call that decodes should take no longer, for texts to appear smoothly and to end soon."""
+"""Maximum duration of a decode call in seconds, so that text appears smoothly and ends promptly."""
 
 
 class StepsPerCall:
-    """How many tokens to decode in the next call: one at first, which is wanted soon, then by how long they take."""
+    """The number of tokens per decode call: one first, then as many as fit in `CALL_SECONDS`."""
 
     def __init__(self, most: int):
         self.count = 1
@@ -26,7 +26,7 @@ class StepsPerCall:
         self._last: float | None = None
 
     def record(self, count: int) -> None:
-        """Learn that `count` more tokens have come."""
+        """Record that `count` more tokens have been decoded."""
         now = time.perf_counter()
         if self._last is not None:
             self.count = max(1, min(self._most, int(CALL_SECONDS * count / (now - self._last))))
@@ -34,9 +34,9 @@ class StepsPerCall:
 
 
 def chunk(rest: int, least: int = 0) -> int:
-    """The next chunk of a prompt that has `rest` tokens left, the first `least` of which cannot be parted.
+    """Return the size of the next chunk of a prompt with `rest` tokens left, the first `least` of them indivisible.
 
-    At most half of it is padding, unless it is the smallest or one that cannot be parted.
+    At most half of it is padding, unless it is the smallest size or its tokens are indivisible.
     """
     if least > CHUNKS[-1]:
         return -(-least // CHUNKS[-1]) * CHUNKS[-1]
@@ -47,6 +47,6 @@ def chunk(rest: int, least: int = 0) -> int:
 
 
 def capacity(length: int, context: int) -> int:
-    """Room to give a cache that must hold `length` tokens, of a model whose context is `context`."""
+    """Return the capacity of a cache for `length` tokens, at most the model's maximum length `context`."""
     enough = [size for size in CAPACITIES if size >= length]
     return min(enough[0] if enough else context, context)

@@ -1,7 +1,7 @@
-"""Prompts in, tokens out. The engine sees token ids only; text, chats and images are made into ids above it."""
+"""The engine: prompts in, tokens out. It works on token ids only; text, chats and images become ids above it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs, speculation
-from gemwright.generate.programs import DecodeOptions, SampledTokens
-from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks
+from gemwright.generate.drafts import Proposer, refuse_recurrent
+from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
+from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_ids
 from gemwright.generate.sampling import BatchedSampling, Sampling, candidate_count
-from gemwright.generate.speculation import Proposer
-from gemwright.generate.step import Step, from_choice, from_choices
+from gemwright.generate.slots import Slots, stop_table
+from gemwright.generate.step import Step, from_choice, from_choices, require_finite
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
@@ -28,8 +29,8 @@ class Engine:
     Attributes:
         config: The model.
         params: Its weights, on the device.
-        vocabulary: Number of real ids; rows of the table beyond it are never chosen.
-        state_dtype: Of the keys and values of earlier tokens; see `gemwright.precision.cache_dtype`.
+        vocabulary: Number of real ids; higher ones are padding of the table and never chosen.
+        state_dtype: Dtype of the KV caches; see `gemwright.precision.cache_dtype`.
     """
 
     config: Config
@@ -41,85 +42,87 @@ class Engine:
         self,
         prompts: Sequence[Ids | Prompt],
         samplings: Sequence[Sampling],
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         top_logprobs: int | None = None,
         proposer: Proposer | None = None,
+        stop_ids: Iterable[int] = (),
     ) -> Iterator[Step]:
-        """Continue every prompt, one step at a time, until `max_tokens` or until the caller stops asking.
+        """Continue every prompt, one token of each per step, until all have ended or the caller stops iterating.
 
-        A row's tokens depend neither on the other rows nor on what a proposer guesses, but for rounding, which may
-        differ with the size of the batch. What a row gives after its own end means nothing.
-        With `top_logprobs`, log-probabilities are reported too, and those of as many of the likeliest tokens.
+        A sequence's tokens depend neither on the other sequences nor on draft tokens, except for rounding, which may
+        differ with the size of the batch. After its end a sequence costs nothing, and its tokens are -1.
+
+        Args:
+            prompts: one per sequence.
+            samplings: one per sequence.
+            max_tokens: maximum number of new tokens, for all or for each sequence; the model's maximum length is
+                another limit.
+            top_logprobs: report log-probabilities, and those of this many of the likeliest tokens.
+            proposer: where draft tokens for speculation come from.
+            stop_ids: ids that end a sequence. They are reported as its last token.
 
         Raises:
-            GemwrightError: a prompt is empty or longer than the context, or holds an id that the model lacks; or the
-                model cannot speculate.
+            GemwrightError: when called, if a prompt is empty, longer than the model's maximum length or holds an
+                unknown id, or if the model cannot speculate; while iterating, if logits are not finite.
         """
         self._check(prompts)
-        if proposer is not None:
-            speculation.refuse_recurrent(self.config)
-            proposer = proposer if len(prompts) <= speculation.MOST_ROWS else None
-        longest = max(len(prompt) for prompt in prompts)
-        max_tokens = min(max_tokens, self.config.max_length - longest)
-        state, hidden = self._prefill(prompts, slack=0 if proposer is None else speculation.SLACK)
-        seen = self._seen(prompts) if any(s.repetition_penalty != 1.0 for s in samplings) else None
-        options = DecodeOptions(self.vocabulary, candidate_count(samplings), seen is not None, top_logprobs)
-        batched = BatchedSampling.stack(samplings)
-
-        first = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, seen)
-        if proposer is not None:
-            texts = [list(_ids(prompt)) for prompt in prompts]
-            yield from self._speculate(proposer, options, texts, state, batched, seen, max_tokens, first)
-            return
-        yield from_choice(first)
-        token, ahead, steps = first.token, buckets.StepsPerCall(programs.MAX_STEPS_PER_CALL), iter(())
-        longest, end = longest + 1, longest + max_tokens
-        while longest < end:
-            count = min(ahead.count, end - longest)
-            longest += count
-            state = self._room(state, longest - 1)
-            choices, token, state, seen = programs.decode(
-                self.config, options, self.params, token, state, batched, seen, count
+        limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+        if not len(prompts) == len(samplings) == len(limits):
+            raise GemwrightError(
+                f"There are {len(prompts)} prompts, {len(samplings)} samplings and {len(limits)} token limits; "
+                "give one for each prompt."
             )
-            # The device works on these tokens while the caller is busy with those before.
-            yield from steps
-            steps = self._made(choices, count, ahead)
-        yield from steps
+        if proposer is not None:
+            refuse_recurrent(self.config)
+            proposer = proposer if len(prompts) <= speculation.MAX_SEQUENCES else None
+        limits = [min(n, self.config.max_length - len(prompt)) for n, prompt in zip(limits, prompts, strict=True)]
+        return self._generate(prompts, samplings, limits, top_logprobs, proposer, sorted(set(stop_ids)))
 
-    def _made(self, choices: SampledTokens, count: int, ahead: buckets.StepsPerCall) -> Iterator[Step]:
-        steps = from_choices(choices, count)
-        ahead.record(count)
-        yield from steps
-
-    def _speculate(
+    def begin(
         self,
-        proposer: Proposer,
+        prompts: Sequence[Ids | Prompt],
+        samplings: Sequence[Sampling],
+        max_tokens: Sequence[int],
         options: DecodeOptions,
-        texts: list[list[int]],
-        state: DecodeState,
-        batched: BatchedSampling,
-        seen: jax.Array | None,
-        max_tokens: int,
-        first: SampledTokens,
-    ) -> Iterator[Step]:
-        """The rest of `generate`, several tokens at a time where guesses stand."""
-        rings = with_slack(self.config, speculation.SLACK)
+        stop_ids: Iterable[int] = (),
+        state: DecodeState | None = None,
+    ) -> tuple[Step, Slots]:
+        """Prefill prompts and choose the first token of each.
 
-        def verify(tokens: NDArray[np.int32], valid: NDArray[np.bool_]) -> tuple[SampledTokens, NDArray[np.int32]]:
-            nonlocal state, seen
-            length = max(len(text) + int(row.sum()) - 1 for text, row in zip(texts, valid, strict=True))
-            state = with_room(state, rings, length, buckets.capacity(length, self.config.max_length))
-            choice, taken, state, seen = programs.verify(
-                self.config, options, self.params, tokens, valid, state, batched, seen
-            )
-            return choice, np.asarray(taken)
+        Args:
+            prompts: one per sequence.
+            samplings: one per sequence.
+            max_tokens: maximum number of new tokens of each sequence, at least 1.
+            options: see `options`.
+            stop_ids: ids that end a sequence.
+            state: what to prefill into, donated, with room for the prompts; a new one unless given. It may hold the
+                first tokens of each prompt, less than all of them, as many as its lengths say.
 
-        return speculation.decode(verify, proposer, texts, max_tokens, from_choice(first))
+        Returns:
+            The first tokens, and the slots to continue with `programs.decode`, one per prompt.
+
+        Raises:
+            GemwrightError: logits are not finite.
+        """
+        state, hidden = self._prefill(prompts, self._empty(prompts) if state is None else state)
+        seen = self._seen(prompts) if options.penalty else None
+        batched = BatchedSampling.stack(samplings)
+        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, seen)
+        first, table = from_choice(choice), stop_table([stop_ids := tuple(stop_ids)] * len(prompts))
+        require_finite(first.tokens != NOT_FINITE)
+        remaining = np.where(np.isin(first.tokens, stop_ids), 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
+        slots = Slots(state, choice.token, jax.device_put(remaining), jax.device_put(table), batched, seen)
+        return first, slots
+
+    def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:
+        """Return the options of programs that decode sequences with these settings."""
+        has_penalty = any(sampling.repetition_penalty != 1.0 for sampling in samplings)
+        return DecodeOptions(self.vocabulary, candidate_count(samplings), has_penalty, top_logprobs)
 
     def score(self, prompts: Sequence[Ids | Prompt]) -> list[NDArray[np.float32]]:
-        """Natural log-probability of every id of each row given those before it, from the second on.
+        """Return the natural log-probability of every id of each prompt given those before it, from the second on.
 
-        Within a block, whose tokens see what comes after them, the numbers mean nothing.
+        Within a group, whose tokens attend to later ones, the numbers are undefined.
 
         Raises:
             GemwrightError: as for `generate`.
@@ -127,17 +130,88 @@ class Engine:
         self._check(prompts)
         state = self._empty(prompts)
         scores: list[list[float]] = [[] for _ in prompts]
-        for chunk in chunks(_fed(prompts)):
+        for chunk in chunks(_scored(prompts)):
             targets = np.zeros(chunk.valid.shape, np.int32)
-            for row, start in enumerate(chunk.starts):
-                following = np.asarray(_ids(prompts[row])[start + 1 : start + 1 + chunk.valid.shape[1]], np.int32)
-                targets[row, : len(following)] = np.maximum(following, 0)
+            for index, start in enumerate(chunk.starts):
+                following = token_ids(prompts[index])[start + 1 : start + 1 + chunk.valid.shape[1]]
+                targets[index, : len(following)] = np.maximum(np.asarray(following, np.int32), 0)
             part, state = programs.score(
                 self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.soft_tokens
             )
-            for row, valid in enumerate(chunk.valid):
-                scores[row] += np.asarray(part)[row, valid].tolist()
-        return [np.asarray(row[: len(prompt) - 1], np.float32) for row, prompt in zip(scores, prompts, strict=True)]
+            part = np.asarray(part)
+            require_finite(np.isfinite(part[chunk.valid]))
+            for index, valid in enumerate(chunk.valid):
+                scores[index] += part[index, valid].tolist()
+        return [np.asarray(part[: len(prompt) - 1], np.float32) for part, prompt in zip(scores, prompts, strict=True)]
+
+    def _generate(
+        self,
+        prompts: Sequence[Ids | Prompt],
+        samplings: Sequence[Sampling],
+        limits: list[int],
+        top_logprobs: int | None,
+        proposer: Proposer | None,
+        stop_ids: list[int],
+    ) -> Iterator[Step]:
+        """Run `generate` on checked arguments; `limits` are at least 1."""
+        options = self.options(samplings, top_logprobs)
+        state = self._empty(prompts, slack=0 if proposer is None else speculation.SLACK)
+        first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state)
+        if proposer is None:
+            yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids)
+        else:
+            texts = [list(token_ids(prompt)) for prompt in prompts]
+            yield from self._speculate(proposer, options, slots, first, texts, limits, stop_ids)
+
+    def _decode(
+        self,
+        options: DecodeOptions,
+        slots: Slots,
+        first: Step,
+        lengths: list[int],
+        limits: list[int],
+        stop_ids: list[int],
+    ) -> Iterator[Step]:
+        yield first
+        ahead, pending, made = buckets.StepsPerCall(programs.MAX_STEPS_PER_CALL), None, 1
+        length, limit = np.asarray(lengths), np.asarray(limits)
+        active = (limit > 1) & ~np.isin(first.tokens, stop_ids)
+        while active.any():
+            count = min(ahead.count, int(limit[active].max()) - made)
+            made += count
+            slots = self._with_room(slots, int((length + np.minimum(made, limit))[active].max()) - 1)
+            choices, slots = programs.decode(self.config, options, self.params, slots, count)
+            active &= limit > made
+            # The device decodes these tokens while the caller handles those of the call before.
+            if pending is not None and (steps := from_choices(pending)):
+                ahead.record(len(steps))
+                yield from steps
+                active &= (steps[-1].tokens != NO_TOKEN) & ~np.isin(steps[-1].tokens, stop_ids)
+            pending = choices
+        if pending is not None:
+            yield from from_choices(pending)
+
+    def _speculate(
+        self,
+        proposer: Proposer,
+        options: DecodeOptions,
+        slots: Slots,
+        first: Step,
+        texts: list[list[int]],
+        limits: list[int],
+        stop_ids: list[int],
+    ) -> Iterator[Step]:
+        """Decode several tokens per pass while draft tokens are accepted."""
+        config = with_slack(self.config, speculation.SLACK)
+
+        def verify(tokens: NDArray[np.int32], valid: NDArray[np.bool_]) -> speculation.Verified:
+            nonlocal slots
+            length = max(len(text) + int(part.sum()) - 1 for text, part in zip(texts, valid, strict=True))
+            slots = self._with_room(slots, length, config)
+            choice, taken, slots = programs.verify(self.config, options, self.params, tokens, valid, slots)
+            return choice, np.asarray(taken)
+
+        return speculation.decode(verify, proposer, texts, limits, first, frozenset(stop_ids))
 
     def _check(self, prompts: Sequence[Ids | Prompt]) -> None:
         for prompt in prompts:
@@ -145,20 +219,21 @@ class Engine:
                 raise GemwrightError("A prompt is empty; it needs at least one token.")
             if len(prompt) >= self.config.max_length:
                 raise GemwrightError(
-                    f"The prompt has {len(prompt)} tokens and the model's context is {self.config.max_length}; shorten it."
+                    f"The prompt has {len(prompt)} tokens and the model's context is {self.config.max_length}; "
+                    "shorten it."
                 )
             lowest = SOFT_TOKEN if isinstance(prompt, Prompt) else 0
-            if not lowest <= min(_ids(prompt)) <= max(_ids(prompt)) < self.vocabulary:
-                raise GemwrightError(f"Token ids must lie between 0 and {self.vocabulary - 1}.")
+            if not lowest <= min(token_ids(prompt)) <= max(token_ids(prompt)) < self.vocabulary:
+                raise GemwrightError(f"Token ids must be between 0 and {self.vocabulary - 1}.")
 
     def _empty(self, prompts: Sequence[Ids | Prompt], slack: int = 0) -> DecodeState:
         capacity = buckets.capacity(max(map(len, prompts)), self.config.max_length)
         return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.state_dtype)
 
-    def _prefill(self, prompts: Sequence[Ids | Prompt], slack: int) -> tuple[DecodeState, jax.Array]:
-        """The state of all tokens, and what the last of each row gave."""
-        state, hidden = self._empty(prompts, slack), None
-        for chunk in chunks(prompts):
+    def _prefill(self, prompts: Sequence[Ids | Prompt], state: DecodeState) -> tuple[DecodeState, jax.Array]:
+        """Return the state after the prompts, and the hidden state of the last token of each."""
+        hidden = None
+        for chunk in chunks(prompts, np.asarray(state.lengths).tolist()):
             state, last = programs.prefill(
                 self.config, self.params, chunk.tokens, chunk.valid, state, chunk.soft_tokens, last=chunk.last
             )
@@ -167,23 +242,21 @@ class Engine:
         assert hidden is not None
         return state, hidden
 
-    def _room(self, state: DecodeState, length: int) -> DecodeState:
-        """The state with room for `length` tokens."""
-        return with_room(state, self.config, length, buckets.capacity(length, self.config.max_length))
+    def _with_room(self, slots: Slots, length: int, config: Config | None = None) -> Slots:
+        """Return the slots with room for `length` tokens, growing their caches by buckets."""
+        capacity = buckets.capacity(length, self.config.max_length)
+        state = with_room(slots.state, config or self.config, length, capacity)
+        return slots if state is slots.state else replace(slots, state=state)
 
     def _seen(self, prompts: Sequence[Ids | Prompt]) -> jax.Array:
         seen = np.zeros((len(prompts), self.config.vocab), bool)
-        for row, prompt in zip(seen, prompts, strict=True):
-            row[[token for token in _ids(prompt) if token != SOFT_TOKEN]] = True
+        for tokens, prompt in zip(seen, prompts, strict=True):
+            tokens[[token for token in token_ids(prompt) if token != SOFT_TOKEN]] = True
         return jnp.asarray(seen)
 
 
-def _fed(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:
-    """What must be seen to score a text: all but the last token, unless that is part of a block."""
+def _scored(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:
+    """Return the tokens to score a text by: all but the last, unless that is in a group."""
     if any(isinstance(prompt, Prompt) and prompt.groups[-1] >= 0 for prompt in prompts):
         return prompts
     return [prompt[:-1] for prompt in prompts]
-
-
-def _ids(prompt: Ids | Prompt) -> Ids:
-    return prompt.ids if isinstance(prompt, Prompt) else prompt

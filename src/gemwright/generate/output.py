@@ -1,9 +1,10 @@
-"""From the engine's tokens to text: one writer per row detokenises, watches for the end and keeps the record."""
+"""From the engine's tokens to text: detokenize each sequence, find its end and record its tokens."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gemwright.generate.programs import NO_TOKEN
 from gemwright.generate.step import Step
 from gemwright.text.stop import StopStrings
 from gemwright.text.tokenizer import TextStream, Tokenizer
@@ -13,17 +14,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote.
+    """A completed text.
 
     Attributes:
-        text: Without the stop string or token that ended it.
-        tokens: Its ids, the stop token not among them.
-        logprobs: Natural logarithm of the model's probability of each token; empty unless asked for.
-        top_logprobs: For each token the likeliest ids and their log-probabilities, as many as were asked for.
-        finish_reason: "stop" if the model or a stop string ended it, "length" if it was cut off.
+        text: The text, without the stop string or token that ended it.
+        tokens: Its ids, without the stop token.
+        logprobs: Natural logarithm of the model's probability of each token; empty unless requested.
+        top_logprobs: For each token, the likeliest ids and their log-probabilities; empty unless requested.
+        finish_reason: "stop" if a stop token or string ended it, "length" if it was cut off.
         prompt_tokens: Length of the prompt in tokens.
-        proposed: Tokens that speculation guessed.
-        accepted: Guesses that stood.
+        proposed: Number of draft tokens that were verified.
+        accepted: Number of draft tokens that were accepted.
     """
 
     text: str
@@ -37,7 +38,7 @@ class Completion:
 
 
 class Stream:
-    """The pieces of a text as they are written, and the whole of it once they are all there."""
+    """A text as a stream of pieces, and its completion."""
 
     def __init__(self, batches: "OutputBatch"):
         self._batch = batches
@@ -47,12 +48,12 @@ class Stream:
 
     @property
     def completion(self) -> Completion:
-        """What has been written so far; all of it after the last piece."""
+        """Return the completion so far; it is complete after the last piece."""
         return self._batch.completions[0]
 
 
 class OutputBatch:
-    """Rows that are written together. Iterating gives the new text of every row at each step."""
+    """Sequences that are generated together. Iterating gives the new text of every sequence at each step."""
 
     def __init__(
         self,
@@ -64,19 +65,21 @@ class OutputBatch:
     ):
         stops = frozenset(stop_ids)
         self._steps = steps
-        self._rows = [_Sequence(tokenizer.stream(), StopStrings(stop_strings), stops, count) for count in prompt_tokens]
+        self._sequences = [
+            _Sequence(tokenizer.stream(), StopStrings(stop_strings), stops, count) for count in prompt_tokens
+        ]
 
     def __iter__(self) -> Iterator[list[str]]:
         for step in self._steps:
-            yield [row.take(step, index) for index, row in enumerate(self._rows)]
-            if all(row.ended for row in self._rows):
+            yield [sequence.take(step, index) for index, sequence in enumerate(self._sequences)]
+            if all(sequence.ended for sequence in self._sequences):
                 return
-        yield [row.close("length") for row in self._rows]
+        yield [sequence.close("length") for sequence in self._sequences]
 
     @property
     def completions(self) -> list[Completion]:
-        """What has been written so far."""
-        return [row.completion() for row in self._rows]
+        """Return the completions so far."""
+        return [sequence.completion() for sequence in self._sequences]
 
 
 @dataclass
@@ -94,24 +97,26 @@ class _Sequence:
     finish_reason: FinishReason = "length"
     ended: bool = False
 
-    def take(self, step: Step, row: int) -> str:
-        """The text that a step adds; empty once the row has ended."""
-        token = int(step.tokens[row])
+    def take(self, step: Step, index: int) -> str:
+        """Add a step and return its text, which is empty after the end."""
+        token = int(step.tokens[index])
         if self.ended:
             return ""
-        self.proposed += int(step.proposed[row])
-        self.accepted += int(step.accepted[row])
+        if token == NO_TOKEN:
+            return self.close("length")
+        self.proposed += int(step.proposed[index])
+        self.accepted += int(step.accepted[index])
         if token in self.stop_ids:
             return self.close("stop")
         self.tokens.append(token)
         if step.logprobs is not None and step.top_tokens is not None and step.top_logprobs is not None:
-            self.logprobs.append(float(step.logprobs[row]))
-            likeliest = zip(step.top_tokens[row].tolist(), step.top_logprobs[row].tolist(), strict=True)
+            self.logprobs.append(float(step.logprobs[index]))
+            likeliest = zip(step.top_tokens[index].tolist(), step.top_logprobs[index].tolist(), strict=True)
             self.top_logprobs.append(dict(likeliest))
         return self._write(*self.stop_strings.push(self.stream.push(token)))
 
     def close(self, finish_reason: FinishReason) -> str:
-        """The text that was held back, at the end of the row."""
+        """End the text and return what was held back of it."""
         if self.ended:
             return ""
         piece = self._write(*self.stop_strings.push(self.stream.finish()))
@@ -128,11 +133,12 @@ class _Sequence:
         return piece
 
     def completion(self) -> Completion:
+        """Return a copy of the record so far."""
         return Completion(
             self.text,
-            self.tokens,
-            self.logprobs,
-            self.top_logprobs,
+            list(self.tokens),
+            list(self.logprobs),
+            list(map(dict, self.top_logprobs)),
             self.finish_reason,
             self.prompt_tokens,
             self.proposed,

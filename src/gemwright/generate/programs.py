@@ -1,7 +1,8 @@
-"""The compiled programs of a model: feed a chunk of a prompt, decode one token, verify several, score a chunk."""
+"""The compiled programs of a model: prefill a chunk, decode tokens, verify draft tokens, score a chunk."""
 
 import functools
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from gemwright import tree, weights
 from gemwright.generate import sampling
 from gemwright.generate.sampling import BatchedSampling
+from gemwright.generate.slots import Slots
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
@@ -17,20 +19,24 @@ from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array, Bool, Float, Int
 
 MAX_STEPS_PER_CALL = 8
-"""Tokens of a row that one call of `decode` makes at most."""
-SCORED_ROWS = 32
-"""Positions whose logits stand in memory together while a text is scored: 32 MB for the largest vocabulary."""
+"""Maximum number of tokens per sequence in one call of `decode`."""
+SCORED_TOKENS = 32
+"""Number of tokens whose logits are in memory at once while scoring: 32 MB for the largest vocabulary."""
+NO_TOKEN = -1
+"""The token of a sequence that has ended."""
+NOT_FINITE = -2
+"""The token of a sequence whose logits are not finite."""
 
 
 class DecodeOptions(NamedTuple):
     """What is fixed when a decoding program is compiled.
 
     Attributes:
-        vocabulary: Ids at and above it are padding of the table and never chosen.
-        candidates: How many of the largest logits decide; None for all of them.
-        penalty: Some row has a repetition penalty.
-        top_logprobs: How many of the likeliest tokens to report at each step with their log-probabilities; None
-            reports no log-probabilities at all, not even that of the chosen token.
+        vocabulary: Number of real ids; higher ones are padding of the table and never chosen.
+        candidates: Number of largest logits to sample from; None for all.
+        penalty: Some sequence has a repetition penalty.
+        top_logprobs: Number of likeliest tokens to report at each step with their log-probabilities; None reports no
+            log-probabilities at all, not even of the chosen token.
     """
 
     vocabulary: int
@@ -41,7 +47,11 @@ class DecodeOptions(NamedTuple):
 
 @tree.node
 class SampledTokens:
-    """One decoding step: the token of each row, its log-probability, and the likeliest tokens with theirs."""
+    """One decoding step: the token of each sequence, its log-probability, and the likeliest tokens with theirs.
+
+    A token is `NO_TOKEN` if the sequence has ended and `NOT_FINITE` if its logits are not finite; the other values are
+    then undefined.
+    """
 
     token: Int[Array, " B"]
     logprob: Float[Array, " B"] | None
@@ -60,101 +70,113 @@ def prefill(
     *,
     last: bool = False,
 ) -> tuple[DecodeState, Float[Array, "B D"] | None]:
-    """Take a chunk of each row's prompt into the state.
+    """Add a chunk of each sequence's prompt to the state, after the tokens in it.
 
-    Where it is the last of some row, what the last token of each row gives comes too, for `choose`.
+    With `last`, also return the hidden state of each sequence's last token, for `choose`.
     """
-    hidden, after = transformer.forward(config, params, tokens, state, valid=valid, soft_tokens=soft_tokens)
-    assert after is not None
+    hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
     ends = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
     return after, hidden[jnp.arange(tokens.shape[0]), ends] if last else None
 
 
-@functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("state", "seen"))
-def decode(
-    config: Config,
-    options: DecodeOptions,
-    params: ModelWeights,
-    token: Int[Array, " B"],
-    state: DecodeState,
-    batched: BatchedSampling,
-    seen: Bool[Array, "B V"] | None,
-    count: Int[Array, ""],
-) -> tuple[SampledTokens, Int[Array, " B"], DecodeState, Bool[Array, "B V"] | None]:
-    """Take one token of each row into the state and choose the next, `count` times, at most `MAX_STEPS_PER_CALL`.
+_Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, Array | None]
 
-    Several at a time spare a small model the host's work for each.
+
+@functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
+def decode(
+    config: Config, options: DecodeOptions, params: ModelWeights, slots: Slots, count: Int[Array, ""]
+) -> tuple[SampledTokens, Slots]:
+    """Add each sequence's last token to its state and choose the next, up to `count <= MAX_STEPS_PER_CALL` times.
+
+    Several tokens per call save a small model the host's work for each. A sequence ends when nothing remains, at a stop
+    id, which is returned, and where its logits are not finite; decoding ends when all sequences have.
 
     Returns:
-        The choices, [MAX_STEPS_PER_CALL, B] each, of which the first `count` are real; the last token of each row, which the state
-        does not hold yet; the state and the seen tokens.
+        The tokens, [MAX_STEPS_PER_CALL, B], `NO_TOKEN` beyond `count` and after a sequence's end; the slots.
     """
+    batched, stop_ids = slots.sampling, slots.stop_ids
 
-    def step(
-        carry: tuple[Array, SampledTokens, Array, DecodeState, Array | None],
-    ) -> tuple[Array, SampledTokens, Array, DecodeState, Array | None]:
-        at, choices, token, state, seen = carry
-        hidden, after = transformer.forward(config, params, token[:, None], state)
-        assert after is not None
+    def goes_on(carry: _Carry) -> Array:
+        return (carry[0] < count) & jnp.any(carry[3] > 0)
+
+    def step(carry: _Carry) -> _Carry:
+        at, choices, token, remaining, state, seen = carry
+        active = remaining > 0
+        hidden, after = _forward(config, params, token[:, None], active[:, None], state)
         if seen is not None:
-            seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+            place = jnp.where(active, token, seen.shape[1])  # one past the end: dropped
+            seen = seen.at[jnp.arange(token.shape[0]), place].set(True, mode="drop")
         choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, seen)
-        choices = jax.tree.map(functools.partial(_put, at), choices, choice)
-        return at + 1, choices, choice.token, after, seen
+        chosen = jnp.where(active, choice.token, NO_TOKEN)
+        choices = jax.tree.map(functools.partial(_put, at), choices, replace(choice, token=chosen))
+        ended = (chosen < 0) | jnp.any(chosen[:, None] == stop_ids, axis=1)
+        return at + 1, choices, jnp.where(active, chosen, token), jnp.where(ended, 0, remaining - 1), after, seen
 
-    first = (jnp.zeros((), jnp.int32), _unmade(options, MAX_STEPS_PER_CALL, *token.shape), token, state, seen)
-    _, choices, token, state, seen = jax.lax.while_loop(lambda carry: carry[0] < count, step, first)
-    return choices, token, state, seen
+    choices = _unmade(options, MAX_STEPS_PER_CALL, *slots.token.shape)
+    first = (jnp.zeros((), jnp.int32), choices, slots.token, slots.remaining, slots.state, slots.seen)
+    _, choices, token, remaining, state, seen = jax.lax.while_loop(goes_on, step, first)
+    return choices, Slots(state, token, remaining, stop_ids, batched, seen)
 
 
-def _put(at: Array, rows: Array, row: Array) -> Array:
-    return rows.at[at].set(row)
+def _forward(
+    config: Config,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: DecodeState,
+    soft_tokens: SoftTokens | None = None,
+) -> tuple[Float[Array, "B T D"], DecodeState]:
+    """Run the decoder. A sequence without valid tokens keeps its state, and its cache is not read."""
+    lengths = jnp.where(jnp.any(valid, axis=1), state.lengths, 0)  # no length: kernels skip the cache
+    shown = DecodeState(lengths, state.layers)
+    hidden, after = transformer.forward(config, params, tokens, shown, valid=valid, soft_tokens=soft_tokens)
+    assert after is not None
+    return hidden, DecodeState(state.lengths + jnp.sum(valid, axis=1), after.layers)
 
 
-def _unmade(options: DecodeOptions, *rows: int) -> SampledTokens:
-    tokens = jnp.zeros(rows, jnp.int32)
+def _put(at: Array, steps: Array, step: Array) -> Array:
+    return steps.at[at].set(step)
+
+
+def _unmade(options: DecodeOptions, *shape: int) -> SampledTokens:
+    tokens = jnp.full(shape, NO_TOKEN, jnp.int32)
     if options.top_logprobs is None:
         return SampledTokens(tokens, None, None, None)
-    likeliest = (*rows, options.top_logprobs)
+    likeliest = (*shape, options.top_logprobs)
     return SampledTokens(
-        tokens, jnp.zeros(rows, jnp.float32), jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, jnp.float32)
+        tokens, jnp.zeros(shape, jnp.float32), jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, jnp.float32)
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("state", "seen"))
+@functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
 def verify(
     config: Config,
     options: DecodeOptions,
     params: ModelWeights,
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
-    state: DecodeState,
-    batched: BatchedSampling,
-    seen: Bool[Array, "B V"] | None,
-) -> tuple[SampledTokens, Int[Array, " B"], DecodeState, Bool[Array, "B V"] | None]:
-    """Take tokens of each row into the state, choose at each as `decode` would, and take back what does not stand.
+    slots: Slots,
+) -> tuple[SampledTokens, Int[Array, " B"], Slots]:
+    """Add tokens of each sequence to its state, choose after each as `decode` does, and roll back those not accepted.
 
     Args:
         config: the model.
         options: as for `decode`.
         params: the weights.
-        tokens: the pending token of each row and guesses of what follows it.
-        valid: which of them are real; they stand at the front, and a row without any stands still.
-        state: as for `decode`, with slack for T - 1 tokens.
-        batched: as for `decode`.
-        seen: as for `decode`.
+        tokens: each sequence's last token, followed by draft tokens.
+        valid: which of them are real; padding is behind them, and a sequence of padding keeps its state.
+        slots: as for `decode`, with slack for T - 1 tokens. Their `token`, `remaining` and `stop_ids` are not used.
 
     Returns:
-        The choice at each of the B * T tokens; how many choices of each row stand, its first that was not guessed
-        included; the state and the seen tokens after those that they followed.
+        The choice after each of the B * T tokens; how many choices of each sequence count, which is one more than its
+        accepted draft tokens; the slots after the accepted tokens.
     """
-    size = tokens.shape[1]
-    hidden, after = transformer.forward(config, params, tokens, state, valid=valid)
-    assert after is not None
+    size, state, seen = tokens.shape[1], slots.state, slots.seen
+    hidden, after = _forward(config, params, tokens, valid, state)
     at_each = None
     if seen is not None:
-        rows, places = jnp.arange(tokens.shape[0])[:, None], jnp.arange(size)
-        new = jnp.zeros((*tokens.shape, seen.shape[-1]), bool).at[rows, places, tokens].set(valid)
+        sequences, places = jnp.arange(tokens.shape[0])[:, None], jnp.arange(size)
+        new = jnp.zeros((*tokens.shape, seen.shape[-1]), bool).at[sequences, places, tokens].set(valid)
         at_each = seen[:, None] | jnp.logical_or.accumulate(new, axis=1)
     lengths = state.lengths[:, None] + jnp.arange(1, size + 1)
     choice = choose(
@@ -163,15 +185,15 @@ def verify(
         params,
         hidden.reshape(-1, hidden.shape[-1]),
         lengths.reshape(-1),
-        jax.tree.map(functools.partial(jnp.repeat, repeats=size), batched),
+        jax.tree.map(functools.partial(jnp.repeat, repeats=size), slots.sampling),
         None if at_each is None else at_each.reshape(-1, at_each.shape[-1]),
     )
-    guessed = valid[:, 1:] & (tokens[:, 1:] == choice.token.reshape(tokens.shape)[:, :-1])
-    taken = valid[:, 0] * (1 + jnp.sum(jnp.cumprod(guessed, axis=1), axis=1))
+    accepted = valid[:, 1:] & (tokens[:, 1:] == choice.token.reshape(tokens.shape)[:, :-1])
+    taken = valid[:, 0] * (1 + jnp.sum(jnp.cumprod(accepted, axis=1), axis=1))
     if seen is not None and at_each is not None:
         last = jnp.take_along_axis(at_each, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
         seen = jnp.where((taken > 0)[:, None], last, seen)
-    return choice, taken, DecodeState(state.lengths + taken, after.layers), seen
+    return choice, taken, replace(slots, state=DecodeState(state.lengths + taken, after.layers), seen=seen)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "options"))
@@ -184,28 +206,33 @@ def choose(
     batched: BatchedSampling,
     seen: Bool[Array, "B V"] | None,
 ) -> SampledTokens:
-    """Choose the token that follows.
+    """Choose the next token of each sequence from the hidden state of its last, `NOT_FINITE` if that gives no numbers.
 
-    Log-probabilities are the model's own: before penalty, temperature and filters.
+    Log-probabilities are the model's own, before penalty, temperature and filters.
     """
     numbers = sampling.uniform(batched.seed, lengths)
 
     def from_top(largest: Array, ids: Array) -> Array:
         return ids[:, 0] if options.candidates == 1 else sampling.sample_from_top(largest, ids, batched, numbers)
 
+    def checked(chosen: Array, largest: Array) -> Array:
+        # The largest logit does not show a NaN where comparisons skip it; hidden states do.
+        return jnp.where(jnp.isfinite(largest) & jnp.all(jnp.isfinite(hidden), axis=-1), chosen, NOT_FINITE)
+
     count = None if options.candidates is None else min(options.candidates, options.vocabulary)
     if count is not None and seen is None and options.top_logprobs is None:
-        chosen = from_top(*transformer.top_logits(config, params, hidden, options.vocabulary, count))
-        return SampledTokens(chosen, None, None, None)
+        largest, ids = transformer.top_logits(config, params, hidden, options.vocabulary, count)
+        return SampledTokens(checked(from_top(largest, ids), largest[:, 0]), None, None, None)
     logits = _real(transformer.logits(config, params, hidden), options.vocabulary)
     scores = logits if seen is None else sampling.penalise(logits, seen, batched.repetition_penalty)
     chosen = sampling.sample(scores, batched, numbers) if count is None else from_top(*weights.largest(scores, count))
+    token = checked(chosen, jnp.max(logits, axis=-1))
     if options.top_logprobs is None:
-        return SampledTokens(chosen, None, None, None)
+        return SampledTokens(token, None, None, None)
     log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     top, top_tokens = jax.lax.top_k(logits, options.top_logprobs)
     logprob = jnp.take_along_axis(logits, chosen[:, None], axis=-1) - log_total
-    return SampledTokens(chosen, logprob[:, 0], top_tokens, top - log_total)
+    return SampledTokens(token, logprob[:, 0], top_tokens, top - log_total)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
@@ -219,22 +246,21 @@ def score(
     state: DecodeState,
     soft_tokens: SoftTokens | None = None,
 ) -> tuple[Float[Array, "B T"], DecodeState]:
-    """Take a chunk into the state and give the log-probability of each token's successor."""
-    hidden, after = transformer.forward(config, params, tokens, state, valid=valid, soft_tokens=soft_tokens)
-    assert after is not None
+    """Add a chunk to the state and return the log-probability of each token's successor."""
+    hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
 
     def logprobs(part: tuple[Array, Array]) -> Array:
         hidden, target = part
         logits = _real(transformer.logits(config, params, hidden), vocabulary)
         return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
-    flat_hidden = hidden.reshape(-1, SCORED_ROWS, hidden.shape[-1])
-    result = jax.lax.map(logprobs, (flat_hidden, targets.reshape(-1, SCORED_ROWS)))
+    flat_hidden = hidden.reshape(-1, SCORED_TOKENS, hidden.shape[-1])
+    result = jax.lax.map(logprobs, (flat_hidden, targets.reshape(-1, SCORED_TOKENS)))
     return result.reshape(tokens.shape), after
 
 
 def _real(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:
-    """Rows of the table beyond the tokenizer are padding: they can neither be chosen nor take probability."""
+    """Mask the logits of padding ids, which are neither chosen nor have a probability."""
     if vocabulary >= logits.shape[-1]:
         return logits
     return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)

@@ -1,4 +1,4 @@
-"""What rows begin with, and how it is cut into the few shapes that programs are compiled for."""
+"""Prompts, and how they are cut into chunks of the few sizes that programs are compiled for."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from gemwright.typing import Array
 
 Ids = Sequence[int]
 SOFT_TOKEN = -1
-"""The id that stands for a row of a picture."""
+"""The id of a soft token, whose embedding comes from an image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Text and pictures.
+    """A prompt of text and images.
 
     Attributes:
-        ids: Tokens; `SOFT_TOKEN` stands for the next of `soft_tokens`.
-        soft_tokens: [n, D] what pictures put in place of embeddings, in order.
-        groups: [len(ids)] Tokens with the same number, from 0, see each other both ways; -1 only backwards.
+        ids: Token ids; `SOFT_TOKEN` takes the next of `soft_tokens`.
+        soft_tokens: [n, D] embeddings from images, in order.
+        groups: [len(ids)] Tokens of one group, numbered from 0, attend to each other both ways; tokens of group -1 are
+            causal.
     """
 
     ids: Ids
@@ -34,24 +35,24 @@ class Prompt:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> "Prompt":
-        """The front of it, with all rows."""
+        """Return the first tokens, with all soft tokens."""
         return Prompt(self.ids[part], self.soft_tokens, self.groups[part])
 
     def then(self, ids: Ids) -> "Prompt":
-        """With text behind it, which sees backwards only."""
+        """Return the prompt with causal text appended."""
         return Prompt([*self.ids, *ids], self.soft_tokens, np.append(self.groups, np.full(len(ids), -1, np.int32)))
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The next part of every row.
+    """The next tokens of every prompt of a batch.
 
     Attributes:
-        starts: [B] where in its row each part begins.
+        starts: [B] index of each part in its prompt.
         tokens: [B, T].
         valid: [B, T] which of them are real.
-        last: Some row ends here.
-        soft_tokens: What comes from pictures.
+        last: Some prompt ends here.
+        soft_tokens: Embeddings and groups, if some prompt has images.
     """
 
     starts: list[int]
@@ -61,31 +62,41 @@ class Chunk:
     soft_tokens: SoftTokens | None
 
 
-def chunks(prompts: Sequence[Ids | Prompt]) -> Iterator[Chunk]:
-    """Cut rows of any lengths into the scheduled sizes. Short parts are padded at the end; no block is parted."""
-    starts = [0] * len(prompts)
+def token_ids(prompt: Ids | Prompt) -> Ids:
+    """Return the ids of a prompt, `SOFT_TOKEN` among them."""
+    return prompt.ids if isinstance(prompt, Prompt) else prompt
+
+
+def chunks(prompts: Sequence[Ids | Prompt], starts: Sequence[int] | None = None) -> Iterator[Chunk]:
+    """Cut prompts of any lengths into chunks. Short parts are padded at the end, and groups are never split.
+
+    Args:
+        prompts: of a batch.
+        starts: [B] how many tokens of each to leave out; 0 unless given.
+    """
+    starts = [0] * len(prompts) if starts is None else list(starts)
     while rest := max(len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)):
         size = buckets.chunk(rest, max(map(_group_length, prompts, starts)))
         stops = [_stop(prompt, start + size) for prompt, start in zip(prompts, starts, strict=True)]
         parts = list(zip(prompts, starts, stops, strict=True))
         tokens, valid = np.zeros((len(prompts), size), np.int32), np.zeros((len(prompts), size), bool)
-        for row, (prompt, start, stop) in enumerate(parts):
-            tokens[row, : stop - start] = (prompt.ids if isinstance(prompt, Prompt) else prompt)[start:stop]
-            valid[row, : stop - start] = True
+        for index, (prompt, start, stop) in enumerate(parts):
+            tokens[index, : stop - start] = token_ids(prompt)[start:stop]
+            valid[index, : stop - start] = True
         last = any(start < stop == len(prompt) for prompt, start, stop in parts)
-        yield Chunk(starts, jax.device_put(tokens), valid, last, _pictured(parts, size))
+        yield Chunk(starts, jax.device_put(tokens), valid, last, _soft_tokens(parts, size))
         starts = stops
 
 
 def _group_length(prompt: Ids | Prompt, start: int) -> int:
-    """Tokens of the block that begins at `start`, if one does."""
+    """Return the number of tokens of the group that begins at `start`, or 0."""
     if not isinstance(prompt, Prompt) or start >= len(prompt) or prompt.groups[start] < 0:
         return 0
     return int(np.sum(prompt.groups == prompt.groups[start]))
 
 
 def _stop(prompt: Ids | Prompt, stop: int) -> int:
-    """Where a chunk ends that would end at `stop`: before a block that goes beyond."""
+    """Return the end of a chunk that ends at `stop` or before a group that goes beyond."""
     if stop >= len(prompt):
         return len(prompt)
     if isinstance(prompt, Prompt) and prompt.groups[stop] >= 0:
@@ -93,17 +104,17 @@ def _stop(prompt: Ids | Prompt, stop: int) -> int:
     return stop
 
 
-def _pictured(parts: Sequence[tuple[Ids | Prompt, int, int]], size: int) -> SoftTokens | None:
-    soft_tokens = [prompt for prompt, _, _ in parts if isinstance(prompt, Prompt)]
-    if not soft_tokens:
+def _soft_tokens(parts: Sequence[tuple[Ids | Prompt, int, int]], size: int) -> SoftTokens | None:
+    width = next((prompt.soft_tokens.shape[1] for prompt, _, _ in parts if isinstance(prompt, Prompt)), None)
+    if width is None:
         return None
-    rows = np.zeros((len(parts), size, soft_tokens[0].soft_tokens.shape[1]), np.float32)
+    embeddings = np.zeros((len(parts), size, width), np.float32)
     groups = np.full((len(parts), size), -1, np.int32)
     for index, (prompt, start, stop) in enumerate(parts):
         if not isinstance(prompt, Prompt):
             continue
         places = np.flatnonzero(np.asarray(prompt.ids[start:stop]) == SOFT_TOKEN)
         first = int(np.sum(np.asarray(prompt.ids[:start]) == SOFT_TOKEN))
-        rows[index, places] = prompt.soft_tokens[first : first + len(places)]
+        embeddings[index, places] = prompt.soft_tokens[first : first + len(places)]
         groups[index, : stop - start] = prompt.groups[start:stop]
-    return SoftTokens(jax.device_put(rows), jax.device_put(groups))
+    return SoftTokens(jax.device_put(embeddings), jax.device_put(groups))

@@ -1,6 +1,6 @@
-"""How the next token is chosen: each filter is a threshold on the logits, and uniform numbers pick the token.
+"""Sampling: filters as thresholds on the logits, and a token drawn by uniform random numbers.
 
-The order is the field's: repetition penalty, temperature, top-k, top-p, min-p.
+The order of transformers and vLLM: repetition penalty, temperature, top-k, top-p, min-p.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from gemwright.errors import GemwrightError
 from gemwright.typing import Array, Bool, Float, Int, UInt
 
 CANDIDATES = 256
-"""The largest top-k that is drawn from the largest logits, put in order; else all are looked at, in no order."""
+"""Largest top-k sampled from a sorted top-k; above it, the full vocabulary is used, unsorted."""
 USUAL = 64
-"""Logits that are looked for where no row has a larger top-k."""
+"""Size of the sorted top-k if no sequence has a larger one."""
 BLOCK = 512
-"""Tokens that are summed together: about the square root of a large vocabulary."""
+"""Number of tokens per block of a blockwise sum: about the square root of a large vocabulary."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one sequence is sampled. Temperature 0 is greedy; the other defaults filter nothing.
+    """Sampling settings of one sequence. Temperature 0 is greedy; the other defaults filter nothing.
 
     Attributes:
         temperature: Divides the logits.
         top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Keep the likeliest tokens that together reach this probability.
-        min_p: Keep tokens at least this fraction as likely as the likeliest.
-        repetition_penalty: Divides positive and multiplies negative logits of tokens that stand in the text.
-        seed: The same seed, prompt and settings give the same text, whatever else is in the batch.
+        top_p: Keep the fewest likeliest tokens whose total probability reaches this.
+        min_p: Keep tokens whose probability is at least this fraction of the largest.
+        repetition_penalty: Divides the positive and multiplies the negative logits of tokens in the text.
+        seed: The same seed, prompt and settings give the same text, independent of the batch.
     """
 
     temperature: float = 0.0
@@ -61,7 +61,7 @@ class Sampling:
 
 @tree.node
 class BatchedSampling:
-    """The sampling settings of a batch as arrays, so that another setting is not another program."""
+    """Sampling settings of a batch as arrays, so that other settings need no other program."""
 
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
@@ -83,7 +83,7 @@ class BatchedSampling:
 
 
 def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Array, "B 2"]:
-    """Two numbers in [0, 1) for each row, of its seed and the position of its token alone."""
+    """Return two numbers in [0, 1) per sequence, which depend only on its seed and the token's position."""
 
     def draw(seed: Array, position: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position), (2,))
@@ -92,26 +92,26 @@ def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Arra
 
 
 def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """Repetition penalty (arXiv:1909.05858) on the tokens that stand in the text."""
+    """Apply the repetition penalty (arXiv:1909.05858) to the tokens in the text."""
     factor = penalty[:, None]
     return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
 
-def candidate_count(rows: Sequence[Sampling]) -> int | None:
-    """How many of the largest logits decide what each of these rows draws; None if it takes all of them."""
-    if any(row.temperature > 0 and not 1 <= row.top_k <= CANDIDATES for row in rows):
+def candidate_count(samplings: Sequence[Sampling]) -> int | None:
+    """Return how many of the largest logits are enough to sample all sequences; None if all logits are needed."""
+    if any(s.temperature > 0 and not 1 <= s.top_k <= CANDIDATES for s in samplings):
         return None
-    most = max(1 if row.temperature == 0 else row.top_k for row in rows)
+    most = max(1 if s.temperature == 0 else s.top_k for s in samplings)
     return next(count for count in (1, USUAL, CANDIDATES) if most <= count)
 
 
 def sample(logits: Float[Array, "B V"], settings: BatchedSampling, numbers: Float[Array, "B 2"]) -> Int[Array, " B"]:
-    """Draw a token for each row by its own settings; rows with temperature 0 are greedy.
+    """Sample a token for each sequence by its own settings; temperature 0 is greedy.
 
     Args:
-        logits: scores in float32.
-        settings: one entry per row.
-        numbers: uniform in [0, 1), two per row.
+        logits: in float32.
+        settings: one entry per sequence.
+        numbers: uniform in [0, 1), two per sequence.
     """
     is_greedy = settings.temperature == 0
     below = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -129,9 +129,9 @@ def sample(logits: Float[Array, "B V"], settings: BatchedSampling, numbers: Floa
 def sample_from_top(
     largest: Float[Array, "B C"], ids: Int[Array, "B C"], settings: BatchedSampling, numbers: Float[Array, "B 2"]
 ) -> Int[Array, " B"]:
-    """As `sample`, from the largest logits, best first, and their ids: where `candidate_count` says that they decide."""
+    """Sample like `sample` from the `candidate_count` largest logits, best first, and their ids."""
     is_greedy = settings.temperature == 0
-    # Always as many, so that sums are rounded alike however many were looked for.
+    # A fixed width, so that rounding of sums does not depend on the number of candidates.
     scaled = largest / jnp.where(is_greedy, 1.0, settings.temperature)[:, None]
     scaled = jnp.pad(scaled, ((0, 0), (0, max(0, CANDIDATES - scaled.shape[1]))), constant_values=-jnp.inf)
     likeliest, ids = ids[:, 0], jnp.pad(ids, ((0, 0), (0, scaled.shape[1] - ids.shape[1])))
@@ -141,7 +141,7 @@ def sample_from_top(
     keep = in_k & (jnp.cumsum(probability, axis=-1) - probability < settings.top_p[:, None])
     keep &= probability >= settings.min_p[:, None] * probability[:, :1]
     mass = jnp.where(keep, jnp.exp(scaled - scaled[:, :1]), 0.0)
-    # In the order of the vocabulary, as `sample` goes through it; what cannot be drawn comes last.
+    # In vocabulary order, like `sample`; tokens without mass come last.
     order = jnp.argsort(jnp.where(mass > 0, ids, jnp.iinfo(jnp.int32).max), axis=-1)
     mass, ids = jnp.take_along_axis(mass, order, axis=-1), jnp.take_along_axis(ids, order, axis=-1)
     running = jnp.cumsum(mass, axis=-1)
@@ -152,12 +152,12 @@ def sample_from_top(
 
 
 def _kept(logits: Float[Array, "B V"], mass: Float[Array, "B V"], settings: BatchedSampling) -> Bool[Array, "B V"]:
-    """Which tokens pass top-k, top-p and min-p. Equal logits stay or go together.
+    """Return which tokens pass top-k, top-p and min-p. Equal logits are kept or dropped together.
 
     Args:
-        logits: scores, before the temperature.
-        mass: probabilities at the temperature, as parts of the likeliest token's.
-        settings: one entry per row.
+        logits: before the temperature.
+        mass: probabilities at the temperature, relative to the likeliest token's.
+        settings: one entry per sequence.
     """
     limited = (settings.top_k > 0) & (settings.top_k < logits.shape[-1])
     in_k = logits >= _least(logits, jnp.ones_like(mass), jnp.where(limited, settings.top_k, jnp.inf))[:, None]
@@ -168,18 +168,18 @@ def _kept(logits: Float[Array, "B V"], mass: Float[Array, "B V"], settings: Batc
 
 
 def _least(x: Float[Array, "B V"], mass: Float[Array, "B V"], bound: Float[Array, " B"]) -> Float[Array, " B"]:
-    """The least number above which the entries of x have less mass than `bound`, which is positive.
+    """Return the least number above which the entries of x have less mass than `bound`, which is positive.
 
-    No sort is needed: a float32 is one of 2^32, and 32 halvings of what it may be leave one.
+    Bisection instead of a sort: 32 halvings of the 2^32 float32 values leave one.
     """
 
     def ordered(bits: Array) -> Array:
-        """Integers in the order of the floats that have these bits; the same turns them back."""
+        """Map bits of floats to integers in the same order; the map is its own inverse."""
         return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        middle = (low & high) + ((low ^ high) >> 1)  # the sum of the two might not fit
+        middle = (low & high) + ((low ^ high) >> 1)  # the sum of both could overflow
         number = jax.lax.bitcast_convert_type(ordered(middle), jnp.float32)
         is_less = _total(jnp.where(x > number[:, None], mass, 0.0)) < bound
         return jnp.where(is_less, low, middle + 1), jnp.where(is_less, middle, high)
@@ -190,16 +190,16 @@ def _least(x: Float[Array, "B V"], mass: Float[Array, "B V"], bound: Float[Array
         least = jax.lax.fori_loop(0, 32, halve, (low, high))[1]
         return jax.lax.bitcast_convert_type(ordered(least), jnp.float32)
 
-    # Where nothing is bounded the least entry would be found, which keeps all as well.
+    # Without a bound, the search would find the least entry, which keeps all as well.
     return jax.lax.cond(jnp.any(bound < jnp.inf), search, lambda: jnp.full(bound.shape, -jnp.inf))
 
 
 def _draw(mass: Float[Array, "B V"], numbers: Float[Array, "B 2"]) -> Int[Array, " B"]:
-    """An index in proportion to its mass: one number chooses the block, the other the place in it.
+    """Draw an index in proportion to its mass: one number chooses the block, the other the place in it.
 
-    A number has 23 bits. With one for both, the probability of each token would be a multiple of 2^-23, too coarse
-    where a large vocabulary is nearly flat. With two, errors are relative to the block's: the sums of 512 entries are
-    rounded by 3e-5 of themselves at the very most, and by some 1e-7 as a rule.
+    A number has 23 bits. With one for both, the probability of each token would be a multiple of 2^-23, too coarse for
+    a nearly uniform distribution over a large vocabulary. With two, errors are relative to the block's: the rounding
+    error of a sum of 512 entries is at most 3e-5 of it, and typically 1e-7.
     """
     blocks = _blocks(mass)
     block = _place(jnp.sum(blocks, axis=-1), numbers[:, 0])
@@ -208,14 +208,14 @@ def _draw(mass: Float[Array, "B V"], numbers: Float[Array, "B 2"]) -> Int[Array,
 
 
 def _place(mass: Float[Array, "B N"], number: Float[Array, " B"]) -> Int[Array, " B"]:
-    """Where the running sum reaches a part in (0, 1] of the total: never at an entry without mass."""
+    """Return where the running sum reaches a fraction in (0, 1] of the total: never at an entry without mass."""
     running = jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), -1.0)
-    total = jnp.max(running, axis=-1, keepdims=True)  # so that some sum reaches it, however they are rounded
+    total = jnp.max(running, axis=-1, keepdims=True)  # reached in spite of rounding
     return jnp.argmax(running >= (1.0 - number[:, None]) * total, axis=-1)
 
 
 def _total(x: Float[Array, "B V"]) -> Float[Array, " B"]:
-    """The sum of each row, in blocks first, which rounds less."""
+    """Return the sums over the vocabulary, in blocks first, for less rounding error."""
     return jnp.sum(jnp.sum(_blocks(x), axis=-1), axis=-1)
 
 

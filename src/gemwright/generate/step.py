@@ -1,6 +1,5 @@
-"""What the engine hands out: one token for each row of a batch, on the host."""
+"""The engine's results: one token of each sequence of a batch, on the host."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -9,21 +8,22 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate.programs import SampledTokens
+from gemwright.errors import GemwrightError
+from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, SampledTokens
 from gemwright.typing import Array
 
 
 @dataclass(frozen=True)
 class Step:
-    """One token for each row of a batch.
+    """One token of each sequence of a batch.
 
     Attributes:
-        tokens: [B] ids.
-        logprobs: [B] natural logarithm of the model's probability of each, if that was asked for.
-        top_tokens: [B, A] the likeliest ids, best first, likewise.
-        top_logprobs: [B, A] theirs.
-        proposed: [B] tokens that speculation proposed to follow this one, and had verified with it.
-        accepted: [B] how many of these stood.
+        tokens: [B] ids, -1 for a sequence that ended before, whose other values are then undefined.
+        logprobs: [B] natural logarithm of the model's probability of each, if requested.
+        top_tokens: [B, A] the likeliest ids, best first, if requested.
+        top_logprobs: [B, A] their log-probabilities.
+        proposed: [B] draft tokens that were verified together with this token.
+        accepted: [B] how many of them were accepted.
     """
 
     tokens: NDArray[np.int32]
@@ -34,17 +34,36 @@ class Step:
     accepted: NDArray[np.int32]
 
 
+def require_finite(finite: NDArray[np.bool_]) -> None:
+    """Raise an error unless the logits of all tokens are finite.
+
+    Raises:
+        GemwrightError: some are not.
+    """
+    if not finite.all():
+        raise GemwrightError(
+            "The model's logits are not finite: its weights are damaged or its activations overflow; check the "
+            "checkpoint, or load it with dtype float32 or bfloat16."
+        )
+
+
 def from_choice(choice: SampledTokens) -> Step:
-    """A choice that nobody guessed, with which nothing was guessed."""
+    """Copy the tokens of one step to the host."""
     tokens = np.asarray(choice.token)
     none = np.zeros_like(tokens)
     return Step(tokens, _host(choice.logprob), _host(choice.top_tokens), _host(choice.top_logprobs), none, none)
 
 
-def from_choices(choices: SampledTokens, count: int) -> Iterator[Step]:
-    """The first `count` of choices that stand one after the other."""
+def from_choices(choices: SampledTokens) -> list[Step]:
+    """Copy the tokens of consecutive steps to the host, up to the last that any sequence has.
+
+    Raises:
+        GemwrightError: some logits were not finite.
+    """
     host = jax.tree.map(np.asarray, choices)
-    return (from_choice(jax.tree.map(itemgetter(at), host)) for at in range(count))
+    require_finite(host.token != NOT_FINITE)
+    count = int(np.sum(np.any(host.token != NO_TOKEN, axis=1)))
+    return [from_choice(jax.tree.map(itemgetter(at), host)) for at in range(count)]
 
 
 def _host(part: Array | NDArray[Any] | None) -> NDArray[Any] | None:

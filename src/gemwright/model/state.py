@@ -1,6 +1,6 @@
-"""What a sequence leaves behind for its next tokens, and where the tokens at hand stand.
+"""The decode state of sequences, KV caches and recurrent states, and the positions of new tokens.
 
-Positions and lengths live once, in `DecodeState.lengths` and `Positions`; a mixer's own state holds only its arrays.
+Lengths and positions are stored once, in `DecodeState` and `Positions`, and not by each layer.
 """
 
 import functools
@@ -18,37 +18,37 @@ from gemwright.typing import Array, Bool, Float, Int
 
 @tree.node
 class Positions:
-    """Where the tokens of one call stand.
+    """Positions of the tokens of one call.
 
-    A padding token has position -1: it is never seen, never stored, and its output means nothing.
+    A padding token has position -1: it is never attended to, never stored, and its output is undefined.
     """
 
     indices: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None
-    """Document of each token when several are packed in a row (training only); tokens see their own document."""
+    """Document of each token if several are packed in a sequence (training only). Attention stays within documents."""
     lengths: Int[Array, " B"]
-    """Tokens of each row that the state holds already."""
+    """Tokens of each sequence in the state before the call."""
     groups: Int[Array, "B T"] | None = None
-    """Tokens of a row with the same number, from 0, see each other both ways; those at -1 see only backwards.
-    A block never spans two calls."""
+    """Tokens of one group, numbered from 0, attend to each other both ways; tokens of group -1 are causal. A group
+    never spans two calls."""
 
 
 @tree.node
 class KVCache:
-    """Keys and values of the last `slots` tokens: a ring, the token at position p lies in slot p % slots."""
+    """A rotating cache of the keys and values of the last `slots` tokens: position p is in slot p % slots."""
 
     keys: Float[Array, "B K S H"]
     values: Float[Array, "B K S H"]
 
     @property
     def slots(self) -> int:
-        """Number of tokens that fit."""
+        """Capacity in tokens."""
         return self.keys.shape[2]
 
 
 @tree.node
 class RecurrentState:
-    """The hidden state after the last token, in float32, and the convolution's last inputs, newest at the end."""
+    """The hidden state after the last token, in float32, and the last inputs of the convolution, newest last."""
 
     hidden: Float[Array, "B R"]
     inputs: Float[Array, "B C R"]
@@ -59,7 +59,7 @@ MixerState: TypeAlias = KVCache | RecurrentState
 
 @tree.node
 class DecodeState:
-    """The state of a batch of sequences: one entry per layer, and how many tokens each row has seen."""
+    """The state of a batch of sequences: their lengths in tokens, and the state of every layer."""
 
     lengths: Int[Array, " B"]
     layers: tuple[MixerState, ...]
@@ -67,7 +67,7 @@ class DecodeState:
 
 @functools.partial(jax.jit, static_argnames=("config", "batch", "capacity", "dtype"))
 def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
-    """A state for up to `capacity` tokens a row. A local layer never holds more than its window."""
+    """Return a state for up to `capacity` tokens per sequence. A local layer never holds more than its window."""
     return DecodeState(
         lengths=jnp.zeros((batch,), jnp.int32),
         layers=tuple(_empty(layer.mixer, batch, capacity, dtype) for layer in config.layers),
@@ -75,22 +75,22 @@ def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> 
 
 
 def abstract_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
-    """The shapes of `empty_state`, without memory."""
+    """Return the shapes of `empty_state`, without allocating it."""
     make = functools.partial(empty_state, config=config, batch=batch, capacity=capacity, dtype=jnp.dtype(dtype))
     return jax.eval_shape(make)
 
 
 def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> int:
-    """Memory of a state in bytes."""
+    """Return the size of a state in bytes."""
     leaves = jax.tree_util.tree_leaves(abstract_state(config, batch, capacity, dtype))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))
 def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
-    """The same sequences with room for `capacity` tokens a row (more than before). Rings that are full size stay.
+    """Return the state with a larger capacity, in tokens per sequence. Caches of a full window stay as they are.
 
-    A ring shorter than its window has not wrapped, so its slots keep their places in a longer one.
+    A cache smaller than its window has not rotated yet, so its entries keep their slots in a larger one.
     """
 
     def longer(layer: MixerState, mixer: Mixer) -> MixerState:
@@ -105,27 +105,27 @@ def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
 
 
 def room(state: DecodeState, config: Config) -> int | None:
-    """How many tokens of a row fit; None where no number is too large, as local and recurrent layers forget."""
-    rings = [
+    """Return the capacity in tokens per sequence, or None if it is unbounded: local and recurrent layers forget."""
+    capacities = [
         entry.slots
         for entry, layer in zip(state.layers, config.layers, strict=True)
         if isinstance(entry, KVCache) and isinstance(layer.mixer, Attention)
         if layer.mixer.window is None or entry.slots < layer.mixer.window
     ]
-    return min(rings, default=None)
+    return min(capacities, default=None)
 
 
 def with_room(state: DecodeState, config: Config, length: int, capacity: int) -> DecodeState:
-    """The state, grown to `capacity` tokens a row unless `length` fit already."""
+    """Return the state, grown to `capacity` tokens per sequence unless it has room for `length`."""
     fits = room(state, config)
     return state if fits is None or length <= fits else grow(state, config, capacity)
 
 
 def with_slack(config: Config, slack: int) -> Config:
-    """The model as `empty_state`, `grow` and `room` take it for a state that can give `slack` tokens back.
+    """Widen local windows by `slack`, for the state of a model that rolls back up to `slack` tokens.
 
-    Its rings hold so many tokens more than their windows show. After lengths shrink by as many, a slot whose token was
-    overwritten belongs to a position that no query sees.
+    Pass the result to `empty_state`, `grow` and `room` only. After lengths shrink by up to `slack`, overwritten entries
+    are those of positions outside every window.
     """
 
     def wider(layer: Layer) -> Layer:
@@ -137,7 +137,7 @@ def with_slack(config: Config, slack: int) -> Config:
 
 
 def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
-    """The position of the token in each slot of a ring after `lengths` tokens; negative where a slot is empty."""
+    """Return the position in each slot of a rotating cache after `lengths` tokens; negative if the slot is empty."""
     last = lengths[:, None] - 1
     return last - (last - jnp.arange(slots)) % slots
 
@@ -145,21 +145,21 @@ def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
 def insert(
     state: KVCache, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"], positions: Positions
 ) -> KVCache:
-    """Store tokens. Of a chunk longer than the ring only the last `slots` are kept; padding is dropped."""
+    """Store new keys and values: those of the last `slots` tokens at most, and none of padding."""
     slots = state.slots
     newest = jnp.max(positions.indices, axis=1, keepdims=True)
     kept = (positions.indices >= 0) & (positions.indices > newest - slots)
     slot = jnp.where(kept, positions.indices % slots, slots)  # one past the end: dropped
-    row = jnp.arange(slot.shape[0])[:, None]
+    sequence = jnp.arange(slot.shape[0])[:, None]
 
-    def store(ring: Array, new: Array) -> Array:
-        return ring.at[row, :, slot].set(new.astype(ring.dtype), mode="drop")
+    def store(cache: Array, new: Array) -> Array:
+        return cache.at[sequence, :, slot].set(new.astype(cache.dtype), mode="drop")
 
     return KVCache(store(state.keys, keys), store(state.values, values))
 
 
 def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
-    """Causal mask by position: a query sees itself and what came before, at most `window` tokens in all."""
+    """Return the causal mask: a query attends to the last `window` tokens, itself included."""
     distance = queries[:, :, None] - keys[:, None, :]
     mask = (distance >= 0) & (keys >= 0)[:, None, :]
     return mask if window is None else mask & (distance < window)
@@ -170,7 +170,7 @@ def _slots(mixer: Attention, capacity: int) -> int:
 
 
 def same_group(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
-    """Which tokens are of one block."""
+    """Return which pairs of tokens are in the same group."""
     return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
 
 
