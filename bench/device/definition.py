@@ -17,7 +17,7 @@ from gemwright.generate.sampling import Sampling
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern, stages
 from gemwright.model.params import ModelWeights, param_specs, parameter_count
-from gemwright.model.state import Positions, DecodeState, empty_state
+from gemwright.model.state import DecodeState, Positions, empty_state
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array
 from gemwright.variants import VARIANTS

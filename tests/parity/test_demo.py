@@ -21,6 +21,7 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
+from tests.helpers import english_text
 from tests.quick_reader import QuickReader
 
 LENGTH = 1600
@@ -97,23 +98,8 @@ def tokenizer(demo_gguf: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def long_text(tokenizer: Tokenizer) -> list[int]:
-    """Token ids of plain English, written for this test, that repeats no sentence."""
-    who = ["The miller", "A young clerk", "My neighbour", "The old captain", "Her sister", "The baker's boy", "Nobody"]
-    did = ["carried", "counted", "forgot", "painted", "sold", "found again", "wrote about", "dreamed of"]
-    what = ["the brass lamp", "seven letters", "a map of the coast", "the broken clock", "two white horses"]
-    when = [
-        "before sunrise",
-        "in the autumn of 1871",
-        "while it rained",
-        "without a word",
-        "on the way to Lisbon",
-        "twice",
-    ]
-    sentences = [
-        f"{who[i % 7]} {did[i % 8]} {what[i % 5]} {when[(i // 3) % 6]}, and the river rose by {i} feet."
-        for i in range(120)
-    ]
-    ids = tokenizer.with_bos(tokenizer.encode(" ".join(sentences)))
+    """Return the token ids of `english_text`."""
+    ids = tokenizer.with_bos(tokenizer.encode(english_text()))
     assert len(ids) >= LENGTH
     return ids[:LENGTH]
 

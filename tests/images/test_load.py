@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gemwright.errors import GemwrightError
+from gemwright.images import load
 from gemwright.images.load import load_image
 
 RANDOM = np.random.default_rng(0)
@@ -306,7 +307,7 @@ def test_too_many_pixels_are_refused_from_the_header(
 
 
 def test_the_limit_is_the_last_size_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_PIXELS", 13 * 9)
+    monkeypatch.setattr(load, "MAX_PIXELS", 13 * 9)
     assert load_image(encoded(PICTURE)).shape == PICTURE.shape
     assert "megapixels" in refusal(encoded(np.zeros((2, 59, 3), np.uint8)))
 
@@ -326,6 +327,7 @@ def test_bombs_take_no_memory(tmp_path: Path) -> None:
     (tmp_path / "header.png").write_bytes(png(60_000, 60_000, 8, 2, b""))
     script = f"""
 import resource
+from gemwright.images import load
 from gemwright.images.load import load_image
 load_image({str(small)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
