@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from device import mapping
+from device import plan
 from device.journal import Journal, Record
 
 OUT = Path(__file__).parent / ".cache" / "accelerator.jsonl"
@@ -41,7 +41,7 @@ def main() -> int:
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text("")
     journal = Journal(arguments.out, time.time() + 60 * arguments.minutes, {})
-    works = mapping.TINY if arguments.tiny else mapping.WORKS
+    works = plan.TINY if arguments.tiny else plan.WORKS
     wanted = arguments.section or list(SECTIONS)
     tasks = [("device", "")] + [("parity", "")] * ("parity" in wanted)
     tasks += [(section, work.model) for work in works for section in SECTIONS[1:] if section in wanted]
@@ -158,7 +158,7 @@ def show_table(title: str, head: tuple[str, ...], rows: list[tuple[object, ...]]
 
 
 def _order(record: Record) -> tuple[int, str, int]:
-    models = [work.model for work in (*mapping.WORKS, *mapping.TINY)]
+    models = [work.model for work in (*plan.WORKS, *plan.TINY)]
     return models.index(record["model"]), record["task"], record["batch"]
 
 

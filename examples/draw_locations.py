@@ -15,7 +15,7 @@ from gemwright.errors import GemwrightError
 from gemwright.images.drawing import draw, save_png
 from gemwright.images.load import load_image
 from gemwright.images.locations import parse
-from gemwright.images.masks import MaskDecoder, outlines
+from gemwright.images.masks import MaskDecoder, place_masks
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def run(photo: Path, text: str, output: Path, decoder_path: Path | None) -> None
     decoder = None if decoder_path is None else MaskDecoder.load(decoder_path)
     if decoder is None and any(item.mask_codes for item in found):
         sys.stderr.write("The masks are not drawn, as that needs the published decoder: give --masks vae-oid.npz.\n")
-    save_png(draw(image, found, outlines(decoder, found, *image.shape[:2])), output)
+    save_png(draw(image, found, place_masks(decoder, found, *image.shape[:2])), output)
     sys.stdout.write(json.dumps([item.as_dict() for item in found], indent=2) + "\n")
 
 

@@ -19,3 +19,23 @@ def assert_close(found: Any, expected: np.ndarray, tolerance: float, scale: Any 
 def random_ids(vocabulary: int, shape: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Return random token ids below `vocabulary`."""
     return np.random.default_rng(seed).integers(0, vocabulary, shape)
+
+
+def english_text() -> str:
+    """Return 120 distinct sentences of plain English: about 2,700 tokens of Gemma."""
+    who = ["The miller", "A young clerk", "My neighbour", "The old captain", "Her sister", "The baker's boy", "Nobody"]
+    did = ["carried", "counted", "forgot", "painted", "sold", "found again", "wrote about", "dreamed of"]
+    what = ["the brass lamp", "seven letters", "a map of the coast", "the broken clock", "two white horses"]
+    when = [
+        "before sunrise",
+        "in the autumn of 1871",
+        "while it rained",
+        "without a word",
+        "on the way to Lisbon",
+        "twice",
+    ]
+    sentences = (
+        f"{who[i % 7]} {did[i % 8]} {what[i % 5]} {when[(i // 3) % 6]}, and the river rose by {i} feet."
+        for i in range(120)
+    )
+    return " ".join(sentences)

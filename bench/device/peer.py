@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from device import definition, mapping
+from device import definition, plan
 from device.journal import Journal
-from device.mapping import Work
+from device.plan import Work
 
 
 def run(journal: Journal, model: str, tiny: bool) -> None:
@@ -31,7 +31,7 @@ def run(journal: Journal, model: str, tiny: bool) -> None:
     bandwidth = max(measured[-1]["copy_bytes_per_s"], measured[-1]["read_bytes_per_s"])
     flops = measured[-1]["bfloat16_flops_per_s"]
     torch.set_default_device("cpu" if tiny else "cuda")
-    work, config = mapping.work(model), definition.shape(model)
+    work, config = plan.work(model), definition.shape(model)
     data = definition.to_huggingface(config, "bfloat16")
     with journal.skip_if_too_large("transformers", torch.OutOfMemoryError):
         theirs = transformers.AutoConfig.for_model(data.pop("model_type"), **data)
@@ -61,7 +61,7 @@ def _write(journal: Journal, work: Work, config: Any, engine: Any, bandwidth: fl
         if not journal.has_time(f"decode and prefill, batch {batch}", seconds=10):
             return
         times(batch, 2)
-        runs = [times(batch, work.decoded) for _ in range(mapping.ROUNDS)]
+        runs = [times(batch, work.decoded) for _ in range(plan.ROUNDS)]
         first = statistics.median(run[0] for run in runs)
         step = statistics.median((run[-1] - run[0]) / work.decoded for run in runs)
         moved = definition.bytes_per_step(config, batch, work.prompt + work.decoded // 2)
@@ -82,7 +82,7 @@ def _train(journal: Journal, work: Work, config: Any, module: Any, flops: float)
     numbers = np.random.default_rng(0).integers(3, config.vocab, (batch, length))
     tokens = torch.tensor(numbers)
     seconds: list[float] = []
-    for _ in range(1 + mapping.ROUNDS):
+    for _ in range(1 + plan.ROUNDS):
         start = time.perf_counter()
         loss = module(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()

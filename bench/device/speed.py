@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from device import definition, mapping
+from device import definition, plan
 from device.journal import Journal, time_calls
-from device.mapping import Work
+from device.plan import Work
 
 TOO_LARGE = (jax.errors.JaxRuntimeError,)
 
@@ -35,7 +35,7 @@ def describe(journal: Journal) -> None:
 
 def run(journal: Journal, model: str, tiny: bool) -> None:
     """Measure one model, and before it the device."""
-    work = mapping.work(model)
+    work = plan.work(model)
     config = definition.shape(model)
     journal = journal.extend(engine="gemwright", model=model)
     bandwidth, flops = peaks(journal, tiny)
@@ -49,7 +49,7 @@ def run(journal: Journal, model: str, tiny: bool) -> None:
 def peaks(journal: Journal, tiny: bool) -> tuple[float, float]:
     """Measure and record bytes/s of a copy or a sum, the higher of both, and FLOP/s of a bfloat16 matrix product."""
     size, width = (
-        (mapping.TINY_PEAK_BYTES, mapping.TINY_PEAK_WIDTH) if tiny else (mapping.PEAK_BYTES, mapping.PEAK_WIDTH)
+        (plan.TINY_PEAK_BYTES, plan.TINY_PEAK_WIDTH) if tiny else (plan.PEAK_BYTES, plan.PEAK_WIDTH)
     )
     numbers = jax.random.bits(jax.random.key(0), (size // 4,), jnp.uint32)
     copy, total = jax.jit(lambda x: x + 1), jax.jit(jnp.sum)
@@ -81,7 +81,7 @@ def _write(journal: Journal, work: Work, config: Any, bandwidth: float, flops: f
     for batch in work.batches:
         if not journal.has_time(f"decode and prefill, batch {batch}", seconds=5):
             return
-        runs = [times(batch) for _ in range(mapping.ROUNDS)]
+        runs = [times(batch) for _ in range(plan.ROUNDS)]
         first = statistics.median(run[0] for run in runs)
         step = statistics.median((run[-1] - run[0]) / work.decoded for run in runs)
         moved = definition.bytes_per_step(config, batch, work.prompt + work.decoded // 2)
@@ -109,7 +109,7 @@ def _train(journal: Journal, work: Work, config: Any, flops: float) -> None:
     state, before = step((params, *moments), tokens)
     del params, moments
     seconds: list[float] = []
-    for _ in range(mapping.ROUNDS):
+    for _ in range(plan.ROUNDS):
         start = time.perf_counter()
         state, after = step(state, tokens)
         after = float(after)

@@ -50,13 +50,13 @@ class LlamaCpp:
         length = len(prompts[0])
         step = max(1, BATCH // len(prompts))
         for start in range(0, length, step):
-            last = self.feed([list(prompt[start : start + step]) for prompt in prompts], start)
+            last = self.prefill([list(prompt[start : start + step]) for prompt in prompts], start)
         for position in range(length, length + task.tokens):
             # Each row's logits lie where its last token stood in the batch.
             tokens = [lib.llama_sampler_sample(s, self.context, i) for s, i in zip(samplers, last, strict=True)]
             known(tokens)
             if position + 1 < length + task.tokens:
-                last = self.feed([[token] for token in tokens], position)
+                last = self.prefill([[token] for token in tokens], position)
         for sampler in samplers:
             lib.llama_sampler_free(sampler)
 
@@ -83,7 +83,7 @@ class LlamaCpp:
         lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
         width = lib.llama_vocab_n_tokens(self.vocabulary)
         for start in range(0, len(ids), rows):
-            places = self.feed([ids[start : start + rows]], start, every=True)
+            places = self.prefill([ids[start : start + rows]], start, every=True)
             yield np.ctypeslib.as_array(lib.llama_get_logits(self.context), (len(places), width))
 
 

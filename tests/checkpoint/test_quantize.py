@@ -33,6 +33,7 @@ from gemwright.model.config import Config
 from gemwright.model.params import param_specs
 from gemwright.model.transformer import forward, logits
 from gemwright.weights import PanelTensor
+from tests.helpers import english_text
 from tests.tiny.flax import make_big_vision_arrays
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import VISION_KINDS, write_model
@@ -268,7 +269,7 @@ def test_the_demo_in_8_bits_keeps_its_quality(demo_gguf: Path, demo: gemwright.M
     quantize(demo_gguf, tmp_path / "made", 8)
     made = gemwright.load(tmp_path / "made")
     assert 284e6 < (tmp_path / "made" / "model.safetensors").stat().st_size < 286e6  # 8.5 bits of 268,098,176
-    ids = made.encode((Path(__file__).parents[2] / "docs" / "design.md").read_text())[:513]
+    ids = made.encode(english_text())[:513]
     ours, theirs = (np.mean(model.engine.score([ids])[0]) for model in (made, demo))
     assert abs(ours / theirs - 1) < 3e-3
 

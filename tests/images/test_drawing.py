@@ -1,4 +1,4 @@
-"""Pictures with boxes: where the pixels change, at every size, whatever the labels; and the example program."""
+"""Drawn boxes, labels and masks change the expected pixels, at every image size; and the example program runs."""
 
 import json
 import subprocess
@@ -33,14 +33,14 @@ def colour_at(image: NDArray[np.uint8], y: int, x: int) -> tuple[int, ...]:
     return tuple(image[y, x].tolist())
 
 
-def test_nothing_found_leaves_the_picture():
+def test_without_objects_the_image_is_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     drawn = draw(image, [])
     np.testing.assert_array_equal(drawn, image)
     assert not np.shares_memory(drawn, image)
 
 
-def test_a_box_is_a_frame_in_its_place():
+def test_a_box_is_drawn_at_its_location():
     image = grey(200, 300)
     drawn = draw(image, [Found("", Box(0.25, 0.2, 0.75, 0.8))])
     np.testing.assert_array_equal(image, grey(200, 300))
@@ -63,7 +63,7 @@ def test_every_object_has_its_own_colour():
     assert apart[~np.eye(12, dtype=bool)].min() > 40
 
 
-def test_the_line_grows_with_the_picture():
+def test_line_width_scales_with_the_image():
     widths = []
     for side in (100, 1000, 4000):
         drawn = draw(grey(side, side), [Found("", Box(0.25, 0.25, 0.75, 0.75))])
@@ -77,13 +77,13 @@ def test_the_line_grows_with_the_picture():
 @pytest.mark.parametrize(
     "box", [Box(0.0, 0.0, 1.0, 1.0), Box(0.0, 0.9, 0.05, 1.0), Box(0.95, 0.95, 1.0, 1.0), Box(0.5, 0.5, 0.5, 0.5)]
 )
-def test_a_label_is_whole_wherever_the_box_is(box: Box):
+def test_a_label_is_complete_at_every_box(box: Box):
     drawn, plain = (draw(grey(300, 300), [Found(label, box)]) for label in ("a label", ""))
     rows, columns = np.nonzero((drawn != plain).any(axis=2))
     alone = draw(grey(300, 300), [Found("a label", Box(0.5, 0.2, 0.9, 0.21))])
     base = draw(grey(300, 300), [Found("", Box(0.5, 0.2, 0.9, 0.21))])
     free_rows, free_columns = np.nonzero((alone != base).any(axis=2))
-    # Some of a tag may lie on a frame of its own colour; it is never cut off by the picture's edge.
+    # Part of a tag may overlap a frame of its own colour; it is never cut off by the edge of the image.
     assert abs(int(np.ptp(rows)) - int(np.ptp(free_rows))) <= 4
     assert abs(int(np.ptp(columns)) - int(np.ptp(free_columns))) <= 4
 
@@ -98,7 +98,7 @@ def test_labels_do_not_cover_each_other():
     assert tags.sum() > 2.5 * single.sum()
 
 
-def test_a_label_is_whole_even_where_there_is_no_room_left():
+def test_a_label_is_complete_without_free_space():
     box = Box(0.95, 0.0, 1.0, 0.05)
     crowd = [Found("mmmm", box)] * 20
     silent = [Found("", box)] * 20
@@ -108,13 +108,13 @@ def test_a_label_is_whole_even_where_there_is_no_room_left():
     assert (crowded == colour).all(axis=2).sum() > 0.8 * counts.max()
 
 
-def test_a_mask_tints_its_inside_and_nothing_else():
+def test_a_mask_tints_only_its_inside():
     mask = np.zeros((200, 200), np.bool_)
     mask[40:160, 40:160] = True
     found = [Found("", Box(0.0, 0.0, 1.0, 1.0)), Found("", Box(0.0, 0.0, 1.0, 1.0))]
     drawn = draw(grey(200, 200), found, iter([None, mask]))
     plain = draw(grey(200, 200), found)
-    colour = np.array(colour_at(plain, 100, 0), float)  # of the last object, whose frame lies on top
+    colour = np.array(colour_at(plain, 100, 0), float)  # of the last object, whose frame is on top
     np.testing.assert_allclose(drawn[100, 100], 128 + (colour - 128) * 105 / 255, atol=1.5)
     tinted = (drawn != plain).any(axis=2)
     assert tinted[40:160, 40:160].all()
@@ -142,28 +142,28 @@ OBJECTS = st.builds(Found, LABELS, st.builds(Box, FRACTIONS, FRACTIONS, FRACTION
 
 @settings(max_examples=50, deadline=None)
 @given(SIDES, SIDES, st.lists(OBJECTS, max_size=4), st.randoms())
-def test_nothing_crashes_it(height: int, width: int, found: list[Found], random: object):
+def test_any_input_is_drawn(height: int, width: int, found: list[Found], random: object):
     mask = np.arange(height * width).reshape(height, width) % 7 < 3
     drawn = draw(grey(height, width), found, [mask, ~mask, np.zeros_like(mask)])
     assert drawn.shape == (height, width, 3)
     assert drawn.dtype == np.uint8
 
 
-def test_the_file_is_whole_or_absent(tmp_path: Path):
+def test_the_file_is_complete_or_absent(tmp_path: Path):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    save_png(image, tmp_path / "out.picture")
-    with Image.open(tmp_path / "out.picture") as written:
+    save_png(image, tmp_path / "out.image")
+    with Image.open(tmp_path / "out.image") as written:
         assert written.format == "PNG"
         np.testing.assert_array_equal(np.asarray(written), image)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.picture"]
-    for place in (tmp_path / "missing" / "a.png", tmp_path / "folder"):
+    assert [path.name for path in tmp_path.iterdir()] == ["out.image"]
+    for path in (tmp_path / "missing" / "a.png", tmp_path / "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)
         with pytest.raises(GemwrightError, match="cannot be written"):
-            save_png(image, place)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.picture"]
+            save_png(image, path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.image"]
 
 
-def example(*arguments: object) -> "subprocess.CompletedProcess[str]":
+def run_example(*arguments: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "error", str(EXAMPLE), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -173,7 +173,7 @@ def test_the_example_draws_and_prints(tmp_path: Path):
     save_png(grey(100, 200), photo)
     text = f"<loc0256><loc0256><loc0767><loc0767>{SEG} cat"
 
-    bare = example(photo, text, output)
+    bare = run_example(photo, text, output)
     assert bare.returncode == 0, bare.stderr
     assert bare.stderr == "The masks are not drawn, as that needs the published decoder: give --masks vae-oid.npz.\n"
     [cat] = json.loads(bare.stdout)
@@ -188,12 +188,12 @@ def test_the_example_draws_and_prints(tmp_path: Path):
 
     full = {name: np.ones(shape, np.float32) for name, shape in LAYOUT.items()}
     np.savez(weights, **full)  # pyright: ignore[reportArgumentType]
-    masked = example(photo, text, output, "--masks", weights)
+    masked = run_example(photo, text, output, "--masks", weights)
     assert (masked.returncode, masked.stderr, masked.stdout) == (0, "", bare.stdout)
     with Image.open(output) as drawn:
         assert drawn.getpixel((100, 60)) != (128, 128, 128)
 
-    wrong = example(photo, text, tmp_path / "other.png", "--masks", photo)
+    wrong = run_example(photo, text, tmp_path / "other.png", "--masks", photo)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith(str(photo))
     assert wrong.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Locations against a second reader that goes sign by sign, and back to text."""
+"""Locations against a second parser that reads character by character, and back to text."""
 
 import json
 import time
@@ -43,7 +43,7 @@ CODES = tuple(range(112, 128))
         ("", []),
     ],
 )
-def test_what_models_write(text: str, expected: list[Found]):
+def test_model_output_is_parsed(text: str, expected: list[Found]):
     assert parse(text) == expected
 
 
@@ -63,13 +63,13 @@ SOUP = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(SOUP)
 @example([CAT, "cat", SEG])
-def test_any_mixture_is_read_as_by_the_slow_reader(words: list[str]):
+def test_any_text_is_parsed_as_by_the_slow_parser(words: list[str]):
     text = "".join(words)
-    assert [(f.label, f.box, f.mask_codes) for f in parse(text)] == slow_reader(text)
+    assert [(f.label, f.box, f.mask_codes) for f in parse(text)] == slow_parse(text)
 
 
-def slow_reader(text: str) -> list[tuple[str, Box, tuple[int, ...] | None]]:
-    """The rules once more, without regular expressions: a list of marks, then a walk over it."""
+def slow_parse(text: str) -> list[tuple[str, Box, tuple[int, ...] | None]]:
+    """Apply the same rules without regular expressions: collect marks, then walk over them."""
     marks: list[tuple[str, int | str]] = []
     at = 0
     while at < len(text):
@@ -89,24 +89,24 @@ def slow_reader(text: str) -> list[tuple[str, Box, tuple[int, ...] | None]]:
         marks.append(("end" if text[at] == ";" else "word", text[at]))
         at += 1
     found: list[tuple[str, Box, tuple[int, ...] | None]] = []
-    stretch: list[tuple[str, int | str]] = []
+    segment: list[tuple[str, int | str]] = []
     for mark in [*marks, ("end", ";")]:
         if mark[0] != "end":
-            stretch.append(mark)
+            segment.append(mark)
             continue
-        found += slow_stretch(stretch)
-        stretch = []
+        found += slow_parse_segment(segment)
+        segment = []
     return found
 
 
-def slow_stretch(marks: list[tuple[str, int | str]]) -> list[tuple[str, Box, tuple[int, ...] | None]]:
+def slow_parse_segment(marks: list[tuple[str, int | str]]) -> list[tuple[str, Box, tuple[int, ...] | None]]:
     texts: list[list[str]] = [[""]]  # the phrases before each box, and after the last
     boxes: list[tuple[list[int], list[int]]] = []
     at = 0
     while at < len(marks):
-        locs, after = slow_run(marks, at, "loc", 4)
+        locs, after = slow_parse_run(marks, at, "loc", 4)
         if len(locs) == 4:
-            segs, at = slow_run(marks, after, "seg", len(marks))
+            segs, at = slow_parse_run(marks, after, "seg", len(marks))
             boxes.append((locs, segs))
             texts.append([""])
         else:
@@ -128,8 +128,8 @@ def slow_stretch(marks: list[tuple[str, int | str]]) -> list[tuple[str, Box, tup
     return result
 
 
-def slow_run(marks: list[tuple[str, int | str]], at: int, kind: str, most: int) -> tuple[list[int], int]:
-    """Up to `most` tags of a kind with nothing but spaces between them, and where they end."""
+def slow_parse_run(marks: list[tuple[str, int | str]], at: int, kind: str, most: int) -> tuple[list[int], int]:
+    """Return up to `most` tags of a kind with only spaces between them, and the position after them."""
     run: list[int] = []
     while at < len(marks) and len(run) < most:
         mark, value = marks[at]
@@ -155,7 +155,7 @@ def objects(draw: st.DrawFn) -> Found:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(objects(), max_size=5))
-def test_what_is_rendered_is_read_back(found: list[Found]):
+def test_rendered_objects_are_parsed_back(found: list[Found]):
     assert parse(" ; ".join(render(item) for item in found)) == found
 
 
@@ -177,14 +177,14 @@ def test_render_rounds_and_clips():
         Found("cat", CAT_BOX, (-1,) * 16),
     ],
 )
-def test_what_would_not_be_read_back_is_not_rendered(found: Found):
+def test_ambiguous_objects_are_not_rendered(found: Found):
     with pytest.raises(GemwrightError):
         render(found)
 
 
 def test_pixels():
     assert CAT_BOX.pixels(1023, 2046) == (102, 102, 920, 1534)
-    assert DOG_BOX.pixels(100, 7) == (0, 0, 48, 7)  # 500 / 1023 * 100 = 48.9, cut off
+    assert DOG_BOX.pixels(100, 7) == (0, 0, 48, 7)  # 500 / 1023 * 100 = 48.9, truncated
     assert Box(-1.0, -1.0, 9.0, 9.0).pixels(3, 4) == (0, 0, 3, 4)
     assert Box(0.5, 0.5, 0.5, 0.5).pixels(10, 10) == (5, 5, 5, 5)
 
@@ -218,4 +218,4 @@ def test_as_dict_is_json():
 def test_time_is_linear(text: str):
     start = time.process_time()
     parse(text)
-    assert time.process_time() - start < 5  # a quadratic reader needs minutes for these 100,000 to 400,000 signs
+    assert time.process_time() - start < 5  # a quadratic parser needs minutes for these 100,000 to 400,000 characters

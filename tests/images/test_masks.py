@@ -1,4 +1,4 @@
-"""The mask decoder against the same network in torch, its file format, and masks in pictures against torch."""
+"""The mask decoder against the same network in torch, its file format, and placed masks against torch."""
 
 import collections
 import random
@@ -30,7 +30,7 @@ class Residual(torch.nn.Module):
 
 
 def torch_decoder() -> torch.nn.Module:
-    """The published network; its parameters carry the names of the published file."""
+    """Return the published network; its parameters are named as in the published file."""
     up, relu = torch.nn.ConvTranspose2d, torch.nn.ReLU
     layers: list[torch.nn.Module] = [torch.nn.Conv2d(512, 128, 1), relu(), Residual(), Residual()]
     for inputs, outputs in ((128, 128), (128, 64), (64, 32), (32, 16)):
@@ -46,7 +46,7 @@ def torch_decoder() -> torch.nn.Module:
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     model = torch_decoder()
-    with torch.no_grad():  # torch's own initial values fade to the last bias within these 14 layers
+    with torch.no_grad():  # with torch's initial values the output of these 14 layers is nearly the last bias
         for value in model.parameters():
             value.mul_(2.2)
     return model
@@ -57,7 +57,7 @@ def arrays(model: torch.nn.Module) -> dict[str, NDArray[Any]]:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-def saved(path: Path, arrays: dict[str, NDArray[Any]], compressed: bool = False) -> Path:
+def save(path: Path, arrays: dict[str, NDArray[Any]], compressed: bool = False) -> Path:
     (np.savez_compressed if compressed else np.savez)(path, **arrays)  # pyright: ignore[reportArgumentType]
     return path
 
@@ -65,7 +65,7 @@ def saved(path: Path, arrays: dict[str, NDArray[Any]], compressed: bool = False)
 @pytest.fixture(scope="module")
 def npz(arrays: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = {"encoder.0.weight": np.zeros((32, 1, 4, 4), np.float32), "steps": np.arange(3)}
-    return saved(tmp_path_factory.mktemp("masks") / "vae-oid.npz", arrays | others)
+    return save(tmp_path_factory.mktemp("masks") / "vae-oid.npz", arrays | others)
 
 
 def test_the_layout_is_the_published_one(arrays: dict[str, NDArray[Any]]):
@@ -82,19 +82,19 @@ def test_decoding_equals_torch(model: torch.nn.Module, npz: Path, seed: int):
         expected = model.decoder(grid)[0, 0].numpy()
     mask = MaskDecoder.load(npz).decode(codes)
     assert mask.dtype == np.float32
-    assert expected.std() > 0.1  # the codes, and not only the last bias, make the mask
+    assert expected.std() > 0.1  # the mask depends on the codes, not only on the last bias
     np.testing.assert_allclose(mask, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("codes", [(), (1,) * 15, (1,) * 17, (128, *(0,) * 15), (-1, *(0,) * 15)])
-def test_other_codes_are_refused(npz: Path, codes: tuple[int, ...]):
+def test_invalid_codes_are_rejected(npz: Path, codes: tuple[int, ...]):
     with pytest.raises(GemwrightError, match="16 codes"):
         MaskDecoder.load(npz).decode(codes)
 
 
 def test_a_compressed_file_of_half_precision_is_read(arrays: dict[str, NDArray[Any]], tmp_path: Path):
     stored = {name: value.astype("<f2") for name, value in arrays.items()}
-    loaded = MaskDecoder.load(saved(tmp_path / "a.npz", stored, compressed=True)).arrays
+    loaded = MaskDecoder.load(save(tmp_path / "a.npz", stored, compressed=True)).arrays
     for name, value in stored.items():
         assert loaded[name].dtype == np.float32
         np.testing.assert_array_equal(loaded[name], value.astype(np.float32))
@@ -111,15 +111,15 @@ def test_a_compressed_file_of_half_precision_is_read(arrays: dict[str, NDArray[A
         ({"_vq_vae._embedding": np.zeros((512, 128), "f4")}, "_vq_vae._embedding has shape"),
     ],
 )
-def test_another_layout_is_refused(
+def test_another_layout_is_rejected(
     arrays: dict[str, NDArray[Any]], tmp_path: Path, change: dict[str, Any], message: str
 ):
     changed = {name: value for name, value in (arrays | change).items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
-        MaskDecoder.load(saved(tmp_path / "a.npz", changed))
+        MaskDecoder.load(save(tmp_path / "a.npz", changed))
 
 
-def test_what_is_no_file_or_no_zip_is_refused(tmp_path: Path):
+def test_a_missing_file_and_another_format_are_rejected(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
         MaskDecoder.load(tmp_path / "missing.npz")
     with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory"):
@@ -129,10 +129,10 @@ def test_what_is_no_file_or_no_zip_is_refused(tmp_path: Path):
         MaskDecoder.load(tmp_path / "a.npz")
 
 
-def test_a_damaged_file_is_refused_and_never_crashes(arrays: dict[str, NDArray[Any]], tmp_path: Path):
-    # Constant weights compress to a few kilobytes, so that most changes hit a structure that matters.
+def test_a_damaged_file_is_rejected(arrays: dict[str, NDArray[Any]], tmp_path: Path):
+    # Constant weights compress to a few kilobytes, so that most changes affect the structure of the file.
     small = {name: np.full_like(value, 0.5) for name, value in arrays.items()}
-    whole = saved(tmp_path / "a.npz", small, compressed=True).read_bytes()
+    whole = save(tmp_path / "a.npz", small, compressed=True).read_bytes()
     rng = random.Random(0)
     outcomes: collections.Counter[bool] = collections.Counter()
     for _ in range(150):
@@ -164,7 +164,7 @@ def test_a_placed_mask_is_torchs_bilinear_resize(size: tuple[int, int]):
     )[0, 0].numpy()
     placed = place(mask, ALL, *size)
     assert placed.dtype == np.bool_
-    clear = np.abs(resized) > 1e-5  # nearer to the threshold, float32 may fall on either side
+    clear = np.abs(resized) > 1e-5  # closer to the threshold, float32 may round to either side
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(placed[clear], (resized > 0)[clear])
 

@@ -1,3 +1,5 @@
+"""Preprocessed images equal those of transformers."""
+
 import jax
 import numpy as np
 import pytest
@@ -15,25 +17,25 @@ SIZES = [(224, 224), (1, 1), (2, 3), (3, 3), (37, 53), (480, 641), (1, 700), (90
 CROPS = {key: value for key, value in Gemma3Processor.images_kwargs.items() if key.startswith("pan_and_scan")}
 
 
-def picture(height: int, width: int) -> NDArray[np.uint8]:
-    """Coarse and fine noise together, reaching 0 and 255: something like a photograph."""
+def make_image(height: int, width: int) -> NDArray[np.uint8]:
+    """Return coarse and fine noise that reaches 0 and 255, similar to a photograph."""
     random = np.random.default_rng(height * 10007 + width)
     coarse = Image.fromarray(random.integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) * 1.4 - 50
     return np.clip(smooth + random.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def last(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Channels last."""
+def channels_last(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return pixels [height, width, channels]."""
     return np.moveaxis(pixels, 0, -1)
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_paligemma_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
-    image = picture(*shape)
+    image = make_image(*shape)
     for size in (224, 448):
         reference = SiglipImageProcessorPil(size={"height": size, "width": size})
-        expected = last(reference(Image.fromarray(image))["pixel_values"][0])
+        expected = channels_last(reference(Image.fromarray(image))["pixel_values"][0])
         result = resize_square(image, size, "bicubic")
         assert result.dtype == expected.dtype == np.float32
         np.testing.assert_array_equal(result, expected)
@@ -41,16 +43,16 @@ def test_paligemma_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> No
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_gemma3_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
-    image = picture(*shape)
+    image = make_image(*shape)
     reference = Gemma3ImageProcessorPil(size={"height": 896, "width": 896})
-    expected = last(reference(Image.fromarray(image))["pixel_values"][0])
+    expected = channels_last(reference(Image.fromarray(image))["pixel_values"][0])
     np.testing.assert_array_equal(resize_square(image, 896, "bilinear"), expected)
 
 
 @pytest.mark.parametrize("shape", [(480, 641), (60, 90)], ids=str)
 def test_bilinear_is_the_antialiased_filter_of_jax(shape: tuple[int, int]) -> None:
-    # Pillow rounds to a grey level (2/255) after each of its two passes, half a level each; JAX does not round.
-    image = picture(*shape)
+    # Pillow rounds to a grey level (2/255) after each of its two passes, an error of half a level each; JAX does not.
+    image = make_image(*shape)
     exact = jax.image.resize(image.astype(np.float32), (224, 224, 3), "linear") / 127.5 - 1
     np.testing.assert_allclose(resize_square(image, 224, "bilinear"), exact, rtol=0, atol=1.01 * 2 / 255)
 
@@ -65,14 +67,14 @@ def test_black_is_minus_one_and_white_is_one() -> None:
 
 
 @pytest.mark.parametrize("shape", [(300, 900), (1400, 520), (400, 1000), (640, 800), (512, 512), (257, 3000)], ids=str)
-def test_a_picture_and_its_crops_equal_the_reference(shape: tuple[int, int]) -> None:
-    image = picture(*shape)
+def test_an_image_and_its_crops_equal_the_reference(shape: tuple[int, int]) -> None:
+    image = make_image(*shape)
     reference = Gemma3ImageProcessorPil(size={"height": 224, "width": 224}, do_pan_and_scan=True, **CROPS)
     expected = reference(Image.fromarray(image))
     crops = pan_and_scan(image)
     assert [len(crops)] == list(expected["num_crops"])
     for crop, pixels in zip([image, *crops], expected["pixel_values"], strict=True):
-        np.testing.assert_array_equal(resize_square(crop, 224, "bilinear"), last(pixels))
+        np.testing.assert_array_equal(resize_square(crop, 224, "bilinear"), channels_last(pixels))
 
 
 SIDE = st.integers(1, 3000) | st.integers(250, 1100)
@@ -91,5 +93,5 @@ def test_crops_are_cut_where_the_reference_cuts(
 
 
 def address(crop: NDArray[np.uint8]) -> int:
-    """Where a view begins, which tells its corner."""
+    """Return the address of a view, which identifies its corner."""
     return crop.__array_interface__["data"][0]

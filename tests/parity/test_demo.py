@@ -21,6 +21,7 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
+from tests.helpers import english_text
 from tests.quick_reader import QuickReader
 
 LENGTH = 1600
@@ -97,23 +98,8 @@ def tokenizer(demo_gguf: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def long_text(tokenizer: Tokenizer) -> list[int]:
-    """Token ids of plain English, written for this test, that repeats no sentence."""
-    who = ["The miller", "A young clerk", "My neighbour", "The old captain", "Her sister", "The baker's boy", "Nobody"]
-    did = ["carried", "counted", "forgot", "painted", "sold", "found again", "wrote about", "dreamed of"]
-    what = ["the brass lamp", "seven letters", "a map of the coast", "the broken clock", "two white horses"]
-    when = [
-        "before sunrise",
-        "in the autumn of 1871",
-        "while it rained",
-        "without a word",
-        "on the way to Lisbon",
-        "twice",
-    ]
-    sentences = [
-        f"{who[i % 7]} {did[i % 8]} {what[i % 5]} {when[(i // 3) % 6]}, and the river rose by {i} feet."
-        for i in range(120)
-    ]
-    ids = tokenizer.with_bos(tokenizer.encode(" ".join(sentences)))
+    """Return the token ids of `english_text`."""
+    ids = tokenizer.with_bos(tokenizer.encode(english_text()))
     assert len(ids) >= LENGTH
     return ids[:LENGTH]
 
@@ -125,7 +111,7 @@ class Reference:
     Attributes:
         digests: Of every weight, by its name.
         logits: [len(POSITIONS), V] at POSITIONS of the long text.
-        logprobs: [LENGTH - 1] of every token of the long text but the first.
+        logprobs: [LENGTH - 1] of every token of the long text but the first, in float64.
         greedy: [WRITTEN] token ids of the greedy continuation of each prompt.
     """
 
@@ -143,9 +129,11 @@ def reference(demo_gguf: Path, tokenizer: Tokenizer, long_text: list[int]) -> Re
         hidden = model.model(torch.tensor([long_text])).last_hidden_state[0]
         scores = model.lm_head(hidden[POSITIONS]).numpy()
         parts: list[torch.Tensor] = []
-        for start in range(0, LENGTH - 1, 100):  # the logits of all positions together would take two gigabytes
-            targets = torch.tensor(long_text[start + 1 : start + 101])
-            logprobs = torch.log_softmax(model.lm_head(hidden[start : start + len(targets)]), dim=-1)
+        for start in range(0, LENGTH - 1, 50):  # the logits of all positions at once would take three gigabytes
+            targets = torch.tensor(long_text[start + 1 : start + 51])
+            # torch's float32 log_softmax adds up 262,144 terms in a few partial sums, 8 of them with AVX2, so that
+            # every log-probability is 1.4e-5 too large: normalize the float32 logits in float64.
+            logprobs = torch.log_softmax(model.lm_head(hidden[start : start + len(targets)]).double(), dim=-1)
             parts.append(logprobs.gather(1, targets[:, None])[:, 0])
         greedy = {prompt: _continue(model, tokenizer.with_bos(tokenizer.encode(prompt))) for prompt in PROMPTS}
     del model

@@ -20,7 +20,7 @@ def demo_tokenizer(demo_vocabulary: Vocabulary) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small_model() -> bytes:
-    """A `.model` file that sentencepiece trained with Gemma's flags: Gemma 1 up to id 472, few learned pieces."""
+    """Return a `.model` file that sentencepiece trains with Gemma's flags: Gemma 1 up to id 472, few learned pieces."""
     import sentencepiece
 
     tags = ["table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td"]
@@ -75,7 +75,7 @@ def small_tokenizer(small_vocabulary: Vocabulary) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def torture_texts() -> list[str]:
-    """LazyStrings at the edges of the tokenizer, without markers and without U+2581."""
+    """Return texts of edge cases, without markers and without U+2581."""
     texts = [
         "",
         " ",

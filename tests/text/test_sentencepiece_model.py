@@ -13,7 +13,7 @@ KINDS = np.array([CONTROL] * 3 + [UNKNOWN, USER_DEFINED, BYTE] + [NORMAL] * 3, n
 SCORES = np.array([0, 0, 0, 0, 0, 0, -1, -2, -0.5], np.float32)
 
 
-def test_parse_reads_what_sentencepiece_reads(small_model: bytes) -> None:
+def test_parse_equals_sentencepiece(small_model: bytes) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=small_model)
     ids = list(range(processor.get_piece_size()))
     pieces, scores, kinds = sentencepiece_model.parse(small_model)
@@ -25,7 +25,7 @@ def test_parse_reads_what_sentencepiece_reads(small_model: bytes) -> None:
     assert (kinds == USER_DEFINED).sum() == 3 + 99 + 2 + 31 + 30 + 48
 
 
-def test_serialize_is_what_sentencepiece_reads(small_model: bytes, torture_texts: list[str]) -> None:
+def test_sentencepiece_reads_serialized_models(small_model: bytes, torture_texts: list[str]) -> None:
     rewritten = sentencepiece_model.serialize(*sentencepiece_model.parse(small_model))
     ours = sentencepiece.SentencePieceProcessor(model_proto=rewritten)
     theirs = sentencepiece.SentencePieceProcessor(model_proto=small_model)
@@ -49,7 +49,7 @@ def test_round_trip_is_exact_for_long_pieces_and_zero_bytes_too(last: str) -> No
     [
         b"\x15\x00\x00\x80\x3f\x0a\x02hi",  # score before text
         b"\x0a\x02hi\x18\x01\x15\x00\x00\x80\x3f",  # kind before score
-        b"\x0a\x02hi\x15\x00\x00\x80\x3f\xc2\x0c\x03xyz",  # a field that this format does not know
+        b"\x0a\x02hi\x15\x00\x00\x80\x3f\xc2\x0c\x03xyz",  # unknown field
     ],
 )
 def test_any_order_of_fields_is_read(message: bytes) -> None:
@@ -60,17 +60,23 @@ def test_any_order_of_fields_is_read(message: bytes) -> None:
     np.testing.assert_array_equal(kinds[1:], KINDS)
 
 
-def piece(text: bytes, rest: bytes = b"\x15\x00\x00\x80\x3f") -> bytes:
-    """A record as SentencePiece writes it; without `rest`, one that leaves all to defaults."""
+def encode_piece(text: bytes, rest: bytes = b"\x15\x00\x00\x80\x3f") -> bytes:
+    """Return a record as SentencePiece writes it; an empty `rest` leaves score and kind at their defaults."""
     message = b"\x0a" + bytes([len(text)]) + text + rest
     return b"\x0a" + bytes([len(message)]) + message
 
 
 def test_records_of_all_layouts_keep_their_order() -> None:
     user_defined, byte, settings = b"\x15\x00\x00\x00\x40\x18\x04", b"\x18\x06", b"\x12\x02\x18\x02"
-    wide_length = b"\x0a\x83\x00" + piece(b"c", b"")[2:]
-    data = piece(b"a") + piece(b"b", b"") + piece("\u2581é".encode(), user_defined) + piece(b"", byte) + settings
-    data += piece(b"x\0y") + b"\x0a\x00" + piece(b"") + wide_length
+    wide_length = b"\x0a\x83\x00" + encode_piece(b"c", b"")[2:]
+    data = (
+        encode_piece(b"a")
+        + encode_piece(b"b", b"")
+        + encode_piece("\u2581é".encode(), user_defined)
+        + encode_piece(b"", byte)
+        + settings
+    )
+    data += encode_piece(b"x\0y") + b"\x0a\x00" + encode_piece(b"") + wide_length
     texts = ["a", "b", "\u2581é", "", "x\0y", "", "", "c"]
     pieces, scores, kinds = sentencepiece_model.parse(data)
     assert pieces == texts
@@ -78,10 +84,16 @@ def test_records_of_all_layouts_keep_their_order() -> None:
     assert kinds.tolist() == [NORMAL, NORMAL, USER_DEFINED, BYTE, NORMAL, NORMAL, NORMAL, NORMAL]
 
 
-def test_a_text_that_reads_as_a_record_is_a_text() -> None:
-    texts = [piece(b"a") + b"z", b"z" + piece(b"a"), piece(piece(b"a")), b"\x0a" * 10, b"\x0a\x0c\x0a\x03b"]
+def test_a_text_that_looks_like_a_record_is_a_text() -> None:
+    texts = [
+        encode_piece(b"a") + b"z",
+        b"z" + encode_piece(b"a"),
+        encode_piece(encode_piece(b"a")),
+        b"\x0a" * 10,
+        b"\x0a\x0c\x0a\x03b",
+    ]
     texts = [text.replace(b"\x80\x3f", b"\x00\x3f") for text in texts]  # UTF-8
-    pieces, scores, _ = sentencepiece_model.parse(b"".join(map(piece, texts)))
+    pieces, scores, _ = sentencepiece_model.parse(b"".join(map(encode_piece, texts)))
     assert pieces == [text.decode() for text in texts]
     assert scores.tolist() == [1] * 5
 
@@ -106,7 +118,7 @@ def test_damage_is_one_sentence(data: bytes) -> None:
         sentencepiece_model.parse(data)
 
 
-def test_other_model_types_are_refused() -> None:
+def test_other_model_types_are_rejected() -> None:
     with pytest.raises(CheckpointError, match="BPE"):
         sentencepiece_model.parse(b"\x12\x02\x18\x01")
 

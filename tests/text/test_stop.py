@@ -9,7 +9,7 @@ TEXT = st.text("ab\n", max_size=30)
 STRINGS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 
 
-def plain(strings: list[str], text: str) -> tuple[str, bool]:
+def cut_at_stop(strings: list[str], text: str) -> tuple[str, bool]:
     starts = [text.index(string) for string in strings if string in text]
     return (text[: min(starts)], True) if starts else (text, False)
 
@@ -21,19 +21,19 @@ def test_equals_cutting_the_whole_text(strings: list[str], pushes: list[str]) ->
     for count, text in enumerate(pushes, 1):
         emitted, stopped = matcher.push(text)
         shown += emitted
-        seen = "".join(pushes[:count])
-        expected, _ = plain(strings, seen)
-        assert expected.startswith(shown), "something of a stop string was shown"
+        pushed = "".join(pushes[:count])
+        expected, _ = cut_at_stop(strings, pushed)
+        assert expected.startswith(shown), "part of a stop string was released"
         if stopped:
-            assert shown == plain(strings, "".join(pushes))[0]
-        elif not plain(strings, seen)[1]:
-            held = seen[len(shown) :]
-            assert not held or any(string.startswith(held) for string in strings), "more was held back than needed"
+            assert shown == cut_at_stop(strings, "".join(pushes))[0]
+        elif not cut_at_stop(strings, pushed)[1]:
+            held = pushed[len(shown) :]
+            assert not held or any(string.startswith(held) for string in strings), "more text was held back than needed"
     emitted, stopped = matcher.finish()
-    assert (shown + emitted, stopped) == plain(strings, "".join(pushes))
+    assert (shown + emitted, stopped) == cut_at_stop(strings, "".join(pushes))
 
 
-def test_stops_as_soon_as_it_is_certain() -> None:
+def test_stops_as_soon_as_a_stop_string_is_complete() -> None:
     matcher = StopStrings(["STOP"])
     assert matcher.push("go S") == ("go ", False)
     assert matcher.push("TO") == ("", False)
@@ -55,10 +55,10 @@ def test_waits_while_an_earlier_start_may_still_complete() -> None:
     assert matcher.push("x") == ("a", True)
 
 
-def test_no_strings_hold_nothing_back() -> None:
+def test_without_stop_strings_nothing_is_held_back() -> None:
     assert StopStrings([]).push("text") == ("text", False)
 
 
-def test_an_empty_string_is_refused() -> None:
+def test_an_empty_string_is_rejected() -> None:
     with pytest.raises(GemwrightError, match="empty"):
         StopStrings(["a", ""])

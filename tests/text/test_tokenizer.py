@@ -16,7 +16,7 @@ MARKERS = [
     *("<unused6241>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>"),
 ]
-# U+2581 is how SentencePiece writes a space, so it cannot come back; surrogates are no text.
+# SentencePiece writes a space as U+2581, so that U+2581 is not preserved; surrogates are not valid text.
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
 PARTS = st.sampled_from(["  ", "\n\n", "\t", "<b>", "</table>", "<", ">", "1", "👩‍👩‍👧‍👦", "é", "\0", "<0x0A>"])
 TEXT = st.lists(PLAIN | PARTS | st.sampled_from(MARKERS), max_size=12).map("".join)
@@ -28,7 +28,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_ids_equal_transformers(demo_tokenizer: Tokenizer, demo_oracle: Any, torture_texts: list[str]) -> None:
-    # transformers' conversion merges a run of more than 31 spaces otherwise; sentencepiece, tested below, decides.
+    # transformers' conversion merges runs of more than 31 spaces differently; see the test against sentencepiece below.
     texts = [text for text in torture_texts if " " * 32 not in text]
     assert len(texts) > 400
     for text in texts:
@@ -64,7 +64,7 @@ def test_known_ids_of_gemma_3(demo_tokenizer: Tokenizer, text: str, ids: list[in
 
 @settings(deadline=None)
 @given(text=TEXT)
-def test_text_comes_back_and_never_becomes_control(
+def test_text_is_preserved_and_never_becomes_control(
     text: str, small_tokenizer: Tokenizer, demo_tokenizer: Tokenizer
 ) -> None:
     for tokenizer in (small_tokenizer, demo_tokenizer):
@@ -103,7 +103,7 @@ def test_stream_never_splits_a_character(demo_tokenizer: Tokenizer) -> None:
     assert stream.finish() == "\ufffd"
 
 
-def test_decode_leaves_control_out_unless_asked(demo_tokenizer: Tokenizer) -> None:
+def test_decode_omits_control_pieces_by_default(demo_tokenizer: Tokenizer) -> None:
     ids = [2, 105, *demo_tokenizer.encode("user\nhi  there"), 106, 3]
     assert demo_tokenizer.decode(ids) == "user\nhi  there"
     kept = demo_tokenizer.decode(ids, keep_control=True)
@@ -166,8 +166,8 @@ def test_a_megabyte_of_text(demo_tokenizer: Tokenizer, text: str) -> None:
     assert demo_tokenizer.decode(demo_tokenizer.encode(text)) == text
 
 
-def test_a_vocabulary_that_sentencepiece_refuses_is_one_sentence() -> None:
+def test_a_vocabulary_that_sentencepiece_rejects_is_one_sentence() -> None:
     pieces = ("<pad>", "<eos>", "<bos>", "<unk>", "<0x00>")
     vocabulary = Vocabulary(pieces, np.zeros(5, np.float32), np.array([3, 3, 3, 2, 6], np.uint8))
-    with pytest.raises(CheckpointError, match="SentencePiece refuses the vocabulary"):
+    with pytest.raises(CheckpointError, match="SentencePiece rejects the vocabulary"):
         Tokenizer(vocabulary)

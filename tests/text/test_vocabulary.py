@@ -41,7 +41,7 @@ def test_every_format_holds_the_demo_vocabulary(demo_vocabulary: Vocabulary, tmp
     path = tmp_path / "tokenizer.model"
     path.write_bytes(demo_vocabulary.sentencepiece_model())
     assert_same(Vocabulary.from_sentencepiece(path), demo_vocabulary)
-    # tokenizer.json has ranks but no scores, and the scores of this file skip some numbers.
+    # tokenizer.json has ranks but no scores, and the scores of this file have gaps.
     assert_same(through_json(demo_vocabulary, tmp_path), demo_vocabulary, exact_scores=False)
 
 
@@ -74,7 +74,7 @@ def test_markers_are_user_defined_in_a_written_model(small_vocabulary: Vocabular
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=small_vocabulary.sentencepiece_model())
-    assert processor.encode("<start_of_turn>\n<bos>")[:2] == [106, 108]  # as with Google's own file
+    assert processor.encode("<start_of_turn>\n<bos>")[:2] == [106, 108]  # as in Google's file
     assert not {0, 1, 2, 3} & set(processor.encode("<pad><eos><bos><unk>"))
 
 
@@ -98,7 +98,7 @@ def test_added_tokens_beyond_the_vocabulary_are_read(small_vocabulary: Vocabular
     np.testing.assert_array_equal(vocabulary.scores[:size], small_vocabulary.scores)
 
 
-def test_tokenizer_json_without_added_tokens_is_understood(small_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_tokenizer_json_without_added_tokens_is_read(small_vocabulary: Vocabulary, tmp_path: Path) -> None:
     document = small_vocabulary.tokenizer_json()
     document["added_tokens"] = [entry for entry in document["added_tokens"] if entry["id"] < 4]
     path = tmp_path / "tokenizer.json"
@@ -156,11 +156,11 @@ def test_symbols_that_a_converter_calls_normal_are_recognised(small_vocabulary: 
         ({"tokenizer.ggml.scores": None}, "no 'tokenizer.ggml.scores'"),
         ({"tokenizer.ggml.scores": [0.0]}, "differ in number"),
         ({"tokenizer.ggml.tokens": ["<s>", "</s>", "<bos>", "<unk>", "a"]}, "lacks <pad>, <eos>"),
-        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", ""]}, "empty piece"),
-        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", "<unk>"]}, "twice"),
-        ({"tokenizer.ggml.scores": [0, 0, 0, 0, float("nan")]}, "not a number"),
-        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", 7]}, "no text"),
-        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", "\ud800"]}, "no text"),
+        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", ""]}, "empty or a duplicate piece"),
+        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", "<unk>"]}, "duplicate piece"),
+        ({"tokenizer.ggml.scores": [0, 0, 0, 0, float("nan")]}, "not a finite number"),
+        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", 7]}, "not text"),
+        ({"tokenizer.ggml.tokens": ["<pad>", "<eos>", "<bos>", "<unk>", "\ud800"]}, "not text"),
         ({"tokenizer.ggml.tokens": 5}, "wrong type"),
         ({"tokenizer.ggml.scores": ["a", "b", "c", "d", "e"]}, "wrong type"),
         ({"tokenizer.ggml.token_type": [3, 3, 3, 2, 9]}, "from 1 to 6"),

@@ -96,10 +96,10 @@ def _record(found: "Found", image: "NDArray[np.uint8]") -> dict[str, Any]:
 
 def _draw(image: "NDArray[np.uint8]", found: "list[Found]", decoder: "MaskDecoder | None", place: Path) -> None:
     from gemwright.images.drawing import draw, save_png
-    from gemwright.images.masks import outlines
+    from gemwright.images.masks import place_masks
 
     if not found:
         render.warn(f"The answer names no place, so {place} shows the picture alone; ask to 'detect ...' something.")
     if decoder is None and any(item.mask_codes for item in found):
         render.warn("The outlines are not drawn, as that needs PaliGemma's vae-oid.npz; give it with --mask-decoder.")
-    save_png(draw(image, found, outlines(decoder, found, *image.shape[:2])), place)
+    save_png(draw(image, found, place_masks(decoder, found, *image.shape[:2])), place)

@@ -1,1 +1,1 @@
-"""Pictures: read, made ready for the vision tower, and what models say of them as boxes and masks."""
+"""Images: loading, preprocessing for the vision tower, and boxes and masks in model output."""

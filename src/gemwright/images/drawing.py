@@ -1,4 +1,4 @@
-"""Draws what a model found onto its picture: boxes, labels and half-transparent masks."""
+"""Draw detected objects on an image: boxes, labels and translucent masks."""
 
 import colorsys
 import math
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-_LONGEST: Final = 120  # characters of a label; more never fit
-_FILL, _OUTLINE, _SHADOW = 105, 235, 120  # opacity of a mask, of its edge, and of the shadow around a box; of 255
+_MAX_LABEL: Final = 120  # characters; longer labels never fit
+_FILL, _OUTLINE, _SHADOW = 105, 235, 120  # opacity, of 255, of a mask, of its edge, and of the shadow around a box
 _DARK, _WHITE = (18, 18, 22), (255, 255, 255)
 
 
 class _Area(NamedTuple):
-    """Pixels of a picture; right and bottom are exclusive."""
+    """A rectangle in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -36,17 +36,17 @@ class _Area(NamedTuple):
 def draw(
     image: NDArray[np.uint8], found: Sequence[Found], masks: Iterable[NDArray[np.bool_] | None] = ()
 ) -> NDArray[np.uint8]:
-    """Draws every object in a colour of its own; lines and letters grow with the picture.
+    """Draw every object in its own colour; lines and letters scale with the image.
 
     Args:
-        image: [height, width, 3], red, green and blue; it is left as it is.
-        found: The objects. A label is cut where it would leave the picture, left out where it would cover more than
-            a third of its height, and shows a hollow box for each sign that Pillow's own (Latin) font lacks.
-        masks: [height, width] of each object in the same order, as `place` makes them, None for those without.
-            Taken one by one, so a generator saves memory; it may end early.
+        image: [height, width, 3] RGB, not modified.
+        found: Objects. A label is shortened to the image's width and omitted if it would cover more than a third of the
+            image's height; characters that Pillow's own (Latin) font lacks become hollow boxes.
+        masks: [height, width] of each object in the same order, from `place`, or None. Consumed one at a time, so a
+            generator saves memory; may be shorter than `found`.
 
     Returns:
-        [height, width, 3].
+        [height, width, 3] RGB.
     """
     from PIL import Image, ImageFont
 
@@ -54,9 +54,9 @@ def draw(
     scale = math.sqrt(canvas.width * canvas.height)
     line = max(1, round(scale / 220))
     font = ImageFont.load_default(max(12, min(round(scale / 34), canvas.height // 5)))
-    assert isinstance(font, ImageFont.FreeTypeFont)  # as it is whenever a size is given
-    colours = [_colour(index) for index in range(len(found))]
-    areas = [_area(item.box, canvas) for item in found]
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
+    colours = [_choose_colour(index) for index in range(len(found))]
+    areas = [_to_area(item.box, canvas) for item in found]
     for colour, mask in zip(colours, masks, strict=False):
         if mask is not None:
             _draw_mask(canvas, mask, colour, line)
@@ -66,14 +66,14 @@ def draw(
 
 
 def save_png(image: NDArray[np.uint8], path: str | Path) -> None:
-    """Writes a picture as PNG, whatever the file is called; it is there whole or not at all.
+    """Write an image as PNG, whatever its file name; an incomplete file is never left behind.
 
     Args:
         image: [height, width, 3].
-        path: The file to make or replace.
+        path: File to create or replace.
 
     Raises:
-        GemwrightError: The place cannot be written.
+        GemwrightError: The file cannot be written.
     """
     from PIL import Image
 
@@ -86,30 +86,30 @@ def save_png(image: NDArray[np.uint8], path: str | Path) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise GemwrightError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
+        raise GemwrightError(f"{path} cannot be written ({error.strerror or error}): choose another path.") from error
 
 
-def _colour(index: int) -> Colour:
-    """Neighbours in the list differ most: each hue is a golden angle from the one before."""
+def _choose_colour(index: int) -> Colour:
+    """Return the colour of an object; hues are a golden angle apart, so that neighbours differ most."""
     red, green, blue = colorsys.hls_to_rgb((0.94 + index * 0.381966) % 1, 0.60, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _ink(colour: Colour) -> Colour:
-    """Dark or white, whichever reads better on a colour."""
+def _choose_ink(colour: Colour) -> Colour:
+    """Return dark or white, whichever is more legible on a colour."""
     red, green, blue = ((part / 255) ** 2.2 for part in colour)
     return _DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.25 else _WHITE
 
 
-def _area(box: Box, canvas: "Image") -> _Area:
-    """A box in pixels, at least one of them."""
+def _to_area(box: Box, canvas: "Image") -> _Area:
+    """Convert a box to pixels, at least one."""
     top, left, bottom, right = box.pixels(canvas.height, canvas.width)
     top, left = min(top, canvas.height - 1), min(left, canvas.width - 1)
     return _Area(left, top, max(right, left + 1), max(bottom, top + 1))
 
 
 def _draw_mask(canvas: "Image", mask: NDArray[np.bool_], colour: Colour, line: int) -> None:
-    """Tints the inside of a mask and draws its edge, softened so that it shows no stairs."""
+    """Tint the inside of a mask and draw its edge, smoothed against aliasing."""
     from PIL import Image, ImageFilter
 
     whole = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
@@ -124,7 +124,7 @@ def _draw_mask(canvas: "Image", mask: NDArray[np.bool_], colour: Colour, line: i
 
 
 def _draw_boxes(canvas: "Image", areas: Sequence[_Area], colours: Sequence[Colour], line: int) -> None:
-    """Frames in their colours, all of them over a shadow that sets them off from a picture of the same colour."""
+    """Draw frames over a shadow that separates them from an image of the same colour."""
     from PIL import Image, ImageDraw
 
     shadow = Image.new("L", canvas.size)
@@ -142,49 +142,45 @@ def _draw_boxes(canvas: "Image", areas: Sequence[_Area], colours: Sequence[Colou
 def _draw_labels(
     canvas: "Image", labels: Sequence[str], areas: Sequence[_Area], colours: Sequence[Colour], font: "FreeTypeFont"
 ) -> None:
-    """Each label on a tag at its box, where no other tag is if that can be had."""
+    """Draw each label on a tag at its box, off other tags if possible."""
     taken = np.zeros((canvas.height, canvas.width), np.bool_)
     for label, area, colour in zip(labels, areas, colours, strict=True):
-        tag = _tag(label, colour, font, canvas.width)
+        tag = _make_tag(label, colour, font, canvas.width)
         if tag is not None and 3 * tag.height <= canvas.height:
-            left, top = _corner(tag, area, taken)
+            left, top = _place_tag(tag, area, taken)
             canvas.paste(tag, (left, top), tag)
             taken[top : top + tag.height, left : left + tag.width] = True
 
 
-def _tag(label: str, colour: Colour, font: "FreeTypeFont", widest: int) -> "Image | None":
-    """A label on a filled tag with round corners, or None without one that can be written."""
+def _make_tag(label: str, colour: Colour, font: "FreeTypeFont", max_width: int) -> "Image | None":
+    """Return a label on a filled tag with round corners, or None if no text fits."""
     from PIL import Image, ImageDraw
 
     height, margin, baseline = (round(share * font.size) for share in (1.36, 0.45, 1.03))
-    text = _fitting(label, font, widest - 2 * margin)
+    text = _shorten(label, font, max_width - 2 * margin)
     if not text:
         return None
     size = (math.ceil(font.getlength(text)) + 2 * margin, height)
-    fine = 4  # Pillow draws round corners without shades, so they are drawn larger and shrunk
+    fine = 4  # Pillow does not antialias round corners, so they are drawn larger and reduced
     shape = Image.new("L", (size[0] * fine, size[1] * fine))
     ImageDraw.Draw(shape).rounded_rectangle((0, 0, shape.width - 1, shape.height - 1), height * fine // 5, fill=255)
     tag = Image.new("RGB", size, colour)
-    ImageDraw.Draw(tag).text((margin, baseline), text, _ink(colour), font, anchor="ls")
+    ImageDraw.Draw(tag).text((margin, baseline), text, _choose_ink(colour), font, anchor="ls")
     tag.putalpha(shape.reduce(fine))
     return tag
 
 
-def _fitting(label: str, font: "FreeTypeFont", widest: int) -> str:
-    """As much of a label as fits, without what has no shape: control characters, broken surrogates, line ends."""
-    text = " ".join("".join(sign if sign.isprintable() else " " for sign in label[:_LONGEST]).split())
-    if len(label) <= _LONGEST and font.getlength(text) <= widest:
+def _shorten(label: str, font: "FreeTypeFont", max_width: int) -> str:
+    """Return as much of a label as fits, without control characters, lone surrogates and line breaks."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in label[:_MAX_LABEL]).split())
+    if len(label) <= _MAX_LABEL and font.getlength(text) <= max_width:
         return text
-    length = bisect(range(len(text) + 1), widest, key=lambda length: font.getlength(f"{text[:length]}…")) - 1
+    length = bisect(range(len(text) + 1), max_width, key=lambda length: font.getlength(f"{text[:length]}…")) - 1
     return f"{text[:length].rstrip()}…" if length > 0 else ""
 
 
-def _corner(tag: "Image", area: _Area, taken: NDArray[np.bool_]) -> tuple[int, int]:
-    """Where a tag goes: on top of its box, else inside, beneath or further down, never over the picture's edge.
-
-    Returns:
-        (left, top)
-    """
+def _place_tag(tag: "Image", area: _Area, taken: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return (left, top) of a tag: above its box, else inside, below or further down, always within the image."""
     height, width = taken.shape
     left, lowest = max(0, min(area.left, width - tag.width)), height - tag.height
     tops = (area.top - tag.height, area.top, area.bottom, *range(area.top, lowest, tag.height))

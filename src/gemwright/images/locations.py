@@ -1,7 +1,7 @@
-"""Places in a picture as PaliGemma writes them: `<loc0123>` four times, perhaps `<seg045>` sixteen times, a label.
+"""Locations in an image as PaliGemma writes them: four `<loc0123>` tags, optionally sixteen `<seg045>` tags, a label.
 
 Source: google-research/big_vision `pp/proj/paligemma/segmentation.py` (bins of 1/1023, order of the corners) and
-`evaluators/proj/paligemma/transfers/segmentation.py` (the way back to pixels).
+`evaluators/proj/paligemma/transfers/segmentation.py` (conversion to pixels).
 """
 
 import re
@@ -11,20 +11,23 @@ from typing import Any, Final
 from gemwright.errors import GemwrightError
 
 BINS: Final = 1024
+"""Positions of a coordinate."""
 MASK_CODES: Final = 16
+"""Codes of a mask."""
 CODEBOOK: Final = 128
+"""Entries of the codebook of masks."""
 
 _LOC = r"<loc(?:0[0-9]{3}|10[01][0-9]|102[0-3])>"
 _SEG = r"<seg(?:0[0-9]{2}|1[01][0-9]|12[0-7])>"
 _TAG = re.compile(r"<(?:loc|seg)[0-9]*+>")
 _INVALID_TAG = re.compile(rf"(?!{_LOC}|{_SEG}){_TAG.pattern}")
-_OBJECT = re.compile(rf"((?:{_LOC}\s*+){{4}})((?:{_SEG}\s*+)*+)")  # possessive, so the time is linear
+_OBJECT = re.compile(rf"((?:{_LOC}\s*+){{4}})((?:{_SEG}\s*+)*+)")  # possessive, for linear time
 _NUMBER = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle, as fractions of the picture's height (y) and width (x) from its upper left corner."""
+    """A rectangle in fractions of the image's height (y) and width (x), from the upper left corner."""
 
     y_min: float
     x_min: float
@@ -32,24 +35,24 @@ class Box:
     x_max: float
 
     def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns (top, left, bottom, right) in whole pixels, cut off as PaliGemma's evaluation does.
+        """Return (top, left, bottom, right) in whole pixels, truncated as in PaliGemma's evaluation.
 
-        Bottom and right are exclusive: `image[top:bottom, left:right]` is the box. It never leaves the picture
-        and is empty where the box is thinner than a pixel.
+        Bottom and right are exclusive: `image[top:bottom, left:right]` is the box. It is clipped to the image, and
+        empty if the box is thinner than a pixel.
         """
         sides = ((self.y_min, height), (self.x_min, width), (self.y_max, height), (self.x_max, width))
-        top, left, bottom, right = (int(_clipped(fraction) * size) for fraction, size in sides)
+        top, left, bottom, right = (int(_clip(fraction) * size) for fraction, size in sides)
         return top, left, bottom, right
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object that the model found.
+    """A detected object.
 
     Attributes:
-        label: What it is; may be empty. Text of a model, so it may hold anything but the tags themselves.
-        box: Where it is.
-        mask_codes: The 16 codes of its outline within the box, each below 128, or None without one.
+        label: Name of the object; may be empty. Text from a model: it may contain anything but tags.
+        box: Bounding box.
+        mask_codes: 16 codes of its mask within the box, each below 128, or None.
     """
 
     label: str
@@ -57,7 +60,7 @@ class Found:
     mask_codes: tuple[int, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the same as numbers, strings, lists and dictionaries, for `json.dumps`."""
+        """Return the object in types that `json.dumps` accepts."""
         return {
             "label": self.label,
             "box": asdict(self.box),
@@ -66,78 +69,80 @@ class Found:
 
 
 def parse(text: str) -> list[Found]:
-    """Reads the objects in a text that a model has written, in time linear in its length.
+    """Parse the objects in text written by a model, in time linear in its length.
 
-    Semicolons separate objects, but need not: every four `<loc>` tags in a row are a box, and the run of `<seg>`
-    tags behind them is its mask if there are exactly 16. A label follows its box; where a stretch between
-    semicolons starts with words and ends with a box, labels precede their boxes. Spaces count for nothing, a tag
-    out of range is as good as a space, and whatever belongs to no box is skipped. Corners in the wrong order are
-    exchanged.
+    Semicolons between objects are optional: four consecutive `<loc>` tags are a box, and the run of `<seg>` tags after
+    them is its mask if there are exactly 16. A label follows its box; if a segment between semicolons starts with words
+    and ends with a box, labels precede their boxes. Whitespace is ignored, a tag out of range counts as a space, and
+    text that belongs to no box is skipped. Corners in the wrong order are swapped.
 
     Args:
         text: Such as `<loc0102><loc0051><loc0920><loc0767> cat ; <loc…> dog`.
 
     Returns:
-        The objects in the order of the text; none if there are no boxes.
+        Objects in the order of the text; empty without boxes.
     """
-    return [found for stretch in _INVALID_TAG.sub(" ", text).split(";") for found in _objects(stretch)]
+    return [found for segment in _INVALID_TAG.sub(" ", text).split(";") for found in _parse_segment(segment)]
 
 
 def render(found: Found) -> str:
-    """Writes an object as PaliGemma is trained to; ` ; ` belongs between several of them.
+    """Write an object as PaliGemma is trained to; join several with ` ; `.
 
     Args:
-        found: Corners are rounded to 1/1023 and clipped to the picture.
+        found: Object, whose corners are rounded to 1/1023 and clipped to the image.
 
     Raises:
-        GemwrightError: The label or the mask would not be read back as it is.
+        GemwrightError: `parse` would not return the same label or mask.
     """
     label, codes = found.label, found.mask_codes
     if ";" in label or _TAG.search(label):
-        raise GemwrightError(f"The label {label[:80]!r} holds a semicolon or a location tag: take it out.")
+        raise GemwrightError(f"The label {label[:80]!r} has a semicolon or a location tag: remove it.")
     if codes is not None and not is_mask(codes):
         raise GemwrightError(f"The object {label[:80]!r} needs {MASK_CODES} mask codes below {CODEBOOK}, or None.")
     box = found.box
-    corners = (round(_clipped(side) * (BINS - 1)) for side in (box.y_min, box.x_min, box.y_max, box.x_max))
+    corners = (round(_clip(side) * (BINS - 1)) for side in (box.y_min, box.x_min, box.y_max, box.x_max))
     tags = [f"<loc{corner:04d}>" for corner in corners] + [f"<seg{code:03d}>" for code in codes or ()]
     return f"{''.join(tags)} {label}".rstrip()
 
 
 def is_mask(codes: tuple[int, ...]) -> bool:
-    """Says whether these are 16 entries of the codebook of masks."""
+    """Return whether these are 16 entries of the codebook of masks."""
     return len(codes) == MASK_CODES and all(0 <= code < CODEBOOK for code in codes)
 
 
-def _objects(stretch: str) -> list[Found]:
-    """The objects between two semicolons."""
-    parts = _OBJECT.split(stretch)  # words, corners, codes, words, corners, codes, ..., words
-    words = [_phrases(part) for part in parts[::3]]
+def _parse_segment(segment: str) -> list[Found]:
+    """Parse the objects between two semicolons."""
+    parts = _OBJECT.split(segment)  # words, corners, codes, words, corners, codes, ..., words
+    words = [_split_phrases(part) for part in parts[::3]]
     if words[0] and not words[-1]:
         labels = [phrases[-1] if phrases else "" for phrases in words[:-1]]
     else:
         labels = [phrases[0] if phrases else "" for phrases in words[1:]]
     boxes = zip(labels, parts[1::3], parts[2::3], strict=True)
-    return [Found(label, _box(_numbers(corners)), _mask(_numbers(codes))) for label, corners, codes in boxes]
+    return [
+        Found(label, _make_box(_parse_numbers(corners)), _make_mask(_parse_numbers(codes)))
+        for label, corners, codes in boxes
+    ]
 
 
-def _phrases(words: str) -> list[str]:
-    """What stands between tags that belong to no box, with single spaces."""
+def _split_phrases(words: str) -> list[str]:
+    """Return the phrases between tags that belong to no box, with single spaces."""
     phrases = (" ".join(phrase.split()) for phrase in _TAG.split(words))
     return [phrase for phrase in phrases if phrase]
 
 
-def _numbers(tags: str) -> list[int]:
+def _parse_numbers(tags: str) -> list[int]:
     return [int(number) for number in _NUMBER.findall(tags)]
 
 
-def _box(bins: list[int]) -> Box:
+def _make_box(bins: list[int]) -> Box:
     y, x = sorted(bins[::2]), sorted(bins[1::2])
     return Box(*(side / (BINS - 1) for side in (y[0], x[0], y[1], x[1])))
 
 
-def _mask(codes: list[int]) -> tuple[int, ...] | None:
+def _make_mask(codes: list[int]) -> tuple[int, ...] | None:
     return tuple(codes) if len(codes) == MASK_CODES else None
 
 
-def _clipped(fraction: float) -> float:
+def _clip(fraction: float) -> float:
     return min(max(0.0, fraction), 1.0)

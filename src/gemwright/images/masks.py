@@ -1,4 +1,4 @@
-"""Outlines of objects: the decoder that turns PaliGemma's 16 mask codes into a mask.
+"""Masks of objects: the decoder of PaliGemma's 16 mask codes.
 
 Layers and weights: google-research/big_vision `evaluators/proj/paligemma/transfers/segmentation.py`; the network is
 the mask VQ-VAE of Ning et al., "All in Tokens" (2023), https://arxiv.org/abs/2301.02229. Published as
@@ -17,8 +17,9 @@ from gemwright.checkpoint.files.npz import open_npz
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.images.locations import CODEBOOK, MASK_CODES, Box, Found, is_mask
 
-SIDE: Final = 64  # pixels of a decoded mask
-_GRID = 4  # codes along a side
+SIDE: Final = 64
+"""Width and height of a decoded mask in pixels."""
+_GRID = 4  # codes per row and column
 
 # torch's layouts: a convolution's kernel is [out, in, height, width], a transposed one's [in, out, height, width].
 _CONVOLUTIONS = {
@@ -39,46 +40,46 @@ LAYOUT: Final[Mapping[str, tuple[int, ...]]] = {
     **{f"{name}.bias": shape[:1] for name, shape in _CONVOLUTIONS.items()},
     **{f"{name}.bias": shape[1:2] for name, shape in _TRANSPOSED.items()},
 }
-"""Name and shape of every array that a decoder needs."""
+"""Name and shape of every array of the decoder."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class MaskDecoder:
-    """The network that draws masks.
+    """A network that decodes masks.
 
     Attributes:
-        arrays: Its weights, named and shaped as in `LAYOUT`.
+        arrays: Weights, named and shaped as in `LAYOUT`.
     """
 
     arrays: Mapping[str, NDArray[np.float32]]
 
     @classmethod
     def load(cls, path: str | Path) -> "MaskDecoder":
-        """Reads the published `vae-oid.npz`; the arrays of the encoder in it are passed over.
+        """Load the published `vae-oid.npz`; its encoder is skipped.
 
         Raises:
-            CheckpointError: The file is not one, or an array is missing, damaged or of another shape.
+            CheckpointError: The file is not an .npz file, or an array is missing, damaged or of another shape.
         """
         file = open_npz(path, LAYOUT)
         for name, shape in LAYOUT.items():
             found = file.tensors.get(name)
             if found is None or found.shape != shape:
-                what = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(shape)}"
-                raise CheckpointError(f"{path}: array {name} {what}; give the published vae-oid.npz.")
+                problem = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(shape)}"
+                raise CheckpointError(f"{path}: array {name} {problem}; use the published vae-oid.npz.")
         return cls({name: file.read(name).astype(np.float32) for name in LAYOUT})
 
     def decode(self, codes: tuple[int, ...]) -> NDArray[np.float32]:
-        """Draws the mask of 16 codes.
+        """Decode a mask.
 
         Args:
-            codes: `Found.mask_codes`: a grid of 4 x 4, row by row.
+            codes: `Found.mask_codes`: a 4 x 4 grid in row-major order.
 
         Returns:
-            [64, 64], about -1 (outside) to 1 (inside); to be stretched over the object's box by `place`.
+            [64, 64], about -1 (outside) to 1 (inside); `place` resizes it to the object's box.
 
         Raises:
-            GemwrightError: These are not 16 codes below 128.
+            GemwrightError: Not 16 codes below 128.
         """
         if not is_mask(codes):
             raise GemwrightError(f"A mask has {MASK_CODES} codes from 0 to {CODEBOOK - 1}, not {str(codes)[:80]}.")
@@ -89,18 +90,18 @@ class MaskDecoder:
             inner = _relu(self._convolve(f"{block}.2", inner))
             x = x + self._convolve(f"{block}.4", inner)
         for name in _TRANSPOSED:
-            x = _relu(self._double(name, x))
+            x = _relu(self._upsample(name, x))
         return self._convolve("decoder.12", x)[..., 0]
 
     def _convolve(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convolution that keeps the size."""
+        """Apply a convolution that keeps height and width."""
         kernel = self.arrays[f"{name}.weight"]
         margin = kernel.shape[-1] // 2
         padded = np.pad(x, ((margin, margin), (margin, margin), (0, 0)))
         return _correlate(padded, kernel) + self.arrays[f"{name}.bias"]
 
-    def _double(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Transposed convolution of width 4, stride 2 and padding 1, which doubles height and width."""
+    def _upsample(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply a transposed convolution of width 4, stride 2 and padding 1, which doubles height and width."""
         height, width, channels = x.shape
         spread = np.zeros((2 * height + 3, 2 * width + 3, channels), np.float32)
         spread[2:-2:2, 2:-2:2] = x
@@ -109,31 +110,31 @@ class MaskDecoder:
 
 
 def place(mask: NDArray[np.float32], box: Box, height: int, width: int) -> NDArray[np.bool_]:
-    """Stretches a decoded mask over its box, as PaliGemma's evaluation does.
+    """Resize a decoded mask to its box, as in PaliGemma's evaluation.
 
     Args:
-        mask: [64, 64], inside where above 0.
-        box: Where it belongs.
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        mask: [64, 64], positive inside the object.
+        box: Box of the object.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
-        [height, width], True where the object is: the mask resized bilinearly (smoothed where it shrinks), cut at 0.
+        [height, width], True inside the object: the mask after bilinear (antialiased) resizing is above 0.
     """
     from PIL import Image
 
-    picture = np.zeros((height, width), np.bool_)
+    placed = np.zeros((height, width), np.bool_)
     top, left, bottom, right = box.pixels(height, width)
     if top < bottom and left < right:
         resized = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-        picture[top:bottom, left:right] = np.asarray(resized) > 0
-    return picture
+        placed[top:bottom, left:right] = np.asarray(resized) > 0
+    return placed
 
 
-def outlines(
+def place_masks(
     decoder: MaskDecoder | None, found: Sequence[Found], height: int, width: int
 ) -> Iterator[NDArray[np.bool_] | None]:
-    """The mask of each object, one at a time as each is as large as the picture; None for those without."""
+    """Yield the mask [height, width] of each object, or None; one at a time, as each is as large as the image."""
     for item in found:
         if decoder is None or item.mask_codes is None:
             yield None
@@ -142,7 +143,7 @@ def outlines(
 
 
 def _correlate(x: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Slides a kernel [out, in, height, width] over `x` wherever it fits."""
+    """Cross-correlate `x` with a kernel [out, in, height, width], without padding."""
     outputs, _, rows, columns = kernel.shape
     height, width = x.shape[0] - rows + 1, x.shape[1] - columns + 1
     total = np.zeros((height, width, outputs), np.float32)

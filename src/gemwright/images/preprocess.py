@@ -1,7 +1,7 @@
-"""Pictures as the vision tower takes them: square, and every channel in [-1, 1].
+"""Preprocess images for the vision tower: square, with every channel in [-1, 1].
 
 Source: huggingface/transformers models/siglip/image_processing_pil_siglip.py (PaliGemma) and
-models/gemma3/image_processing_pil_gemma3.py (Gemma 3), whose results these equal bit by bit.
+models/gemma3/image_processing_pil_gemma3.py (Gemma 3), whose results are reproduced bit by bit.
 """
 
 import math
@@ -14,16 +14,15 @@ _LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / 
 
 
 def resize_square(image: NDArray[np.uint8], size: int, resample: Literal["bilinear", "bicubic"]) -> NDArray[np.float32]:
-    """Squeezes a picture into a square, whatever its proportions, and scales its values.
+    """Resize an image to a square, ignoring its aspect ratio, and scale its values.
 
-    transformers takes "bicubic" for PaliGemma and "bilinear" for Gemma 3; both average over all pixels that they merge.
-    PaliGemma's own code takes bilinear, with or without that average (google-research/big_vision
-    big_vision/pp/ops_image.py).
+    transformers uses "bicubic" for PaliGemma and "bilinear" for Gemma 3, both with antialiasing. PaliGemma's own code
+    uses bilinear, with or without antialiasing (google-research/big_vision big_vision/pp/ops_image.py).
 
     Args:
         image: [height, width, 3].
-        size: Side of the square in pixels.
-        resample: Filter.
+        size: Width and height of the result in pixels.
+        resample: Interpolation.
 
     Returns:
         [size, size, 3] in [-1, 1].
@@ -37,16 +36,16 @@ def resize_square(image: NDArray[np.uint8], size: int, resample: Literal["biline
 def pan_and_scan(
     image: NDArray[np.uint8], *, min_ratio: float = 1.2, min_crop: int = 256, max_crops: int = 4
 ) -> list[NDArray[np.uint8]]:
-    """Cuts a long picture into crops along its long side, which Gemma 3 may see after the whole picture.
+    """Cut an elongated image into crops along its longer side, which Gemma 3 can take in addition to the whole image.
 
     Args:
         image: [height, width, 3].
-        min_ratio: Long side over short side from which a picture is cut (1.5 in google/gemma_pytorch).
-        min_crop: Pixels that the shorter side of a crop must have.
-        max_crops: Most crops.
+        min_ratio: Minimum ratio of longer to shorter side of an image that is cut (1.5 in google/gemma_pytorch).
+        min_crop: Minimum shorter side of a crop in pixels.
+        max_crops: Maximum number of crops.
 
     Returns:
-        The crops, left to right or top to bottom, as views; none where the picture is not long or large enough.
+        Views of the crops, left to right or top to bottom; empty if the image is too small or not elongated.
     """
     height, width, _ = image.shape
     axis = 1 if width >= height else 0

@@ -1,7 +1,7 @@
 """The SentencePiece `.model` file: a protocol buffer of pieces, their merge scores and their kinds.
 
-Field numbers and enum values are those of sentencepiece/src/sentencepiece_model.proto. The bytes are read and
-written here, without message objects: a quarter of a million of those cost seconds.
+Field numbers and enum values are those of sentencepiece/src/sentencepiece_model.proto. The bytes are parsed and
+written directly: a quarter of a million message objects would take seconds.
 """
 
 from collections.abc import Sequence
@@ -31,93 +31,93 @@ _TAIL = np.dtype([("score_tag", "u1"), ("score", "<f4"), ("kind_tag", "u1"), ("k
 
 
 def parse(data: bytes) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8]]:
-    """Reads a serialised ModelProto.
+    """Parse a serialized ModelProto.
 
     Args:
-        data: the content of a `.model` file, from anywhere; its size bounds everything that is allocated.
+        data: Content of a `.model` file, untrusted; its size bounds all allocations.
 
     Returns:
-        Pieces, scores and kinds, one entry an id, as they stand in the file.
+        Pieces, scores and kinds by id, as stored.
 
     Raises:
-        CheckpointError: not a protocol buffer, not a BPE model, or a piece that is not UTF-8.
+        CheckpointError: Not a protocol buffer, not a BPE model, or a piece that is not UTF-8.
     """
     try:
         pieces, tails, model_type = _read(data)
     except (IndexError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            "The SentencePiece model is damaged or is something else: fetch the file again."
+            "The SentencePiece model is damaged or not a SentencePiece model: download the file again."
         ) from error
     if model_type != _BPE:
-        raise CheckpointError("The SentencePiece model is not of type BPE as every Gemma's is: give Gemma's own file.")
+        raise CheckpointError("The SentencePiece model is not of type BPE, as every Gemma tokenizer is: use one.")
     return pieces, tails["score"].astype(np.float32), tails["kind"].copy()
 
 
 def serialize(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> bytes:
-    """Writes a ModelProto with Gemma's settings: BPE, byte fallback, no normalisation of any kind.
+    """Serialize a ModelProto with Gemma's settings: BPE, byte fallback and no normalization.
 
     Args:
-        pieces: the text of every id; `<unk>`, `<bos>`, `<eos>` and `<pad>` are among them.
-        scores: merge priority of every id, higher first.
+        pieces: Text of every id, including `<unk>`, `<bos>`, `<eos>` and `<pad>`.
+        scores: Merge priority of every id, highest first.
         kinds: NORMAL .. BYTE of every id.
 
     Returns:
-        The content of a `.model` file.
+        Content of a `.model` file.
     """
-    text, sizes = _text(pieces)
+    text, sizes = _join_texts(pieces)
 
-    # All lengths are as wide as the longest, one byte in every Gemma, so that what stands around the texts is a table.
-    width = len(_varint(int(sizes.max()) + 2 * _TAIL.itemsize))
+    # All lengths use as many bytes as the longest, one in every Gemma, so that the bytes around texts form a table.
+    width = len(_encode_varint(int(sizes.max()) + 2 * _TAIL.itemsize))
     head = [("piece_tag", "u1"), ("piece_size", "u1", (width,)), ("text_tag", "u1"), ("text_size", "u1", (width,))]
     around = np.empty(len(pieces), [*head, *_TAIL.descr])
     head_size = around.itemsize - _TAIL.itemsize
-    around["piece_tag"], around["piece_size"] = _PIECE_TAG, _varints(1 + width + sizes + _TAIL.itemsize, width)
-    around["text_tag"], around["text_size"] = _TEXT_TAG, _varints(sizes, width)
+    around["piece_tag"], around["piece_size"] = _PIECE_TAG, _encode_varints(1 + width + sizes + _TAIL.itemsize, width)
+    around["text_tag"], around["text_size"] = _TEXT_TAG, _encode_varints(sizes, width)
     around["score_tag"], around["score"] = _SCORE_TAG, scores
     around["kind_tag"], around["kind"] = _KIND_TAG, kinds
 
-    # What stands between two texts is the tail of one piece and the head of the next.
+    # The gap between two texts holds the tail of one piece and the head of the next.
     gaps = np.concatenate([np.zeros(_TAIL.itemsize, np.uint8), around.view(np.uint8), np.zeros(head_size, np.uint8)])
     gaps = gaps.view(f"V{around.itemsize}")
-    places = np.append(0, np.cumsum(sizes)) + around.itemsize * np.arange(len(gaps))
+    offsets = np.append(0, np.cumsum(sizes)) + around.itemsize * np.arange(len(gaps))
     content = np.empty(len(text) + gaps.nbytes, np.uint8)
     is_text = np.ones(len(content), np.bool_)
     for array, between in ((content, gaps), (is_text, np.zeros_like(gaps))):
-        np.ndarray(len(array) - around.itemsize + 1, gaps.dtype, array.data, strides=(1,))[places] = between
+        np.ndarray(len(array) - around.itemsize + 1, gaps.dtype, array.data, strides=(1,))[offsets] = between
     content[is_text] = text
-    return content[_TAIL.itemsize : -head_size].tobytes() + _trainer_spec(pieces) + _normalizer_spec()
+    return content[_TAIL.itemsize : -head_size].tobytes() + _encode_trainer_spec(pieces) + _encode_normalizer_spec()
 
 
-def _text(pieces: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All texts in UTF-8, and the size of each."""
+def _join_texts(pieces: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return all texts as one UTF-8 buffer, and the size of each in bytes."""
     text = np.frombuffer("\0".join([*pieces, ""]).encode(), np.uint8)
     ends = np.flatnonzero(text == 0)
     if len(ends) == len(pieces):
         return text[text != 0], np.diff(ends, prepend=-1) - 1
-    encoded = [piece.encode() for piece in pieces]  # one holds a zero byte itself
+    encoded = [piece.encode() for piece in pieces]  # a piece contains a zero byte
     return np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(map(len, encoded), np.int64, len(encoded))
 
 
 def _read(data: bytes) -> tuple[list[str], NDArray[np.void], int | bytes]:
-    """Text and tail of every piece, and the type of the model."""
-    starts, text_ends, ends, tails = _find_usual(data)
+    """Return the text and tail of every piece, and the model type."""
+    starts, text_ends, ends, tails = _find_usual_pieces(data)
     is_piece, others, model_type = _walk(data, starts, ends)
     starts, text_ends, tails = starts[is_piece], text_ends[is_piece], tails[is_piece]
-    pieces = _texts(data, starts + 4, text_ends)
+    pieces = _decode_texts(data, starts + 4, text_ends)
     if others:
-        other_pieces = [_as_bytes(message.get(_TEXT, b"")).decode() for message in others.values()]
-        other_tails = np.frombuffer(b"".join(map(_tail, others.values())), _TAIL)
-        places = np.searchsorted(starts, list(others))
-        pieces = np.insert(np.array(pieces, np.object_), places, other_pieces).tolist()
-        tails = np.insert(tails, places, other_tails)
+        other_pieces = [_require_bytes(message.get(_TEXT, b"")).decode() for message in others.values()]
+        other_tails = np.frombuffer(b"".join(map(_encode_tail, others.values())), _TAIL)
+        indices = np.searchsorted(starts, list(others))
+        pieces = np.insert(np.array(pieces, np.object_), indices, other_pieces).tolist()
+        tails = np.insert(tails, indices, other_tails)
     return pieces, tails, model_type
 
 
-def _find_usual(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.void]]:
-    """All places that read as a piece that SentencePiece wrote, of which a few may lie inside of another field.
+def _find_usual_pieces(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.void]]:
+    """Find all byte sequences that look like a piece written by SentencePiece; some may be inside another field.
 
     Returns:
-        Where each starts, where its text ends and where it ends itself, all ascending, and its tail.
+        Start, end of text, end (all ascending) and tail of each.
     """
     padded = data + bytes(_TAIL.itemsize)
     content = np.frombuffer(padded, np.uint8)
@@ -139,10 +139,10 @@ def _find_usual(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
 def _walk(
     data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], dict[int, dict[int, int | bytes]], int | bytes]:
-    """Goes from field to field, over a run of usual pieces in one step.
+    """Walk from field to field, skipping each run of usual pieces in one step.
 
     Returns:
-        Which of the usual places are pieces, the messages of all other pieces by position, and the type of the model.
+        Mask of the candidates that are pieces, messages of all other pieces by position, and the model type.
     """
     run_ends = np.flatnonzero(ends != np.append(starts[1:], -1))
     is_start = np.zeros(len(data), np.bool_)
@@ -159,16 +159,16 @@ def _walk(
             position = int(ends[last])
             continue
         start = position
-        field, value, position = _field(data, start)
+        field, value, position = _read_field(data, start)
         if field == _PIECES:
-            others[start] = _message(value)
+            others[start] = _read_message(value)
         elif field == _TRAINER:
-            model_type = _message(value).get(_MODEL_TYPE, _UNIGRAM)
+            model_type = _read_message(value).get(_MODEL_TYPE, _UNIGRAM)
     return is_piece, others, model_type
 
 
-def _texts(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
-    """The texts between the given positions, decoded as one with a zero byte in front of each."""
+def _decode_texts(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
+    """Return the texts between the given positions, decoded in one call with a zero byte before each."""
     content = np.frombuffer(data, np.uint8).copy()
     content[begins - 1] = 0
     gaps_and_texts = np.diff(np.column_stack([begins - 1, ends]).ravel(), prepend=0)
@@ -179,8 +179,8 @@ def _texts(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> l
     return [data[begin:end].decode() for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
-def _field(data: bytes, position: int) -> tuple[int, int | bytes, int]:
-    """(number, value, next position) of the field at `position`; only a varint's value is an int."""
+def _read_field(data: bytes, position: int) -> tuple[int, int | bytes, int]:
+    """Return (number, value, next position) of the field at `position`; only a varint has an int value."""
     tag, position = _read_varint(data, position)
     number, wire = tag >> 3, tag & 7
     if wire == _VARINT:
@@ -206,30 +206,30 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     raise IndexError("a number of more than ten bytes")
 
 
-def _message(data: int | bytes) -> dict[int, int | bytes]:
-    data = _as_bytes(data)
+def _read_message(data: int | bytes) -> dict[int, int | bytes]:
+    data = _require_bytes(data)
     fields: dict[int, int | bytes] = {}
     position = 0
     while position < len(data):
-        number, fields[number], position = _field(data, position)
+        number, fields[number], position = _read_field(data, position)
     return fields
 
 
-def _as_bytes(value: int | bytes) -> bytes:
+def _require_bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise TypeError("a number stands where bytes belong")
+        raise TypeError("found a number, expected bytes")
     return value
 
 
-def _tail(message: dict[int, int | bytes]) -> bytes:
-    """Score and kind of a piece, in the bytes in which SentencePiece would have written them."""
-    score, kind = _as_bytes(message.get(_SCORE, bytes(4))), message.get(_KIND, NORMAL)
+def _encode_tail(message: dict[int, int | bytes]) -> bytes:
+    """Return the score and kind of a piece, encoded as SentencePiece writes them."""
+    score, kind = _require_bytes(message.get(_SCORE, bytes(4))), message.get(_KIND, NORMAL)
     if len(score) != 4 or not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
-        raise TypeError("a piece has a score or a kind that is none")
+        raise TypeError("invalid score or kind of a piece")
     return bytes([_SCORE_TAG, *score, _KIND_TAG, kind])
 
 
-def _varint(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -237,22 +237,22 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
+def _encode_number(field: int, value: int) -> bytes:
+    return _encode_varint(field << 3 | _VARINT) + _encode_varint(value)
 
 
-def _delimited(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | _BYTES) + _varint(len(content)) + content
+def _encode_bytes(field: int, content: bytes) -> bytes:
+    return _encode_varint(field << 3 | _BYTES) + _encode_varint(len(content)) + content
 
 
-def _varints(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """Shape (number, width): the bytes of every number, with leading zeros to one width."""
+def _encode_varints(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Return the bytes [values, width] of every varint, padded to one width."""
     groups = values[:, np.newaxis] >> np.arange(0, 7 * width, 7) & 0x7F
     groups[:, :-1] |= 0x80
     return groups
 
 
-def _trainer_spec(pieces: Sequence[str]) -> bytes:
+def _encode_trainer_spec(pieces: Sequence[str]) -> bytes:
     numbers = {
         _MODEL_TYPE: _BPE,
         _VOCAB_SIZE: len(pieces),
@@ -261,11 +261,11 @@ def _trainer_spec(pieces: Sequence[str]) -> bytes:
         _BYTE_FALLBACK: 1,
     }
     numbers |= {field: pieces.index(piece) for piece, field in _SPECIAL_IDS.items()}
-    content = [_number(field, number) for field, number in numbers.items()]
-    content += [_delimited(field, piece.encode()) for piece, field in _SPECIAL_PIECES.items()]
-    return _delimited(_TRAINER, b"".join(content))
+    content = [_encode_number(field, number) for field, number in numbers.items()]
+    content += [_encode_bytes(field, piece.encode()) for piece, field in _SPECIAL_PIECES.items()]
+    return _encode_bytes(_TRAINER, b"".join(content))
 
 
-def _normalizer_spec() -> bytes:
-    settings = _number(_ADD_DUMMY_PREFIX, 0) + _number(_REMOVE_EXTRA_WHITESPACES, 0)
-    return _delimited(_NORMALIZER, _delimited(_NAME, b"identity") + settings)
+def _encode_normalizer_spec() -> bytes:
+    settings = _encode_number(_ADD_DUMMY_PREFIX, 0) + _encode_number(_REMOVE_EXTRA_WHITESPACES, 0)
+    return _encode_bytes(_NORMALIZER, _encode_bytes(_NAME, b"identity") + settings)

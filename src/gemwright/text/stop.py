@@ -1,4 +1,4 @@
-"""Stop strings over a stream of text."""
+"""Stop strings in streamed text."""
 
 from collections.abc import Iterable
 from typing import final
@@ -8,50 +8,50 @@ from gemwright.errors import GemwrightError
 
 @final
 class StopStrings:
-    """Passes text on until the earliest occurrence of a stop string, and nothing of it or after it.
+    """A filter that passes text on up to the earliest stop string, which it drops with all text after it.
 
-    The result does not depend on how the text is cut into pushes. Only what may still become a stop string is
-    held back, which is less than the longest of them. Where two overlap, the one that starts first counts.
+    The result does not depend on how the text is split into pushes. Only a suffix that may still become a stop string
+    is held back; it is shorter than the longest stop string. Of two that overlap, the one that starts first counts.
     """
 
     def __init__(self, strings: Iterable[str]):
         self._strings = tuple(strings)
         if "" in self._strings:
-            raise GemwrightError("A stop string is empty, so nothing could ever be written: leave it out.")
+            raise GemwrightError("A stop string is empty, which would stop every text at once: remove it.")
         self._held = ""
         self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Takes the next piece of text.
+        """Add text.
 
         Returns:
-            What may be shown now, and whether a stop string has been met; from then on nothing more is shown.
+            The text released now, and whether a stop string has been found; after that nothing more is released.
         """
         if self._stopped:
             return "", True
         self._held += text
-        found = self._first_occurrence()
-        pending = self._first_pending()
+        found = self._find_complete()
+        pending = self._find_incomplete()
         self._stopped = found <= pending and found < len(self._held)
         return self._release(min(found, pending)), self._stopped
 
     def finish(self) -> tuple[str, bool]:
-        """Ends the text.
+        """End the text.
 
         Returns:
-            What was held back and may be shown, and whether a stop string has been met.
+            The text still held back, up to a stop string, and whether a stop string has been found.
         """
-        found = self._first_occurrence()
+        found = self._find_complete()
         self._stopped = self._stopped or found < len(self._held)
         return self._release(found), self._stopped
 
-    def _first_occurrence(self) -> int:
-        """Where the first stop string starts in the held text; its length if there is none."""
+    def _find_complete(self) -> int:
+        """Return the start of the first stop string in the held text, or the length of the text."""
         starts = (self._held.find(string) for string in self._strings)
         return min((start for start in starts if start >= 0), default=len(self._held))
 
-    def _first_pending(self) -> int:
-        """Where the first stop string that the text ends within starts; its length if there is none."""
+    def _find_incomplete(self) -> int:
+        """Return the start of the first incomplete stop string in the held text, or the length of the text."""
         longest = max(map(len, self._strings), default=0)
         for start in range(max(0, len(self._held) - longest + 1), len(self._held)):
             if any(string.startswith(self._held[start:]) for string in self._strings):

@@ -1,7 +1,7 @@
 """Text to ids and back, with one guarantee: text never becomes a control token.
 
-`encode` gives ids of text only. What a user types as `<end_of_turn>`, `<bos>` or `<start_of_image>` stays those
-characters; control tokens come from `id_of` alone, which chat formats and fill-in-the-middle prompts use.
+`encode` treats `<end_of_turn>`, `<bos>` or `<start_of_image>` in user text as plain characters. Control tokens come
+from `id_of` alone, which chat formats and fill-in-the-middle prompts use.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.text import sentencepiece_model
 from gemwright.text.vocabulary import SPACE, Vocabulary
 
-# CodeGemma's markers stand in slots that its SentencePiece model still calls unused (CodeGemma's model card).
+# CodeGemma's markers use ids that its SentencePiece model still names `<unused..>` (CodeGemma's model card).
 _INFILL_SLOTS = {
     67: ("<|fim_prefix|>", "<unused60>"),
     68: ("<|fim_middle|>", "<unused61>"),
@@ -27,25 +27,25 @@ _INFILL_SLOTS = {
 
 @final
 class Tokenizer:
-    """Encodes and decodes text with a Gemma vocabulary.
+    """An encoder and decoder of text with a Gemma vocabulary.
 
     Attributes:
-        size: number of ids; the model's embedding may have more rows, or fewer.
-        bos_id, eos_id, pad_id, unk_id: ids of the four special pieces.
+        size: Number of ids; the model's embedding may have more rows, or fewer.
+        bos_id, eos_id, pad_id, unk_id: Ids of the four special pieces.
     """
 
     def __init__(self, source: Vocabulary | bytes):
-        """Makes one from a vocabulary, or from the `model` of another."""
+        """Make a tokenizer from a vocabulary, or from the `model` of another tokenizer."""
         from sentencepiece import SentencePieceProcessor
 
-        # Here markers are CONTROL, which SentencePiece never produces from text; in a published file they are
-        # user-defined symbols, which it does.
+        # Our markers are CONTROL, which SentencePiece never produces from text. In published files they are
+        # user-defined symbols, which it does produce.
         if isinstance(source, Vocabulary):
             source = sentencepiece_model.serialize(source.pieces, source.scores, source.kinds)
         try:
             self._processor = SentencePieceProcessor(model_proto=source)
         except RuntimeError as error:
-            raise CheckpointError(f"SentencePiece refuses the vocabulary ({error}): fetch it again.") from error
+            raise CheckpointError(f"SentencePiece rejects the vocabulary ({error}): download it again.") from error
         self.size: int = self._processor.get_piece_size()
         self.bos_id = self.id_of("<bos>")
         self.eos_id = self.id_of("<eos>")
@@ -54,35 +54,35 @@ class Tokenizer:
 
     @property
     def model(self) -> bytes:
-        """What another can be made from, as SentencePiece writes it."""
+        """Serialized SentencePiece model, from which another tokenizer can be made."""
         return self._processor.serialized_model_proto()
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What it was made from, made anew."""
+        """Vocabulary of the tokenizer, parsed from `model`."""
         pieces, scores, kinds = sentencepiece_model.parse(self.model)
         return Vocabulary(tuple(pieces), scores, kinds)
 
     @cached_property
     def kinds(self) -> NDArray[np.uint8]:
-        """The SentencePiece type of every id; see `Vocabulary`."""
+        """SentencePiece type of every id; see `Vocabulary`."""
         return self.vocabulary.kinds
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """The text of every id as the vocabulary spells it, U+2581 for a space."""
-        # Of SentencePiece's own copy: 262144 strings of Python's would take another 22 MB.
+        """Text of every id as spelled in the vocabulary, U+2581 for a space."""
+        # Read from SentencePiece's copy on each call: keeping 262,144 Python strings would take another 22 MB.
         return tuple(self._processor.id_to_piece(list(range(self.size))))
 
     def is_control(self, token: int) -> bool:
-        """Whether an id below `size` stands for something other than text."""
+        """Return whether an id below `size` is a control or unknown piece, not text."""
         return self._processor.is_control(token) or self._processor.is_unknown(token)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without BOS and free of control tokens.
+        """Return the ids of a text, without BOS and without control tokens.
 
-        Any str is accepted: a lone surrogate, which is no character, is read as U+FFFD. U+2581 is read as a
-        space, as in every tokenizer of the family.
+        Any str is accepted: a lone surrogate is replaced by U+FFFD. U+2581 is read as a space, as by every tokenizer of
+        the family.
         """
         try:
             encoded = text.encode()
@@ -91,10 +91,10 @@ class Tokenizer:
         return self._processor.encode(encoded)
 
     def id_of(self, piece: str) -> int:
-        """Id of a control piece, such as `<end_of_turn>`.
+        """Return the id of a control piece such as `<end_of_turn>`.
 
         Raises:
-            GemwrightError: this vocabulary has no such control piece.
+            GemwrightError: The vocabulary has no such control piece.
         """
         slot = next((index for index, names in _INFILL_SLOTS.items() if piece in names), self.size)
         if slot < self.size and self._processor.id_to_piece(slot) in _INFILL_SLOTS[slot]:
@@ -107,7 +107,7 @@ class Tokenizer:
         return token
 
     def with_bos(self, ids: Iterable[int]) -> list[int]:
-        """The ids behind exactly one BOS, however many stood at their front."""
+        """Return the ids after exactly one BOS; leading BOS ids are removed first."""
         ids = list(ids)
         start = 0
         while start < len(ids) and ids[start] == self.bos_id:
@@ -115,14 +115,14 @@ class Tokenizer:
         return [self.bos_id, *ids[start:]]
 
     def piece_bytes(self, token: int, keep_control: bool = False) -> bytes:
-        """What one id adds to the text, in UTF-8; a byte piece may be part of a character.
+        """Return the UTF-8 bytes of one id; a byte piece may be part of a character.
 
         Args:
-            token: an id below `size`.
-            keep_control: give a control piece its name; otherwise it is empty.
+            token: Id below `size`.
+            keep_control: Return the name of a control piece instead of nothing.
 
         Raises:
-            GemwrightError: the id is outside the vocabulary.
+            GemwrightError: The id is outside the vocabulary.
         """
         if not 0 <= token < self.size:
             raise GemwrightError(
@@ -136,34 +136,34 @@ class Tokenizer:
         return piece.replace(SPACE, " ").encode()
 
     def decode(self, ids: Iterable[int], keep_control: bool = False) -> str:
-        """The text of ids; bytes that form no character become U+FFFD.
+        """Return the text of ids; invalid UTF-8 becomes U+FFFD.
 
         Args:
-            ids: ids below `size`.
-            keep_control: write control pieces by name instead of leaving them out.
+            ids: Ids below `size`.
+            keep_control: Write control pieces by name instead of omitting them.
 
         Raises:
-            GemwrightError: an id is outside the vocabulary.
+            GemwrightError: An id is outside the vocabulary.
         """
         return b"".join([self.piece_bytes(token, keep_control) for token in ids]).decode("utf-8", "replace")
 
     def stream(self) -> "TextStream":
-        """A decoder that takes ids one at a time."""
+        """Return a decoder that takes one id at a time."""
         return TextStream(self)
 
 
 @final
 class TextStream:
-    """Decodes ids as they come and never splits a character: all that it returns, joined, equals `decode`."""
+    """An incremental decoder that never splits a character: its outputs, joined, equal `decode`."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The characters that this id completes, perhaps none."""
+        """Return the characters that this id completes, if any."""
         return self._decoder.decode(self._tokenizer.piece_bytes(token))
 
     def finish(self) -> str:
-        """U+FFFD for a character that was left incomplete, or nothing."""
+        """Return U+FFFD if a character is incomplete, else nothing."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""The Hugging Face `tokenizer.json` of the Gemma models: pieces, the pairs that merge, and tokens matched whole."""
+"""The Hugging Face `tokenizer.json` of Gemma models: pieces, merges and added tokens."""
 
 import json
 import re
@@ -12,45 +12,47 @@ from gemwright.errors import CheckpointError
 from gemwright.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 
 SPACE = "\u2581"
-"""What SentencePiece writes for a space."""
+"""Character that SentencePiece writes for a space."""
 
 _TAB_BYTE = "<0x09>"
-# As published; the `special` flag decides what `skip_special_tokens` leaves out.
+# As published; `skip_special_tokens` omits tokens whose `special` flag is set.
 _SPECIAL = re.compile(r"<(?:pad|eos|bos|unk|image_soft_token|(?:start|end)_of_(?:turn|image))>")
 
 
 def parse(data: bytes) -> tuple[list[str], list[int]]:
-    """Reads the pieces of a `tokenizer.json`.
+    """Parse the pieces of a `tokenizer.json`.
 
-    The merges, most of the file, are not read: they are all pairs of pieces that make up a learned piece, in the
-    order of that piece's id.
+    The merges, most of the file, are skipped: they are all pairs of pieces that form a learned piece, ordered by the id
+    of that piece.
 
     Returns:
-        The pieces by id, and the ids of those that are matched whole before any merging.
+        Pieces by id, and ids of the added tokens, which are matched whole before any merging.
 
     Raises:
-        CheckpointError: damaged, or not a byte-fallback BPE with dense ids.
+        CheckpointError: Damaged, or not a BPE with byte fallback and dense ids.
     """
     try:
-        sections = _sections(data)
+        sections = _find_sections(data)
         added_tokens = json.JSONDecoder().raw_decode(sections["added_tokens"].decode())[0]
         added = {entry["content"]: entry["id"] for entry in added_tokens}
-        by_id = _vocab(sections["vocab"])
+        by_id = _parse_vocab(sections["vocab"])
         by_id |= {index: piece for piece, index in added.items()}
         pieces = [by_id[index] for index in range(len(by_id))]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError("The tokenizer.json is damaged or has gaps in its ids: fetch the file again.") from error
+        raise CheckpointError(
+            "The tokenizer.json is damaged or has gaps in its ids: download the file again."
+        ) from error
     if not re.search(rb'"byte_fallback"\s*:\s*true', data):
         raise CheckpointError(
-            "The tokenizer.json is not a BPE with byte fallback as every Gemma's is: give Gemma's own."
+            "The tokenizer.json is not a BPE with byte fallback, as every Gemma tokenizer is: use one."
         )
     if "\t" in pieces and _TAB_BYTE not in pieces:
         pieces[pieces.index("\t")] = _TAB_BYTE  # renamed in the files of Gemma 1 and 2, so that runs of tabs can merge
     return pieces, [int(index) for index in added.values()]
 
 
-def document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
-    """The file's content, as published with the Gemma models; arguments as for `sentencepiece_model.serialize`."""
+def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return the make_document as published with Gemma models; arguments as for `sentencepiece_model.serialize`."""
     pieces = list(pieces)
     if "\t" not in pieces and _TAB_BYTE in pieces:
         pieces[pieces.index(_TAB_BYTE)] = "\t"
@@ -63,7 +65,7 @@ def document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(index, pieces[index]) for index in whole],
+        "added_tokens": [_make_added_token(index, pieces[index]) for index in whole],
         "normalizer": {"type": "Replace", "pattern": space, "content": SPACE},
         "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
         "post_processor": {
@@ -90,16 +92,16 @@ def document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": ids,
-            "merges": _merges(ids, scores),
+            "merges": _list_merges(ids, scores),
         },
     }
 
 
-def _sections(data: bytes) -> dict[str, bytes]:
-    """The JSON text from the value of each long member up to the value of the next."""
+def _find_sections(data: bytes) -> dict[str, bytes]:
+    """Return the JSON text from the value of each long member to the value of the next."""
     begins: dict[str, int] = {}
     for name, opening in (("added_tokens", "["), ("vocab", "{"), ("merges", "[")):
-        # In a piece, a quote follows a backslash. To look behind at the end lets the search run from name to name.
+        # Inside a piece, a quote follows a backslash. The lookbehind after the name keeps the search fast.
         found = re.search(rf'"{name}"(?<!\\"{name}")\s*:\s*(?={re.escape(opening)})'.encode(), data)
         if found is not None:
             begins[name] = found.end()
@@ -108,15 +110,15 @@ def _sections(data: bytes) -> dict[str, bytes]:
     return {name: data[begin : min(end for end in ends if end > begin)] for name, begin in begins.items()}
 
 
-def _vocab(data: bytes) -> dict[int, str]:
-    """The pieces by id of the object `{"a": 0, "b": 1}` at the front of a JSON text.
+def _parse_vocab(data: bytes) -> dict[int, str]:
+    """Return the pieces by id of the object `{"a": 0, "b": 1}` at the start of a JSON text.
 
-    It is read as the list `["a", 0, "b", 1]`, which takes the json module a third of the time.
+    It is parsed as the list `["a", 0, "b", 1]`, which takes the json module a third of the time.
     """
-    unescaped = data.replace(rb"\\", b"__").replace(rb"\"", b"__")  # every quote left is one around a piece
+    unescaped = data.replace(rb"\\", b"__").replace(rb"\"", b"__")  # the remaining quotes delimit pieces
     content = np.frombuffer(unescaped, np.uint8)
     outside = ~np.logical_xor.accumulate(content == ord('"'))
-    end = int(np.argmax(outside & (content == ord("}"))))  # 0, where the text is "{", if there is none
+    end = int(np.argmax(outside & (content == ord("}"))))  # 0 if there is none: the text begins with "{"
     content, outside = content[:end], outside[:end]
     colons = outside & (content == ord(":"))
     separators = content[colons | outside & (content == ord(","))].tobytes()
@@ -129,13 +131,13 @@ def _vocab(data: bytes) -> dict[int, str]:
     return dict(zip(pieces_and_ids[1::2], pieces_and_ids[0::2], strict=True))
 
 
-def _added_token(index: int, piece: str) -> dict[str, Any]:
+def _make_added_token(index: int, piece: str) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": piece, **flags, "special": _SPECIAL.fullmatch(piece) is not None}
 
 
-def _merges(ids: Mapping[str, int], scores: NDArray[np.float32]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes up a piece, best first; ties in the order of the published files."""
+def _list_merges(ids: Mapping[str, int], scores: NDArray[np.float32]) -> list[tuple[str, str]]:
+    """Return every pair of pieces that forms a piece, best first; ties are ordered as in the published files."""
     pairs = [
         (score, cut, len(piece) - cut, piece)
         for piece, score in zip(ids, scores.tolist(), strict=True)

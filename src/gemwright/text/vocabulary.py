@@ -1,12 +1,11 @@
-"""One vocabulary behind every tokenizer file: SentencePiece `.model`, Hugging Face `tokenizer.json` and GGUF.
+"""One vocabulary for every tokenizer file: SentencePiece `.model`, Hugging Face `tokenizer.json` and GGUF.
 
-A piece is written as SentencePiece writes it, with U+2581 for a space. The readers bring three conventions to
-one form, so that the same tokenizer is the same `Vocabulary` whichever file it came from:
+Pieces are spelled as by SentencePiece, with U+2581 for a space. The readers convert three conventions to one form, so
+that one tokenizer gives the same `Vocabulary` from each of its files:
 
-* every piece that stands for something other than text (turn and image markers, `<unused7>`, `<mask>`) is
-  CONTROL; of user-defined pieces only whitespace runs, HTML tags and PaliGemma's places, which are text, stay
-  USER_DEFINED;
-* only learned pieces have a score, which falls with the id; all others have 0;
+* every piece that is not text (turn and image markers, `<unused7>`, `<mask>`) is CONTROL; whitespace runs, HTML tags
+  and PaliGemma's location tags are text and stay USER_DEFINED;
+* only learned pieces have a score, which decreases with the id; all others have 0;
 * byte pieces are spelled `<0x00>` .. `<0xFF>`.
 """
 
@@ -25,7 +24,7 @@ from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, U
 from gemwright.text.tokenizer_json import SPACE
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-"""The pieces that every Gemma vocabulary has, at ids 0 .. 3."""
+"""Pieces of every Gemma vocabulary, at ids 0 .. 3."""
 
 _HTML_NAMES = (
     "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
@@ -34,7 +33,7 @@ _HTML_NAMES = (
 _TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|</?(?:{_HTML_NAMES})>|<loc[0-9]{{4}}>|<seg[0-9]{{3}}>")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
-# llama.cpp's converter gives this score to every piece that it marks as control or user-defined.
+# Score that llama.cpp's converter writes for every control or user-defined piece.
 _GGUF_UNSCORED = -1000.0
 
 
@@ -43,9 +42,9 @@ class Vocabulary:
     """The pieces of a Gemma tokenizer, by id.
 
     Attributes:
-        pieces: the text of every id, U+2581 for a space.
-        scores: float32, merge priority of every NORMAL piece, higher first; 0 for all others.
-        kinds: uint8, the SentencePiece type of every id: NORMAL 1, UNKNOWN 2, CONTROL 3, USER_DEFINED 4,
+        pieces: Text of every id, U+2581 for a space.
+        scores: Merge priority of every NORMAL piece, highest first; 0 for all others.
+        kinds: SentencePiece type of every id: NORMAL 1, UNKNOWN 2, CONTROL 3, USER_DEFINED 4,
             UNUSED 5, BYTE 6.
     """
 
@@ -55,48 +54,48 @@ class Vocabulary:
 
     @classmethod
     def from_sentencepiece(cls, source: Path | bytes) -> "Vocabulary":
-        """Reads a `.model` file, or its content.
+        """Read a `.model` file, or its content.
 
         Raises:
-            CheckpointError: the file is damaged or is not a Gemma vocabulary.
+            CheckpointError: The file is damaged or is not a Gemma vocabulary.
         """
         data = source if isinstance(source, bytes) else source.read_bytes()
-        return _canonical(*sentencepiece_model.parse(data))
+        return _canonicalize(*sentencepiece_model.parse(data))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Vocabulary":
-        """Takes the vocabulary from a GGUF file's metadata.
+        """Read the vocabulary from the metadata of a GGUF file.
 
         Args:
             metadata: `tokenizer.ggml.tokens`, `.scores` and `.token_type` as sequences of equal length.
 
         Raises:
-            CheckpointError: a key is missing, lengths differ, or it is not a Gemma vocabulary.
+            CheckpointError: A key is missing, lengths differ, or it is not a Gemma vocabulary.
         """
         try:
             pieces, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
             pieces, scores, kinds = list(pieces), np.asarray(scores, np.float32), np.asarray(kinds, np.int64)
         except KeyError as error:
-            raise CheckpointError(f"The GGUF metadata has no {error}: use a file with its vocabulary.") from error
+            raise CheckpointError(f"The GGUF metadata has no {error}: use a file that includes it.") from error
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                "The GGUF metadata holds a vocabulary of the wrong type: convert it again."
+                "The vocabulary in the GGUF metadata has the wrong type: convert the model again."
             ) from error
         if not np.all((kinds >= NORMAL) & (kinds <= BYTE)):
-            raise CheckpointError("The GGUF metadata has a token type that is not from 1 to 6: convert it again.")
-        return _canonical(pieces, scores, kinds.astype(np.uint8))
+            raise CheckpointError("The GGUF metadata has a token type that is not from 1 to 6: convert the model.")
+        return _canonicalize(pieces, scores, kinds.astype(np.uint8))
 
     @classmethod
     def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
-        """Reads a Hugging Face `tokenizer.json`.
+        """Read a Hugging Face `tokenizer.json`.
 
         Raises:
-            CheckpointError: the file is damaged or is not a Gemma vocabulary.
+            CheckpointError: The file is damaged or is not a Gemma vocabulary.
         """
         pieces, added = tokenizer_json.parse(path.read_bytes())
         kinds = np.full(len(pieces), NORMAL, np.uint8)
         kinds[added] = CONTROL
-        return _canonical(pieces, None, kinds)
+        return _canonicalize(pieces, None, kinds)
 
     @property
     def size(self) -> int:
@@ -104,13 +103,13 @@ class Vocabulary:
         return len(self.pieces)
 
     def sentencepiece_model(self) -> bytes:
-        """The content of a `.model` file; as in Google's, markers are user-defined symbols there."""
+        """Return the content of a `.model` file, in which markers are user-defined symbols, as in Google's files."""
         special = np.isin(np.arange(self.size), [self.pieces.index(piece) for piece in SPECIAL])
         kinds = np.where((self.kinds == CONTROL) & ~special, USER_DEFINED, self.kinds)
         return sentencepiece_model.serialize(self.pieces, self.scores, kinds.astype(np.uint8))
 
     def gguf_metadata(self) -> dict[str, Any]:
-        """The `tokenizer.ggml.*` keys of a GGUF file, in the conventions of llama.cpp's converter."""
+        """Return the `tokenizer.ggml.*` metadata of a GGUF file, with the conventions of llama.cpp's converter."""
         stored = list(self.pieces)
         for index in np.flatnonzero(self.kinds == USER_DEFINED).tolist():
             stored[index] = stored[index].replace(SPACE, " ")
@@ -132,14 +131,14 @@ class Vocabulary:
         return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """The document of a Hugging Face `tokenizer.json`, as published with the Gemma models."""
-        return tokenizer_json.document(self.pieces, self.scores, self.kinds)
+        """Return the document of a Hugging Face `tokenizer.json`, as published with Gemma models."""
+        return tokenizer_json.make_document(self.pieces, self.scores, self.kinds)
 
     def tokenizer_config(self, chat_template: str | None = None) -> dict[str, Any]:
-        """The document of a Hugging Face `tokenizer_config.json`.
+        """Return the document of a Hugging Face `tokenizer_config.json`.
 
         Args:
-            chat_template: jinja source, for an instruction-tuned model.
+            chat_template: Jinja source, for an instruction-tuned model.
         """
         config: dict[str, Any] = {
             "tokenizer_class": "GemmaTokenizer",
@@ -155,31 +154,31 @@ class Vocabulary:
         return config if chat_template is None else config | {"chat_template": chat_template}
 
 
-def _canonical(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDArray[np.uint8]) -> Vocabulary:
-    """Checks what a file says and brings it to the one form that the module's docstring describes.
+def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDArray[np.uint8]) -> Vocabulary:
+    """Check a vocabulary and convert it to the form described in the module's docstring.
 
     Args:
-        pieces: as read; a space may stand for U+2581.
-        scores: as read; None where the file has none and the order of ids is the order of merging.
-        kinds: as read; NORMAL may stand for symbols too.
+        pieces: As read; spaces may be plain or U+2581.
+        scores: As read; None if the file has none and ids are in merge order.
+        kinds: As read; symbols may be NORMAL too.
     """
     if len(pieces) != len(kinds) or (scores is not None and len(pieces) != len(scores)):
-        raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: fetch the file again.")
+        raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: download the file again.")
     try:
         text = "".join(pieces)
         text.encode()
     except (TypeError, UnicodeEncodeError) as error:
-        raise CheckpointError("The vocabulary has a piece that is no text: fetch the file again.") from error
+        raise CheckpointError("The vocabulary has a piece that is not text: download the file again.") from error
     if " " in text:
         pieces = [piece.replace(" ", SPACE) if " " in piece else piece for piece in pieces]
     distinct = set(pieces)
     if "" in distinct or len(distinct) < len(pieces):
-        raise CheckpointError("The vocabulary has an empty piece or a piece twice: fetch the file again.")
+        raise CheckpointError("The vocabulary has an empty or a duplicate piece: download the file again.")
     missing = [piece for piece in SPECIAL if piece not in distinct]
     if missing:
-        raise CheckpointError(f"The vocabulary lacks {', '.join(missing)}, so it is not Gemma's: give Gemma's own.")
+        raise CheckpointError(f"The vocabulary lacks {', '.join(missing)}, so it is not a Gemma tokenizer: use one.")
 
-    learned = _learned(pieces, distinct, kinds)
+    learned = _find_learned(pieces, distinct, kinds)
     kinds = np.where(learned, kinds, CONTROL)
     for index in np.flatnonzero(~learned).tolist():
         piece = pieces[index]
@@ -195,14 +194,14 @@ def _canonical(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDA
         scores = (1 - np.cumsum(normal)).astype(np.float32)
     scores = np.where(normal, scores, np.float32(0))
     if not np.all(np.isfinite(scores)):
-        raise CheckpointError("The vocabulary has a score that is not a number: fetch the file again.")
+        raise CheckpointError("The vocabulary has a score that is not a finite number: download the file again.")
     return Vocabulary(tuple(pieces), scores, kinds.astype(np.uint8))
 
 
-def _learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which pieces were learned, not declared: a block between the byte pieces and the symbols at the end.
+def _find_learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return a mask of the learned pieces: a contiguous range between the byte pieces and the symbols at the end.
 
-    The kinds in a file are not enough: some converters call every piece NORMAL that is not special, and a
+    The kinds in a file do not suffice: some converters mark every piece NORMAL that is not special, and a
     tokenizer.json need not list all symbols.
     """
 
