@@ -137,7 +137,7 @@ def _run_command(text: str, talk: Conversation, loaded: "Loaded") -> None:
         case "/system":
             talk.system = rest.strip() or None
             talk.turns.clear()
-            render.note(f"Started a new conversation with{'' if talk.system else 'out a'} system prompt.")
+            render.note(f"Started a new conversation {'with a' if talk.system else 'without a'} system prompt.")
         case "/image":
             _attach(rest.strip(), talk, loaded)
         case "/help":
