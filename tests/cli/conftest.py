@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gemwright.api import Model, load
+from gemwright.api import Model
 from gemwright.cli import main
+from gemwright.loading import load
 from tests.tiny.gguf import write_tiny_gguf
 
 SOURCE = Path(__file__).parents[2] / "src"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemwright.api import load
 from gemwright.cli.infill import split
+from gemwright.loading import load
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 

@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import gemwright
@@ -38,7 +37,7 @@ def test_inspect_json(run, tiny):
     assert record["problem"] is None
     assert record["tensors"]["token_embd.weight"]["shape"] == [config.vocab, config.width]
     needs = {(need["dtype"], need["tokens"]): need["total"] for need in record["memory"]}
-    assert needs[("bfloat16", 4096)] == memory.forecast(config, np.dtype("float16"), capacity=4096).total
+    assert needs[("bfloat16", 4096)] == memory.forecast(config, "bfloat16", capacity=4096).total
     assert needs.keys() == {(dtype, tokens) for dtype in ("float32", "bfloat16") for tokens in (1024, 4096)}
 
 
