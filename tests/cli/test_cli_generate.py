@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemwright.cli.infill import split
+from gemwright.kernels.native import native_enabled
 from gemwright.loading import load
 
+NATIVE = pytest.mark.skipif(not native_enabled(), reason="needs the native kernels")
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 
 
@@ -106,12 +108,13 @@ def test_logprobs_alone(run, tiny, tiny_model):
     assert not {"logprobs", "top_logprobs"} & plain.keys()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("stored", marks=NATIVE), "float32", "bfloat16"])
 def test_dtype(run, tiny, dtype: str):
     result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 3, "--dtype", dtype, "--json")
     record = json.loads(result.out)
     assert record["settings"]["dtype"] == dtype
-    assert record["text"] == load(tiny, dtype=dtype).generate("hello", temperature=0.0, max_tokens=3).text
+    model = load(tiny, dtype=None if dtype == "stored" else dtype)  # stored is the default here
+    assert record["text"] == model.generate("hello", temperature=0.0, max_tokens=3).text
 
 
 def test_verbose_prints_to_standard_error_only(run, tiny):

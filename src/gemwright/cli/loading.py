@@ -129,7 +129,7 @@ def chosen_dtype(given: str | None) -> "jnp.dtype | None":
     from gemwright.api import choose_dtype
 
     try:
-        return choose_dtype(given)
+        return None if given == "stored" else choose_dtype(given)
     except (RuntimeError, AssertionError) as error:  # JAX fails an assertion if JAX_PLATFORMS names an absent device
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise GemwrightError(
