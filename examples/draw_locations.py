@@ -1,9 +1,9 @@
-"""Draws what PaliGemma wrote about a photo onto the photo, and prints it as JSON.
+"""Draw the boxes of a PaliGemma answer on a photo, and print them as JSON.
 
 python examples/draw_locations.py photo.jpg "<loc0051><loc0102><loc0920><loc0767> cat" out.png
 
-With `--masks vae-oid.npz`, the weights that are published at gs://big_vision/paligemma/vae-oid.npz, the outlines of
-a `segment` answer are drawn too.
+With `--masks vae-oid.npz`, the mask decoder published at gs://big_vision/paligemma/vae-oid.npz, also draw the
+outlines of a `segment` answer.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from gemwright.images.masks import MaskDecoder, place_masks
 
 
 def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(description="Draw what PaliGemma wrote about a photo onto the photo.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Draw the boxes of a PaliGemma answer on a photo.")
     parser.add_argument("photo", type=Path)
-    parser.add_argument("text", help="what the model wrote: '<loc0051><loc0102><loc0920><loc0767> cat ; ...'")
-    parser.add_argument("output", type=Path, help="the PNG to make")
+    parser.add_argument("text", help="the answer: '<loc0051><loc0102><loc0920><loc0767> cat ; ...'")
+    parser.add_argument("output", type=Path, help="the PNG to write")
     parser.add_argument("--masks", type=Path, metavar="NPZ", help="the mask decoder, vae-oid.npz")
     options = parser.parse_args()
     try:
@@ -33,12 +33,12 @@ def main() -> None:
 
 
 def run(photo: Path, text: str, output: Path, decoder_path: Path | None) -> None:
-    """Draws, and prints what was found."""
+    """Draw and print the objects of an answer."""
     image = load_image(photo)
     found = parse(text)
     decoder = None if decoder_path is None else MaskDecoder.load(decoder_path)
     if decoder is None and any(item.mask_codes for item in found):
-        sys.stderr.write("The masks are not drawn, as that needs the published decoder: give --masks vae-oid.npz.\n")
+        sys.stderr.write("Masks are not drawn without the mask decoder; pass --masks vae-oid.npz.\n")
     save_png(draw(image, found, place_masks(decoder, found, *image.shape[:2])), output)
     sys.stdout.write(json.dumps([item.as_dict() for item in found], indent=2) + "\n")
 

@@ -48,9 +48,7 @@ def run(journal: Journal, model: str, tiny: bool) -> None:
 
 def peaks(journal: Journal, tiny: bool) -> tuple[float, float]:
     """Measure and record bytes/s of a copy or a sum, the higher of both, and FLOP/s of a bfloat16 matrix product."""
-    size, width = (
-        (plan.TINY_PEAK_BYTES, plan.TINY_PEAK_WIDTH) if tiny else (plan.PEAK_BYTES, plan.PEAK_WIDTH)
-    )
+    size, width = (plan.TINY_PEAK_BYTES, plan.TINY_PEAK_WIDTH) if tiny else (plan.PEAK_BYTES, plan.PEAK_WIDTH)
     numbers = jax.random.bits(jax.random.key(0), (size // 4,), jnp.uint32)
     copy, total = jax.jit(lambda x: x + 1), jax.jit(jnp.sum)
     wait = jax.block_until_ready

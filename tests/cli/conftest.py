@@ -38,7 +38,7 @@ def tiny_model(tiny: Path) -> Model:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: arguments and, perhaps, standard input."""
+    """Return a function that runs the command line in this process with arguments and standard input."""
 
     def run_main(*arguments: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "argv", ["gemwright", *map(str, arguments)])
@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts the command line as a process of its own, in its own session."""
+    """Return a function that starts the command line as a process in its own session."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: object, env: dict[str, str] | None = None, **streams: int) -> subprocess.Popen[bytes]:

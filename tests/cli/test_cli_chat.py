@@ -45,7 +45,8 @@ def test_json_and_system(run, tiny, tiny_model):
 def test_pretrained_model_warns_once(run, tmp_path: Path):
     result = run("chat", "-m", write_tiny_gguf(tmp_path / "pretrained.gguf"), *OPTIONS, stdin=b"a\nb\n")
     assert result.code == 0
-    assert result.err.count("was not tuned for conversation") == result.err.count("\n") == 1
+    assert result.err.count("is a base model, not a chat model; use one whose name ends in -it.\n") == 1
+    assert result.err.count("\n") == 1
 
 
 def test_nothing_to_answer(run, tiny):
@@ -56,34 +57,34 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 
 
 class Terminal:
-    """A process with a terminal. `raw` is its whole output, `seen` the text of it."""
+    """A process on a terminal; `raw` is its output and `text` that without escape sequences."""
 
     def __init__(self, spawn, *arguments: object, **env: str):
         self.ours, theirs = pty.openpty()
         env = {"TERM": "xterm", "COLUMNS": "200"} | env
         self.process: subprocess.Popen[bytes] = spawn(*arguments, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
-        self.raw, self.taken = "", 0
+        self.raw, self.read = "", 0
 
     @property
-    def seen(self) -> str:
+    def text(self) -> str:
         return ESCAPES.sub("", self.raw)
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
 
     def until(self, pattern: str, seconds: float = 60) -> str:
-        """The text up to the end of the next match of a pattern, read as it comes."""
+        """Read up to the end of the next match of a pattern and return that text."""
         end = time.monotonic() + seconds
-        while not (match := re.compile(pattern, re.DOTALL).search(self.seen, self.taken)):
+        while not (match := re.compile(pattern, re.DOTALL).search(self.text, self.read)):
             ready, _, _ = select.select([self.ours], [], [], max(0, end - time.monotonic()))
-            assert ready, f"{pattern!r} did not come, but {self.seen[self.taken :]!r}"
+            assert ready, f"expected {pattern!r}, but found {self.text[self.read :]!r}"
             self.raw += os.read(self.ours, 4096).decode(errors="replace")
-        start, self.taken = self.taken, match.end()
-        return self.seen[start : self.taken]
+        start, self.read = self.read, match.end()
+        return self.text[start : self.read]
 
     def interrupt_until(self, pattern: str) -> None:
-        """Send SIGINT until the pattern comes: one that arrives just before readline waits is not noticed."""
+        """Send SIGINT until the pattern appears: readline misses one that arrives just before it waits."""
         for attempt in range(30):
             self.process.send_signal(signal.SIGINT)
             try:
@@ -113,13 +114,13 @@ PROMPT = r"\n> "
 def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path):
     model = write_tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template="x")
     talk = terminal("chat", "-m", model, "--temperature", 0, "--max-tokens", 100_000, "--verbose")
-    assert "/help lists the commands" in talk.until(PROMPT)
+    assert "Type /help for commands" in talk.until(PROMPT)
     talk.type("hello\n")
     talk.until(r"hello\n\n\w{5}")
     talk.process.send_signal(signal.SIGINT)
     assert "Stopped." in talk.until(PROMPT)
 
-    talk.interrupt_until(r"Ctrl-D or /exit leaves\..*" + PROMPT)
+    talk.interrupt_until(r"Press Ctrl-D or type /exit to exit\..*" + PROMPT)
 
     talk.type("again\n")  # answered, and the earlier messages are still in the conversation
     talk.until(r"again\n\n\w{5}")
@@ -132,37 +133,37 @@ def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path)
 def test_conversation_at_a_terminal(terminal, tmp_path: Path):
     model = write_tiny_gguf(tmp_path / "short.gguf", max_length=64)
     talk = terminal("chat", "-m", model, *OPTIONS, "--verbose", NO_COLOR="1")
-    assert "was not tuned for conversation" in talk.until(PROMPT)
+    assert "is a base model" in talk.until(PROMPT)
 
     talk.type("hen\n")
-    told = talk.until(PROMPT)
-    first = int(re.search(r"prompt +(\d+) tokens", told)[1])
-    assert "Cut off after 8 tokens" in told
+    printed = talk.until(PROMPT)
+    first = int(re.search(r"prompt +(\d+) tokens", printed)[1])
+    assert "Stopped after 8 tokens" in printed
     talk.type("hen\n")
     second = int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1])
     assert second > first + 8  # the first message, its reply and the second message
 
     talk.type("/reset\n")
-    assert "Forgotten." in talk.until(PROMPT)
+    assert "Started a new conversation." in talk.until(PROMPT)
     talk.type("hen\n")
     assert int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1]) == first
 
     talk.type("ab" * 30 + "\n")
-    assert "the model's context is 64; start anew with /reset." in talk.until(PROMPT)
+    assert "the model's context is 64; type /reset to start a new one." in talk.until(PROMPT)
 
     talk.type("/reset\n")
     talk.until(PROMPT)
     talk.type("x" * (62 - first) + "\n")  # "hen" is two tokens, so that four more fit
-    assert "The context is full; /reset starts anew." in talk.until(PROMPT)
+    assert "The context is full; type /reset to start a new conversation." in talk.until(PROMPT)
 
     talk.type("/system be good\n")
-    assert "begins anew, with this system message" in talk.until(PROMPT)
+    assert "Started a new conversation with a system prompt." in talk.until(PROMPT)
     talk.type("hen\n")
     assert int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1]) > first
     talk.type("/help\n")
     assert "/system TEXT" in talk.until(PROMPT)
     talk.type("/nonsense\n")
-    assert "There is no command /nonsense; /help lists them." in talk.until(PROMPT)
+    assert "Unknown command /nonsense; type /help for a list." in talk.until(PROMPT)
     talk.type("/exit\n")
     assert talk.process.wait(60) == 0
 

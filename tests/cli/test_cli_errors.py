@@ -21,8 +21,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("generate", "There is no prompt; give it as an argument, or through a pipe."),
-        ("score", "There is no text; give it as an argument, or through a pipe."),
+        ("generate", "There is no prompt; pass it as an argument or on standard input."),
+        ("score", "There is no text; pass it as an argument or on standard input."),
         ("generate x -m {folder}/none.gguf", "There is no file, folder or published model called"),
         ("generate x -m nothing-here", "There is no file, folder or published model called 'nothing-here'"),
         ("generate x -m {folder}/cut.gguf", "it is cut short or damaged"),
@@ -36,14 +36,19 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ("generate x -m {tiny} --top-p 0", "top_p is 0, which keeps no token"),
         ("generate x -m {tiny} --seed=-3", "seed is -3"),
         ("generate x -m {tiny} --seed 4294967296", "seed is 4294967296"),
-        ("generate x -m {tiny} --stop=", "A stop string is empty"),
-        ("score x --file {folder}/latin.txt -m {tiny}", "Both a text and --file are given"),
+        ("generate x -m {tiny} --stop=", "stop string"),
+        ("generate x -m {tiny} --dtype float16", "activations of Gemma exceed its range (65504)"),
+        (
+            "generate x -m {tiny} --dtype float8",
+            "dtype 'float8' is not supported; use one of stored, float32, bfloat16.",
+        ),
+        ("score x --file {folder}/latin.txt -m {tiny}", "TEXT and --file cannot be combined"),
         ("score --file {folder}/latin.txt -m {tiny}", "latin.txt is not UTF-8 text (byte 3)"),
         ("score --file {folder}/none.txt -m {tiny}", "none.txt cannot be read (No such file or directory)"),
         ("score --file {folder} -m {tiny}", "cannot be read (Is a directory)"),
-        ("infill -m {tiny}", "Say where the gap is"),
-        ("infill {folder}/latin.txt -m {tiny}", "Say where the gap is"),
-        ("infill {folder}/latin.txt --line 1 --before x -m {tiny}", "Say where the gap is"),
+        ("infill -m {tiny}", "The position of the gap is missing"),
+        ("infill {folder}/latin.txt -m {tiny}", "The position of the gap is missing"),
+        ("infill {folder}/latin.txt --line 1 --before x -m {tiny}", "The position of the gap is missing"),
         ("convert {tiny} {folder}/empty --to huggingface", "empty exists"),
         ("quantize {tiny} {folder}/empty", "empty exists"),
         ("pull not//a-name", "There is no file, folder or published model called 'not//a-name'"),
@@ -59,12 +64,15 @@ def test_one_sentence_and_code_2(run, places, arguments, sentence):
     assert result.err.count("\n") == 1
 
 
-def test_input_that_is_no_text(run, tiny):
+def test_input_is_not_text(run, tiny):
     result = run("generate", "-m", tiny, stdin=b"caf\xe9")
-    assert (result.code, result.err) == (2, "gemwright: Standard input is not UTF-8 text (byte 3); convert it first.\n")
+    assert (result.code, result.err) == (
+        2,
+        "gemwright: Standard input is not UTF-8 text (byte 3); convert it to UTF-8 first.\n",
+    )
 
 
-def test_what_nobody_foresaw_is_not_hidden(monkeypatch):
+def test_unexpected_errors_are_not_hidden(monkeypatch):
     def broken(**_: object) -> None:
         raise ZeroDivisionError
 
@@ -73,10 +81,10 @@ def test_what_nobody_foresaw_is_not_hidden(monkeypatch):
         main()
 
 
-def test_device_that_is_not_there(spawn, tiny):
+def test_absent_device(spawn, tiny):
     process = spawn("generate", "x", "-m", tiny, env={"JAX_PLATFORMS": "nonsense"}, stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.decode() == (
-        "gemwright: JAX finds no device with JAX_PLATFORMS='nonsense'; unset it, or install JAX for that device.\n"
+        "gemwright: JAX finds no device with JAX_PLATFORMS='nonsense'; unset it or install JAX for that device.\n"
     )

@@ -10,7 +10,7 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = ("generate", "chat", "see", "infill", "score", "models", "inspect", "convert", "quantize", "pull", "doctor")
 
-LIGHT = """
+FAST = """
 import sys
 from gemwright.cli import main
 for arguments in (["--help"], ["--version"], ["models"], ["models", "--json"], *([c, "--help"] for c in sys.argv[1:])):
@@ -19,18 +19,22 @@ for arguments in (["--help"], ["--version"], ["models"], ["models", "--json"], *
         main()
     except SystemExit as ended:
         assert not ended.code, arguments
-    heavy = {"jax", "numpy", "sentencepiece", "huggingface_hub"} & sys.modules.keys()
-    assert not heavy, (arguments, heavy)
+    slow = {"jax", "numpy", "sentencepiece", "huggingface_hub"} & sys.modules.keys()
+    assert not slow, (arguments, slow)
 """
 
 
-def test_help_needs_nothing_heavy():
+def test_help_imports_nothing_slow():
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-c", LIGHT, *COMMANDS]
+    command = [sys.executable, "-c", FAST, *COMMANDS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "  generate  Continue a text, or several together." in done.stdout
+    assert "  generate  Continue one or several prompts." in done.stdout
     assert "--repetition-penalty" in done.stdout
+    assert "[stored|float32|bfloat16]" in done.stdout
+    assert "as stored (CPU with native kernels), float32 (other CPUs), bfloat16 (GPU, TPU)" in " ".join(
+        done.stdout.split()
+    )
 
 
 def test_help_names_every_command(run):
@@ -49,8 +53,8 @@ def test_version(run):
         ["generat"],
         ["generate", "x", "--modle", "y"],
         ["generate", "x", "--max-tokens", "0"],
-        ["generate", "x", "--logprobs", "65"],
-        ["generate", "x", "--dtype", "float8"],
+        ["generate", "x", "--top-logprobs", "65"],
+        ["generate", "x", "--top-logprobs=-1"],
         ["generate", "x", "--temperature", "warm"],
         ["convert", "a", "b"],
         ["quantize", "a", "b", "--bits", "5"],

@@ -20,7 +20,7 @@ def test_models(run):
     assert records["gemma-2-9b"]["bfloat16_bytes"] == 18_483_411_968
     assert "google/gemma-2-9b-it" in records["gemma-2-9b"]["checkpoints"]
     table = run("models").out.splitlines()
-    assert table[0].split() == ["to", "load", "family", "params", "bfloat16", "context"]
+    assert table[0].split() == ["name", "family", "params", "bfloat16", "context"]
     assert [line.split()[0] for line in table[1:]] == [name for v in VARIANTS.values() for name in v.checkpoints]
 
 
@@ -43,10 +43,10 @@ def test_inspect_json(run, tiny):
 
 def test_inspect_text(run, tiny):
     lines = run("inspect", tiny, "--tensors").out.splitlines()
-    told = dict(line.split(maxsplit=1) for line in lines[:16] if not line.startswith(" "))
-    assert told["parameters"] == f"{parameter_count(make_config()):,}"
-    assert told["layers"] == "2: 1 with a window of 16, 1 over everything"
-    assert told["context"] == "4,096 tokens"
+    printed = dict(line.split(maxsplit=1) for line in lines[:16] if not line.startswith(" "))
+    assert printed["parameters"] == f"{parameter_count(make_config()):,}"
+    assert printed["layers"] == "2 layers: 1 sliding-window 16 + 1 full attention"
+    assert printed["context"] == "4,096 tokens"
     assert sum(line.startswith("blk.1.") for line in lines) == 13
 
 
@@ -78,7 +78,7 @@ def test_quantize_and_inspect_and_generate(run, tiny, tmp_path: Path):
     assert len(generated.out) > len("hen")
 
 
-def test_inspect_says_where_sampling_comes_from(run, tiny, tmp_path: Path):
+def test_inspect_gives_the_source_of_the_sampling_parameters(run, tiny, tmp_path: Path):
     run("convert", tiny, tmp_path / "folder", "--to", "huggingface")
     (tmp_path / "folder" / "generation_config.json").write_text('{"do_sample": true, "top_k": 7}')
     record = json.loads(run("inspect", tmp_path / "folder", "--json").out)
@@ -86,7 +86,7 @@ def test_inspect_says_where_sampling_comes_from(run, tiny, tmp_path: Path):
     assert record["sampling"]["top_k"] == 7
 
 
-def test_inspect_names_what_keeps_it_from_loading(run, tiny, tmp_path: Path):
+def test_inspect_gives_the_error_of_load(run, tiny, tmp_path: Path):
     run("convert", tiny, tmp_path / "folder", "--to", "huggingface")
     settings = json.loads((tmp_path / "folder" / "config.json").read_text())
     (tmp_path / "folder" / "config.json").write_text(json.dumps(settings | {"intermediate_size": 65}))
@@ -110,11 +110,13 @@ def test_doctor(run, monkeypatch):
     report = json.loads(run("doctor", "--json").out)
     assert report["hub"]["token"] is True
     assert report["backend"] == "cpu"
-    assert report["dtype"] == ("as stored" if native_enabled() else "float32")
+    assert report["dtype"] == ("stored" if native_enabled() else "float32")
+    assert all(isinstance(name, str) and choice for name, choice in report["kernels"].items())
+    assert report["kernels"]
     assert report["packages"]["jax"].startswith("0.10")
 
 
-def test_doctor_has_a_remedy(run, monkeypatch, tmp_path: Path):
+def test_doctor_suggests_a_fix(run, monkeypatch, tmp_path: Path):
     # JAX keeps a cache folder once it has one.
     import jax
 

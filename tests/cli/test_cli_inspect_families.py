@@ -1,4 +1,4 @@
-"""What `inspect` says of models that remember or see."""
+"""`gemwright inspect` on recurrent and vision models."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from gemwright.variants import RECURRENT_2B, VARIANTS, Variant
 
 
 def written(folder: Path, config: Config) -> Path:
-    """A folder of zeros."""
+    """Write a checkpoint whose weights are zero."""
     tensors = [
         SafetensorsTensor(stored.name, stored.shape, np.dtype(np.float32), lambda s=stored: np.zeros(s.shape, "f4"))
         for stored in map_huggingface(config).values()
@@ -25,7 +25,7 @@ def written(folder: Path, config: Config) -> Path:
     return folder
 
 
-def told(run, *arguments) -> dict[str, str]:
+def inspect(run, *arguments) -> dict[str, str]:
     lines = run("inspect", *arguments).out.splitlines()
     return dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
 
@@ -37,29 +37,31 @@ def griffin() -> Config:
     return Config(2560, 8, layers, 2**31 - 1, final_soft_cap=30.0, embed_scale=50.5)
 
 
-def test_a_recurrentgemma(run, tmp_path: Path):
-    said = told(run, written(tmp_path, griffin()))
-    assert said["layers"] == "5: 2 recurrent (2560 wide), 1 with a window of 2,049, then 2 recurrent (2560 wide)"
-    assert said["context"] == "any number of tokens"
-    assert said["heads"] == "10 for queries, 1 for keys and values, 256 wide"
-    assert said["parameters"] == f"{parameter_count(griffin()):,}"
-    assert "problem" not in said
+def test_recurrentgemma(run, tmp_path: Path):
+    printed = inspect(run, written(tmp_path, griffin()))
+    assert printed["layers"] == (
+        "5 layers: 2 recurrent (width 2560) + 1 sliding-window 2049, then 2 recurrent (width 2560)"
+    )
+    assert printed["context"] == "unlimited"
+    assert printed["heads"] == "10 query, 1 key/value, dimension 256"
+    assert printed["parameters"] == f"{parameter_count(griffin()):,}"
+    assert "problem" not in printed
     record = json.loads(run("inspect", tmp_path, "--json").out)
     assert {need["tokens"] for need in record["memory"]} == {1024, 2**31 - 1}
 
 
-def test_a_gemma3_that_sees(run, tmp_path: Path):
+def test_gemma3_vision(run, tmp_path: Path):
     text = VARIANTS["gemma-3-270m"].config
     text = Config(640, 8, tuple(Layer(x.mixer, Mlp(32), post_norms=True) for x in text.layers[:6]), 64)
     vision = Vision(56, 4, projector="normed", width=32, depth=3, heads=2, hidden=40)
     config = Config(640, 8, text.layers, 64, vision=vision)
-    said = told(run, written(tmp_path, config))
-    assert said["pictures"] == "56 x 56 pixels, 4 tokens each"
-    assert said["tower"] == "3 layers, 32 wide, MLP 40, 2 heads"
-    assert "problem" not in said
+    printed = inspect(run, written(tmp_path, config))
+    assert printed["images"] == "56 x 56 pixels, 4 tokens each"
+    assert printed["vision"] == "3 layers, width 32, MLP 40, 2 heads"
+    assert "problem" not in printed
 
 
-def test_arrays_of_a_paligemma(run, tmp_path: Path, monkeypatch):
+def test_npz_of_a_paligemma(run, tmp_path: Path, monkeypatch):
     mixer = VARIANTS["gemma-2b"].config.layers[0].mixer
     vision = Vision(28, 4, projector="affine", width=32, depth=2, heads=2, hidden=40)
     config = Config(16, 8, (Layer(mixer, Mlp(24)),) * 2, 64, vision=vision)
@@ -70,9 +72,9 @@ def test_arrays_of_a_paligemma(run, tmp_path: Path, monkeypatch):
         leading = tuple(max(a, b + 1) for a, b in zip(before, stored.index, strict=False))
         whole[stored.name] = leading + stored.shape
     np.savez(tmp_path / "pt.npz", **{name: np.zeros(shape, np.float32) for name, shape in whole.items()})
-    said = told(run, tmp_path / "pt.npz", "--variant", "paligemma-tiny")
-    assert said["format"].startswith("npz, ")
-    assert said["variant"] == "paligemma-tiny"
-    assert said["pictures"] == "28 x 28 pixels, 4 tokens each"
-    assert "problem" not in said
+    printed = inspect(run, tmp_path / "pt.npz", "--variant", "paligemma-tiny")
+    assert printed["format"].startswith("npz, ")
+    assert printed["variant"] == "paligemma-tiny"
+    assert printed["images"] == "28 x 28 pixels, 4 tokens each"
+    assert "problem" not in printed
     assert "--variant, one of paligemma-3b-224" in run("inspect", tmp_path / "pt.npz").err

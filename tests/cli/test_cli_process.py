@@ -1,4 +1,4 @@
-"""What only a process of its own can show: pipes, signals, closed streams, a second start."""
+"""The command line as a process: pipes, signals, closed streams, a second start."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PIPE = subprocess.PIPE
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def test_reader_that_goes_away(spawn, tiny):
+def test_broken_pipe(spawn, tiny):
     process = spawn("generate", "a", "-m", tiny, "--temperature", 0, "--max-tokens", 2000, stdout=PIPE, stderr=PIPE)
     assert process.stdout.read(5)
     process.stdout.close()
@@ -23,7 +23,7 @@ def test_reader_that_goes_away(spawn, tiny):
     assert process.wait(60) == 1
 
 
-def test_reader_of_a_table_that_goes_away(spawn):
+def test_broken_pipe_of_a_table(spawn):
     read, write = os.pipe()
     os.close(read)
     process = spawn("models", stdout=write, stderr=PIPE)
@@ -40,15 +40,16 @@ def test_full_disk(spawn, arguments):
     err = process.stderr.read().decode()
     assert process.wait(60) == 2
     assert err == (
-        "gemwright: The output cannot be read or written (No space left on device); check the place and its room.\n"
+        "gemwright: The output cannot be read or written (No space left on device); "
+        "check the path and the free space.\n"
     )
 
 
 @pytest.mark.parametrize(
     ("redirection", "sentence"),
     [
-        (">&-", "Standard output is closed; give it a place to go, such as /dev/null."),
-        ("<&-", "There is no prompt; give it as an argument, or through a pipe."),
+        (">&-", "Standard output is closed; redirect it to a file or to /dev/null."),
+        ("<&-", "There is no prompt; pass it as an argument or on standard input."),
     ],
 )
 def test_closed_streams(redirection: str, sentence: str):
@@ -86,7 +87,7 @@ GENERATE = ("generate", "hello", "--max-tokens", "3", "--seed", "1")
 
 
 def compilations(arguments: tuple[str, ...], model: Path, **variables: str) -> Counter[str]:
-    """JAX's events of the compilation cache, in a run of a process of its own."""
+    """Run the command line in a process and return JAX's events of its compilation cache."""
     command = [sys.executable, "-c", COUNT, *arguments, "-m", str(model)]
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "JAX_PLATFORMS": "cpu"} | variables
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
@@ -97,7 +98,7 @@ def compilations(arguments: tuple[str, ...], model: Path, **variables: str) -> C
 
 def test_second_start_compiles_nothing(tiny, tmp_path: Path):
     first = compilations(GENERATE, tiny, XDG_CACHE_HOME=str(tmp_path))
-    assert first["cache_misses"] == 4  # the empty state, feeding, choosing and decoding
+    assert first["cache_misses"] == 4  # the empty state, prefill, sampling and decoding
     folder = tmp_path / "gemwright" / "xla"
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -105,15 +106,15 @@ def test_second_start_compiles_nothing(tiny, tmp_path: Path):
     assert second["cache_misses"] == 0
     assert second["cache_hits"] == second["compile_requests_use_cache"] == 4
 
-    # The person's own folder, here the same one, is used in place of ours.
+    # A cache folder set by the user (here the same one) replaces ours.
     other = tmp_path / "other"
     third = compilations(GENERATE, tiny, XDG_CACHE_HOME=str(other), JAX_COMPILATION_CACHE_DIR=str(folder))
     assert third["cache_hits"] == third["compile_requests_use_cache"] == 4
     assert not other.exists()
 
 
-def test_no_place_for_a_cache(tiny, tmp_path: Path):
-    (tmp_path / "file").touch()  # in the way of the folder, for root too
+def test_no_folder_for_the_cache(tiny, tmp_path: Path):
+    (tmp_path / "file").touch()  # blocks the folder, for root too
     events = compilations(("score", "hello"), tiny, XDG_CACHE_HOME=str(tmp_path / "file"))
     assert events["cache_misses"] == events["cache_hits"] == 0
 
@@ -124,7 +125,7 @@ def test_interrupt_while_starting(spawn, tiny, library: str):
     process = spawn("generate", "a", "-m", tiny, "--max-tokens", 4000, stdout=PIPE, stderr=PIPE)
     maps, limit = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
     while f"/{library}/" not in maps.read_text() and time.monotonic() < limit:
-        time.sleep(0.01)  # until imports are under way
+        time.sleep(0.01)  # until imports have begun
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == 130

@@ -175,7 +175,7 @@ def test_the_example_draws_and_prints(tmp_path: Path):
 
     bare = run_example(photo, text, output)
     assert bare.returncode == 0, bare.stderr
-    assert bare.stderr == "The masks are not drawn, as that needs the published decoder: give --masks vae-oid.npz.\n"
+    assert bare.stderr == "Masks are not drawn without the mask decoder; pass --masks vae-oid.npz.\n"
     [cat] = json.loads(bare.stdout)
     assert cat == {
         "label": "cat",

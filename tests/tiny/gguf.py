@@ -11,18 +11,18 @@ from tests.tiny.config import make_config
 from tests.tiny.vocabulary import LETTERS, MERGES, make_vocabulary
 
 
-def write_tiny_gguf(path: Path, *, context: int = 4096, chat_template: str | None = None) -> Path:
+def write_tiny_gguf(path: Path, *, max_length: int = 4096, chat_template: str | None = None) -> Path:
     """Write the model of `make_config` to a file.
 
     Args:
         path: File to write.
-        context: Maximum number of tokens of a sequence.
+        max_length: Maximum number of tokens of a sequence.
         chat_template: Chat template; a model without one counts as pretrained.
 
     Returns:
         The path. Greedy decoding gives letters and never stops by itself.
     """
-    config, vocabulary, random = make_config(context), make_vocabulary(), np.random.default_rng(0)
+    config, vocabulary, random = make_config(max_length), make_vocabulary(), np.random.default_rng(0)
     tensors: list[GgufTensor] = []
     for ours, stored in map_gguf(config).items():
         values = np.full(stored.shape, stored.offset, np.float32)

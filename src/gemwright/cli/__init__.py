@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports JAX before a command needs it, so that help comes at once."""
+"""The command line. JAX is imported only when a command needs it, so that help is fast."""
 
 import io
 import os
@@ -11,13 +11,13 @@ from gemwright.errors import GemwrightError
 def main() -> None:
     """Run `gemwright` with the process's arguments; does not return.
 
-    Exit codes: 0; 1 when the reader of a pipe goes away; 2 with one sentence on standard error when a person can
-    mend what is wrong; 130 after Ctrl-C.
+    Exit codes: 0 on success; 1 after a broken pipe; 2 after an error that the user can fix, with one sentence on
+    standard error; 130 after Ctrl-C.
     """
     if sys.stdout is None:
-        _fail("Standard output is closed; give it a place to go, such as /dev/null.")
+        _fail("Standard output is closed; redirect it to a file or to /dev/null.")
     for stream in (sys.stdout, sys.stderr):
-        # What the terminal's encoding cannot show becomes a question mark, not an error.
+        # Print a question mark for a character that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -34,8 +34,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _abandon_stdout()
-        place = error.filename or "The output"
-        _fail(f"{place} cannot be read or written ({error.strerror or error}); check the place and its room.")
+        name = error.filename or "The output"
+        _fail(f"{name} cannot be read or written ({error.strerror or error}); check the path and the free space.")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -47,5 +47,5 @@ def _fail(sentence: str) -> None:
 
 
 def _abandon_stdout() -> None:
-    """Let what is still buffered go nowhere: the interpreter would complain of it at exit."""
+    """Redirect standard output to /dev/null, so that flushing its buffer at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""The commands by name."""
+"""The Typer application with all commands."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from gemwright.cli.see import see
 
 app = typer.Typer(
     name="gemwright",
-    rich_markup_mode=None,  # plain help: quiet, and twice as fast
+    rich_markup_mode=None,  # plain help starts twice as fast
     pretty_exceptions_enable=False,
     add_completion=False,
     no_args_is_help=True,
@@ -37,7 +37,7 @@ def _gemwright(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The whole life of a Gemma model."""
+    """Run Gemma models: generate, chat, describe images, score, convert and quantise."""
 
 
 for command in (generate, chat, see, infill, score, models, inspect, convert, quantize, pull, doctor):

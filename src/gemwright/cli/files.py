@@ -1,4 +1,4 @@
-"""`gemwright convert`, `gemwright quantize` and `gemwright pull`: checkpoints as files."""
+"""`gemwright convert`, `gemwright quantize` and `gemwright pull`: write and download checkpoints."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,18 +11,18 @@ from gemwright.cli.imports import import_jax
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path, or a model that is on this machine.")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="What to make: a folder, or a .gguf file.")],
-    to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="The format to write.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Path, or name of a local model.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder, or new .gguf file.")],
+    to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="Format to write.")],
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
         typer.Option(
-            help="Of the weights; by default the source's, or float32 if quantised. The last two are GGUF's alone."
+            help="Data type of the weights. Default: the source's, or float32 if quantised. q8_0 and q4_0: GGUF only."
         ),
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
-    """Write a checkpoint in another format, tokenizer included."""
+    """Convert a checkpoint and its tokenizer to another format."""
     import_jax()
     from gemwright.checkpoint.convert import convert as convert_checkpoint
     from gemwright.cli.loading import Bar, find
@@ -31,17 +31,19 @@ def convert(
     with Bar(f"Converting {Path(source).name}") as bar:
         converted = convert_checkpoint(path, target, to, dtype, variant, bar)
     if to == "gguf" and converted.config.vision:
-        render.warn("A GGUF holds no vision tower, so only the decoder was written.")
+        render.warn("The vision tower was not written: GGUF files hold the decoder only.")
     render.write(f"{target}\n")
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="A path, or a model that is on this machine.")],
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to make.")],
-    bits: Annotated[Literal["8", "4"], typer.Option(help="Of a weight; 32 weights share a scale of 16 bits.")] = "8",
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="Path, or name of a local model.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder.")],
+    bits: Annotated[
+        Literal["8", "4"], typer.Option(help="Bits per weight (plus one 16-bit scale per 32 weights).")
+    ] = "8",
     variant: o.VariantOption = None,
 ) -> None:
-    """Write a checkpoint with 8-bit or 4-bit weights."""
+    """Quantise a checkpoint to 8-bit or 4-bit weights."""
     import_jax()
     from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
     from gemwright.cli.loading import Bar, find
@@ -53,9 +55,9 @@ def quantize(
 
 
 def pull(
-    model: Annotated[str, typer.Argument(metavar="NAME", help="A name of `gemwright models`, or a hub id.")],
+    model: Annotated[str, typer.Argument(metavar="NAME", help="Name listed by `gemwright models`, or hub id.")],
 ) -> None:
-    """Fetch a model from the hub and print its path."""
+    """Download a model from the hub and print its path."""
     from gemwright.cli.loading import find
 
     render.write(f"{find(model)}\n")

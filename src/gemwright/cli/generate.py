@@ -1,4 +1,4 @@
-"""`gemwright generate`: continue texts."""
+"""`gemwright generate`: continue prompts."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="LazyStrings to continue; without any, standard input is one."),
+        typer.Argument(metavar="PROMPT", help="Prompts to continue. Default: standard input."),
     ] = None,
     model: o.ModelOption = "gemma-3-270m",
     max_tokens: o.MaxTokensOption = 256,
@@ -40,9 +40,9 @@ def generate(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Continue a text, or several together.
+    """Continue one or several prompts.
 
-    Sampling settings that are not given are the model's own.
+    Several prompts run as one batch. Sampling parameters default to the model's own.
     """
     prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
     from gemwright.cli.loading import load, reading
@@ -91,7 +91,7 @@ def _piped() -> str:
 
 
 def _echo(prompt: str) -> None:
-    """Show on a terminal what the text continues."""
+    """Print the prompt, if standard output is a terminal."""
     if sys.stdout.isatty():
         render.out().print(render.printable(prompt), style="dim", end="", soft_wrap=True)
 
@@ -107,7 +107,7 @@ def _stream(loaded: "Loaded", prompt: str, wanted: o.Settings, *, as_json: bool,
 
 
 def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | None" = None) -> "Completion":
-    """Write the pieces of a text as they come, unless silent; if `loaded` is given, say how long it all took."""
+    """Write the pieces of a stream as they arrive, unless silent; if `loaded` is given, print the speed."""
     start = time.perf_counter()
     first = None
     try:
@@ -116,7 +116,7 @@ def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | No
             if not silent:
                 render.write(piece)
     except (KeyboardInterrupt, GemwrightError):
-        if sys.stdout.isatty():  # what comes next begins a line
+        if sys.stdout.isatty():  # start the next message on a new line
             render.write("\n")
         raise
     if loaded is not None:
@@ -134,14 +134,21 @@ def _batch(loaded: "Loaded", prompts: Sequence[str], wanted: o.Settings, *, verb
 
 
 def announce_settings(model: "Model", wanted: o.Settings) -> None:
-    """Say how the text will be sampled, before it is."""
+    """Print the sampling parameters to standard error."""
     from gemwright.cli.loading import describe
 
     render.facts([("sampling", f"{describe(wanted.resolve(model.defaults))}, seed {wanted.seed}")], render.err())
 
 
 def announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first: float | None, seconds: float) -> None:
-    """Say how long loading and writing took; without a first token's time, `seconds` holds that of the prompts too."""
+    """Print load time and speed to standard error.
+
+    Args:
+        loaded: The model.
+        completions: The generated texts.
+        first: Seconds to the first token, or None if not measured.
+        seconds: Seconds after the first token, or of the whole call if `first` is None.
+    """
     completions = list(completions)
     written = sum(len(completion.tokens) for completion in completions)
     prompts = sum(completion.prompt_tokens for completion in completions)
@@ -152,14 +159,14 @@ def announce_speed(loaded: "Loaded", completions: "Iterable[Completion]", first:
     rows.append(("speed", f"{written / max(seconds, 1e-9):.1f} tokens/s ({written} in {seconds:.2f} s)"))
     if proposed := sum(completion.proposed for completion in completions):
         accepted = sum(completion.accepted for completion in completions)
-        rows.append(("guesses", f"{accepted} of {proposed} stood"))
+        rows.append(("speculation", f"{accepted} of {proposed} draft tokens accepted"))
     console = render.err()
     console.print()
     render.facts(rows, console)
 
 
 def record(loaded: "Loaded", completion: "Completion", wanted: o.Settings, text: int = 0) -> dict[str, Any]:
-    """A completion and how it came about, for JSON; `text` is its place among several."""
+    """Return the JSON record of a completion and its settings; `text` is the index of its prompt."""
     tokenizer = loaded.model.tokenizer
     entry: dict[str, Any] = {
         "text": completion.text,

@@ -1,4 +1,4 @@
-"""The slow imports."""
+"""Slow imports that Ctrl-C can interrupt."""
 
 import os
 import signal
@@ -9,16 +9,16 @@ from gemwright.runtime import startup
 
 
 def import_jax() -> None:
-    """Import JAX and what stands on it; until that is done, Ctrl-C ends the process at once."""
+    """Import JAX and the modules that need it; Ctrl-C ends the process at once meanwhile."""
     with importing(), startup.paused():
         import gemwright.api  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 @contextmanager
 def importing() -> Generator[None]:
-    """Let Ctrl-C end the process at once.
+    """Make Ctrl-C end the process at once inside the context.
 
-    An extension module whose import is interrupted reports something else than the interrupt, or nothing.
+    An extension module interrupted during its import may raise another error or none.
     """
     before = signal.signal(signal.SIGINT, _leave)
     try:

@@ -1,4 +1,4 @@
-"""`gemwright infill`: write the code between two pieces of code."""
+"""`gemwright infill`: fill in missing code."""
 
 import time
 from pathlib import Path
@@ -12,14 +12,14 @@ from gemwright.errors import GemwrightError
 
 
 def infill(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A file with the gap at --line.")] = None,
-    line: Annotated[int | None, typer.Option(min=1, metavar="N", help="Line of the gap; the first is 1.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="File with a gap at --line.")] = None,
+    line: Annotated[int | None, typer.Option(min=1, metavar="N", help="Line of the gap, counted from 1.")] = None,
     column: Annotated[
         int | None,
-        typer.Option(min=1, metavar="M", help="The gap is before this character of the line, else at its end."),
+        typer.Option(min=1, metavar="M", help="Column of the gap, counted from 1. Default: the end of the line."),
     ] = None,
-    before: Annotated[str | None, typer.Option(metavar="TEXT", help="The code before the gap.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="TEXT", help="The code after the gap.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TEXT", help="Code before the gap.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="TEXT", help="Code after the gap.")] = None,
     model: o.ModelOption = "codegemma-2b",
     max_tokens: o.MaxTokensOption = 256,
     temperature: o.TemperatureOption = None,
@@ -32,13 +32,12 @@ def infill(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Write the code that is missing between other code.
+    """Fill in missing code between a prefix and a suffix.
 
-    Needs a CodeGemma that can infill: the 2B models, and the 7B that is not instruction-tuned. Greedy unless a
-    temperature is given.
+    Needs CodeGemma 2B or 7B (not 7B-it). Greedy unless --temperature is given.
     """
     if (file is None) == (before is None and after is None) or (file is None) != (line is None):
-        raise GemwrightError("Say where the gap is; give FILE and --line, or --before and --after.")
+        raise GemwrightError("The position of the gap is missing; pass FILE and --line, or --before and --after.")
     ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
     from gemwright.cli.generate import announce_settings, announce_speed, record
     from gemwright.cli.loading import load, reading
@@ -66,22 +65,25 @@ def infill(
 
 
 def split(text: str, line: int, column: int | None) -> tuple[str, str]:
-    """What stands before and after a place in a text.
+    """Split a text at a position.
 
     Args:
-        text: the text.
-        line: counted from 1.
-        column: the character that comes after the gap, counted from 1; None for the end of the line.
+        text: The text.
+        line: Line of the gap, counted from 1.
+        column: Column of the character after the gap, counted from 1; None for the end of the line.
+
+    Returns:
+        The text before and after the gap.
 
     Raises:
-        GemwrightError: there is no such place.
+        GemwrightError: the text has no such position.
     """
     lines = text.split("\n")
     if line > len(lines):
-        raise GemwrightError(f"--line is {line}, and the file has {len(lines)} lines.")
+        raise GemwrightError(f"--line is {line}, but the file has {len(lines)} lines.")
     here = lines[line - 1].removesuffix("\r")
     offset = len(here) if column is None else column - 1
     if offset > len(here):
-        raise GemwrightError(f"--column is {column}, and line {line} has {len(here)} characters.")
+        raise GemwrightError(f"--column is {column}, but line {line} has {len(here)} characters.")
     start = sum(len(earlier) + 1 for earlier in lines[: line - 1]) + offset
     return text[:start], text[start:]

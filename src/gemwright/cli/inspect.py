@@ -1,4 +1,4 @@
-"""`gemwright inspect`: what a checkpoint is and needs, without its weights."""
+"""`gemwright inspect`: describe a checkpoint without reading its weights."""
 
 import dataclasses
 import itertools
@@ -24,19 +24,19 @@ DTYPES: tuple[Precision, ...] = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Encoding:
-    """How many tensors of a file are stored in one encoding, and in how many bytes."""
+    """The number of tensors stored in one encoding and their total size in bytes."""
 
     tensors: int
     nbytes: int
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A path, or a model that is on this machine.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path, or name of a local model.")],
     variant: o.VariantOption = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also list all tensors.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Say what a checkpoint holds and needs, without loading it."""
+    """Describe a checkpoint and its memory needs, without loading it."""
     import_jax()
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.cli.loading import find
@@ -54,7 +54,7 @@ def inspect(
 
 
 def variants_of(config: "Config") -> list[str]:
-    """The published variants of this shape; an embedding with more rows of padding counts as the same."""
+    """Return the published variants with this config; the embedding may have more padding rows."""
     from gemwright.variants import VARIANTS
 
     return [
@@ -65,7 +65,7 @@ def variants_of(config: "Config") -> list[str]:
 
 
 def encodings_of(checkpoint: "Checkpoint") -> dict[str, Encoding]:
-    """What the file's tensors are stored in, most bytes first."""
+    """Return the encodings of the file's tensors, largest total size first."""
     tensors, nbytes = Counter[str](), Counter[str]()
     for info in checkpoint.file.tensors.values():
         tensors[info.encoding] += 1
@@ -74,7 +74,7 @@ def encodings_of(checkpoint: "Checkpoint") -> dict[str, Encoding]:
 
 
 def problem_of(checkpoint: "Checkpoint") -> str | None:
-    """Why the weights could not be loaded: a tensor is missing, unexpected or mis-shaped; None if all is well."""
+    """Return why the weights cannot be loaded (a missing, unexpected or mis-shaped tensor), or None."""
     from gemwright.checkpoint.names.mapping import check, plain_name
 
     shapes = {plain_name(name): info.shape for name, info in checkpoint.file.tensors.items()}
@@ -115,7 +115,7 @@ def _record(checkpoint: "Checkpoint", *, tensors: bool) -> dict[str, Any]:
 
 
 def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
-    """Forecasts: dtype, tokens of one sequence, and what they need."""
+    """Return memory forecasts: dtype, number of tokens of one sequence, and forecast."""
     from gemwright.generate import buckets
     from gemwright.loading.model import forecast
 
@@ -139,11 +139,11 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
     return [
         ("path", str(checkpoint.path)),
         ("format", f"{checkpoint.format}, {render.size(sum(e.nbytes for e in encodings.values()))}"),
-        ("variant", " or ".join(names) if names else "none that is published"),
+        ("variant", " or ".join(names) if names else "not a published variant"),
         ("parameters", f"{parameter_count(config):,}"),
         ("encodings", "\n".join(stored)),
         *_shape_rows(config),
-        ("chat", "came with a template" if checkpoint.chat_template else "no template: not tuned for conversation"),
+        ("chat", "has a chat template" if checkpoint.chat_template else "no chat template (base model)"),
         ("sampling", f"{describe(default_sampling(checkpoint))}, from {sampling_source(checkpoint)}"),
         ("memory", "\n".join(memory)),
         *([("problem", problem)] if problem else []),
@@ -157,29 +157,30 @@ def _shape_rows(config: "Config") -> list[tuple[str, str]]:
     heads = Counter((mixer.heads, mixer.kv_heads, mixer.head_dim) for mixer in attention)
     hidden = sorted({layer.mlp.hidden for layer in config.layers})
     return [
-        ("layers", f"{len(config.layers)}: {', then '.join(itertools.starmap(_stage, stages(config.layers)))}"),
+        ("layers", f"{len(config.layers)} layers: {', then '.join(itertools.starmap(_stage, stages(config.layers)))}"),
         ("width", f"{config.width}, MLP {', '.join(map(str, hidden))}"),
-        ("heads", "\n".join(f"{q} for queries, {kv} for keys and values, {width} wide" for q, kv, width in heads)),
+        ("heads", "\n".join(f"{q} query, {kv} key/value, dimension {width}" for q, kv, width in heads)),
         ("context", _tokens(config.max_length)),
-        ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', with a head of its own'}"),
+        ("vocabulary", f"{config.vocab:,}{'' if config.tied else ', untied output head'}"),
         *_vision_rows(config),
     ]
 
 
 def _stage(pattern: "Sequence[Layer]", repeats: int) -> str:
-    """Such as `3 times 5 with a window of 512, 1 over everything`."""
-    runs = itertools.groupby(_make(layer.mixer) for layer in pattern)
+    """Return a stage as text, such as `3 x (5 sliding-window 512 + 1 full attention)`."""
     if len(pattern) == 1:
-        return f"{repeats} {_make(pattern[0].mixer)}"
-    return (f"{repeats} times " if repeats > 1 else "") + ", ".join(f"{len(list(run))} {make}" for make, run in runs)
+        return f"{repeats} {_describe(pattern[0].mixer)}"
+    runs = itertools.groupby(_describe(layer.mixer) for layer in pattern)
+    text = " + ".join(f"{len(list(run))} {mixer}" for mixer, run in runs)
+    return f"{repeats} x ({text})" if repeats > 1 else text
 
 
-def _make(mixer: "Mixer") -> str:
+def _describe(mixer: "Mixer") -> str:
     from gemwright.model.config import Recurrent
 
     if isinstance(mixer, Recurrent):
-        return f"recurrent ({mixer.width} wide)"
-    return f"with a window of {mixer.window:,}" if mixer.window else "over everything"
+        return f"recurrent (width {mixer.width})"
+    return f"sliding-window {mixer.window}" if mixer.window else "full attention"
 
 
 def _vision_rows(config: "Config") -> list[tuple[str, str]]:
@@ -187,12 +188,12 @@ def _vision_rows(config: "Config") -> list[tuple[str, str]]:
     if vision is None:
         return []
     return [
-        ("pictures", f"{vision.image_size} x {vision.image_size} pixels, {vision.tokens:,} tokens each"),
-        ("tower", f"{vision.depth} layers, {vision.width} wide, MLP {vision.hidden}, {vision.heads} heads"),
+        ("images", f"{vision.image_size} x {vision.image_size} pixels, {vision.tokens:,} tokens each"),
+        ("vision", f"{vision.depth} layers, width {vision.width}, MLP {vision.hidden}, {vision.heads} heads"),
     ]
 
 
 def _tokens(count: int) -> str:
     from gemwright.checkpoint.configs.reader import MAX_POSITIONS
 
-    return "any number of tokens" if count == MAX_POSITIONS else f"{count:,} tokens"
+    return "unlimited" if count == MAX_POSITIONS else f"{count:,} tokens"

@@ -1,4 +1,4 @@
-"""From `--model` to a model in memory: the terms, the forecast, the progress bar."""
+"""Load the model of `--model`: terms of use, memory forecast and progress bar."""
 
 import os
 import sys
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what its loading told.
+    """A loaded model.
 
     Attributes:
         model: The model.
-        name: As the person called it.
-        dtype: Of its weights.
-        seconds: That the loading took.
+        name: The name given by the user.
+        dtype: Data type, as `--dtype` names it.
+        seconds: Load time in seconds.
     """
 
     model: "Model"
@@ -52,18 +52,18 @@ def load(
     draft: str | None = None,
     early: "GgufPrefetch | None" = None,
 ) -> Loaded:
-    """Find a model, say what it will need if asked to, and load it behind a progress bar.
+    """Locate and load a model with a progress bar.
 
     Args:
-        name: What the person calls it.
-        dtype: Of the weights, if the person said so.
-        variant: Its published variant, likewise.
-        verbose: Whether to say what it will need.
-        draft: A model that guesses for it.
-        early: What `reading` read of it.
+        name: Path, published name or hub id.
+        dtype: Data type, or None for the default of the device.
+        variant: Published variant, for formats that do not record it.
+        verbose: Whether to print the memory forecast first.
+        draft: Draft model for speculative decoding.
+        early: Prefetched file of `reading`.
 
     Raises:
-        GemwrightError: it cannot be found, read or held in memory.
+        GemwrightError: the model cannot be found or read, or does not fit in memory.
     """
     if early is None:
         with reading(name, dtype) as early:
@@ -72,13 +72,13 @@ def load(
 
 
 def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
-    """Begin to read a model that is on this machine, while options are checked and JAX is imported."""
+    """Start reading a local model while options are checked and JAX is imported."""
     with importing():
         from gemwright.loading import reading as read
 
     try:
         path = locate(name, may_download=False)
-    except GemwrightError:  # told when it is loaded
+    except GemwrightError:  # reported by load
         return nullcontext()
     return read(path, native=dtype in (None, "stored"))
 
@@ -98,28 +98,28 @@ def _load(
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
         model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=early)
-    return Loaded(model, name, dtype_name(precision), time.perf_counter() - start)
+    return Loaded(model, name, precision, time.perf_counter() - start)
 
 
 def find(name: str, *, may_download: bool = True) -> Path:
-    """The path of a model, fetched if need be; the packaged weights' terms are told at their first use."""
+    """Return the path of a model, downloading it if needed; print the demo weights' terms at first use."""
     path = locate(name, may_download=may_download)
     if name == DEMO and path.is_file():
-        _tell_terms_once()
+        _print_terms_once()
     return path
 
 
-def _tell_terms_once() -> None:
-    marker = cache_dir.cache_folder() / "gemma-terms-told"
+def _print_terms_once() -> None:
+    marker = cache_dir.cache_folder() / "gemma-terms-shown"
     if marker.exists():
         return
-    render.news(f"The weights of {DEMO} are used under Gemma's terms of use: {TERMS}")
+    render.note(f"{DEMO} is provided under the Gemma Terms of Use: {TERMS}")
     if cache_dir.writable(marker.parent):
         marker.touch()
 
 
 def chosen_dtype(given: str | None) -> "Precision":
-    """The dtype asked for, or the one that suits the device, as `choose_precision` does.
+    """Return the requested precision, or the default of the device.
 
     Raises:
         GemwrightError: JAX finds no device.
@@ -128,19 +128,11 @@ def chosen_dtype(given: str | None) -> "Precision":
 
     try:
         return choose_precision(given)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an assertion of JAX fails where JAX_PLATFORMS names what is absent
+    except (RuntimeError, AssertionError) as error:  # JAX fails an assertion if JAX_PLATFORMS names an absent device
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise GemwrightError(
-            f"JAX finds no device with JAX_PLATFORMS={wanted!r}; unset it, or install JAX for that device."
+            f"JAX finds no device with JAX_PLATFORMS={wanted!r}; unset it or install JAX for that device."
         ) from error
-
-
-def dtype_name(dtype: "Precision") -> str:
-    """What a choice of dtype is called."""
-    return "as stored" if dtype == "stored" else dtype
 
 
 def _announce(name: str, path: Path, dtype: "Precision", variant: str | None) -> None:
@@ -150,7 +142,7 @@ def _announce(name: str, path: Path, dtype: "Precision", variant: str | None) ->
 
     checkpoint = open_checkpoint(path, variant)
     free = memory.available()
-    held = "at their own bits" if dtype == "stored" or checkpoint.quantized else f"in {dtype} once loaded"
+    held = "kept as stored" if dtype == "stored" or checkpoint.quantized else f"loaded as {dtype}"
     rows = [
         ("model", name),
         ("path", str(path)),
@@ -162,29 +154,29 @@ def _announce(name: str, path: Path, dtype: "Precision", variant: str | None) ->
 
 
 def needs(forecast: "Forecast") -> str:
-    """A forecast in words."""
+    """Return a memory forecast as text."""
     return (
-        f"{render.size(forecast.total)}: {render.size(forecast.weights)} of weights, "
-        f"{render.size(forecast.state)} of state, the rest for the program"
+        f"{render.size(forecast.total)}: {render.size(forecast.weights)} weights, "
+        f"{render.size(forecast.state)} KV cache and state, the rest buffers and program"
     )
 
 
 def default_settings(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """A checkpoint's sampling defaults by name; the seed is no property of a checkpoint."""
+    """Return a checkpoint's default sampling parameters by name, without the seed."""
     from gemwright.loading.model import default_sampling
 
     return {name: value for name, value in vars(default_sampling(checkpoint)).items() if name != "seed"}
 
 
 def sampling_source(checkpoint: "Checkpoint") -> str:
-    """Where a model's sampling defaults come from."""
+    """Return the origin of a model's default sampling parameters."""
     if not {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"} & checkpoint.generation.keys():
         return "published defaults"
     return "the GGUF file" if checkpoint.format == "gguf" else "generation_config.json"
 
 
 def describe(sampling: "Sampling") -> str:
-    """Sampling settings in words, without those that do nothing."""
+    """Return sampling parameters as text, without those that have no effect."""
     if sampling.temperature == 0:
         words = ["greedy"]
     else:
@@ -197,7 +189,7 @@ def describe(sampling: "Sampling") -> str:
 
 
 class Bar:
-    """A progress bar on standard error, if a terminal is there, which goes away when it is full."""
+    """A progress bar on standard error, if that is a terminal; removed when complete."""
 
     def __init__(self, label: str):
         self._label = label
@@ -213,7 +205,7 @@ class Bar:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        """Show how many bytes have been read."""
+        """Show the number of bytes read so far."""
         if self._progress is None:
             return
         if not self._progress.tasks:

@@ -1,4 +1,4 @@
-"""`gemwright models`: what is published."""
+"""`gemwright models`: list the published models."""
 
 from gemwright.cli import options as o
 from gemwright.cli import render
@@ -8,7 +8,7 @@ from gemwright.variants import VARIANTS
 def models(as_json: o.JsonOption = False) -> None:
     """List the published models by the names that load them.
 
-    Models of one shape stand together.
+    Models with the same architecture share a row.
     """
     if as_json:
         for name, variant in VARIANTS.items():
@@ -26,7 +26,7 @@ def models(as_json: o.JsonOption = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("to load", no_wrap=True)
+    table.add_column("name", no_wrap=True)
     table.add_column("family", no_wrap=True)
     for header in ("params", "bfloat16", "context"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -1,50 +1,59 @@
-"""Options that several commands share, and the settings that they make."""
+"""Options shared by several commands, and the settings built from them."""
 
 import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
+from gemwright.precision import parse_precision
 
 if TYPE_CHECKING:
     from gemwright.api import Options
     from gemwright.generate.sampling import Sampling
 
-DType = Literal["float32", "bfloat16"]
+
+def _check_dtype(name: str | None) -> str | None:
+    return None if name is None else parse_precision(name)
+
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", metavar="MODEL", help="A path, a name of `gemwright models`, or a hub id.")
+    str, typer.Option("--model", "-m", metavar="MODEL", help="Path, name listed by `gemwright models`, or hub id.")
 ]
 VariantOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="The published variant, for an Orbax tree or an .npz, which do not say."),
+    typer.Option(metavar="NAME", help="Model variant; required for Orbax and .npz, which do not record it."),
 ]
 DTypeOption = Annotated[
-    DType | None, typer.Option(help="Of weights and activations: float32 on a CPU, else bfloat16, unless given.")
+    str | None,
+    typer.Option(
+        metavar="[stored|float32|bfloat16]",
+        callback=_check_dtype,
+        help="Data type. Default: as stored (CPU with native kernels), float32 (other CPUs), bfloat16 (GPU, TPU).",
+    ),
 ]
-MaxTokensOption = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to write at most.")]
-TemperatureOption = Annotated[float | None, typer.Option(metavar="X", help="0 always takes the likeliest token.")]
-TopKOption = Annotated[int | None, typer.Option(metavar="N", help="Choose among the N likeliest tokens; 0: all.")]
+MaxTokensOption = Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of tokens to generate.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Randomness; 0 is greedy. Default: the model's own.")
+]
+TopKOption = Annotated[int | None, typer.Option(metavar="N", help="Sample from the N most likely tokens; 0: all.")]
 TopPOption = Annotated[
-    float | None, typer.Option(metavar="X", help="Choose among the likeliest tokens that together reach X.")
+    float | None, typer.Option(metavar="X", help="Sample from the most likely tokens whose probabilities sum to X.")
 ]
 MinPOption = Annotated[
-    float | None, typer.Option(metavar="X", help="Choose among tokens at least X times as likely as the likeliest.")
+    float | None, typer.Option(metavar="X", help="Drop tokens less than X times as likely as the most likely one.")
 ]
 PenaltyOption = Annotated[
-    float | None, typer.Option(metavar="X", help="Above 1, tokens that stand in the text become less likely.")
+    float | None, typer.Option(metavar="X", help="Above 1: make tokens that already occur in the text less likely.")
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(metavar="N", help="The same seed gives the same text; random unless given.")
+    int | None, typer.Option(metavar="N", help="Random seed; the same seed gives the same text. Default: random.")
 ]
-StopOption = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End the text before TEXT; may be given several times.")
-]
+StopOption = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before TEXT; may be repeated.")]
 LogprobsOption = Annotated[bool, typer.Option("--logprobs", help="Report the log-probability of each token.")]
 TopLogprobsOption = Annotated[
     int | None,
@@ -52,30 +61,30 @@ TopLogprobsOption = Annotated[
 ]
 LookupOption = Annotated[
     bool,
-    typer.Option("--lookup", help="Guess tokens from the text so far; the same text, sooner where it repeats itself."),
+    typer.Option("--lookup", help="Prompt-lookup speculative decoding: faster on repetitive text, same output."),
 ]
 DraftOption = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A smaller model of the same vocabulary that guesses; the same text, sooner."),
+    typer.Option(metavar="MODEL", help="Draft model for speculative decoding, with the same vocabulary: same output."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object per line.")]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say on standard error what is loaded and how fast it is.")
+    bool, typer.Option("--verbose", "-v", help="Print model, memory and speed to standard error.")
 ]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person asked of a call, checked.
+    """The validated options of one command.
 
     Attributes:
-        max_tokens: Tokens to write at most.
+        max_tokens: Maximum number of tokens to generate.
         stop: Strings that end a text.
         logprobs: Whether to report the log-probability of each token.
         top_logprobs: Number of the most likely tokens to report at each step; implies `logprobs`.
-        seed: Of the first text; each further one takes the next number.
-        sampling: The sampling settings that were given, by name; the others are the model's own.
-        lookup: Whether to guess tokens from the text so far.
+        seed: Seed of the first text; each further text uses the next number.
+        sampling: The given sampling parameters by name; the others keep the model's defaults.
+        lookup: Whether to use prompt-lookup speculative decoding.
     """
 
     max_tokens: int
@@ -87,7 +96,7 @@ class Settings:
     lookup: bool = False
 
     def options(self, texts: int = 1) -> "Options":
-        """The same as `gemwright.Model` takes it, for that many texts."""
+        """Return the keyword options of `gemwright.Model` for a number of texts."""
         seeds = self.seed if texts == 1 else [self._seed(index) for index in range(texts)]
         named = {
             "max_tokens": self.max_tokens,
@@ -100,11 +109,11 @@ class Settings:
 
     @property
     def reports_logprobs(self) -> bool:
-        """Whether log-probabilities are reported."""
+        """Whether to report log-probabilities."""
         return self.logprobs or self.top_logprobs is not None
 
     def resolve(self, defaults: "Sampling", text: int = 0) -> "Sampling":
-        """How one of the texts is sampled, by a model with these defaults."""
+        """Return the sampling parameters of one text, given the model's defaults."""
         given: dict[str, Any] = dict(self.sampling)
         return replace(defaults, **given, seed=self._seed(text))
 
@@ -122,10 +131,10 @@ def settings(
     lookup: bool = False,
     **sampling: float | None,
 ) -> Settings:
-    """Settings from options, checked before anything is loaded; a seed is drawn if none was given.
+    """Return validated settings, before anything is loaded; draw a seed if none is given.
 
     Raises:
-        GemwrightError: one is out of range.
+        GemwrightError: an option is out of range.
     """
     import_jax()
     from gemwright.generate.sampling import Sampling
@@ -135,15 +144,15 @@ def settings(
     seed = secrets.randbelow(2**32) if seed is None else seed
     checked = Settings(max_tokens, tuple(stop or ()), logprobs, top_logprobs, seed, given, lookup)
     StopStrings(checked.stop)
-    checked.resolve(Sampling(seed=seed))  # each checks what it is made of
+    checked.resolve(Sampling(seed=seed))  # both validate their arguments
     return checked
 
 
 def finite(number: float) -> float | None:
-    """The number, or None, JSON's null, where it is none."""
+    """Return the number, or None (null in JSON) if it is infinite or NaN."""
     return number if math.isfinite(number) else None
 
 
-def no_text(what: str) -> GemwrightError:
-    """The error of a command that was given nothing to work on."""
-    return GemwrightError(f"There is no {what}; give it as an argument, or through a pipe.")
+def no_text(name: str) -> GemwrightError:
+    """Return the error of a command without input."""
+    return GemwrightError(f"There is no {name}; pass it as an argument or on standard input.")

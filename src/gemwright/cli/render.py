@@ -1,4 +1,4 @@
-"""How things look. Standard output is for results, standard error for news."""
+"""Output: results go to standard output, messages to standard error."""
 
 import json
 import sys
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
     from gemwright.text.tokenizer import Tokenizer
 
-# A terminal obeys control characters, and neither a model nor a file may command it.
+# Text of a model or a file must not control the terminal.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def out() -> "Console":
-    """Standard output. Lines that go to a file or a pipe are never wrapped."""
+    """Return a console on standard output; lines written to a file or a pipe are not wrapped."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def err() -> "Console":
-    """Standard error."""
+    """Return a console on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """Text without control characters."""
+    """Return the text with control characters replaced by U+FFFD."""
     return text.translate(_CONTROLS)
 
 
 def write(text: str) -> None:
-    """Write text of a model at once, as it is; on a terminal without control characters."""
+    """Write text and flush; on a terminal, replace control characters."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -49,7 +49,7 @@ def write_json(record: Mapping[str, Any]) -> None:
 
 
 def facts(rows: Sequence[tuple[str, str]], console: "Console") -> None:
-    """Print names, dimmed, and what stands under them, in two columns."""
+    """Print names (dimmed) and values in two columns."""
     from rich.text import Text
 
     width = max(len(name) for name, _ in rows) + 2
@@ -60,13 +60,13 @@ def facts(rows: Sequence[tuple[str, str]], console: "Console") -> None:
             console.print(" " * width + line, soft_wrap=True)
 
 
-def news(sentence: str) -> None:
-    """One dim line on standard error."""
+def note(sentence: str) -> None:
+    """Print a dimmed message to standard error."""
     err().print(sentence, style="dim")
 
 
 def warn(sentence: str) -> None:
-    """One line on standard error that should be read."""
+    """Print a warning to standard error."""
     err().print(f"gemwright: {sentence}", style="yellow")
 
 
@@ -76,7 +76,7 @@ def token_lines(
     logprobs: Sequence[float],
     top_logprobs: Sequence[Mapping[int, float]] = (),
 ) -> None:
-    """Print each token with its log-probability, and the likeliest tokens in its place."""
+    """Print each token with its log-probability and the most likely tokens at its position."""
     for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
         line = f"{logprob:10.4f}  {quoted(tokenizer, token)}"
         if top_logprobs and top_logprobs[index]:
@@ -88,49 +88,51 @@ def token_lines(
 
 
 def quoted(tokenizer: "Tokenizer", token: int) -> str:
-    """A token's text in quotes, with control characters escaped."""
+    """Return a token's text in quotes, with control characters escaped."""
     return json.dumps(piece(tokenizer, token), ensure_ascii=False)
 
 
 def piece(tokenizer: "Tokenizer", token: int) -> str:
-    """A token's text; a control token has its name, and a part of a character is U+FFFD."""
+    """Return a token's text; a control token gives its name, part of a character gives U+FFFD."""
     return tokenizer.piece_bytes(token, keep_control=True).decode("utf-8", "replace")
 
 
 def size(nbytes: int) -> str:
-    """Bytes for people: 246 MB, 1.07 GB."""
+    """Return a number of bytes as text, such as 246 MB or 1.07 GB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
 
 
 def read_stdin() -> str | None:
-    """All of standard input without the newline that ends it; None where a person sits there or nothing comes.
+    """Return standard input without its final newline, or None if it is a terminal or empty.
 
     Raises:
-        GemwrightError: it is not text.
+        GemwrightError: it is not UTF-8 text.
     """
     if sys.stdin is None or sys.stdin.isatty():
         return None
     try:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise GemwrightError(f"Standard input is not UTF-8 text (byte {error.start}); convert it first.") from error
+        raise GemwrightError(
+            f"Standard input is not UTF-8 text (byte {error.start}); convert it to UTF-8 first."
+        ) from error
     return text.removesuffix("\n") or None
 
 
 def read_file(path: Path) -> str:
-    """The text of a file, as it is.
+    """Return the text of a file.
 
     Raises:
-        GemwrightError: it cannot be read, or is not text.
+        GemwrightError: the file cannot be read or is not UTF-8 text.
     """
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise GemwrightError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
+        raise GemwrightError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from error
     except OSError as error:
         raise GemwrightError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
 def argument(text: str) -> str:
-    """An argument as text: bytes that are not UTF-8 become U+FFFD."""
+    """Return an argument as text; replace bytes that are not UTF-8 with U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

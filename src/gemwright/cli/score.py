@@ -1,4 +1,4 @@
-"""`gemwright score`: how likely a text is to a model."""
+"""`gemwright score`: log-likelihood and perplexity of a text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,13 @@ from gemwright.errors import GemwrightError
 
 
 def score(
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The text; or give --file, or a pipe.")] = None,
-    file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the text.")] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What stands before the text and is not scored.")] = "",
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="Text to score. Default: --file or standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="File to score.")] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text before TEXT that is not scored.")] = "",
     image: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="A picture before the prompt; may be given again.")
+        list[str] | None, typer.Option(metavar="FILE", help="Image before the prompt; may be repeated.")
     ] = None,
     model: o.ModelOption = "gemma-3-270m",
     dtype: o.DTypeOption = None,
@@ -23,7 +25,7 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Say how likely a text is, token by token."""
+    """Print the log-probability of each token and the perplexity."""
     content = _content(text, file)
     from gemwright.cli.loading import load
 
@@ -57,7 +59,7 @@ def score(
 
 def _content(text: str | None, file: Path | None) -> str:
     if text is not None and file is not None:
-        raise GemwrightError("Both a text and --file are given; give one of them.")
+        raise GemwrightError("TEXT and --file cannot be combined; pass one of them.")
     if text is not None:
         return render.argument(text)
     if file is not None:

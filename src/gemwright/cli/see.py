@@ -1,4 +1,4 @@
-"""`gemwright see`: ask about a picture."""
+"""`gemwright see`: ask about an image."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def see(
-    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP or TIFF file.")],
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="Such as 'caption en', 'detect cat ; dog', or any question.")
+        str, typer.Argument(metavar="PROMPT", help="A question, or a task such as 'caption en' or 'detect cat ; dog'.")
     ],
     model: o.ModelOption = "paligemma-3b-mix-224",
     draw: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the places that the answer names; write this PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Write a PNG with the boxes and masks of the answer drawn.")
     ] = None,
     mask_decoder: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="PaliGemma's vae-oid.npz, which outlines are drawn with.")
+        Path | None, typer.Option(metavar="NPZ", help="PaliGemma's mask decoder, vae-oid.npz.")
     ] = None,
     pan_and_scan: Annotated[
-        bool, typer.Option("--pan-and-scan", help="Show Gemma 3 crops too, of a picture far from square.")
+        bool, typer.Option("--pan-and-scan", help="Also pass crops of an elongated image (Gemma 3).")
     ] = False,
     max_tokens: o.MaxTokensOption = 256,
     temperature: o.TemperatureOption = None,
@@ -44,10 +44,9 @@ def see(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Ask about a picture, or find things in it.
+    """Ask about an image, or detect and segment objects in it.
 
-    Ask for a caption, put a question, or name objects to detect or segment and text to read.
-    PaliGemma answers in a few words, or with places, which --draw shows and --json lists. Gemma 3 answers at length.
+    PaliGemma gives short answers, or boxes and masks, which --draw draws and --json lists. Gemma 3 gives long answers.
     """
     wanted = o.settings(max_tokens=max_tokens, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
     from gemwright.cli.generate import announce_settings, record, write_stream
@@ -56,21 +55,21 @@ def see(
     from gemwright.images.locations import parse
     from gemwright.images.masks import MaskDecoder
 
-    image = load_image(picture)  # what is wrong with it is said before the model is loaded
+    pixels = load_image(image)  # before the model, so that errors come early
     decoder = MaskDecoder.load(mask_decoder) if mask_decoder else None
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
     if verbose:
         announce_settings(loaded.model, wanted)
-    stream = _ask(loaded, image, render.argument(prompt), wanted, pan_and_scan)
+    stream = _ask(loaded, pixels, render.argument(prompt), wanted, pan_and_scan)
     completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
     found = parse(completion.text)
     if as_json:
-        places = [_record(item, image) for item in found]
-        render.write_json({"prompt": prompt, "found": places} | record(loaded, completion, wanted))
+        objects = [_record(item, pixels) for item in found]
+        render.write_json({"prompt": prompt, "found": objects} | record(loaded, completion, wanted))
     else:
         render.write("\n")
     if draw:
-        _draw(image, found, decoder, draw)
+        _draw(pixels, found, decoder, draw)
 
 
 def _ask(loaded: "Loaded", image: "NDArray[np.uint8]", prompt: str, wanted: o.Settings, crops: bool) -> "Stream":
@@ -79,7 +78,7 @@ def _ask(loaded: "Loaded", image: "NDArray[np.uint8]", prompt: str, wanted: o.Se
     model, image_prompter = loaded.model, loaded.model.image_prompter
     if image_prompter is None:
         raise GemwrightError(
-            f"{loaded.name} sees no pictures; take a model that does, such as paligemma2-3b-mix-224 or gemma-3-4b-it."
+            f"{loaded.name} does not accept images; use a vision model such as paligemma2-3b-mix-224 or gemma-3-4b-it."
         )
     options = wanted.options()
     options["pan_and_scan"] = crops
@@ -94,12 +93,12 @@ def _record(found: "Found", image: "NDArray[np.uint8]") -> dict[str, Any]:
     return found.as_dict() | {"pixels": {"top": top, "left": left, "bottom": bottom, "right": right}}
 
 
-def _draw(image: "NDArray[np.uint8]", found: "list[Found]", decoder: "MaskDecoder | None", place: Path) -> None:
+def _draw(image: "NDArray[np.uint8]", found: "list[Found]", decoder: "MaskDecoder | None", path: Path) -> None:
     from gemwright.images.drawing import draw, save_png
     from gemwright.images.masks import place_masks
 
     if not found:
-        render.warn(f"The answer names no place, so {place} shows the picture alone; ask to 'detect ...' something.")
+        render.warn(f"The answer has no boxes, so {path} is the image alone; use a prompt such as 'detect cat'.")
     if decoder is None and any(item.mask_codes for item in found):
-        render.warn("The outlines are not drawn, as that needs PaliGemma's vae-oid.npz; give it with --mask-decoder.")
-    save_png(draw(image, found, place_masks(decoder, found, *image.shape[:2])), place)
+        render.warn("Masks are not drawn without PaliGemma's vae-oid.npz; pass it with --mask-decoder.")
+    save_png(draw(image, found, place_masks(decoder, found, *image.shape[:2])), path)

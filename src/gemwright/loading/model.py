@@ -13,7 +13,7 @@ from gemwright import memory
 from gemwright.api import Model
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
-from gemwright.checkpoint.open import Checkpoint, open_gguf_checkpoint, open_checkpoint
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.errors import GemwrightError
 from gemwright.generate.engine import Engine
@@ -40,7 +40,9 @@ def load_model(
 ) -> Model:
     """Load a model; arguments and errors as for `gemwright.load`, and a prefetch of the model's file."""
     enable_cache()
-    checkpoint = open_gguf_checkpoint(prefetch.file.result()) if prefetch else open_checkpoint(locate(str(model)), variant)
+    checkpoint = (
+        open_gguf_checkpoint(prefetch.file.result()) if prefetch else open_checkpoint(locate(str(model)), variant)
+    )
     precision = choose_precision(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
     repacked = prefetch.repacked() if prefetch and precision == "stored" else None

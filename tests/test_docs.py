@@ -1,0 +1,121 @@
+"""Run every snippet of the README and the documentation. Walkthroughs are run by test_walkthroughs.py.
+
+Published models other than the demo weights are replaced by tiny folders of the same name in the working folder.
+Python blocks use the demo weights.
+"""
+
+import io
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gemwright.cli import main
+from tests.documents import PAGES, ROOT, read_blocks
+from tests.tiny.gguf import write_tiny_gguf
+from tests.tiny.hf import write_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+TINY_GGUF = ("gemma-3-1b-it", "gemma-3-12b-it", "codegemma-2b", "gemma-2-2b")
+TINY_VISION = {"paligemma2-3b-mix-224": "paligemma2", "gemma-3-4b-it": "gemma3"}
+PYTHON = [page for page in PAGES if page.name != "extending.md" and "```python" in page.read_text()]
+LINES = [
+    (page.name, line.removeprefix("$ "))
+    for page in PAGES
+    for block in read_blocks(page)
+    if block.language == "console"
+    for line in block.text.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny models under published names, and with the files that the pages name."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in TINY_GGUF:
+        (folder / name).mkdir()
+        write_tiny_gguf(folder / name / "model.gguf", chat_template="{{ messages }}")
+    for name, kind in TINY_VISION.items():
+        write_model(folder / name, kind)
+    write_tiny_gguf(folder / "model.gguf")
+    for name in ("photo.jpg", "one.jpg", "two.jpg"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / name)
+    for name in ("essay.txt", "report.txt"):
+        (folder / name).write_text("the hen and the thing\n")
+    return folder
+
+
+@pytest.fixture
+def workspace(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with links to the tiny models."""
+    for path in models.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
+@pytest.mark.usefixtures("workspace")
+def test_python(page: Path, demo_gguf: Path):
+    namespace: dict[str, object] = {}
+    for block in read_blocks(page):
+        if block.language == "python":
+            exec(compile(block.text, str(page), "exec"), namespace)
+
+
+def run_gemwright(words: list[str], stdin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command line and require success."""
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, words
+
+
+def check_make(words: list[str]) -> None:
+    """Require that the target exists."""
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+CHECKED_ONLY: dict[str, Callable[[list[str]], None]] = {"make": check_make}
+"""Programs that are not run here, with the check of their arguments."""
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[line for _, line in LINES])
+def test_console(page: str, line: str, models: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    words, stdin = shlex.split(line, comments=True), b"the hen\n"
+    if "<" in words:
+        index = words.index("<")
+        stdin, words = Path(words[index + 1]).read_bytes(), words[:index]
+    if words[0] in CHECKED_ONLY:
+        CHECKED_ONLY[words[0]](words)
+        return
+    assert words[0] == "gemwright"
+    (workspace / "gemma-3-270m").symlink_to(models / "gemma-3-1b-it")  # the default model
+    if "folder" in words and words[1] == "generate":
+        run_gemwright(["gemwright", "quantize", "model.gguf", "folder"], b"", monkeypatch)
+    if words[1] in ("generate", "chat", "infill", "see"):
+        words += ["--max-tokens", "8"]  # the last value counts
+    run_gemwright(words, stdin, monkeypatch)
+
+
+def test_links_and_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page in PAGES:
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for named in re.findall(r"(?:gemwright|\.)\[([a-z,]+)\]", text):
+            assert set(named.split(",")) <= extras.keys(), f"{page.name}: {named}"
+
+
+def test_every_block_is_known():
+    for page in PAGES:
+        languages = {block.language for block in read_blocks(page)}
+        assert languages <= {"python", "console"} | ({"diff"} if page.name == "extending.md" else set()), page.name
