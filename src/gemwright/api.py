@@ -229,7 +229,8 @@ class Model:
         stop = options.get("stop", ())
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
-        steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer)
+        stop_ids = tuple(stop_ids)
+        steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         lengths = [len(prompt) for prompt in prompts]
         return OutputBatch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
 
