@@ -20,7 +20,7 @@ from gemwright.model.state import abstract_state
 from gemwright.model.transformer import SoftTokens, forward, logits
 from tests.tiny.config import CONFIGS
 
-TOWER = Vision(24, 4, prefix_lm=True, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
+TOWER = Vision(24, 4, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
 LOCAL = Attention(4, 1, head_dim=16, query_scalar=16.0, rope=Rope(fraction=0.5), window=7, out_bias=True)
 ARCHITECTURES = CONFIGS | {
     "recurrent": Config(
