@@ -52,7 +52,11 @@ def test_the_config_that_is_written_has_the_names_of_the_family(name: str):
 
 
 def test_images_are_resized_as_the_code_of_the_format_does():
-    assert [PALIGEMMA.resampling(form) for form in ("safetensors", "npz", "orbax")] == ["bicubic", "bilinear", "bilinear"]
+    assert [PALIGEMMA.resampling(form) for form in ("safetensors", "npz", "orbax")] == [
+        "bicubic",
+        "bilinear",
+        "bilinear",
+    ]
     assert {BY_NAME["Gemma 3"].resampling(form) for form in ("safetensors", "orbax", "gguf")} == {"bilinear"}
 
 
@@ -73,5 +77,7 @@ def test_a_checkpoint_has_its_family(kind: str, tmp_path):
 
 
 def test_the_table_needs_no_jax():
-    code = "import sys, gemwright.families, gemwright.variants; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, gemwright.families, gemwright.variants; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
