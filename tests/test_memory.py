@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import gemwright
 from gemwright import memory
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import GemwrightError
@@ -46,7 +45,7 @@ def test_stored_weights_have_a_bfloat16_cache() -> None:
 
 
 def test_no_more_state_than_the_context_is_forecast() -> None:
-    config = make_config(max_length=64)
+    config = replace(make_config(), max_length=64)
     assert forecast(config, "float32", capacity=10**9) == forecast(config, "float32", capacity=64)
 
 
@@ -59,7 +58,7 @@ def test_the_state_of_the_demo_is_forecast_to_the_byte(demo_gguf: Path) -> None:
 
 MEASURE = """
 import sys
-import gemwright
+
 model = gemwright.load(sys.argv[1], dtype=sys.argv[2])
 model.generate("Once upon a time", max_tokens=3, temperature=0.0)
 model.engine.score([list(range(1000, 1513))])  # a whole chunk of 512
@@ -114,7 +113,7 @@ def test_a_model_too_large_is_refused_before_its_weights_are_read(
     monkeypatch.setattr(loading, "open_checkpoint", lambda *_: replace(opened, config=huge))
     monkeypatch.delattr(GgufFile, "read_rows")
     with pytest.raises(GemwrightError, match=r"tiny\.gguf needs 10\d\.\d GB \(10\d\.\d GB of weights, .* are free"):
-        gemwright.load(path, dtype=jnp.float32)
+        loading.load_model(path, "float32")
 
 
 def test_an_image_needs_more_memory_than_the_text() -> None:

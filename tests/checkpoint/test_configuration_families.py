@@ -118,7 +118,6 @@ def vision_as_transformers_reads(data: dict[str, Any]) -> Vision:
     return Vision(
         v.image_size,
         c.mm_tokens_per_image if normed else c.text_config.num_image_tokens,
-        prefix=not normed,
         projector="normed" if normed else "affine",
         patch=v.patch_size,
         width=v.hidden_size,

@@ -23,6 +23,7 @@ from gemwright.checkpoint.names.mapping import check, plain_name
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.kernels.native import native_enabled
+from gemwright.model.params import param_specs
 from gemwright.variants import VARIANTS, Variant
 from tests.tiny.flax import (
     make_big_vision_arrays,
@@ -83,13 +84,13 @@ def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Pat
 
 
 @kinds
-def test_only_matrices_are_kept_at_their_own_bits(kind: str, tmp_path: Path) -> None:
+def test_only_matrices_keep_their_stored_format(kind: str, tmp_path: Path) -> None:
     if not native_enabled():
         pytest.skip("gemwright-native is not installed")
     checkpoint = open_checkpoint(write_model(tmp_path, kind, torch.bfloat16))
     kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "stored"))
     plain = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))
-    for path, param in tree.flatten(spec(checkpoint.config)).items():
+    for path, param in tree.flatten(param_specs(checkpoint.config)).items():
         in_rows_as_ours = checkpoint.mapping[path].permute is None
         assert (path not in kept) == (param.linear and in_rows_as_ours), path
         if path in kept:
@@ -267,8 +268,8 @@ def test_a_gemma3_that_sees_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> Non
             np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("recurrent_gemma", "RecurrentGemma"), ("paligemma2", "PaliGemma")])
-def test_what_llama_cpp_does_not_know_is_not_written(kind: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "name"), [("recurrent_gemma", "RecurrentGemma"), ("paligemma2", "PaliGemma 2")])
+def test_gguf_has_no_such_architecture(kind: str, name: str, tmp_path: Path) -> None:
     source = write_model(tmp_path / "theirs", kind)
     with pytest.raises(CheckpointError, match=f"GGUF has no architecture for {name}; choose huggingface"):
         convert(source, tmp_path / "no.gguf", "gguf")

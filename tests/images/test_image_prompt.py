@@ -158,7 +158,7 @@ def test_a_text_model_does_not_accept_images(tmp_path: Path):
     ):
         with pytest.raises(gemwright.GemwrightError, match="does not accept images"):
             call()
-    with pytest.raises(gemwright.GemwrightError, match="put the one into a list"):
+    with pytest.raises(gemwright.GemwrightError, match="put the image into a list"):
         text_only.chat([{"role": "user", "content": "the", "images": "cat.jpg"}])
     with pytest.raises(gemwright.GemwrightError, match="belong to its messages"):
         text_only.stream([{"role": "user", "content": "the"}], [_image(0)])
