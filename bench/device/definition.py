@@ -56,8 +56,8 @@ ARCHITECTURES = {
     "Gemma 2": _GEMMA_2,
     "Gemma 3": _GEMMA_3,
     "RecurrentGemma": _recurrent(),
-    "PaliGemma": replace(_GEMMA_1, vision=Vision(28, 16, True, "affine", **_TOWER)),
-    "Gemma 3, images": replace(_GEMMA_3, vision=Vision(28, 4, False, "normed", **_TOWER)),
+    "PaliGemma": replace(_GEMMA_1, vision=Vision(28, 16, "affine", **_TOWER)),
+    "Gemma 3, images": replace(_GEMMA_3, vision=Vision(28, 4, "normed", **_TOWER)),
 }
 """A small configuration of every architecture."""
 
