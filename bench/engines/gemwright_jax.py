@@ -1,4 +1,4 @@
-"""gemwright."""
+"""The gemwright engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Gemwright:
         return self.model.tokenizer.decode([token])
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
-        from gemwright import Sampling  # JAX, which it brings, is imported while a model is being loaded
+        from gemwright import Sampling  # imports JAX, which loading a model does concurrently
         from gemwright.api import PUBLISHED
 
         sampling = PUBLISHED if task.sampled else Sampling(temperature=0.0)
@@ -33,5 +33,5 @@ class Gemwright:
 
 
 def load(path: str, task: Task, threads: int) -> Gemwright:
-    """XLA takes its threads from the cores that the process may use, so `threads` is known already."""
+    """Load a model; XLA takes its number of threads from the process's CPU affinity."""
     return Gemwright(gemwright.load(path))
