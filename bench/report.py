@@ -78,7 +78,7 @@ def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool)
 
 
 def show_machine(machine: Machine) -> None:
-    print("\n### The machine, measured between the figures\n")
+    print("\n### The machine, measured between figures\n")
     print("| | " + " | ".join(map(_format_cores, machine)) + " |")
     print("|---|" + "---|" * len(machine))
     for name, title in (
