@@ -107,13 +107,13 @@ def _normal(key: Array, shape: tuple[int, ...], dtype: str, mean: Array, deviati
 
 
 def vision_groups(config: Config, soft: Array, batch: int, length: int) -> tuple[Array, Array]:
-    """Return ids and groups [B, T] of prompts with soft tokens, arranged as in PaliGemma or Gemma 3."""
+    """Return ids and groups [B, T] of prompts that hold soft tokens, as PaliGemma or Gemma 3 arranges them."""
     assert config.vision is not None
     ids = np.random.default_rng(1).integers(3, config.vocab, (batch, length), dtype=np.int32)
     groups = np.full((batch, length), 0 if config.vision.prefix_lm else -1, np.int32)
     first = 0 if config.vision.prefix_lm else 2
-    span = slice(first, first + soft.shape[1])
-    ids[:, span], groups[:, span] = SOFT, 0
+    places = slice(first, first + soft.shape[1])
+    ids[:, places], groups[:, places] = SOFT, 0
     return ids, groups
 
 

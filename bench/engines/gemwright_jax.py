@@ -24,7 +24,7 @@ class Gemwright:
         return self.model.tokenizer.decode([token])
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
-        from gemwright import Sampling  # imports JAX, which loading a model does concurrently
+        from gemwright import Sampling  # JAX, which it brings, is imported while a model is being loaded
         from gemwright.api import PUBLISHED
 
         sampling = PUBLISHED if task.sampled else Sampling(temperature=0.0)
