@@ -1,7 +1,7 @@
-"""gemwright on this machine's GPU or TPU: whether it is right, how fast it is, and transformers on the same device.
+"""Check gemwright's results on this machine's GPU or TPU, measure its speed, and compare with transformers.
 
-Each section runs in a process of its own and writes JSON lines as it goes; at the end come tables in Markdown. The exit
-code is 1 if a parity check failed or a section broke, 2 if there is no accelerator.
+Each section runs in its own process and appends JSON lines; tables in Markdown follow at the end. The exit code is 1 if
+a parity check or a section failed, 2 without an accelerator.
 
     python bench/accelerator.py [--minutes 10] [--out FILE] [--section parity] [--tiny]
 """
@@ -28,10 +28,10 @@ TINY_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for everything")
+    parser.add_argument("--minutes", type=float, default=10.0, help="total time")
     parser.add_argument("--out", type=Path, default=OUT, help="file of JSON lines, overwritten")
     parser.add_argument("--section", choices=SECTIONS, action="append", help="run these sections only")
-    parser.add_argument("--tiny", action="store_true", help="prove on the CPU that everything runs")
+    parser.add_argument("--tiny", action="store_true", help="check on the CPU that everything runs")
     parser.add_argument("--child", nargs=3, metavar=("SECTION", "MODEL", "DEADLINE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -56,14 +56,16 @@ def main() -> int:
 
 
 def start(section: str, model: str, journal: Journal, tiny: bool) -> int:
-    """Run a section in a process, which is ended when there is no time left; return its exit code."""
+    """Run a section in a process, terminated when the time is up; return its exit code."""
     what = f"{section} {model}".strip()
     if not journal.has_time(what):
         return 0
     left = journal.deadline - time.time()
     print(f"\n{what}, {left:.0f} s left", flush=True)
     command = [sys.executable, __file__, "--out", str(journal.path), "--child", section, model, str(journal.deadline)]
-    environment = ENVIRONMENT | os.environ | {"JAX_PLATFORMS": platforms(section)} | (TINY_ENVIRONMENT if tiny else {})
+    environment = (
+        ENVIRONMENT | os.environ | {"JAX_PLATFORMS": choose_platforms(section)} | (TINY_ENVIRONMENT if tiny else {})
+    )
     begun = time.time()
     try:
         code = subprocess.run(command + ["--tiny"] * tiny, env=environment, timeout=left, check=False).returncode
@@ -74,8 +76,8 @@ def start(section: str, model: str, journal: Journal, tiny: bool) -> int:
     return code
 
 
-def platforms(section: str) -> str:
-    """Return JAX's platforms: the CPU always, as the reference, and alone where the device's memory is for torch."""
+def choose_platforms(section: str) -> str:
+    """Return JAX's platforms: the CPU for the reference, and nothing else if torch needs the device's memory."""
     wanted = "cpu" if section == "transformers" else os.environ.get("JAX_PLATFORMS", "")
     return wanted if not wanted or "cpu" in wanted else f"{wanted},cpu"
 
@@ -85,7 +87,7 @@ def run_section(section: str, model: str, journal: Journal, tiny: bool) -> int:
         import jax
 
         if jax.default_backend() == "cpu" and not tiny:
-            print("There is no accelerator that JAX can use; try --tiny, or install jax[cuda12] or jax[tpu].")
+            print("JAX finds no accelerator; use --tiny, or install jax[cuda12] or jax[tpu].")
             return 2
         from device import speed
 
@@ -106,7 +108,7 @@ def run_section(section: str, model: str, journal: Journal, tiny: bool) -> int:
 
 
 def show(journal: Journal) -> None:
-    """Print everything that was recorded, as Markdown."""
+    """Print all records as Markdown."""
     for title, kind in (("Device", "device"), ("Peer", "peer")):
         for record in journal.read(kind)[:1]:
             facts = ", ".join(f"{key} {value}" for key, value in record.items() if value is not None and key != "kind")

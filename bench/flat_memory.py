@@ -1,10 +1,10 @@
-"""Time and memory per generated token: a RecurrentGemma beside a model of the same size that attends to everything.
+"""Time and memory per generated token: RecurrentGemma against a model of the same size with global attention.
 
 python bench/flat_memory.py      prints a table and draws docs/flat-memory.png
 
-Both models have random weights, the same width and depth and, to 0.1%, as many parameters. They generate as many
-tokens one by one, each in a process of its own, through the engine that `gemwright generate` uses. A cache has room
-for 1,024, 4,096 or 16,384 tokens, so what grows does so in steps.
+Both models have random weights, the same width and depth and, within 0.1%, the same number of parameters. They generate
+the same number of tokens one at a time, each in its own process, through the engine of `gemwright generate`. The
+capacity of a cache is 1,024, 4,096 or 16,384 tokens, so growth comes in steps.
 """
 
 import json
@@ -20,14 +20,14 @@ from typing import Any
 
 TOKENS = 16_384
 WINDOW = 512
-"""Tokens whose fastest tenth is one step of the curve: what else runs on the machine is not what is measured."""
-PICTURE = Path(__file__).parent.parent / "docs" / "flat-memory.png"
+"""Tokens per point of the curve, of which the fastest tenth counts, to exclude other load on the machine."""
+CHART = Path(__file__).parent.parent / "docs" / "flat-memory.png"
 LABELS = {"griffin": "RecurrentGemma's layers", "attention": "global attention in every layer"}
 COLOURS = {"griffin": "#0b7a75", "attention": "#c8553d"}
 
 
-def config(kind: str) -> Any:
-    """Three layers with RecurrentGemma's pattern, proportions and window; or with attention in all of them."""
+def make_config(kind: str) -> Any:
+    """Return a model of three layers with RecurrentGemma's pattern, proportions and window, or with attention only."""
     from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
 
     width, heads, depth = 512, 8, 3
@@ -41,7 +41,7 @@ def config(kind: str) -> Any:
 
 
 def measure(kind: str) -> None:
-    """Generate, and print one JSON object a window: tokens so far, milliseconds a token, bytes of state and process."""
+    """Generate, and print a JSON object per window: tokens, milliseconds per token, bytes of state and process."""
     import jax
 
     from gemwright.generate.buckets import capacity
@@ -50,7 +50,7 @@ def measure(kind: str) -> None:
     from gemwright.model.params import init, parameter_count
     from gemwright.model.state import state_bytes
 
-    model = config(kind)
+    model = make_config(kind)
     print(json.dumps({"parameters": parameter_count(model)}), flush=True)
     engine = Engine(model, init(model, jax.random.key(0)), model.vocab)
     steps = engine.generate([[2]], [Sampling(temperature=0.0)], TOKENS)
@@ -65,19 +65,19 @@ def measure(kind: str) -> None:
             "tokens": count,
             "milliseconds": 1e3 * statistics.quantiles(times[-WINDOW:], n=10)[0],
             "state": state_bytes(model, 1, room, "float32"),
-            "resident": resident(),
+            "resident": read_resident_bytes(),
             "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
         print(json.dumps(row), flush=True)
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds."""
+def read_resident_bytes() -> int:
+    """Return the read_resident_bytes memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def curves() -> dict[str, list[dict[str, float]]]:
-    """What each model measured; the first line of each holds its parameters."""
+def measure_curves() -> dict[str, list[dict[str, float]]]:
+    """Measure both models; the first record of each has its number of parameters."""
     found = {}
     for kind in LABELS:
         command = [sys.executable, __file__, kind]
@@ -86,7 +86,7 @@ def curves() -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> None:
+def print_table(found: dict[str, list[dict[str, float]]]) -> None:
     for kind, (head, *rows) in found.items():
         print(f"\n{LABELS[kind]}, {head['parameters'] / 1e6:.1f}M parameters")
         print("  tokens   ms/token   state MB   process MB   peak MB")
@@ -120,13 +120,13 @@ def draw(found: dict[str, list[dict[str, float]]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
-    figure.savefig(PICTURE, dpi=150)
+    figure.savefig(CHART, dpi=150)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(sys.argv[1])
     else:
-        found = curves()
-        table(found)
+        found = measure_curves()
+        print_table(found)
         draw(found)

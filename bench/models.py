@@ -1,4 +1,4 @@
-"""The models of the benchmark: the demo weights as every engine reads them, and a larger one of random weights.
+"""Models of the benchmark: the demo weights in the formats of all engines, and a larger model of random weights.
 
 They are made once and kept in `bench/.cache`, which `make clean` removes.
 """
@@ -27,37 +27,40 @@ from gemwright.variants import VARIANTS
 CACHE = Path(__file__).with_name(".cache")
 LARGE = "gemma-2-2b"
 OPENVINO = CACHE / "openvino"
-"""Holds `venv` and `model`, if bench/README.md's commands have made them."""
+"""Folder of `venv` and `model`, if made by the commands in bench/README.md."""
 PER_VOCABULARY = ("tokens", "scores", "token_type")
-"""Keys of a GGUF's tokenizer with one entry for each id."""
+"""Tokenizer keys of a GGUF file with one entry per id."""
 
 
-def demo_gguf() -> Path:
-    """The demo weights as they come: Q4_K_M."""
+def locate_demo() -> Path:
+    """Return the path of the demo weights, Q4_K_M."""
     return locate(DEMO)
 
 
 def write_prompt() -> None:
-    """The ids of the licence's text, a few thousand; those that Gemma 2 lacks are left out."""
+    """Write the token ids of the license, a few thousand, without those that Gemma 2 lacks."""
     CACHE.mkdir(exist_ok=True)
-    checkpoint = open_checkpoint(demo_gguf())
+    checkpoint = open_checkpoint(locate_demo())
     text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     ids = Tokenizer(checkpoint.vocabulary()).encode(text)
     PROMPT.write_text(json.dumps([token for token in ids if token < VARIANTS[LARGE].config.vocab]))
 
 
-def demo_folder() -> Path:
-    """The same values in float32, in a folder that transformers reads."""
+def make_demo_folder() -> Path:
+    """Return a folder with the demo weights in float32 for transformers; make it if missing."""
     folder = CACHE / DEMO
     if not folder.exists():
         CACHE.mkdir(exist_ok=True)
         print(f"making {folder}", file=sys.stderr)
-        convert(demo_gguf(), folder, "huggingface", "float32")
+        convert(locate_demo(), folder, "huggingface", "float32")
     return folder
 
 
-def large_gguf() -> Path:
-    """Gemma 2 2B's shapes with random weights, every matrix in Q4_0; the tokenizer is the demo's, cut to 256,000."""
+def make_large_gguf() -> Path:
+    """Return a GGUF file of Gemma 2 2B's shapes; make it if missing.
+
+    Weights are random, every matrix is in Q4_0, and the tokenizer is the demo's, truncated to 256,000 pieces.
+    """
     path = CACHE / f"{LARGE}-random-q4_0.gguf"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
@@ -74,7 +77,7 @@ def _write_random(path: Path) -> None:
         yield np.ones(size, np.float32)
 
     def matrix(shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-        deviation = np.float32(shape[-1] ** -0.5)  # activations keep their size from layer to layer
+        deviation = np.float32(shape[-1] ** -0.5)  # activations keep their magnitude from layer to layer
         for rows in row_chunks(shape):
             yield random.standard_normal((rows.stop - rows.start, *shape[1:]), np.float32) * deviation
 
@@ -84,7 +87,7 @@ def _write_random(path: Path) -> None:
         name, shape = mapping[ours].name, mapping[ours].shape
         encoding, chunks = ("Q4_0", matrix(shape)) if param.linear else ("F32", gains(shape[0]))
         tensors.append(GgufTensor(name, shape, encoding, chunks))
-    tokenizer = {key: value for key, value in open_gguf(demo_gguf()).metadata.items() if key.startswith("tokenizer.")}
+    tokenizer = {key: value for key, value in open_gguf(locate_demo()).metadata.items() if key.startswith("tokenizer.")}
     for key in PER_VOCABULARY:
         tokenizer[f"tokenizer.ggml.{key}"] = tokenizer[f"tokenizer.ggml.{key}"][: config.vocab]
     write_gguf(path, to_gguf(config) | tokenizer | {"general.file_type": 2}, tensors)

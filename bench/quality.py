@@ -1,10 +1,10 @@
-"""What quantised arithmetic costs: likelihood of a text under gemwright's native kernels and under llama.cpp.
+"""Loss of quality by quantized arithmetic: likelihood of a text with gemwright's native kernels and llama.cpp.
 
 python bench/quality.py TEXT [--tokens 16384]      such as the test part of WikiText-2, raw
 
-All read the demo weights. The reference is gemwright in float32 on the decoded weights. The text is cut into windows of
-512 tokens; each is read from BOS on, by itself, so that every engine is given the same ids. Prints the mean negative
-log-likelihood of a token, how far it is from the reference's, and how often the likeliest token is the reference's.
+All use the demo weights. The reference is gemwright in float32 on the dequantized weights. The text is split into
+windows of 512 tokens, each scored separately after a BOS, so that every engine gets the same ids. Prints the mean
+negative log-likelihood per token, its difference from the reference, and how often the most likely token is the same.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from gemwright.model.state import empty_state
 
 WINDOW = 512
 ROWS = 32
-"""Positions whose logits stand in memory together."""
+"""Positions whose logits are computed at a time."""
 
-Judgement = tuple[NDArray[np.float32], NDArray[np.int32]]
-"""Of one window: the negative log-likelihood of each token, and the likeliest token in its place."""
-Judge = Callable[[Sequence[int]], Judgement]
-"""Judges a window, whose first id is BOS."""
+Scores = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Negative log-likelihood of each token of a window, and the most likely token at its position."""
+Scorer = Callable[[Sequence[int]], Scores]
+"""Scores a window, whose first id is BOS."""
 
 
-def gemwright_judge(model: gemwright.Model) -> Judge:
-    """The decoder as the engine runs it: over a cache, with the kernels that its weights call for."""
+def make_gemwright_scorer(model: gemwright.Model) -> Scorer:
+    """Return a scorer that runs the decoder as the engine does: with a cache and the kernels of its weights."""
     config, params = model.engine.config, model.engine.params
 
     @jax.jit
-    def judge(params: object, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def score(params: object, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = empty_state(config, 1, WINDOW, params.embed.dtype)
         hidden, _ = transformer.forward(config, params, ids[None, :-1], state)
 
@@ -53,13 +53,13 @@ def gemwright_judge(model: gemwright.Model) -> Judge:
         losses, likeliest = jax.lax.map(rows, parts)
         return losses.ravel(), likeliest.ravel()
 
-    return lambda ids: tuple(map(np.asarray, judge(params, jnp.asarray(ids))))
+    return lambda ids: tuple(map(np.asarray, score(params, jnp.asarray(ids))))
 
 
-def llama_cpp_judge(path: Path) -> Judge:
+def make_llama_cpp_scorer(path: Path) -> Scorer:
     engine = llama_cpp_python.load(str(path), Task(prompt=WINDOW, tokens=1), len(os.sched_getaffinity(0)))
 
-    def judge(ids: Sequence[int]) -> Judgement:
+    def score(ids: Sequence[int]) -> Scores:
         losses, likeliest = [], []
         for start, logits in enumerate(engine.logits(ids[:-1], ROWS)):
             targets = np.asarray(ids[1:])[start * ROWS :][: len(logits)]
@@ -69,14 +69,14 @@ def llama_cpp_judge(path: Path) -> Judge:
             likeliest.append(logits.argmax(axis=1))
         return np.concatenate(losses), np.concatenate(likeliest)
 
-    return judge
+    return score
 
 
-def judged(name: str, judge: Judge, windows: Sequence[Sequence[int]]) -> Judgement:
-    """The judgement of all windows, one after the other."""
+def score_windows(name: str, score: Scorer, windows: Sequence[Sequence[int]]) -> Scores:
+    """Score all windows in turn."""
     parts = []
     for number, window in enumerate(windows, start=1):
-        parts.append(judge(window))
+        parts.append(score(window))
         print(f"\r{name}: {number} of {len(windows)} windows", end="", file=sys.stderr)
     print(file=sys.stderr)
     losses, likeliest = zip(*parts, strict=True)
@@ -88,22 +88,22 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=16_384)
     arguments = parser.parse_args()
-    path = models.demo_gguf()
+    path = models.locate_demo()
     model = gemwright.load(path)
     text = arguments.text.read_text(encoding="utf-8")
-    bos, *ids = model.encode(text[: 16 * arguments.tokens])  # no token of English is that long on average
+    bos, *ids = model.encode(text[: 16 * arguments.tokens])  # longer than English tokens on average
     count = arguments.tokens // WINDOW
     if len(ids) < count * WINDOW or not count:
-        raise SystemExit(f"{arguments.text} has {len(ids)} tokens, and {max(count, 1) * WINDOW} are needed.")
+        raise SystemExit(f"{arguments.text} has {len(ids)} tokens, but {max(count, 1) * WINDOW} are needed.")
     windows = [[bos, *ids[i * WINDOW : (i + 1) * WINDOW]] for i in range(count)]
 
-    found = {"gemwright native": judged("gemwright native", gemwright_judge(model), windows)}
+    found = {"gemwright native": score_windows("gemwright native", make_gemwright_scorer(model), windows)}
     del model
-    found["llama.cpp"] = judged("llama.cpp", llama_cpp_judge(path), windows)
+    found["llama.cpp"] = score_windows("llama.cpp", make_llama_cpp_scorer(path), windows)
     exact = gemwright.load(path, dtype="float32")
-    reference = judged("gemwright float32", gemwright_judge(exact), windows)
+    reference = score_windows("gemwright float32", make_gemwright_scorer(exact), windows)
     print(f"{count * WINDOW:,} tokens of {arguments.text.name}, windows of {WINDOW}\n")
-    print("| | negative log-likelihood | beside float32 | same likeliest token |")
+    print("| | negative log-likelihood | difference from float32 | same most likely token |")
     print("|---|---|---|---|")
     print(f"| gemwright float32 | {reference[0].mean():.4f} | | |")
     for name, (losses, likeliest) in found.items():

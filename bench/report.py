@@ -1,4 +1,4 @@
-"""The tables of the benchmark in Markdown, and its picture."""
+"""Print the tables of the benchmark in Markdown, and draw its chart."""
 
 import os
 import platform
@@ -19,22 +19,22 @@ from gemwright.kernels.native import instruction_set, native_enabled
 from gemwright.variants import VARIANTS
 
 PACKAGES = ("gemwright", "gemwright-native", "jax", "llama_cpp_python", "transformers", "torch", "numpy")
-PICTURE = Path(__file__).parent.parent / "docs" / "decode-context.png"
+CHART = Path(__file__).parent.parent / "docs" / "decode-context.png"
 SPLIT = ("gemwright", "Q8_0")
 COLOURS = {"gemwright": "#0b7a75", "llama.cpp": "#c8553d"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a table, or one point of the curve.
+    """A row of a table, or a point of the curve.
 
     Attributes:
-        part: The table it belongs to, and what `--only` calls it.
-        title: The row's.
-        task: What is written; None for the first token of a text, from the command on.
-        engines: Those it is measured on.
+        part: Name of its part of the benchmark, for `--only`.
+        title: Title of the row.
+        task: Text to generate; None for the time from the command to the first token.
+        engines: Engines to measure.
         model: "demo" or "large".
-        threads: Cores that the engine may use.
+        threads: Number of cores of the engine.
     """
 
     part: str
@@ -46,13 +46,13 @@ class Figure:
 
 
 Found: TypeAlias = dict[tuple[Figure, str, str], list[float]]
-"""What each figure gave in every round, by the engine and the name of the number."""
+"""Results of every round by figure, engine and name of the number."""
 Machine: TypeAlias = dict[int, list[dict[str, float]]]
-"""What the machine did at best between figures, by the number of cores."""
+"""Peak rates of the machine between figures, by number of cores."""
 
 
 def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool) -> None:
-    """Print every table that has figures, and draw the curve; in a quick run nothing is drawn."""
+    """Print every table that has figures, and draw the curve unless the run is quick."""
     cpu = next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
     )
@@ -68,30 +68,30 @@ def show(figures: Sequence[Figure], found: Found, machine: Machine, quick: bool)
         for threads in sorted(machine, reverse=True):
             rows = [f for f in figures if (f.model, f.threads) == (model, threads) and f not in curve]
             if rows:
-                print(f"\n### {title}, {_cores(threads)}\n")
+                print(f"\n### {title}, {_format_cores(threads)}\n")
                 show_table(rows, found, statistics.median(probe["read"] for probe in machine[threads]))
     if curve:
-        print("\n### Decoding behind a longer and longer text, tokens/s\n")
+        print("\n### Decoding by length of the context, tokens/s\n")
         show_table(curve, found, None)
         if not quick:
             draw(curve, found)
 
 
 def show_machine(machine: Machine) -> None:
-    print("\n### The machine, measured between the figures\n")
-    print("| | " + " | ".join(map(_cores, machine)) + " |")
+    print("\n### The machine, measured between figures\n")
+    print("| | " + " | ".join(map(_format_cores, machine)) + " |")
     print("|---|" + "---|" * len(machine))
     for name, title in (
         ("read", "read, GB/s"),
         ("float32", "numpy's float32 product, GFLOP/s"),
         ("int8", "8-bit multiply-and-add, Gop/s"),
     ):
-        cells = [cell([probe[name] / 1e9 for probe in probes]) for probes in machine.values()]
+        cells = [format_cell([probe[name] / 1e9 for probe in probes]) for probes in machine.values()]
         print(f"| {title} | " + " | ".join(cells) + " |")
 
 
 def show_table(figures: Sequence[Figure], found: Found, read: float | None) -> None:
-    """Print one row a figure; where `read` is given, also memory and what of that bandwidth decoding uses."""
+    """Print one row per figure; with the bandwidth `read`, also memory and the share of it that decoding uses."""
     engines = figures[0].engines
     print("| | " + " | ".join(engines) + " |")
     print("|---|" + "---|" * len(engines))
@@ -99,24 +99,26 @@ def show_table(figures: Sequence[Figure], found: Found, read: float | None) -> N
         for name in ("first start", "later start", "rate"):
             if (figure, engines[0], name) in found:
                 title = figure.title if name == "rate" else f"{name} {figure.title}"
-                cells = [cell(found[figure, engine, name]) if engine in figure.engines else "" for engine in engines]
+                cells = [
+                    format_cell(found[figure, engine, name]) if engine in figure.engines else "" for engine in engines
+                ]
                 print(f"| {title} | " + " | ".join(cells) + " |")
     decode = next((figure for figure in figures if (figure, engines[0], "peak") in found), None)
     if read is None or decode is None:
         return
-    peaks = [cell([value / 1e6 for value in found[decode, engine, "peak"]]) for engine in engines]
-    sizes = {engine: bytes_read(decode.model, engine) for engine in engines}
+    peaks = [format_cell([value / 1e6 for value in found[decode, engine, "peak"]]) for engine in engines]
+    sizes = {engine: count_bytes_read(decode.model, engine) for engine in engines}
     shares = [statistics.median(found[decode, engine, "rate"]) * sizes[engine] / read for engine in engines]
     print("| peak memory, MB | " + " | ".join(peaks) + " |")
-    print("| weights read a token, MB | " + " | ".join(f"{size / 1e6:.0f}" for size in sizes.values()) + " |")
-    print("| of the measured bandwidth | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+    print("| weights read per token, MB | " + " | ".join(f"{size / 1e6:.0f}" for size in sizes.values()) + " |")
+    print("| share of the measured bandwidth | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
 
 
-def bytes_read(model: str, engine: str) -> int:
-    """Bytes of the weights that a token needs, the whole embedding among them, as it is also the head."""
+def count_bytes_read(model: str, engine: str) -> int:
+    """Return the bytes of weights read per token, including the whole embedding, which is also the head."""
     if engine == "OpenVINO 8-bit":
         return (models.OPENVINO / "model" / "openvino_model.bin").stat().st_size
-    name, path = (DEMO, models.demo_gguf()) if model == "demo" else (models.LARGE, models.large_gguf())
+    name, path = (DEMO, models.locate_demo()) if model == "demo" else (models.LARGE, models.make_large_gguf())
     parameters = VARIANTS[name].parameters
     if engine == "transformers bfloat16":
         return 2 * parameters
@@ -125,19 +127,19 @@ def bytes_read(model: str, engine: str) -> int:
     tensors = open_gguf(path).tensors
     head = tensors["token_embd.weight"]
     stored = sum(info.nbytes for info in tensors.values())
-    # Of a Q8_0 head gemwright reads five of eight bits, and a float32 for each row, to find the largest logits.
+    # Of a Q8_0 head gemwright reads five of eight bits, and a float32 per row, to find the largest logits.
     return stored - head.nbytes * 12 // 34 + 4 * head.shape[0] if (engine, head.encoding) == SPLIT else stored
 
 
 def draw(figures: Sequence[Figure], found: Found) -> None:
-    """Draw tokens a second against the tokens before, with the spread of the rounds."""
+    """Draw tokens per second against the length of the context, with the range of the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     tokens = [figure.task.prompt for figure in figures if figure.task is not None]
-    picture, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    chart, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     for engine in figures[0].engines:
         rates = [found[figure, engine, "rate"] for figure in figures]
         axes.plot(tokens, [statistics.median(r) for r in rates], "o-", color=COLOURS[engine], label=engine)
@@ -146,20 +148,20 @@ def draw(figures: Sequence[Figure], found: Found) -> None:
     axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
     axes.minorticks_off()
     axes.set_ylim(0, None)
-    axes.set_xlabel("tokens before")
-    axes.set_title("Decoding, tokens a second", loc="left", fontsize=11)
+    axes.set_xlabel("tokens of context")
+    axes.set_title("Decoding, tokens per second", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
-    picture.savefig(PICTURE, dpi=150)
+    chart.savefig(CHART, dpi=150)
 
 
-def cell(values: Sequence[float]) -> str:
-    """The median, with the least and the greatest."""
+def format_cell(values: Sequence[float]) -> str:
+    """Format the median, minimum and maximum."""
     digits = 0 if min(values) >= 100 else 1 if min(values) >= 10 else 2
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
 
-def _cores(count: int) -> str:
+def _format_cores(count: int) -> str:
     return "1 core" if count == 1 else f"{count} cores"

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: prints a JSON object, or the first token of a text.
+"""Run one measurement: print a JSON object, or the first token of a continuation.
 
-python bench/worker.py ENGINE MODEL TASK      the seconds until each step was known, and the peak of memory
-python bench/worker.py ENGINE MODEL           the first token behind a text
+python bench/worker.py ENGINE MODEL TASK      time of each step in seconds, and peak memory
+python bench/worker.py ENGINE MODEL           the first token after a text
 
 TASK is a JSON object with the fields of `engines.Task`.
 """
@@ -19,27 +19,27 @@ from engines import Engine, Task
 
 TEXT = "Once upon a time"
 PROMPT = Path(__file__).parent / ".cache" / "prompt.json"
-"""Ids of an English text, which `models.write_prompt` makes."""
+"""Token ids of an English text, written by `models.write_prompt`."""
 
 
-def prompts(task: Task) -> list[list[int]]:
-    """The same text for every engine: BOS, then a part of it for each row, from the start again where it ends."""
+def make_prompts(task: Task) -> list[list[int]]:
+    """Return the prompts, the same for every engine: BOS and a part of the text, repeated if too short."""
     text = np.array(json.loads(PROMPT.read_text()))
-    parts = np.resize(text, (task.rows, task.prompt - 1))
+    parts = np.resize(text, (task.sequences, task.prompt - 1))
     return [[2, *part] for part in parts.tolist()]
 
 
-def timeline(engine: Engine, task: Task) -> list[float]:
-    """Seconds from the prompt until each step's tokens were known."""
+def time_steps(engine: Engine, task: Task) -> list[float]:
+    """Return the seconds from the prompt until the tokens of each step are known."""
     times: list[float] = []
     start = time.perf_counter()
-    engine.write(prompts(task), task, lambda _: times.append(time.perf_counter() - start))
+    engine.write(make_prompts(task), task, lambda _: times.append(time.perf_counter() - start))
     assert len(times) == task.tokens, f"{len(times)} steps instead of {task.tokens}"
     return times
 
 
-def peak_memory() -> int:
-    """Bytes that this process held at most; `getrusage` would count what held its parent when it was forked."""
+def read_peak_memory() -> int:
+    """Return the peak memory of this process in bytes; `getrusage` would include its parent's memory at the fork."""
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
@@ -54,9 +54,9 @@ def main() -> None:
         return
     task = Task(**json.loads(rest[0]))
     engine = engines.load(name, path, task, threads)
-    timeline(engine, replace(task, tokens=min(task.tokens, 4)))  # compiles, and touches the weights
-    times = timeline(engine, task)
-    print(json.dumps({"times": times, "peak": peak_memory()}))
+    time_steps(engine, replace(task, tokens=min(task.tokens, 4)))  # compiles, and pages in the weights
+    times = time_steps(engine, task)
+    print(json.dumps({"times": times, "peak": read_peak_memory()}))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The sections of bench/accelerator.py, each of which runs in a process of its own."""
+"""Sections of bench/accelerator.py, each run in its own process."""

@@ -1,4 +1,4 @@
-"""All that the accelerator benchmark uses of gemwright: small configurations, random weights, programs and costs."""
+"""All use of gemwright in the accelerator benchmark: small configurations, random weights, programs and costs."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ SOFT = SOFT_TOKEN
 WINDOW = 7
 WIDTH, VOCAB, MAX_LENGTH = 64, 128, 4096  # the square root of the width is exact in bfloat16
 MEANS = {"normal": 0.0, "zeros": 0.0, "ones": 1.0, "decay": -4.0}
-"""Means of random weights by how `ParamSpec.init` starts them; a decay of -4 keeps about 0.93 of a state each step."""
+"""Means of random weights by `ParamSpec.init`; with a decay of -4 a state keeps about 0.93 per step."""
 
 
 def _decoder(depth: int, *mixers: Attention, post_norms: bool = True, cap: float | None = None) -> Config:
@@ -68,12 +68,12 @@ def shape(model: str) -> Config:
 
 
 def random_weights(config: Config, dtype: str, stacked: int | None = None) -> ModelWeights:
-    """Return random weights, none of them all equal, made on the default device.
+    """Return random weights on the default device; no weight is constant.
 
     Args:
         config: The model.
-        dtype: Of the weights.
-        stacked: Length of an axis before those of the layers' weights, for `scanned_loss`.
+        dtype: Dtype of the weights.
+        stacked: Length of a leading axis of the layers' weights, for `scanned_loss`.
     """
     table = param_specs(config)
     leaves = tree.flatten(table)
@@ -87,7 +87,7 @@ def random_weights(config: Config, dtype: str, stacked: int | None = None) -> Mo
 
 
 def random_host_weights(config: Config, dtype: str) -> ModelWeights:
-    """Return such weights as numpy arrays, which compiles nothing."""
+    """Return random weights as numpy arrays, without compilation."""
     numbers = np.random.default_rng(0)
 
     def make(path: str, param: Any) -> Any:
@@ -142,45 +142,45 @@ def forward(
 
 
 def empty(config: Config, batch: int, dtype: Any) -> DecodeState:
-    """Return the state of sequences without tokens."""
+    """Return the state of empty sequences."""
     return empty_state(config, batch, 64, dtype)
 
 
 def generate(config: Config, params: ModelWeights, prompts: Sequence[Any], count: int) -> Iterator[np.ndarray]:
-    """Yield the likeliest tokens [B] of each step as the engine makes them."""
+    """Yield the greedy tokens [B] of each step of the engine."""
     engine = Engine(config, params, config.vocab, params.final_norm.dtype)
     for step in engine.generate(prompts, [Sampling()] * len(prompts), count):
         yield step.tokens
 
 
 def period(config: Config) -> tuple[Config, int]:
-    """Return the model of one repetition of the layers' pattern, and how often the pattern repeats."""
+    """Return the model of one repetition of the layer pattern, and the number of repetitions."""
     (layers, repeats), *rest = stages(config.layers)
     assert not rest, "the layers do not repeat a whole number of times"
     return replace(config, layers=layers), repeats
 
 
 def loss(config: Config, params: ModelWeights, tokens: Array) -> Array:
-    """Return the mean cross-entropy of tokens [B, T + 1] each given those before it, without a scan."""
+    """Return the mean cross-entropy of next-token prediction on tokens [B, T + 1], without a scan."""
     hidden, _ = transformer.forward(config, params, tokens[:, :-1])
     return _cross_entropy(config, params, hidden, tokens)
 
 
 def scanned_loss(one: Config, params: ModelWeights, tokens: Array) -> Array:
-    """Return `loss` by a scan over repetitions of the pattern, whose activations are computed again backwards.
+    """Return `loss` by a scan over repetitions of the pattern, with rematerialization.
 
     Args:
         one: The model of one repetition, from `period`.
-        params: Weights whose layers have an axis of repetitions first.
+        params: Weights with a leading axis of repetitions in their layers.
         tokens: Token ids [B, T + 1].
     """
     B, T = tokens[:, :-1].shape
-    context = Positions(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.zeros((B,), jnp.int32))
+    positions = Positions(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.zeros((B,), jnp.int32))
     apply = jax.checkpoint(block.apply, static_argnums=(0, 5))
 
     def repetition(x: Array, layers: tuple[Any, ...]) -> tuple[Array, None]:
         for layer, layer_params in zip(one.layers, layers, strict=True):
-            x, _ = apply(layer, layer_params, x, context, None, one.norm_eps)
+            x, _ = apply(layer, layer_params, x, positions, None, one.norm_eps)
         return x, None
 
     x = weights.rows(params.embed, tokens[:, :-1])
@@ -195,18 +195,18 @@ def _cross_entropy(config: Config, params: ModelWeights, hidden: Array, tokens: 
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - target)
 
 
-def bytes_per_step(config: Config, batch: int, length: int) -> int:
-    """Bytes of bfloat16 weights, keys and values that decoding one token of each sequence must read."""
+def count_bytes_per_step(config: Config, batch: int, length: int) -> int:
+    """Return the bytes of bfloat16 weights, keys and values read to decode one token of each sequence."""
     attention = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
     cached = sum(2 * mixer.kv_heads * mixer.head_dim * min(mixer.window or length, length) for mixer in attention)
     return 2 * (parameter_count(config) + batch * cached)
 
 
-def prefill_flops(config: Config, batch: int, length: int) -> int:
-    """Floating-point operations of prompts: of the layers for all tokens, of the head for the last one."""
+def count_prefill_flops(config: Config, batch: int, length: int) -> int:
+    """Return the floating-point operations of prefill: layers for all tokens, the head for the last one."""
     head = config.vocab * config.width
-    seen = 0
+    attended = 0
     for mixer in [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]:
         window = min(mixer.window or length, length)
-        seen += 2 * mixer.heads * mixer.head_dim * (window * length - window * (window - 1) // 2)
-    return 2 * batch * ((parameter_count(config) - head) * length + head + seen)
+        attended += 2 * mixer.heads * mixer.head_dim * (window * length - window * (window - 1) // 2)
+    return 2 * batch * ((parameter_count(config) - head) * length + head + attended)

@@ -1,4 +1,4 @@
-"""Results as JSON lines, written as they come, so that a run that is stopped leaves those it had."""
+"""Results as JSON lines, written immediately, so that an interrupted run keeps its results."""
 
 import json
 import sys
@@ -14,12 +14,12 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Journal:
-    """Where results go and how long there is to get them.
+    """A file of results with a deadline.
 
     Attributes:
-        path: A file of JSON lines.
-        deadline: When to begin nothing new, in seconds of `time.time`.
-        common: Keys of every record.
+        path: File of JSON lines.
+        deadline: Time after which nothing new is started, in seconds of `time.time`.
+        common: Keys and values of every record.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Journal:
 
 
 def time_calls(run: Callable[[], Any], wait: Callable[[Any], Any], *, calls: int, rounds: int = 3) -> float:
-    """Return the seconds of one call: the least of `rounds`, each of `calls` that are waited for together."""
+    """Return the seconds per call: the minimum of `rounds`, each of `calls` without waiting in between."""
     wait(run())
     seconds: list[float] = []
     for _ in range(rounds):

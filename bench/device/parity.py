@@ -1,4 +1,4 @@
-"""Whether the accelerator computes what the CPU computes, for small random models of every architecture.
+"""Compare the accelerator's results with the CPU's, for small random models of every architecture.
 
 The reference is one pass over all tokens by XLA on the CPU in float32, on the same (rounded) weights; the accelerator
 computes in float32 and in bfloat16.
@@ -18,15 +18,15 @@ import numpy as np
 from device.journal import Journal
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.125}
-"""Largest absolute error of logits and soft tokens, which have a deviation of about 1."""
+"""Maximum absolute error of logits and soft tokens, which have a standard deviation of about 1."""
 GRADIENT_TOLERANCE = 1e-3
-"""Largest error of a float32 loss, and of a weight's gradient as a share of its largest entry."""
+"""Maximum error of a float32 loss, and of a weight's gradient relative to its largest entry."""
 PROMPT, DECODED, CHUNK, PADDING = 24, 8, 8, 3
 
 
 def run(journal: Journal) -> None:
-    """Check every architecture in both dtypes, several at a time, as most of the time is compilation."""
-    sys.modules["gemwright_native"] = None  # type: ignore[assignment]  # the reference is XLA, also without accelerator
+    """Check every architecture in both dtypes, concurrently, as compilation takes most of the time."""
+    sys.modules["gemwright_native"] = None  # type: ignore[assignment]  # the reference is XLA, even without an accelerator
     from device import definition
 
     def check(name: str) -> None:
@@ -87,7 +87,7 @@ def _check(journal: Journal, name: str, dtype: str) -> None:
 
 
 def _cached(config: Any, params: Any, tokens: np.ndarray, valid: np.ndarray, soft: Any) -> np.ndarray:
-    """Return the logits of a prompt in chunks, or in one where it holds soft tokens, and of tokens one at a time."""
+    """Return the logits of a prompt in chunks, or in one with soft tokens, and of tokens one at a time."""
     from device import definition
 
     state, parts = definition.empty(config, 2, params.final_norm.dtype), []
@@ -102,7 +102,7 @@ def _cached(config: Any, params: Any, tokens: np.ndarray, valid: np.ndarray, sof
 
 
 def _prompt(sequence: int, tokens: np.ndarray, valid: np.ndarray, soft: Any) -> Any:
-    """Return one sequence's prompt as the engine takes it: without padding."""
+    """Return the prompt of one sequence for the engine, without padding."""
     from device import definition
 
     ids = tokens[sequence, :PROMPT][valid[sequence, :PROMPT]].tolist()

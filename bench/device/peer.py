@@ -1,4 +1,4 @@
-"""The same measurements on transformers, for which torch must reach the device."""
+"""The same measurements of transformers; torch must support the device."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from device.plan import Work
 
 
 def run(journal: Journal, model: str, tiny: bool) -> None:
-    """Measure one model, against the peaks that gemwright's process has measured last."""
+    """Measure one model, relative to the peaks last measured in gemwright's process."""
     journal = journal.extend(engine="transformers", model=model)
     try:
         import torch
@@ -47,7 +47,7 @@ def run(journal: Journal, model: str, tiny: bool) -> None:
 def _write(journal: Journal, work: Work, config: Any, engine: Any, bandwidth: float, flops: float) -> None:
     from engines import Task
 
-    from device.speed import figure
+    from device.speed import record_figure
 
     ids = np.random.default_rng(0).integers(3, config.vocab, (max(work.batches), work.prompt)).tolist()
 
@@ -64,16 +64,16 @@ def _write(journal: Journal, work: Work, config: Any, engine: Any, bandwidth: fl
         runs = [times(batch, work.decoded) for _ in range(plan.ROUNDS)]
         first = statistics.median(run[0] for run in runs)
         step = statistics.median((run[-1] - run[0]) / work.decoded for run in runs)
-        moved = definition.bytes_per_step(config, batch, work.prompt + work.decoded // 2)
-        needed = definition.prefill_flops(config, batch, work.prompt)
-        figure(journal, "decode", batch, 1, step, moved / step / bandwidth, "bandwidth")
-        figure(journal, "prefill", batch, work.prompt, first, needed / first / flops, "FLOP/s")
+        moved = definition.count_bytes_per_step(config, batch, work.prompt + work.decoded // 2)
+        needed = definition.count_prefill_flops(config, batch, work.prompt)
+        record_figure(journal, "decode", batch, 1, step, moved / step / bandwidth, "bandwidth")
+        record_figure(journal, "prefill", batch, work.prompt, first, needed / first / flops, "FLOP/s")
 
 
 def _train(journal: Journal, work: Work, config: Any, module: Any, flops: float) -> None:
     import torch
 
-    from device.speed import figure
+    from device.speed import record_figure
 
     batch, length = work.train_batch, work.train_length
     # transformers is renaming it.
@@ -94,4 +94,4 @@ def _train(journal: Journal, work: Work, config: Any, module: Any, flops: float)
         seconds.append(time.perf_counter() - start)
     took = statistics.median(seconds[1:])
     needed = 6 * definition.parameter_count(config) * batch * length
-    figure(journal, "train", batch, length, took, needed / took / flops, "FLOP/s")
+    record_figure(journal, "train", batch, length, took, needed / took / flops, "FLOP/s")

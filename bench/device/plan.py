@@ -1,4 +1,4 @@
-"""What is measured: the same for every engine."""
+"""Sizes of the measurements, the same for every engine."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ class Work:
     """Sizes of one model's measurements.
 
     Attributes:
-        model: A published variant, or a small architecture.
-        batches: Numbers of sequences that are decoded together.
+        model: Published variant, or small architecture.
+        batches: Batch sizes of decoding.
         prompt: Tokens of each prompt.
-        decoded: Tokens of each sequence after the first.
-        train_batch: Sequences of a training step.
-        train_length: Tokens of each sequence of a training step.
+        decoded: Tokens generated per sequence after the first.
+        train_batch: Sequences per training step.
+        train_length: Tokens per sequence of a training step.
     """
 
     model: str
@@ -28,10 +28,10 @@ WORKS = (Work("gemma-3-270m", train_batch=8), Work("gemma-2-2b", train_batch=4),
 TINY = (Work("Gemma 2", prompt=40, decoded=8, train_batch=2, train_length=32),)
 ROUNDS = 3
 PEAK_BYTES, PEAK_WIDTH = 1 << 31, 8192
-"""Size in bytes of the array that is copied, and width of the matrices that are multiplied, to measure the peaks."""
+"""Size in bytes of the copied array, and width of the multiplied matrices, for the peaks."""
 TINY_PEAK_BYTES, TINY_PEAK_WIDTH = 1 << 24, 256
 
 
 def work(model: str) -> Work:
-    """Return the measurements of a model."""
+    """Return the sizes of a model's measurements."""
     return next(work for work in (*WORKS, *TINY) if work.model == model)

@@ -1,4 +1,4 @@
-"""How fast gemwright decodes, prefills and trains, as shares of what the device was measured to do."""
+"""Speed of gemwright in decoding, prefill and training, as shares of the device's measured peaks."""
 
 import functools
 import statistics
@@ -19,7 +19,7 @@ TOO_LARGE = (jax.errors.JaxRuntimeError,)
 
 
 def describe(journal: Journal) -> None:
-    """Record the device and the versions."""
+    """Record the device and versions."""
     device = jax.devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     journal.write(
@@ -29,16 +29,16 @@ def describe(journal: Journal) -> None:
         memory_gb=None if limit is None else limit / 1e9,
         jax=jax.__version__,
         runtime=" ".join(device.client.platform_version.split()),
-        driver=_driver() if device.platform == "gpu" else None,
+        driver=_read_driver() if device.platform == "gpu" else None,
     )
 
 
 def run(journal: Journal, model: str, tiny: bool) -> None:
-    """Measure one model, and before it the device."""
+    """Measure the device, then one model."""
     work = plan.work(model)
     config = definition.shape(model)
     journal = journal.extend(engine="gemwright", model=model)
-    bandwidth, flops = peaks(journal, tiny)
+    bandwidth, flops = measure_peaks(journal, tiny)
     with journal.skip_if_too_large("decode and prefill", *TOO_LARGE):
         _write(journal, work, config, bandwidth, flops)
     if journal.has_time("training step", seconds=5 if tiny else 30):
@@ -46,8 +46,8 @@ def run(journal: Journal, model: str, tiny: bool) -> None:
             _train(journal, work, config, flops)
 
 
-def peaks(journal: Journal, tiny: bool) -> tuple[float, float]:
-    """Measure and record bytes/s of a copy or a sum, the higher of both, and FLOP/s of a bfloat16 matrix product."""
+def measure_peaks(journal: Journal, tiny: bool) -> tuple[float, float]:
+    """Measure bytes/s of a copy or a sum, the higher of both, and FLOP/s of a bfloat16 matrix product."""
     size, width = (plan.TINY_PEAK_BYTES, plan.TINY_PEAK_WIDTH) if tiny else (plan.PEAK_BYTES, plan.PEAK_WIDTH)
     numbers = jax.random.bits(jax.random.key(0), (size // 4,), jnp.uint32)
     copy, total = jax.jit(lambda x: x + 1), jax.jit(jnp.sum)
@@ -75,27 +75,27 @@ def _write(journal: Journal, work: Work, config: Any, bandwidth: float, flops: f
     with ThreadPoolExecutor() as pool:
         list(pool.map(times, work.batches))
     seconds = time.perf_counter() - start
-    journal.write("compiled", what="prefill and decode, the first texts included", seconds=seconds)
+    journal.write("compiled", what="prefill and decode, including the first run", seconds=seconds)
     for batch in work.batches:
         if not journal.has_time(f"decode and prefill, batch {batch}", seconds=5):
             return
         runs = [times(batch) for _ in range(plan.ROUNDS)]
         first = statistics.median(run[0] for run in runs)
         step = statistics.median((run[-1] - run[0]) / work.decoded for run in runs)
-        moved = definition.bytes_per_step(config, batch, work.prompt + work.decoded // 2)
-        needed = definition.prefill_flops(config, batch, work.prompt)
-        figure(journal, "decode", batch, 1, step, moved / step / bandwidth, "bandwidth")
-        figure(journal, "prefill", batch, work.prompt, first, needed / first / flops, "FLOP/s")
+        moved = definition.count_bytes_per_step(config, batch, work.prompt + work.decoded // 2)
+        needed = definition.count_prefill_flops(config, batch, work.prompt)
+        record_figure(journal, "decode", batch, 1, step, moved / step / bandwidth, "bandwidth")
+        record_figure(journal, "prefill", batch, work.prompt, first, needed / first / flops, "FLOP/s")
 
 
-def figure(journal: Journal, task: str, batch: int, tokens: int, seconds: float, share: float, of: str) -> None:
-    """Record how long `tokens` of each sequence took, and the share of a measured peak."""
+def record_figure(journal: Journal, task: str, batch: int, tokens: int, seconds: float, share: float, of: str) -> None:
+    """Record the time of `tokens` per sequence, and the share of a measured peak."""
     rate = batch * tokens / seconds
     journal.write("figure", task=task, batch=batch, seconds=seconds, tokens_per_s=rate, share=share, of=of)
 
 
 def _train(journal: Journal, work: Work, config: Any, flops: float) -> None:
-    """Time AdamW steps whose weights, gradients and moments are all bfloat16; activations are computed again."""
+    """Time AdamW steps with weights, gradients and moments in bfloat16, and with rematerialization."""
     one, repeats = definition.period(config)
     batch, length = work.train_batch, work.train_length
     tokens = np.random.default_rng(0).integers(3, config.vocab, (batch, length + 1), dtype=np.int32)
@@ -115,7 +115,7 @@ def _train(journal: Journal, work: Work, config: Any, flops: float) -> None:
     took = statistics.median(seconds)
     journal.write("loss", before=float(before), after=after)
     needed = 6 * definition.parameter_count(config) * batch * length
-    figure(journal, "train", batch, length, took, needed / took / flops, "FLOP/s")
+    record_figure(journal, "train", batch, length, took, needed / took / flops, "FLOP/s")
 
 
 def _step(one: Any, state: tuple[Any, Any, Any], tokens: Any) -> tuple[tuple[Any, Any, Any], Any]:
@@ -136,7 +136,7 @@ def _step(one: Any, state: tuple[Any, Any, Any], tokens: Any) -> tuple[tuple[Any
     return (params, first, second), loss
 
 
-def _driver() -> str | None:
+def _read_driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]

@@ -1,4 +1,4 @@
-"""What the benchmark asks of an engine, and the engines. Each is imported only in the process that measures it."""
+"""Engines of the benchmark and their interface. Each is imported only in the process that measures it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Task:
-    """Sequences to write.
+    """Sequences to generate.
 
     Attributes:
-        prompt: Tokens of each prompt.
-        tokens: Tokens to write behind each.
-        rows: Sequences that are written together.
-        sampled: Whether tokens are drawn, with temperature 1, top-k 64 and top-p 0.95, or the likeliest are taken.
+        prompt: Tokens per prompt.
+        tokens: Tokens to generate per sequence.
+        sequences: Batch size.
+        sampled: Sample with temperature 1, top-k 64 and top-p 0.95, instead of greedy decoding.
     """
 
     prompt: int
     tokens: int
-    rows: int = 1
+    sequences: int = 1
     sampled: bool = False
 
 
@@ -35,15 +35,15 @@ class Engine(Protocol):
     """A loaded model."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt."""
+        """Return the token ids of a prompt."""
         ...
 
     def decode(self, token: int) -> str:
-        """The text of a token."""
+        """Return the text of a token."""
         ...
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
-        """Continue prompts of equal length; call `known` with the ids of each step as soon as they are there."""
+        """Continue prompts of equal length; call `known` with the ids of each step as soon as they are available."""
         ...
 
 

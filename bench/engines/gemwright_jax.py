@@ -1,4 +1,4 @@
-"""gemwright."""
+"""The gemwright engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,5 +33,5 @@ class Gemwright:
 
 
 def load(path: str, task: Task, threads: int) -> Gemwright:
-    """XLA takes its threads from the cores that the process may use, so `threads` is known already."""
+    """Load a model; XLA takes its number of threads from the process's CPU affinity."""
     return Gemwright(gemwright.load(path))

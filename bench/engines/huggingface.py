@@ -1,4 +1,4 @@
-"""transformers."""
+"""The transformers engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from engines import Task
 
 
 class _Steps(BaseStreamer):
-    """Hands on the ids of each step; the first that `generate` gives are the prompts."""
+    """A streamer that passes on the ids of each step, except the first, which are the prompts."""
 
     def __init__(self, known: Callable[[list[int]], None]):
         self.known, self.prompts_passed = known, False
@@ -54,5 +54,5 @@ class Transformers:
 def load(path: str, task: Task, threads: int, dtype: str) -> Transformers:
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-    model.generation_config.eos_token_id = None  # every engine writes all the tokens it is asked for
+    model.generation_config.eos_token_id = None  # every engine generates all requested tokens
     return Transformers(model, AutoTokenizer.from_pretrained(path))

@@ -1,7 +1,7 @@
-"""llama.cpp, through the C functions of llama-cpp-python: its `Llama` class decodes one sequence at a time.
+"""The llama.cpp engine, through the C functions of llama-cpp-python, whose `Llama` class decodes only one sequence.
 
-Settings are those of llama.cpp's own programs: flash attention where the library thinks it faster, a cache of local
-layers no longer than their window, and a cache of its own for each sequence.
+Settings are those of llama.cpp's own programs: flash attention chosen by the library, caches of local layers limited to
+their window, and a separate cache per sequence.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engines import Task
 
 BATCH = 2048
-"""Tokens that one call takes at most, the library's default; it works on 512 of them at a time."""
+"""Maximum tokens per call, the library's default; it processes 512 of them at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LlamaCpp:
     """An engine; see `engines.Engine`.
 
     Attributes:
-        context: The library's handle of weights, caches and threads.
-        vocabulary: Its handle of the tokenizer.
-        batch: A buffer that tokens are handed over in.
+        context: Handle of weights, caches and threads.
+        vocabulary: Handle of the tokenizer.
+        batch: Input buffer of tokens.
     """
 
     context: Any
@@ -46,13 +46,13 @@ class LlamaCpp:
 
     def write(self, prompts: Sequence[Sequence[int]], task: Task, known: Callable[[list[int]], None]) -> None:
         lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
-        samplers = [_sampler(task.sampled, seed=row) for row in range(len(prompts))]
+        samplers = [_make_sampler(task.sampled, seed=index) for index in range(len(prompts))]
         length = len(prompts[0])
         step = max(1, BATCH // len(prompts))
         for start in range(0, length, step):
             last = self.prefill([list(prompt[start : start + step]) for prompt in prompts], start)
         for position in range(length, length + task.tokens):
-            # Each row's logits lie where its last token stood in the batch.
+            # Logits of a sequence have the index of its last token in the batch.
             tokens = [lib.llama_sampler_sample(s, self.context, i) for s, i in zip(samplers, last, strict=True)]
             known(tokens)
             if position + 1 < length + task.tokens:
@@ -60,34 +60,34 @@ class LlamaCpp:
         for sampler in samplers:
             lib.llama_sampler_free(sampler)
 
-    def prefill(self, rows: Sequence[Sequence[int]], position: int, every: bool = False) -> list[int]:
-        """Take the next tokens of each sequence, which stand at `position` and after it.
+    def prefill(self, sequences: Sequence[Sequence[int]], position: int, every: bool = False) -> list[int]:
+        """Prefill the next tokens of each sequence, from `position` on.
 
         Returns:
-            The place in the batch of the last token of each row, whose logits are computed; or of all if `every`.
+            Index in the batch of each sequence's last token, whose logits are computed; of all tokens if `every`.
         """
         batch, size = self.batch, 0
-        for row, ids in enumerate(rows):
+        for sequence, ids in enumerate(sequences):
             for offset, token in enumerate(ids):
                 batch.token[size], batch.pos[size] = token, position + offset
-                batch.n_seq_id[size], batch.seq_id[size][0] = 1, row
+                batch.n_seq_id[size], batch.seq_id[size][0] = 1, sequence
                 batch.logits[size] = every or offset == len(ids) - 1
                 size += 1
         batch.n_tokens = size
         if code := lib.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode returned {code}")
-        return [place for place in range(size) if batch.logits[place]]
+        return [index for index in range(size) if batch.logits[index]]
 
-    def logits(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
-        """Logits [rows, V] behind the tokens of one text, `rows` at a time; the library owns the memory."""
+    def logits(self, ids: Sequence[int], count: int) -> Iterator[NDArray[np.float32]]:
+        """Yield logits [count, V] of a text, `count` tokens at a time, in memory of the library."""
         lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
         width = lib.llama_vocab_n_tokens(self.vocabulary)
-        for start in range(0, len(ids), rows):
-            places = self.prefill([ids[start : start + rows]], start, every=True)
-            yield np.ctypeslib.as_array(lib.llama_get_logits(self.context), (len(places), width))
+        for start in range(0, len(ids), count):
+            indices = self.prefill([ids[start : start + count]], start, every=True)
+            yield np.ctypeslib.as_array(lib.llama_get_logits(self.context), (len(indices), width))
 
 
-def _sampler(sampled: bool, seed: int) -> Any:
+def _make_sampler(sampled: bool, seed: int) -> Any:
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     steps = (
         [
@@ -105,7 +105,7 @@ def _sampler(sampled: bool, seed: int) -> Any:
 
 
 def repacks() -> bool:
-    """Whether weights may be rearranged: this release crashes when it does so for AMX, if it was compiled with it."""
+    """Return whether weights may be repacked: this release crashes if compiled with AMX."""
     return b"AMX_INT8 = 1" not in lib.llama_print_system_info()
 
 
@@ -116,8 +116,8 @@ def load(path: str, task: Task, threads: int) -> LlamaCpp:
     model_parameters.use_extra_bufts = repacks()
     model = lib.llama_model_load_from_file(path.encode(), model_parameters)
     parameters = lib.llama_context_default_params()
-    parameters.n_seq_max = task.rows
-    parameters.n_ctx = task.rows * -(-(task.prompt + task.tokens) // 256) * 256
+    parameters.n_seq_max = task.sequences
+    parameters.n_ctx = task.sequences * -(-(task.prompt + task.tokens) // 256) * 256
     parameters.n_batch = BATCH
     parameters.n_threads = parameters.n_threads_batch = threads
     parameters.swa_full = False

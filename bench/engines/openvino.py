@@ -1,4 +1,4 @@
-"""OpenVINO GenAI, on weights of 8 bits."""
+"""The OpenVINO GenAI engine, with 8-bit weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from engines import Task
 
 
 class _Steps(genai.StreamerBase):
-    """Hands on the ids as they come, one or several at a time."""
+    """A streamer that passes on ids, which arrive one or several at a time."""
 
     def __init__(self, known: Callable[[list[int]], None]):
         super().__init__()
@@ -48,5 +48,5 @@ class OpenVino:
 
 def load(path: str, task: Task, threads: int) -> OpenVino:
     scheduler = genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = False  # else a prompt that it has seen costs nothing
+    scheduler.enable_prefix_caching = False  # otherwise a repeated prompt costs nothing
     return OpenVino(genai.LLMPipeline(path, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads))
