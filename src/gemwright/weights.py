@@ -97,7 +97,7 @@ def top(
 
 
 def largest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
-    """Return the `count` largest entries of each row and their indices, in descending order; of equal ones the first."""
+    """Return the `count` largest entries of each row and their indices, in descending order; the first if equal."""
     # Without the barrier, XLA's CPU backend sorts all of x if a slice of the result is taken.
     values, places = jax.lax.optimization_barrier(jax.lax.top_k(x, count))
     return values, places

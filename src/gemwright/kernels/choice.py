@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.typing import DTypeLike
 
 from gemwright.errors import GemwrightError
 from gemwright.kernels import native
@@ -75,7 +77,8 @@ class PlatformOperation:
     Attributes:
         reference: The implementation for platforms other than the CPU.
         cpu: The implementation for the CPU.
-        results: The abstract results of abstract arguments.
+        like: Positions, among all arrays of the arguments, of those whose shapes the results have.
+        dtype: Dtype of all results; None for those of the arguments at `like`.
     """
 
     def __init__(
@@ -84,7 +87,8 @@ class PlatformOperation:
         *,
         reference: Callable[..., tuple[Array, ...]],
         cpu: Callable[..., tuple[Array, ...]],
-        results: Callable[..., tuple[Any, ...]],
+        like: tuple[int, ...],
+        dtype: DTypeLike | None = None,
     ):
         self._primitive = primitive = Primitive(name)
         primitive.multiple_results = True
@@ -94,7 +98,7 @@ class PlatformOperation:
             return lambda *leaves: list(function(*jax.tree.unflatten(structure, leaves), **keywords))
 
         def abstract(*leaves: Any, **static: Any) -> list[Any]:
-            return list(results(*jax.tree.unflatten(static["structure"], leaves)))
+            return [leaves[i].update(dtype=jnp.dtype(leaves[i].dtype if dtype is None else dtype)) for i in like]
 
         def lower_reference(context: Any, *leaves: Any, **static: Any) -> Any:
             if static["impl"] == "native":

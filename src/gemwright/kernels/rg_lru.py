@@ -78,9 +78,7 @@ def _native(
     return (run(wide, positions.astype(jnp.int32), initial, *gates, decay.astype(jnp.float32)),)
 
 
-_rg_lru = choice.PlatformOperation(
-    "RG-LRU", reference=rg_lru_reference, cpu=_native, results=lambda u, *_: (u.update(dtype=jnp.dtype(jnp.float32)),)
-)
+_rg_lru = choice.PlatformOperation("RG-LRU", reference=rg_lru_reference, cpu=_native, like=(0,), dtype=jnp.float32)
 
 
 def _obstacle(input_gate: Array, decay_gate: Array) -> str | None:

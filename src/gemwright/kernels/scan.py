@@ -35,7 +35,7 @@ def _recurrence(impl: Impl, a: Array, b: Array, initial: Array) -> Array:
 
 
 def _forward(impl: Impl, a: Array, b: Array, initial: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    h = _recurrence(impl, a, b, initial)
+    h = _RUN[impl](a, b, initial, reverse=False)[0]
     return h, (a, h, initial)
 
 
@@ -71,9 +71,7 @@ def _sequential(a: Array, b: Array, initial: Array, *, reverse: bool) -> tuple[A
 
 
 _RUN = {
-    "auto": choice.PlatformOperation(
-        "linear recurrence", reference=_associative, cpu=_sequential, results=lambda a, *_: (a,)
-    ),
+    "auto": choice.PlatformOperation("linear recurrence", reference=_associative, cpu=_sequential, like=(0,)),
     "associative": _associative,
     "sequential": _sequential,
 }
