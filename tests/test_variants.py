@@ -129,7 +129,7 @@ def test_an_abstract_pass_with_a_state_has_the_right_shapes(name: str):
 
 
 @shapes
-def test_layers_never_store_more_than_they_see(name: str):
+def test_layers_never_store_more_than_their_window(name: str):
     config = VARIANTS[name].config
     for capacity in (256, config.max_length):
         state = abstract_state(config, 3, capacity, jnp.bfloat16)
@@ -148,7 +148,7 @@ def test_layers_never_store_more_than_they_see(name: str):
 
 
 @variants
-def test_local_and_global_layers_stand_where_they_were_published(name: str):
+def test_local_and_global_layers_are_in_the_published_order(name: str):
     layers = VARIANTS[name].config.layers
     everywhere = [i for i, x in enumerate(layers) if isinstance(x.mixer, Attention) and x.mixer.window is None]
     assert everywhere == list(GLOBAL_LAYERS.get(name, range(len(layers))))
@@ -177,7 +177,7 @@ def test_every_third_layer_of_a_recurrentgemma_attends(name: str, width: int, bl
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.config.vision])
-def test_pictures_become_the_published_number_of_tokens(name: str):
+def test_images_become_the_published_number_of_tokens(name: str):
     vision = VARIANTS[name].config.vision
     assert vision is not None
     if name.startswith("gemma-3"):
@@ -193,7 +193,7 @@ def test_rope_scaling_is_for_the_global_layers_of_the_large_ones(name: str):
         assert (mixer.rope.base, mixer.rope.scale) == ((1e6, scale) if mixer.window is None else (1e4, 1.0))
 
 
-def test_stages_say_how_layers_repeat():
+def test_stages_are_the_repeated_patterns():
     found = {name: stages(variant.config.layers) for name, variant in VARIANTS.items()}
     sizes = {name: [(len(pattern), repeats) for pattern, repeats in parts] for name, parts in found.items()}
     assert sizes["gemma-2b"] == [(1, 18)]

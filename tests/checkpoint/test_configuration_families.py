@@ -77,7 +77,7 @@ RECURRENT = st.fixed_dictionaries(
 
 @given(data=RECURRENT)
 @settings(max_examples=150, deadline=None)
-def test_sparse_recurrent_files_mean_what_transformers_reads(data: dict[str, Any]) -> None:
+def test_sparse_recurrent_files_are_read_as_in_transformers(data: dict[str, Any]) -> None:
     config = from_huggingface(data, "config.json")
     assert config == recurrent_as_transformers_reads(data)
     written = json.loads(json.dumps(to_huggingface(config, "bfloat16")))
@@ -149,7 +149,7 @@ TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 
 @given(tower=TOWERS, kind=st.sampled_from(["gemma", "gemma2", "gemma3_text"]), side=st.sampled_from([1, 2, 4]))
 @settings(max_examples=150, deadline=None)
-def test_sparse_towers_mean_what_transformers_reads(tower: dict[str, Any], kind: str, side: int) -> None:
+def test_sparse_towers_are_read_as_in_transformers(tower: dict[str, Any], kind: str, side: int) -> None:
     heads, width = tower.get("num_attention_heads", 12), tower.get("hidden_size", 768)
     image, patch = tower.get("image_size", 224), tower.get("patch_size", 16)
     data: dict[str, Any] = {"text_config": TEXT | {"model_type": kind}, "vision_config": tower}
@@ -319,12 +319,12 @@ def test_a_bad_tower_is_refused_by_name(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 48, 64, 400, 10**12, "256", None])
-def test_tokens_of_a_picture_are_a_square_that_divides_the_patches(tokens: Any) -> None:
+def test_the_tokens_of_an_image_are_a_square_that_divides_the_patches(tokens: Any) -> None:
     with pytest.raises(CheckpointError, match=r"key 'mm_tokens_per_image' is "):
         from_huggingface(SEEING | {"mm_tokens_per_image": tokens}, "config.json")
 
 
-def test_a_paligemma_must_have_a_tower_as_wide_as_its_decoder_and_see_its_prompt_both_ways() -> None:
+def test_a_paligemma_needs_a_projection_to_its_width_and_bidirectional_prompts() -> None:
     data = {"model_type": "paligemma", "text_config": TEXT, "vision_config": {}, "projection_dim": 64}
     assert from_huggingface(data, "config.json").layers[0].mixer.kv_heads == 1
     for change in (
@@ -356,6 +356,6 @@ UNWRITABLE = {
 
 
 @pytest.mark.parametrize("name", UNWRITABLE)
-def test_what_no_architecture_computes_is_not_written(name: str) -> None:
+def test_models_of_no_architecture_are_not_written(name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         to_huggingface(UNWRITABLE[name], "float32")

@@ -257,7 +257,7 @@ def test_places_and_masks_are_added_to_gemmas_vocabulary(tmp_path: Path) -> None
     assert open_checkpoint(tmp_path / "ours").vocabulary().pieces == ours.pieces
 
 
-def test_a_gemma3_that_sees_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> None:
+def test_a_gemma3_with_vision_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> None:
     source = write_model(tmp_path / "theirs", "gemma3")
     convert(source, tmp_path / "text.gguf", "gguf")
     whole, text = open_checkpoint(source), open_checkpoint(tmp_path / "text.gguf")

@@ -47,7 +47,7 @@ def test_tiny_configs_round_trip_through_gguf_or_are_refused(kind: str, draw: di
 
 
 @pytest.mark.parametrize("name", UNWRITABLE)
-def test_what_no_architecture_computes_is_not_written(name: str) -> None:
+def test_models_of_no_architecture_are_not_written(name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         to_gguf(UNWRITABLE[name])
 
@@ -129,7 +129,7 @@ def test_a_bad_gguf_value_is_refused_by_name(key: str, value: Any) -> None:
         from_gguf(GGUF | {f"gemma3.{key}": value}, tensors_of(GEMMA_3_270M), "m.gguf")
 
 
-def test_gguf_refuses_what_is_missing_or_unknown() -> None:
+def test_missing_and_unknown_keys_of_a_gguf_are_errors() -> None:
     tensors = tensors_of(GEMMA_3_270M)
     with pytest.raises(CheckpointError, match=r"'general.architecture' is 'llama'.*gemma, gemma2, gemma3"):
         from_gguf(GGUF | {"general.architecture": "llama"}, tensors, "m.gguf")

@@ -104,7 +104,7 @@ def sparse_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_sparse_files_mean_what_transformers_reads(kind: str, data: st.DataObject) -> None:
+def test_sparse_files_are_read_as_in_transformers(kind: str, data: st.DataObject) -> None:
     sparse = data.draw(sparse_configs(kind))
     assert from_huggingface(sparse, "config.json") == as_transformers_reads(sparse)
 
@@ -163,7 +163,7 @@ def test_tiny_configs_round_trip_through_huggingface(kind: str, draw: dict[str, 
 
 
 @pytest.mark.parametrize("name", UNWRITABLE)
-def test_what_no_architecture_computes_is_not_written(name: str) -> None:
+def test_models_of_no_architecture_are_not_written(name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         to_huggingface(UNWRITABLE[name], "float32")
 
@@ -176,7 +176,7 @@ def test_what_no_architecture_computes_is_not_written(name: str) -> None:
         replace(GEMMA_2_2B, layers=(with_mixers(GEMMA_2_2B, rope=Rope(5.0)).layers[0], *GEMMA_2_2B.layers[1:])),
     ],
 )
-def test_what_transformers_cannot_express_is_not_written(config: Config) -> None:
+def test_models_that_transformers_cannot_express_are_not_written(config: Config) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         to_huggingface(config, "float32")
 

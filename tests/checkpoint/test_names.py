@@ -68,7 +68,7 @@ def test_names_of_a_multimodal_file_are_the_plain_ones(prefix: str) -> None:
         "mm.mm_input_projection.weight",
     ],
 )
-def test_what_belongs_to_no_text_model_is_passed_over(name: str) -> None:
+def test_tensors_of_other_modules_are_ignored(name: str) -> None:
     check(PLAN, SHAPES | {plain_name(name): (3, 5)}, "file")
 
 
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[dict[str, tuple[int, ...]], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_does_not_fit_is_named(case: str) -> None:
+def test_the_error_names_the_wrong_tensor(case: str) -> None:
     changed, removed, message = BAD[case]
     shapes = {name: shape for name, shape in (SHAPES | changed).items() if name not in removed}
     with pytest.raises(CheckpointError, match=f"^file: .*{re.escape(message)}.*\\.$"):

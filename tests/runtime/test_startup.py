@@ -25,7 +25,7 @@ class Cycle:
         self.itself = self
 
 
-def test_no_collection_runs_meanwhile_and_what_stays_is_old() -> None:
+def test_no_collection_runs_during_the_pause_and_new_objects_are_old_after_it() -> None:
     started: list[int] = []
 
     def note(phase: str, info: dict[str, int]) -> None:
@@ -44,7 +44,7 @@ def test_no_collection_runs_meanwhile_and_what_stays_is_old() -> None:
     assert all(id(each) in old for each in kept)
 
 
-def test_garbage_of_the_pause_is_collected_later() -> None:
+def test_garbage_of_the_pause_is_collected_afterwards() -> None:
     with startup.paused():
         gone = weakref.ref(Cycle())
     assert gone() is not None
@@ -52,7 +52,7 @@ def test_garbage_of_the_pause_is_collected_later() -> None:
     assert gone() is None
 
 
-def test_a_collector_that_is_off_stays_off_and_what_is_frozen_stays_frozen() -> None:
+def test_a_disabled_collector_stays_disabled_and_frozen_objects_stay_frozen() -> None:
     gc.disable()
     gc.freeze()
     try:

@@ -112,7 +112,7 @@ def test_known_ids(demo_tokenizer: Tokenizer) -> None:
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\t <>")), min_size=1, max_size=5))
 def test_ids_equal_sentencepiece_on_the_rendered_text(small_tokenizer: Tokenizer, contents: list[str]) -> None:
-    """Markers are barriers: encoding between them gives what encoding the whole text with them as symbols gives."""
+    """Encoding the text between control tokens equals encoding the whole text with them as symbols."""
     import sentencepiece
 
     assume("<unused" not in "".join(contents))  # a symbol to the reference, text here: another test's business

@@ -38,7 +38,19 @@ def load_model(
     progress: Progress = lambda done, total: None,
     prefetch: GgufPrefetch | None = None,
 ) -> Model:
-    """Load a model; arguments and errors as for `gemwright.load`, and a prefetch of the model's file."""
+    """Load a model, as `gemwright.load`.
+
+    Args:
+        model: A path, a name from `gemwright models`, or a hub id.
+        dtype: See `choose_precision`.
+        variant: Name of the published variant, for an Orbax tree or an `.npz`.
+        draft: A smaller model with the same vocabulary.
+        progress: Called with the number of bytes read and the total.
+        prefetch: A running prefetch of the model's file, whose results are used.
+
+    Raises:
+        GemwrightError: As for `gemwright.load`.
+    """
     enable_cache()
     checkpoint = (
         open_gguf_checkpoint(prefetch.file.result()) if prefetch else open_checkpoint(locate(str(model)), variant)
