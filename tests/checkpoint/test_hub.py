@@ -308,7 +308,7 @@ def test_server_errors(hub: Hub, home: Path) -> None:
         500: "the hub has an internal error (status 500); try again later.",
         503: "the hub has an internal error (status 503); try again later.",
         403: "this token may not read it; allow it in its settings",
-        429: "the hub asks for fewer requests; wait some minutes or set HF_TOKEN",
+        429: "the hub received too many requests; wait some minutes or set HF_TOKEN",
         418: "the hub refused with status 418",
     }
     hub.broken = {f"/api/models/status/{status}": status for status in expected}
