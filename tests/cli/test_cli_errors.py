@@ -25,7 +25,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ("score", "There is no text; pass it as an argument or on standard input."),
         ("generate x -m {folder}/none.gguf", "There is no file, folder or published model called"),
         ("generate x -m nothing-here", "There is no file, folder or published model called 'nothing-here'"),
-        ("generate x -m {folder}/cut.gguf", "it is cut short or damaged"),
+        ("generate x -m {folder}/cut.gguf", "damaged"),
         ("inspect {folder}/noise.gguf", "does not start with 'GGUF'"),
         ("chat -m {folder}/empty", "holds no safetensors, GGUF or Orbax checkpoint"),
         ("inspect google/not-here", "fetch it with `gemwright pull google/not-here`"),
