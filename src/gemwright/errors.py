@@ -1,9 +1,9 @@
-"""Errors that a person can mend: the command line prints their one sentence and exits with code 2."""
+"""User-fixable errors: the command line prints the one sentence of the message and exits with code 2."""
 
 
 class GemwrightError(ValueError):
-    """Something outside the program is wrong; the message says what, where and how to mend it."""
+    """An error that the user can fix; the message says what is wrong, where, and how to fix it."""
 
 
 class CheckpointError(GemwrightError):
-    """A checkpoint, its configuration or its tokenizer cannot be read or written."""
+    """An error in reading or writing a checkpoint, its configuration or its tokenizer."""

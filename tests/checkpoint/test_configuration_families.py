@@ -291,7 +291,12 @@ def test_a_bad_recurrent_value_is_refused_by_name(key: str, value: Any) -> None:
         from_huggingface(GRIFFIN | {key: value}, "dir/config.json")
 
 
-SEEING: dict[str, Any] = {"model_type": "gemma3", "text_config": TEXT, "vision_config": {}, "mm_tokens_per_image": 49}
+WITH_VISION: dict[str, Any] = {
+    "model_type": "gemma3",
+    "text_config": TEXT,
+    "vision_config": {},
+    "mm_tokens_per_image": 49,
+}
 
 
 @pytest.mark.parametrize(
@@ -313,15 +318,15 @@ SEEING: dict[str, Any] = {"model_type": "gemma3", "text_config": TEXT, "vision_c
     ],
 )
 def test_a_bad_tower_is_refused_by_name(key: str, value: Any) -> None:
-    from_huggingface(SEEING, "config.json")
+    from_huggingface(WITH_VISION, "config.json")
     with pytest.raises(CheckpointError, match=rf"^config\.json: key 'vision_config\.{key}"):
-        from_huggingface(SEEING | {"vision_config": {key: value}}, "config.json")
+        from_huggingface(WITH_VISION | {"vision_config": {key: value}}, "config.json")
 
 
 @pytest.mark.parametrize("tokens", [0, 48, 64, 400, 10**12, "256", None])
 def test_the_tokens_of_an_image_are_a_square_that_divides_the_patches(tokens: Any) -> None:
     with pytest.raises(CheckpointError, match=r"key 'mm_tokens_per_image' is "):
-        from_huggingface(SEEING | {"mm_tokens_per_image": tokens}, "config.json")
+        from_huggingface(WITH_VISION | {"mm_tokens_per_image": tokens}, "config.json")
 
 
 def test_a_paligemma_needs_a_projection_to_its_width_and_bidirectional_prompts() -> None:

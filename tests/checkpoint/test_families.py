@@ -231,9 +231,9 @@ def test_a_processor_reads_the_folder(kind: str, tmp_path: Path) -> None:
     convert(source, tmp_path / "ours", "huggingface")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
     loaded = load(tmp_path / "ours", kind)
-    picture = Image.new("RGB", (40, 30), "white")
+    image = Image.new("RGB", (40, 30), "white")
     text = "<image>the man" if kind == "paligemma" else "<start_of_image>the man"
-    inputs = processor(images=picture, text=text, return_tensors="pt")
+    inputs = processor(images=image, text=text, return_tensors="pt")
     config = open_checkpoint(source).config
     assert config.vision is not None
     assert inputs["pixel_values"].shape[-3:] == (3, IMAGE_SIZE, IMAGE_SIZE)

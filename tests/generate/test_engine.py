@@ -167,12 +167,12 @@ def test_few_programs_are_compiled():
         CONFIGS["local only"], max_length=200
     )  # a configuration of its own, so that nothing is compiled yet
     engine = Engine(config, make_weights(config), VOCAB)
-    fed, decoded, scored = (f._cache_size() for f in (programs.prefill, programs.decode, programs.score))
+    prefilled, decoded, scored = (f._cache_size() for f in (programs.prefill, programs.decode, programs.score))
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
         _steps(engine, [random_ids(VOCAB, length).tolist()], 3)
         _steps(engine, [random_ids(VOCAB, length).tolist()], 2)
     used = {buckets.chunk(length) for length in range(1, 200)}
-    assert 0 < programs.prefill._cache_size() - fed <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
+    assert 0 < programs.prefill._cache_size() - prefilled <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
     assert programs.decode._cache_size() - decoded == 1
     hot = [
         Sampling(temperature=t, top_k=k, top_p=p, seed=k) for t, k, p in [(1.0, 3, 0.5), (0.0, 0, 1.0), (2.0, 9, 0.9)]
@@ -215,8 +215,8 @@ def test_tokens_do_not_depend_on_what_else_is_asked(engine: Engine, samplings: l
     prompts = [random_ids(VOCAB, length).tolist() for length in (3, 17, 40)]
     alone = _tokens(list(engine.generate(prompts, samplings, 30)))
     assert _tokens(list(engine.generate(prompts, samplings, 30, top_logprobs=0))) == alone
-    beside = [*samplings, Sampling(temperature=1.0)]
-    assert _tokens(list(engine.generate([*prompts, random_ids(VOCAB, 9).tolist()], beside, 30)))[:3] == alone
+    others = [*samplings, Sampling(temperature=1.0)]
+    assert _tokens(list(engine.generate([*prompts, random_ids(VOCAB, 9).tolist()], others, 30)))[:3] == alone
 
 
 def _spread(engine: Engine, count: int) -> tuple[list[list[int]], list[Sampling], list[list[int]]]:

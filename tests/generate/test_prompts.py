@@ -24,17 +24,17 @@ LOGPROB = 2e-5
 
 
 def _prompt(layout: list[tuple[str, int]], seed: int = 0) -> Prompt:
-    """Return a prompt of ("text" | "picture" | "prefix", length) parts; a prefix is text within a group."""
+    """Return a prompt of ("text" | "image" | "prefix", length) parts; a prefix is text within a group."""
     numbers = np.random.default_rng(seed)
     ids, blocks = list[int](), list[int]()
     for number, (kind, length) in enumerate(layout):
-        ids += [SOFT_TOKEN] * length if kind == "picture" else numbers.integers(1, VOCAB, length).tolist()
+        ids += [SOFT_TOKEN] * length if kind == "image" else numbers.integers(1, VOCAB, length).tolist()
         blocks += [-1 if kind == "text" else number] * length
     rows = numbers.standard_normal((ids.count(SOFT_TOKEN), WIDTH)).astype(np.float32)
     return Prompt(ids, rows, np.asarray(blocks, np.int32))
 
 
-_PARTS = st.tuples(st.sampled_from(["text", "picture", "prefix"]), st.integers(1, 700))
+_PARTS = st.tuples(st.sampled_from(["text", "image", "prefix"]), st.integers(1, 700))
 _LAYOUTS = st.lists(_PARTS, min_size=1, max_size=5) | st.integers(1, 900)
 
 
@@ -75,9 +75,9 @@ def _alone(engine: Engine, prompt: Prompt | list[int], after: list[int]) -> np.n
 
 
 LAYOUTS: dict[str, list[Any]] = {
-    "pictures within text": [[("text", 3), ("picture", 6), ("text", 9), ("picture", 6), ("text", 2)]],
+    "images within text": [[("text", 3), ("image", 6), ("text", 9), ("image", 6), ("text", 2)]],
     "a prefix longer than the window": [[("prefix", 3 * WINDOW)]],
-    "rows of several kinds": [[("text", 40), ("picture", 6), ("text", 1)], [("picture", 6), ("text", 30)], None],
+    "rows of several kinds": [[("text", 40), ("image", 6), ("text", 1)], [("image", 6), ("text", 30)], None],
     "prefixes of several lengths": [[("prefix", 9)], [("prefix", 40)], [("prefix", 33)]],
 }
 

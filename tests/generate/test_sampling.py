@@ -47,13 +47,13 @@ def _theirs(logits: np.ndarray, settings: Sampling, seen: list[int]) -> np.ndarr
 
 def _kept(logits: np.ndarray, rows: list[Sampling], seen: list[int]) -> np.ndarray:
     """Which tokens of each row our own filters leave."""
-    stands = np.isin(np.arange(logits.shape[-1]), seen)[None].repeat(len(rows), 0)
-    return np.asarray(_filtered(jnp.asarray(logits), jnp.asarray(stands), BatchedSampling.stack(rows)))
+    present = np.isin(np.arange(logits.shape[-1]), seen)[None].repeat(len(rows), 0)
+    return np.asarray(_filtered(jnp.asarray(logits), jnp.asarray(present), BatchedSampling.stack(rows)))
 
 
 @jax.jit
-def _filtered(logits: jax.Array, stands: jax.Array, settings: BatchedSampling) -> jax.Array:
-    scores = penalise(logits, stands, settings.repetition_penalty)
+def _filtered(logits: jax.Array, present: jax.Array, settings: BatchedSampling) -> jax.Array:
+    scores = penalise(logits, present, settings.repetition_penalty)
     below = scores - jnp.max(scores, axis=-1, keepdims=True)
     return sampling._kept(scores, jnp.exp(below / settings.temperature[:, None]), settings)
 

@@ -60,8 +60,10 @@ class Oracle:
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        guesses = [[*true[len(text) :], *[0] * count][:count] for true, text in zip(self.truth, texts, strict=True)]
-        return [[g if self.chance.random() < self.right else (g + 1) % VOCAB for g in guess] for guess in guesses]
+        drafts = [[*true[len(text) :], *[0] * count][:count] for true, text in zip(self.truth, texts, strict=True)]
+        return [
+            [g if self.chance.random() < self.right else (g + 1) % VOCAB for g in draft_ids] for draft_ids in drafts
+        ]
 
 
 def _engine(name: str, seed: int = 3) -> Engine:
@@ -148,9 +150,9 @@ def test_a_draft_that_was_left_alone_catches_up(engine: Engine):
     texts, draft = PROMPTS, _draft(engine)
     for more in (0, 1, 2, 9, 45):
         texts = [text + random_ids(VOCAB, more, seed=more).tolist() for text in texts]
-        guesses = draft.propose(texts, 7)
-        assert guesses == _draft(engine).propose(texts, 7)
-        texts = [[*text, *guess[:2]] for text, guess in zip(texts, guesses, strict=True)]
+        drafts = draft.propose(texts, 7)
+        assert drafts == _draft(engine).propose(texts, 7)
+        texts = [[*text, *draft_ids[:2]] for text, draft_ids in zip(texts, drafts, strict=True)]
         assert draft.propose(texts, 7) == _draft(engine).propose(texts, 7)
 
 
@@ -163,12 +165,12 @@ def test_a_draft_is_silent_beyond_its_context(engine: Engine):
 @pytest.mark.usefixtures("eager")
 def test_sampled_tokens_follow_the_models_distribution(monkeypatch: pytest.MonkeyPatch):
     """The first three tokens of 2000 texts against the probabilities of each, and of the last two together, which were
-    guessed; chi-square at 1e-4, fixed seeds.
+    drafted; chi-square at 1e-4, fixed seeds.
 
-    The guess is the same in every row: the likeliest pair, which is right in some rows only.
+    The draft is the same in every row: the likeliest pair, which is right in some rows only.
     """
     engine, prompt, rows = _engine("multi-query"), random_ids(VOCAB, 8).tolist(), 2000
-    monkeypatch.setattr(speculation, "MAX_SEQUENCES", rows)  # so many small batches would take minutes
+    monkeypatch.setattr(speculation, "MAX_SEQUENCES", rows)  # many small batches would take minutes
     tokens = range(VOCAB)
     first = _probabilities(engine, [prompt])[0]
     second = _probabilities(engine, [[*prompt, token] for token in tokens])
@@ -249,7 +251,7 @@ def test_recurrent_layers_are_refused(engine: Engine):
 
 
 @pytest.mark.parametrize(
-    ("text", "guess"),
+    ("text", "draft_ids"),
     [
         ([1, 2, 3, 4, 5, 9, 1, 2, 3], [4, 5, 9, 1]),  # three tokens again
         ([7, 2, 3, 4, 8, 2, 3, 5, 6, 2, 3], [5, 6, 2, 3]),  # two again: the latest continuation
@@ -259,12 +261,12 @@ def test_recurrent_layers_are_refused(engine: Engine):
         ([1], []),
     ],
 )
-def test_look_up(text: list[int], guess: list[int]):
-    assert list(Lookup().propose([text], 4)[0]) == guess
+def test_look_up(text: list[int], draft_ids: list[int]):
+    assert list(Lookup().propose([text], 4)[0]) == draft_ids
     grown = Lookup()
     for length in range(1, len(text)):
         grown.propose([text[:length]], 4)
-    assert list(grown.propose([text], 4)[0]) == guess
+    assert list(grown.propose([text], 4)[0]) == draft_ids
 
 
 COST = {1: 1.0, 4: 1.5, 8: 2.5}

@@ -1,4 +1,4 @@
-"""Weights at their own bits against the same weights as float32 arrays."""
+"""Weights in their stored format against the same weights as float32 arrays."""
 
 from dataclasses import replace
 from pathlib import Path

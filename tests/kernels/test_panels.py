@@ -1,4 +1,4 @@
-"""Panels against gemwright-native's own packing and against GGUF's decoders, in numpy and in XLA."""
+"""Panels against gemwright-native's own repacking and against GGUF's decoders, in numpy and in XLA."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ encodings = pytest.mark.parametrize("encoding", panels.BITS)
 
 
 def made(encoding: str, rows: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-    """A random weight: its panels, its bytes in a GGUF, and the values that these stand for."""
+    """Return a random weight: its panels, its bytes in a GGUF, and its decoded values."""
     random = np.random.default_rng(0)
     raw = ggml.encode(encoding, random.normal(size=(rows, width)).astype(np.float32))
     blocks = raw.view(ggml.ENCODINGS[encoding].block).reshape(rows, -1)

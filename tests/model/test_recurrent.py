@@ -51,8 +51,8 @@ def _weights() -> ModelWeights:
     return tree.map_with_path(draw, param_specs(GRIFFIN))
 
 
-def _hidden(tokens: np.ndarray, state: DecodeState | None = None, **told: np.ndarray) -> tuple[np.ndarray, Any]:
-    given = {name: jnp.asarray(value) for name, value in told.items()}
+def _hidden(tokens: np.ndarray, state: DecodeState | None = None, **inputs: np.ndarray) -> tuple[np.ndarray, Any]:
+    given = {name: jnp.asarray(value) for name, value in inputs.items()}
     hidden, after = forward(GRIFFIN, _weights(), jnp.asarray(tokens), state, **given)
     return np.asarray(hidden), after
 

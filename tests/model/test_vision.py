@@ -40,21 +40,21 @@ def _weights(tower: Vision, dtype: Any = jnp.float32) -> VisionWeights:
     return tree.map_with_path(draw, _spec(tower))
 
 
-def _pictures(tower: Vision, count: int = 2) -> jax.Array:
+def _images(tower: Vision, count: int = 2) -> jax.Array:
     shape = (count, tower.image_size, tower.image_size, 3)
     return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, shape), jnp.float32)
 
 
-def _exact(tower: Vision, params: Any, picture: Any) -> np.ndarray:
-    """One picture in float64, by loops over what is parallel."""
+def _exact(tower: Vision, params: Any, image: Any) -> np.ndarray:
+    """Encode one image in float64, with plain loops."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    picture, side, eps = np.asarray(picture, np.float64), tower.patch, tower.norm_eps
+    image, side, eps = np.asarray(image, np.float64), tower.patch, tower.norm_eps
 
     def norm(x: Any, gain: Any, bias: Any) -> np.ndarray:
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * gain + bias
 
     corners = [(row * side, column * side) for row in range(tower.grid) for column in range(tower.grid)]
-    patches = [picture[top : top + side, left : left + side] for top, left in corners]
+    patches = [image[top : top + side, left : left + side] for top, left in corners]
     x = np.stack([patch.transpose(2, 0, 1).ravel() @ p.patch.T + p.patch_bias for patch in patches]) + p.positions
     head = tower.width // tower.heads
     for layer in p.layers:
@@ -84,18 +84,18 @@ def _exact(tower: Vision, params: Any, picture: Any) -> np.ndarray:
 def test_rows_are_those_of_the_formulas(tower: Vision, scores: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vision, "SCORES", scores)
     jax.clear_caches()
-    params, pictures = _weights(tower), _pictures(tower)
-    rows = vision.encode(tower, params, pictures)
+    params, images = _weights(tower), _images(tower)
+    rows = vision.encode(tower, params, images)
     assert rows.shape == (2, tower.tokens, 48)
-    exact = np.stack([_exact(tower, params, picture) for picture in pictures])
+    exact = np.stack([_exact(tower, params, image) for image in images])
     np.testing.assert_allclose(rows, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
 
 
 def test_activations_have_the_dtype_of_the_weights():
     params = _weights(NORMED, jnp.bfloat16)
-    rows = vision.encode(NORMED, params, _pictures(NORMED))
+    rows = vision.encode(NORMED, params, _images(NORMED))
     assert rows.dtype == jnp.bfloat16
-    exact = np.stack([_exact(NORMED, params, picture) for picture in _pictures(NORMED)])
+    exact = np.stack([_exact(NORMED, params, image) for image in _images(NORMED)])
     # Some thirty roundings on the way, each of 2^-9 or less, in random directions.
     error = np.sqrt(np.mean((np.asarray(rows, np.float64) - exact) ** 2))
     assert 0 < error < 30**0.5 * 2.0**-9 * np.abs(exact).max()
@@ -114,8 +114,8 @@ def test_packed_weights_see_as_plain_ones():
         made = native.repack("BF16", raw, shape, allocate=aligned, on_rows_read=lambda: None)
         return PackedTensor.to_device(made, param.shape, activation_bits=8)
 
-    rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _pictures(NORMED))
-    plain = vision.encode(NORMED, params, _pictures(NORMED))
+    rows = vision.encode(NORMED, tree.map_with_path(pack, _spec(NORMED)), _images(NORMED))
+    plain = vision.encode(NORMED, params, _images(NORMED))
     np.testing.assert_allclose(rows, plain, rtol=0, atol=3e-6 * np.abs(plain).max())
 
 

@@ -1,4 +1,4 @@
-"""Speculation on the real 270M at its own bits: the text of plain decoding, token for token."""
+"""Speculation on the real 270M in its stored format: the text of plain decoding, token for token."""
 
 from pathlib import Path
 

@@ -136,10 +136,10 @@ def test_gradients_of_the_tower(sighted: VisionPair):
         reference = to_numpy(expected[stored.name])
         reference = reference if stored.permute is None else reference.transpose(stored.permute)
         # A bias of the keys moves all scores of a query alike, so its gradient is nothing but rounding.
-        beside = found[path.removesuffix("_bias")] if path.endswith(".k_bias") else reference
-        assert np.abs(beside).max() > 1e-6, path
+        scale = found[path.removesuffix("_bias")] if path.endswith(".k_bias") else reference
+        assert np.abs(scale).max() > 1e-6, path
         np.testing.assert_allclose(
-            np.asarray(gradient).reshape(reference.shape), reference, rtol=0, atol=1e-5 * np.abs(beside).max()
+            np.asarray(gradient).reshape(reference.shape), reference, rtol=0, atol=1e-5 * np.abs(scale).max()
         )
 
 
@@ -345,13 +345,13 @@ def _last_of_prefix(blocks: np.ndarray) -> np.ndarray:
 MISTAKES: dict[str, tuple[str, Callable[[VisionPair], Any]]] = {
     "a causal prefix": ("paligemma", _blocks(lambda blocks: np.full_like(blocks, -1))),
     "a causal prefix beyond the window": ("paligemma2, window 8", _blocks(lambda blocks: np.full_like(blocks, -1))),
-    "a causal picture": ("gemma3", _blocks(lambda blocks: np.full_like(blocks, -1))),
-    "only the picture both ways": ("paligemma", _blocks(lambda blocks: np.where(np.arange(LENGTH) < 16, 0, -1))),
+    "a causal image": ("gemma3", _blocks(lambda blocks: np.full_like(blocks, -1))),
+    "only the image both ways": ("paligemma", _blocks(lambda blocks: np.where(np.arange(LENGTH) < 16, 0, -1))),
     "a prefix without its last token": ("paligemma", _blocks(_last_of_prefix)),
     "a suffix that sees ahead": ("paligemma", _blocks(np.zeros_like)),
     "a prefix that the window parts": ("paligemma2, window 8", _windowed(8)),
-    "all pictures in one block": ("gemma3", _blocks(lambda blocks: np.minimum(blocks, 0))),
-    "pictures exchanged": ("gemma3", _placed(lambda rows: rows[::-1])),
+    "all images in one group": ("gemma3", _blocks(lambda blocks: np.minimum(blocks, 0))),
+    "images exchanged": ("gemma3", _placed(lambda rows: rows[::-1])),
     "rows scaled": ("paligemma", _placed(lambda rows: rows * 48**0.5)),
     "rows scaled, in Gemma 3": ("gemma3", _placed(lambda rows: rows * 48**0.5)),
     "gate and up exchanged": ("gemma3", _gates),

@@ -94,7 +94,7 @@ def add_location_tokens(vocabulary: Vocabulary, rows: int) -> Vocabulary:
 
 
 def add_control_tokens(vocabulary: Vocabulary, *markers: str) -> Vocabulary:
-    """Add control tokens, which stand for no text, to a vocabulary."""
+    """Add control tokens, which have no text, to a vocabulary."""
     return _add_tokens(vocabulary, markers, CONTROL)
 
 
