@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack, cast, overload
 
 from gemwright.errors import GemwrightError
+from gemwright.generate.drafts import Draft, Lookup, Proposer
 from gemwright.generate.engine import Engine
 from gemwright.generate.output import Completion, OutputBatch, Stream
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.speculation import Draft, Lookup, Proposer
 from gemwright.images.image_prompt import Image, ImagePrompter
 from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan

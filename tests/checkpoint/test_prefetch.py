@@ -4,16 +4,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import gemwright
-from gemwright import api, tree
+from gemwright import tree
 from gemwright.checkpoint import prefetch, tokenizer_cache
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
+from gemwright.loading.model import load_model
 from gemwright.runtime import machine
 from gemwright.text.tokenizer import Tokenizer
 
@@ -24,13 +26,13 @@ def weights(model: gemwright.Model) -> dict[str, np.ndarray]:
 
 def test_prefetched_weights_and_tokenizer_equal_those_read_later(demo_gguf: Path) -> None:
     """Bit by bit, in the same layout, with every piece of the tokenizer."""
-    later = api.load(demo_gguf)
+    later = load_model(demo_gguf)
     with GgufPrefetch(demo_gguf, native=True) as read:
         repacked = read._repacked.result()
         assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(repacked)
-        sooner = api.load(demo_gguf, early=read)
+        sooner = load_model(demo_gguf, prefetch=read)
     assert sooner.tokenizer.pieces == later.tokenizer.pieces
-    assert api.jax.tree.structure(sooner.engine.params) == api.jax.tree.structure(later.engine.params)
+    assert jax.tree.structure(sooner.engine.params) == jax.tree.structure(later.engine.params)
     expected = weights(later)
     for path, leaf in weights(sooner).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
@@ -40,7 +42,7 @@ def test_the_load_repacks_the_remaining_weights(demo_gguf: Path) -> None:
     with GgufPrefetch(demo_gguf, native=True) as read:
         repacked = read.repacked()  # stops the thread
         assert len(repacked) < 126
-        model = api.load(demo_gguf, early=read)
+        model = load_model(demo_gguf, prefetch=read)
     assert model.generate("Once upon a time", max_tokens=3, temperature=0.0).tokens
 
 

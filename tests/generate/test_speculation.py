@@ -12,9 +12,10 @@ from scipy import stats
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, speculation
+from gemwright.generate.drafts import Draft, Lookup, Proposer
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.speculation import Draft, Lookup, Pace, Proposer
+from gemwright.generate.speculation import Pace
 from gemwright.generate.step import Step
 from gemwright.model.config import Config, Layer, Mlp, Recurrent
 from gemwright.model.params import ModelWeights

@@ -105,9 +105,9 @@ def test_a_compressed_file_of_half_precision_is_read(arrays: dict[str, NDArray[A
     [
         ({"decoder.4.bias": None}, "array decoder.4.bias is missing"),
         ({"decoder.8.weight": np.zeros((32, 64, 4, 4), "f4")}, r"decoder.8.weight has shape \[32, 64, 4, 4\], not"),
-        ({"decoder.0.bias": np.zeros(128, "i4")}, "decoder.0.bias' is no plain array of floats"),
-        ({"decoder.0.bias": np.array([{}] * 128, object)}, "decoder.0.bias' is no plain array of floats"),
-        ({"decoder.0.bias": np.zeros(128, ">f4")}, "decoder.0.bias' is no plain array of floats"),
+        ({"decoder.0.bias": np.zeros(128, "i4")}, "decoder.0.bias' is not a plain array of floats"),
+        ({"decoder.0.bias": np.array([{}] * 128, object)}, "decoder.0.bias' is not a plain array of floats"),
+        ({"decoder.0.bias": np.zeros(128, ">f4")}, "decoder.0.bias' is not a plain array of floats"),
         ({"_vq_vae._embedding": np.zeros((512, 128), "f4")}, "_vq_vae._embedding has shape"),
     ],
 )

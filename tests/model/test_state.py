@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemwright.kernels import choice
+from gemwright.kernels.attention import slot_positions, visible
 from gemwright.kernels.native import native_enabled
 from gemwright.model.config import Config
-from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, slot_positions, state_bytes, visible
+from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, state_bytes
 from gemwright.model.transformer import forward
 from tests.helpers import random_ids
 from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights

@@ -7,8 +7,9 @@ import pytest
 
 import gemwright
 from gemwright.generate import buckets
+from gemwright.generate.drafts import Lookup
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.speculation import Lookup, Pace
+from gemwright.generate.speculation import Pace
 from gemwright.kernels.native import native_enabled
 
 PROMPT = "".join(

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,9 @@ def _examine() -> dict[str, Any]:
 
 def _kernels() -> dict[str, str]:
     """Return the implementation chosen for each operation."""
-    if find_spec("gemwright.kernels.choice"):
-        return import_module("gemwright.kernels.choice").describe_choices()
-    from gemwright.kernels.native import instruction_set, native_enabled
+    from gemwright.kernels.choice import describe_choices
 
-    return {"matrix products": f"native, {instruction_set()}" if native_enabled() else "reference (XLA)"}
+    return describe_choices()
 
 
 def _version(package: str) -> str | None:

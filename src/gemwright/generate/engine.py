@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs, speculation
-from gemwright.generate.drafts import Proposer, refuse_recurrent
+from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
 from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_ids
 from gemwright.generate.sampling import BatchedSampling, Sampling, candidate_count
@@ -155,7 +155,7 @@ class Engine:
     ) -> Iterator[Step]:
         """Run `generate` on checked arguments; `limits` are at least 1."""
         options = self.options(samplings, top_logprobs)
-        state = self._empty(prompts, slack=0 if proposer is None else speculation.SLACK)
+        state = self._empty(prompts, slack=0 if proposer is None else SLACK)
         first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state)
         if proposer is None:
             yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids)
@@ -202,7 +202,7 @@ class Engine:
         stop_ids: list[int],
     ) -> Iterator[Step]:
         """Decode several tokens per pass while draft tokens are accepted."""
-        config = with_slack(self.config, speculation.SLACK)
+        config = with_slack(self.config, SLACK)
 
         def verify(tokens: NDArray[np.int32], valid: NDArray[np.bool_]) -> speculation.Verified:
             nonlocal slots

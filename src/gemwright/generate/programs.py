@@ -29,7 +29,7 @@ NOT_FINITE = -2
 
 
 class DecodeOptions(NamedTuple):
-    """What is fixed when a decoding program is compiled.
+    """The static options of a compiled decoding program.
 
     Attributes:
         vocabulary: Number of real ids; higher ones are padding of the table and never chosen.

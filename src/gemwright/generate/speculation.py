@@ -27,11 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.generate import buckets
-from gemwright.generate.drafts import SLACK as SLACK
-from gemwright.generate.drafts import Draft as Draft
-from gemwright.generate.drafts import Lookup as Lookup
-from gemwright.generate.drafts import Proposer as Proposer
-from gemwright.generate.drafts import refuse_recurrent as refuse_recurrent
+from gemwright.generate.drafts import Proposer
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, SampledTokens
 from gemwright.generate.prompts import Ids
 from gemwright.generate.step import Step, from_choice, require_finite

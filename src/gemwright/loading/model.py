@@ -16,9 +16,9 @@ from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.errors import GemwrightError
+from gemwright.generate.drafts import refuse_recurrent
 from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
-from gemwright.generate.speculation import refuse_recurrent
 from gemwright.images.image_prompt import ImagePrompter
 from gemwright.kernels.native import native_enabled
 from gemwright.model.params import ModelWeights

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from gemwright import tree
 from gemwright.model.config import Attention, Config, Layer, Mixer, Recurrent
-from gemwright.typing import Array, Bool, Float, Int
+from gemwright.typing import Array, Float, Int
 
 
 @tree.node
@@ -136,42 +136,8 @@ def with_slack(config: Config, slack: int) -> Config:
     return replace(config, layers=tuple(map(wider, config.layers))) if slack else config
 
 
-def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
-    """Return the position in each slot of a rotating cache after `lengths` tokens; negative if the slot is empty."""
-    last = lengths[:, None] - 1
-    return last - (last - jnp.arange(slots)) % slots
-
-
-def insert(
-    state: KVCache, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"], positions: Positions
-) -> KVCache:
-    """Store new keys and values: those of the last `slots` tokens at most, and none of padding."""
-    slots = state.slots
-    newest = jnp.max(positions.indices, axis=1, keepdims=True)
-    kept = (positions.indices >= 0) & (positions.indices > newest - slots)
-    slot = jnp.where(kept, positions.indices % slots, slots)  # one past the end: dropped
-    sequence = jnp.arange(slot.shape[0])[:, None]
-
-    def store(cache: Array, new: Array) -> Array:
-        return cache.at[sequence, :, slot].set(new.astype(cache.dtype), mode="drop")
-
-    return KVCache(store(state.keys, keys), store(state.values, values))
-
-
-def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
-    """Return the causal mask: a query attends to the last `window` tokens, itself included."""
-    distance = queries[:, :, None] - keys[:, None, :]
-    mask = (distance >= 0) & (keys >= 0)[:, None, :]
-    return mask if window is None else mask & (distance < window)
-
-
 def _slots(mixer: Attention, capacity: int) -> int:
     return capacity if mixer.window is None else min(mixer.window, capacity)
-
-
-def same_group(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
-    """Return which pairs of tokens are in the same group."""
-    return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
 
 
 def _empty(mixer: Mixer, batch: int, capacity: int, dtype: DTypeLike) -> MixerState:

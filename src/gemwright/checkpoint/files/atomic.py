@@ -29,7 +29,8 @@ def map_file(path: Path) -> mmap.mmap:
     """
     try:
         if not path.is_file():  # opening a named pipe would wait for its writer
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            number = errno.EISDIR if path.is_dir() else errno.ENOENT
+            raise OSError(number, os.strerror(number))
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise file_error(path, "is empty")
