@@ -37,7 +37,7 @@ TIE = 1e-2
 CHUNKS = ((1, 0), (5, 2), (1, 0), (40, 3), (5, 1), (1, 0))
 """Tokens of a chunk, and how many of the second sequence are padding on its right."""
 ONE_BY_ONE = 4, 2, 32, 24
-"""Heads, key/value heads, head width and slots of the cache."""
+"""Heads, key/value heads, head width and cells of the cache."""
 
 
 def _weights(spec: Attention) -> AttentionWeights:

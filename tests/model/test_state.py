@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemwright.kernels import choice
-from gemwright.kernels.attention import slot_positions, visible
+from gemwright.kernels.attention import cell_positions, visible
 from gemwright.kernels.native import native_enabled
 from gemwright.model.config import Config
 from gemwright.model.state import DecodeState, abstract_state, empty_state, grow, state_bytes
@@ -194,11 +194,11 @@ def test_packed_documents_equal_separate_ones(name: str):
 
 
 def test_every_slot_knows_the_last_position_that_fell_into_it():
-    slots = 5
-    ring = np.full(slots, -1)
+    cells = 5
+    ring = np.full(cells, -1)
     for length in range(1, 14):
-        ring[(length - 1) % slots] = length - 1
-        found = np.asarray(slot_positions(slots, jnp.array([length, 0])))
+        ring[(length - 1) % cells] = length - 1
+        found = np.asarray(cell_positions(cells, jnp.array([length, 0])))
         np.testing.assert_array_equal(np.where(found[0] < 0, -1, found[0]), ring)
         assert np.all(found[1] < 0)
 

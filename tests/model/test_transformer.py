@@ -24,5 +24,5 @@ def test_states_stay_with_their_layers_if_one_has_none(monkeypatch: pytest.Monke
     for _ in range(2):
         _, state = forward(config, make_weights(config), jnp.ones((1, 1), jnp.int32), state)
     assert state.layers[0] is None
-    assert state.layers[1].slots == full.layers[1].slots == 16
+    assert state.layers[1].cells == full.layers[1].cells == 16
     assert state.lengths.tolist() == [2]

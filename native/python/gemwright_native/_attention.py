@@ -27,7 +27,7 @@ def attention(
     """Attend from new tokens to the cached ones and to each other, and store the new ones in the cache.
 
     Queries and keys are normalized, x / rms(x) * (1 + gain), then rotated. A query at position p attends to positions
-    p - window + 1 to p. The cache rotates: its S slots hold the positions from `lengths` - S on, position p in slot
+    p - window + 1 to p. The cache rotates: its S cells hold the positions from `lengths` - S on, position p in cell
     p % S. It is updated in place if XLA donates it. There is no gradient.
 
     Args:
@@ -75,7 +75,7 @@ def attention(
     if H % LANES or K < 1 or N % K or S < 1 or 2 * rotation.shape[-1] > H or (window is not None and window < 1):
         raise ValueError(
             f"the sizes are inconsistent: {N} query heads, {K} key/value heads of width {H}, rotation of "
-            f"{2 * rotation.shape[-1]} values, {S} cache slots, window {window}."
+            f"{2 * rotation.shape[-1]} values, {S} cache cells, window {window}."
         )
     results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *cache)]
     call = operation(f"gemwright_attention_{cache[0].dtype}", results, input_output_aliases={3: 1, 4: 2})

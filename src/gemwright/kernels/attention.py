@@ -27,7 +27,7 @@ CACHE_DTYPES = (jnp.float32, jnp.bfloat16)
 Gains = tuple[Float[Array, " H"], Float[Array, " H"]]
 """Gains of the RMS norms of queries and keys."""
 Cache = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
-"""Keys and values; position p is in slot p % S."""
+"""Keys and values; position p is in cell p % S."""
 
 _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 _HEAD_FIRST = (0, 2, 1, 3)
@@ -155,21 +155,21 @@ def _reference(
     eps: float,
 ) -> tuple[Array, Array, Array]:
     q, k = _prepare(q, k, rotation, gains, eps)
-    slots = keys.shape[2]
+    cells = keys.shape[2]
     stored = _store(keys, k, positions), _store(values, v, positions)
-    full = window is not None and slots >= window
+    full = window is not None and cells >= window
     if groups is None and (k.shape[1] == 1 or not full):
         # After the new tokens are stored, the cache still has all that any query attends to.
         length = lengths + jnp.sum(positions >= 0, axis=1)
-        mask = visible(positions, slot_positions(slots, length), window)
+        mask = visible(positions, cell_positions(cells, length), window)
         return attend(q * scale, *stored, mask, cap), *stored
 
     # The chunk overwrites keys that its first queries attend to: attend to the old cache, then the chunk. A group lies
     # within the chunk; it may be longer than the window, which does not divide it.
     k, v = (new.transpose(_HEAD_FIRST).astype(old.dtype) for old, new in ((keys, k), (values, v)))
-    mask = visible(positions, jnp.concatenate([slot_positions(slots, lengths), positions], axis=1), window)
+    mask = visible(positions, jnp.concatenate([cell_positions(cells, lengths), positions], axis=1), window)
     if groups is not None:
-        mask |= same_group(groups, jnp.pad(groups, ((0, 0), (slots, 0)), constant_values=-1))
+        mask |= same_group(groups, jnp.pad(groups, ((0, 0), (cells, 0)), constant_values=-1))
     everything = jnp.concatenate([keys, k], axis=2), jnp.concatenate([values, v], axis=2)
     return attend(q * scale, *everything, mask, cap), *stored
 
@@ -230,20 +230,20 @@ def same_group(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Arra
     return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
 
 
-def slot_positions(slots: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
-    """Return the position of the token in each slot of a cache after `lengths` tokens; negative if a slot is empty."""
+def cell_positions(cells: int, lengths: Int[Array, " B"]) -> Int[Array, "B S"]:
+    """Return the position of the token in each cell of a cache after `lengths` tokens; negative if a cell is empty."""
     last = lengths[:, None] - 1
-    return last - (last - jnp.arange(slots)) % slots
+    return last - (last - jnp.arange(cells)) % cells
 
 
 def _store(cache: Float[Array, "B K S H"], new: Float[Array, "B T K H"], positions: Int[Array, "B T"]) -> Array:
     """Store new keys or values. Of a chunk longer than the cache only the last `S` are kept; padding is dropped."""
-    slots = cache.shape[2]
+    cells = cache.shape[2]
     newest = jnp.max(positions, axis=1, keepdims=True)
-    kept = (positions >= 0) & (positions > newest - slots)
-    slot = jnp.where(kept, positions % slots, slots)  # one past the end: dropped
-    sequence = jnp.arange(slot.shape[0])[:, None]
-    return cache.at[sequence, :, slot].set(new.astype(cache.dtype), mode="drop")
+    kept = (positions >= 0) & (positions > newest - cells)
+    cell = jnp.where(kept, positions % cells, cells)  # one past the end: dropped
+    sequence = jnp.arange(cell.shape[0])[:, None]
+    return cache.at[sequence, :, cell].set(new.astype(cache.dtype), mode="drop")
 
 
 def _prepare(q: Array, k: Array, rotation: Array, gains: Gains | None, eps: float) -> tuple[Array, Array]:

@@ -35,13 +35,13 @@ class Positions:
 
 @tree.node
 class KVCache:
-    """A rotating cache of the keys and values of the last `slots` tokens: position p is in slot p % slots."""
+    """A rotating cache of the keys and values of the last `cells` tokens: position p is in cell p % cells."""
 
     keys: Float[Array, "B K S H"]
     values: Float[Array, "B K S H"]
 
     @property
-    def slots(self) -> int:
+    def cells(self) -> int:
         """Capacity in tokens."""
         return self.keys.shape[2]
 
@@ -90,13 +90,13 @@ def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> 
 def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
     """Return the state with a larger capacity, in tokens per sequence. Caches of a full window stay as they are.
 
-    A cache smaller than its window has not rotated yet, so its entries keep their slots in a larger one.
+    A cache smaller than its window has not rotated yet, so its entries keep their cells in a larger one.
     """
 
     def longer(layer: MixerState, mixer: Mixer) -> MixerState:
         if isinstance(layer, RecurrentState) or isinstance(mixer, Recurrent):
             return layer
-        extra = _slots(mixer, capacity) - layer.slots
+        extra = _cells(mixer, capacity) - layer.cells
         pad = ((0, 0), (0, 0), (0, extra), (0, 0))
         return KVCache(jnp.pad(layer.keys, pad), jnp.pad(layer.values, pad)) if extra else layer
 
@@ -107,10 +107,10 @@ def grow(state: DecodeState, config: Config, capacity: int) -> DecodeState:
 def room(state: DecodeState, config: Config) -> int | None:
     """Return the capacity in tokens per sequence, or None if it is unbounded: local and recurrent layers forget."""
     capacities = [
-        entry.slots
+        entry.cells
         for entry, layer in zip(state.layers, config.layers, strict=True)
         if isinstance(entry, KVCache) and isinstance(layer.mixer, Attention)
-        if layer.mixer.window is None or entry.slots < layer.mixer.window
+        if layer.mixer.window is None or entry.cells < layer.mixer.window
     ]
     return min(capacities, default=None)
 
@@ -136,7 +136,7 @@ def with_slack(config: Config, slack: int) -> Config:
     return replace(config, layers=tuple(map(wider, config.layers))) if slack else config
 
 
-def _slots(mixer: Attention, capacity: int) -> int:
+def _cells(mixer: Attention, capacity: int) -> int:
     return capacity if mixer.window is None else min(mixer.window, capacity)
 
 
@@ -144,5 +144,5 @@ def _empty(mixer: Mixer, batch: int, capacity: int, dtype: DTypeLike) -> MixerSt
     if isinstance(mixer, Recurrent):
         hidden = jnp.zeros((batch, mixer.width), jnp.float32)
         return RecurrentState(hidden, jnp.zeros((batch, mixer.conv_width - 1, mixer.width), dtype))
-    shape = (batch, mixer.kv_heads, _slots(mixer, capacity), mixer.head_dim)
+    shape = (batch, mixer.kv_heads, _cells(mixer, capacity), mixer.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
