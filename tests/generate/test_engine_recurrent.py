@@ -64,4 +64,4 @@ def test_the_state_never_grows(engine: Engine):
     state = engine._empty([random_ids(VOCAB, 2000).tolist()])
     assert room(state, CONFIG) is None
     assert engine._room(state, 10**9) is state
-    assert [entry.slots for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]
+    assert [entry.cells for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]

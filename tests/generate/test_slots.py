@@ -183,7 +183,7 @@ def test_buffers_are_donated(name: str):
     kept = insert(_empty(engine), sequence, jnp.array([0]))
     saved = snapshot(kept, jnp.array(0), 16)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
-    sizes = [entry.slots for entry in saved.state.layers if isinstance(entry, KVCache)]
+    sizes = [entry.cells for entry in saved.state.layers if isinstance(entry, KVCache)]
     assert max(sizes) <= 16
     assert saved.state.lengths.tolist() == [len(PROMPTS[1])]
 
