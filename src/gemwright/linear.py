@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gemwright import ops, weights
 from gemwright.kernels import native
+from gemwright.kernels.choice import require_cpu
 from gemwright.typing import Array, Float
 from gemwright.weights import PackedTensor, Weight
 
@@ -83,7 +84,7 @@ def fused_linear(
     inputs = x.ndim - 2
     results = native.library().fused_linear(
         matrix(x),
-        [(weight.packed, weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
+        [(require_cpu(weight.packed), weight.encoding, math.prod(weight.shape[:-inputs])) for weight in maps],
         gain=row(gain),
         gate=matrix(gate),
         residual=matrix(residual),

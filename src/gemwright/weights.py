@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from gemwright import tree
 from gemwright.kernels import native, panels
+from gemwright.kernels.choice import require_cpu
 from gemwright.kernels.native import Repacked
 from gemwright.typing import Array, Float, Int
 
@@ -130,21 +131,20 @@ class PackedTensor:
         split = len(self.shape) - inputs
         width = math.prod(self.shape[split:])
         flat = x.reshape(-1, width).astype(jnp.float32)
-        y = kernels.matmul(
-            flat, self.packed, self.encoding, math.prod(self.shape[:split]), activation_bits=self.activation_bits
-        )
+        packed, outputs = require_cpu(self.packed), math.prod(self.shape[:split])
+        y = kernels.matmul(flat, packed, self.encoding, outputs, activation_bits=self.activation_bits)
         return y.reshape(*x.shape[: x.ndim - inputs], *self.shape[:split])
 
     def rows(self, ids: Array) -> Array:
         """Decode rows; ids outside the table give NaN."""
         flat = ids.reshape(-1).astype(jnp.int32)
         kernels, width = native.library(), self.shape[-1]
-        return kernels.rows(self.packed, flat, self.encoding, width).reshape(*ids.shape, width)
+        return kernels.rows(require_cpu(self.packed), flat, self.encoding, width).reshape(*ids.shape, width)
 
     def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
         """Return the `count` largest products of each row of x [B, in] with the first `limit` rows, and their ids."""
         flat = x.astype(jnp.float32)
-        return native.library().top(flat, self.packed, self.encoding, self.shape[0], limit, count)
+        return native.library().top(flat, require_cpu(self.packed), self.encoding, self.shape[0], limit, count)
 
     @classmethod
     def to_device(cls, repacked: Repacked, shape: tuple[int, ...], *, activation_bits: int) -> "PackedTensor":

@@ -6,18 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from gemwright import tree
+from gemwright import tree, weights
+from gemwright.checkpoint.arena import aligned
 from gemwright.errors import GemwrightError
 from gemwright.kernels import choice, native
 from gemwright.kernels.attention import attend_cached
 from gemwright.kernels.rg_lru import rg_lru
+from gemwright.linear import Norms, norm_project
 from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision
 from gemwright.model.params import param_specs
 from gemwright.model.state import abstract_state
 from gemwright.model.transformer import SoftTokens, forward, logits
+from gemwright.weights import PackedTensor
 from tests.tiny.config import CONFIGS
 
 TOWER = Vision(24, 4, projector="normed", patch=4, width=36, depth=2, heads=2, hidden=52)
@@ -82,6 +86,24 @@ def test_programs_for_cpus_have_kernels_unless_the_reference_is_requested(name: 
         with choice.use("reference"):
             text = jax.export.export(jax.jit(program), platforms=["cpu"])(*args).mlir_module()
         assert "gemwright_" not in text
+
+
+@kernels
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_programs_with_packed_weights_are_for_cpus_only(platform: str):
+    made = native.repack("F32", np.zeros(16 * 32 * 4, np.uint8), (16, 32), allocate=aligned, on_rows_read=lambda: None)
+    weight = PackedTensor.to_device(made, (16, 32), activation_bits=8)
+    norms = Norms(jnp.zeros(32), None, 1e-6)
+    programs = {
+        "matmul": lambda w: weights.matmul(jnp.ones((1, 32)), w),
+        "rows": lambda w: weights.rows(w, jnp.zeros(1, jnp.int32)),
+        "top": lambda w: weights.top(jnp.ones((1, 32)), w, 16, 1),
+        "fused": lambda w: norm_project(jnp.ones((1, 1, 32)), norms, w),
+    }
+    for program in programs.values():
+        jax.jit(program).trace(weight).lower(lowering_platforms=("cpu",))
+        with pytest.raises(GemwrightError, match=f"stored format cannot run on {platform}"):
+            jax.jit(program).trace(weight).lower(lowering_platforms=(platform,))
 
 
 def _attend(width: int = 16, dtype: Any = jnp.float32, cache: Any = jnp.bfloat16) -> Any:

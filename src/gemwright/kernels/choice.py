@@ -137,3 +137,25 @@ class PlatformOperation:
 
     def _run(self, *leaves: Array, **static: Any) -> list[Array]:
         return self._compiled(*leaves, **static)
+
+
+def require_cpu(packed: Array) -> Array:
+    """Return the bytes of a packed weight; lowering a program that uses them for another platform raises.
+
+    Packed weights have kernels for CPUs only, and no reference.
+    """
+    return _require_cpu.bind(packed)
+
+
+def _refuse(context: Any, _: Any) -> Any:
+    raise GemwrightError(
+        f"Weights in their stored format cannot run on {'/'.join(context.module_context.platforms)}, only on a CPU; "
+        "load the model with dtype bfloat16 or float32."
+    )
+
+
+_require_cpu = Primitive("require_cpu")
+_require_cpu.def_impl(lambda packed: packed)
+_require_cpu.def_abstract_eval(lambda packed: packed)
+mlir.register_lowering(_require_cpu, _refuse)
+mlir.register_lowering(_require_cpu, lambda _, packed: [packed], platform="cpu")
