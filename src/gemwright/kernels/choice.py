@@ -147,6 +147,14 @@ def require_cpu(packed: Array) -> Array:
     return _require_cpu.bind(packed)
 
 
+def _keep(packed: Any) -> Any:
+    return packed
+
+
+def _lower_for_cpu(_: Any, packed: Any) -> list[Any]:
+    return [packed]
+
+
 def _refuse(context: Any, _: Any) -> Any:
     raise GemwrightError(
         f"Weights in their stored format cannot run on {'/'.join(context.module_context.platforms)}, only on a CPU; "
@@ -155,7 +163,7 @@ def _refuse(context: Any, _: Any) -> Any:
 
 
 _require_cpu = Primitive("require_cpu")
-_require_cpu.def_impl(lambda packed: packed)
-_require_cpu.def_abstract_eval(lambda packed: packed)
+_require_cpu.def_impl(_keep)
+_require_cpu.def_abstract_eval(_keep)
 mlir.register_lowering(_require_cpu, _refuse)
-mlir.register_lowering(_require_cpu, lambda _, packed: [packed], platform="cpu")
+mlir.register_lowering(_require_cpu, _lower_for_cpu, platform="cpu")
