@@ -60,7 +60,7 @@ def test_without_an_accelerator_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     done = run("--out", str(tmp_path / "results.jsonl"))
     assert done.returncode == 2
-    assert "There is no accelerator" in done.stdout
+    assert "JAX finds no accelerator" in done.stdout
 
 
 def test_what_there_is_no_time_for_is_skipped(tmp_path: Path):
@@ -74,9 +74,9 @@ def test_what_there_is_no_time_for_is_skipped(tmp_path: Path):
 def test_bytes_of_a_step_are_those_of_weights_and_full_caches(definition: Any, name: str):
     config, batch, length = definition.shape(name), 3, 20
     weights = jax.tree.leaves(definition.random_host_weights(config, "bfloat16"))
-    state = definition.empty_state(config, batch, length, "bfloat16")
+    state = definition.empty(config, batch, length, "bfloat16")
     stored = sum(leaf.nbytes for leaf in [*weights, *jax.tree.leaves(state.layers)])
-    assert definition.bytes_per_step(config, batch, length) == stored
+    assert definition.count_bytes_per_step(config, batch, length) == stored
 
 
 @pytest.mark.parametrize("name", ["Gemma 1", "Gemma 2"])
@@ -91,4 +91,4 @@ def test_operations_of_prefill_are_those_of_its_products(definition: Any, name: 
         visible = (keys <= queries) & (queries - keys < (layer.mixer.window or length))
         products += 4 * batch * int(visible.sum()) * layer.mixer.heads * layer.mixer.head_dim
     # Norms' gains are counted as if they were matrices: a thousandth of a real model, more of a small one.
-    assert products == pytest.approx(definition.prefill_flops(config, batch, length), rel=0.02)
+    assert products == pytest.approx(definition.count_prefill_flops(config, batch, length), rel=0.02)

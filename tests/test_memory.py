@@ -59,6 +59,8 @@ def test_the_state_of_the_demo_is_forecast_to_the_byte(demo_gguf: Path) -> None:
 MEASURE = """
 import sys
 
+import gemwright
+
 model = gemwright.load(sys.argv[1], dtype=sys.argv[2])
 model.generate("Once upon a time", max_tokens=3, temperature=0.0)
 model.engine.score([list(range(1000, 1513))])  # a whole chunk of 512

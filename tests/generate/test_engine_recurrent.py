@@ -8,7 +8,7 @@ from gemwright.generate.engine import Engine
 from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, pattern
 from gemwright.model.params import ModelWeights
-from gemwright.model.state import KVCache, room
+from gemwright.model.state import KVCache, room, with_room
 from gemwright.model.transformer import forward, logits
 from tests.helpers import random_ids
 from tests.tiny.config import make_weights
@@ -63,5 +63,5 @@ def test_a_text_is_scored(engine: Engine):
 def test_the_state_never_grows(engine: Engine):
     state = engine._empty([random_ids(VOCAB, 2000).tolist()])
     assert room(state, CONFIG) is None
-    assert engine._room(state, 10**9) is state
+    assert with_room(state, CONFIG, 10**9, CONFIG.max_length) is state
     assert [entry.cells for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]
