@@ -74,7 +74,7 @@ def test_what_there_is_no_time_for_is_skipped(tmp_path: Path):
 def test_bytes_of_a_step_are_those_of_weights_and_full_caches(definition: Any, name: str):
     config, batch, length = definition.shape(name), 3, 20
     weights = jax.tree.leaves(definition.random_host_weights(config, "bfloat16"))
-    state = definition.empty(config, batch, length, "bfloat16")
+    state = definition.empty_state(config, batch, length, "bfloat16")
     stored = sum(leaf.nbytes for leaf in [*weights, *jax.tree.leaves(state.layers)])
     assert definition.count_bytes_per_step(config, batch, length) == stored
 
