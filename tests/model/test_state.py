@@ -27,7 +27,7 @@ CAPACITY = 48
 CLOSE = {"rtol": 0, "atol": 1e-5}
 """Hidden states are of the order of 1: sums in another order differ by some ten roundings of float32."""
 CHUNKS = (1, 3, 2 * WINDOW - 1)
-"""A single token, a part of a window, and more than the ring of a local layer holds."""
+"""A single token, a part of a window, and more than the cache of a local layer holds."""
 few = settings(max_examples=8, deadline=None, derandomize=True)
 configs = pytest.mark.parametrize("name", ["multi-query", "capped", "qk-norm"])
 mixed = pytest.mark.parametrize("name", ["capped"])
@@ -135,7 +135,7 @@ def test_padding_without_a_state_changes_nothing(name: str, side: str):
 
 @mixed
 def test_growing_keeps_what_is_stored(name: str):
-    """From less than a window to more, and on when the ring of the local layers has wrapped."""
+    """From less than a window to more, and on when the cache of the local layers has rotated."""
     capacities = (WINDOW - 2, WINDOW + 5, CAPACITY)
     config, _ = _model(name)
     state, parts, start = empty_state(config, 3, capacities[0], jnp.float32), [], 0
@@ -195,11 +195,11 @@ def test_packed_documents_equal_separate_ones(name: str):
 
 def test_every_slot_knows_the_last_position_that_fell_into_it():
     cells = 5
-    ring = np.full(cells, -1)
+    cache = np.full(cells, -1)
     for length in range(1, 14):
-        ring[(length - 1) % cells] = length - 1
+        cache[(length - 1) % cells] = length - 1
         found = np.asarray(cell_positions(cells, jnp.array([length, 0])))
-        np.testing.assert_array_equal(np.where(found[0] < 0, -1, found[0]), ring)
+        np.testing.assert_array_equal(np.where(found[0] < 0, -1, found[0]), cache)
         assert np.all(found[1] < 0)
 
 

@@ -179,7 +179,7 @@ def test_the_likeliest_tokens_and_their_logits(ours: gemwright.Model, reference:
 def test_the_likelihood_of_every_token_of_a_long_text(
     ours: gemwright.Model, reference: Reference, long_text: list[int]
 ):
-    """Through the engine, in chunks and with rings that have wrapped."""
+    """Through the engine, in chunks and with caches that have rotated."""
     found = ours.engine.score([long_text])[0]
     np.testing.assert_allclose(found, reference.logprobs, rtol=0, atol=LOGIT)
     assert found.mean() == pytest.approx(reference.logprobs.mean(), abs=1e-5)
