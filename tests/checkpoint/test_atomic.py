@@ -184,6 +184,7 @@ def test_a_file_that_cannot_be_mapped_is_one_sentence(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     with pytest.raises(CheckpointError, match=r"empty: is empty; fetch or convert the file again\.$"):
         map_file(tmp_path / "empty")
-    for name in ("missing", "pipe", "."):
-        with pytest.raises(CheckpointError, match=r"cannot be read \(No such file or directory\); check the path\.$"):
+    missing, folder = "No such file or directory", "Is a directory"
+    for name, reason in {"missing": missing, "pipe": missing, ".": folder}.items():
+        with pytest.raises(CheckpointError, match=rf"cannot be read \({reason}\); check the path\.$"):
             map_file(tmp_path / name)
