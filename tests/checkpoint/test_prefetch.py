@@ -109,8 +109,8 @@ def test_a_tokenizer_that_cannot_be_cached_is_made(tmp_path: Path, metadata: dic
 def test_prefetching_does_not_import_jax(demo_gguf: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gemwright.loading import reading\n"
-        "with reading(Path(sys.argv[1]), native=True) as early:\n"
-        "    early._repacked.result(); early.tokenizer.result()\n"
+        "with reading(Path(sys.argv[1]), native=True) as prefetch:\n"
+        "    prefetch._repacked.result(); prefetch.tokenizer.result()\n"
         "sys.exit('jax' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(demo_gguf)]

@@ -79,7 +79,7 @@ def chat(
     from gemwright.cli.generate import announce_settings
     from gemwright.cli.loading import load, reading
 
-    with reading(model, dtype) as early:
+    with reading(model, dtype) as prefetch:
         wanted = o.settings(
             max_tokens=max_tokens,
             seed=seed,
@@ -90,7 +90,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             lookup=lookup,
         )
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:

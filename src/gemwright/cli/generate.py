@@ -47,7 +47,7 @@ def generate(
     prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
     from gemwright.cli.loading import load, reading
 
-    with reading(model, dtype) as early:
+    with reading(model, dtype) as prefetch:
         wanted = o.settings(
             max_tokens=max_tokens,
             stop=stop,
@@ -61,7 +61,7 @@ def generate(
             repetition_penalty=repetition_penalty,
             lookup=lookup,
         )
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
     if verbose:
         announce_settings(loaded.model, wanted)
     if len(prompts) == 1:

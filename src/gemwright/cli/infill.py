@@ -42,7 +42,7 @@ def infill(
     from gemwright.cli.generate import announce_settings, announce_speed, record
     from gemwright.cli.loading import load, reading
 
-    with reading(model, dtype) as early:
+    with reading(model, dtype) as prefetch:
         wanted = o.settings(
             max_tokens=max_tokens,
             stop=stop,
@@ -50,7 +50,7 @@ def infill(
             temperature=0.0 if temperature is None else temperature,
             lookup=lookup,
         )
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, early=early)
+        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
     if verbose:
         announce_settings(loaded.model, wanted)
     start = time.perf_counter()

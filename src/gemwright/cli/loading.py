@@ -50,7 +50,7 @@ def load(
     variant: str | None,
     verbose: bool,
     draft: str | None = None,
-    early: "GgufPrefetch | None" = None,
+    prefetch: "GgufPrefetch | None" = None,
 ) -> Loaded:
     """Locate and load a model with a progress bar.
 
@@ -60,15 +60,15 @@ def load(
         variant: Published variant, for formats that do not record it.
         verbose: Whether to print the memory forecast first.
         draft: Draft model for speculative decoding.
-        early: Prefetched file of `reading`.
+        prefetch: Prefetched file of `reading`.
 
     Raises:
         GemwrightError: the model cannot be found or read, or does not fit in memory.
     """
-    if early is None:
-        with reading(name, dtype) as early:
-            return _load(name, dtype, variant, draft, early, verbose=verbose)
-    return _load(name, dtype, variant, draft, early, verbose=verbose)
+    if prefetch is None:
+        with reading(name, dtype) as prefetch:
+            return _load(name, dtype, variant, draft, prefetch, verbose=verbose)
+    return _load(name, dtype, variant, draft, prefetch, verbose=verbose)
 
 
 def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
@@ -84,7 +84,13 @@ def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetc
 
 
 def _load(
-    name: str, dtype: str | None, variant: str | None, draft: str | None, early: "GgufPrefetch | None", *, verbose: bool
+    name: str,
+    dtype: str | None,
+    variant: str | None,
+    draft: str | None,
+    prefetch: "GgufPrefetch | None",
+    *,
+    verbose: bool,
 ) -> Loaded:
     import_jax()
     path = find(name)
@@ -97,7 +103,7 @@ def _load(
         _announce(name, path, precision, variant)
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
-        model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=early)
+        model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=prefetch)
     return Loaded(model, name, precision, time.perf_counter() - start)
 
 
