@@ -1,8 +1,20 @@
 """Helpers that many tests share."""
 
-from typing import Any
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def run_in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function of a module in a new process, whose memory is freed at once."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def assert_close(found: Any, expected: np.ndarray, tolerance: float, scale: Any = None) -> None:

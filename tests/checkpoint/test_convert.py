@@ -27,6 +27,7 @@ from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
+from tests.helpers import run_in_new_process
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import TEXT, TEXT_KINDS, make_model, write_model
 from tests.tiny.vocabulary import make_vocabulary
@@ -370,22 +371,29 @@ PROMPT, WRITTEN = "The capital of France is", 12
 
 @pytest.fixture(scope="module")
 def demo_text(demo_gguf: Path) -> str:
-    """Greedy text of the demo in float32. The gigabyte of its weights is freed at once."""
-    return gemwright.load(demo_gguf, dtype="float32").generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
+    """Greedy text of the demo in float32."""
+    return run_in_new_process(_continue_with_gemwright, demo_gguf)
+
+
+def _continue_with_gemwright(path: Path) -> str:
+    return gemwright.load(path, dtype="float32").generate(PROMPT, max_tokens=WRITTEN, temperature=0.0).text
+
+
+def _continue_with_transformers(folder: Path) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    given = tokenizer(PROMPT, return_tensors="pt")
+    ids = model.generate(**given, max_new_tokens=WRITTEN, do_sample=False)[0, given.input_ids.shape[1] :]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_transformers_continues_the_converted_demo_with_the_same_text(
     demo_gguf: Path, demo_text: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "demo"
-    convert(demo_gguf, folder, "huggingface")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    (folder / "model.safetensors").unlink()  # a gigabyte; it stays mapped
-    given = tokenizer(PROMPT, return_tensors="pt")
-    ids = theirs.generate(**given, max_new_tokens=WRITTEN, do_sample=False)[0, given.input_ids.shape[1] :]
+    convert(demo_gguf, folder := tmp_path / "demo", "huggingface")
     assert demo_text
-    assert tokenizer.decode(ids, skip_special_tokens=True) == demo_text
+    assert run_in_new_process(_continue_with_transformers, folder) == demo_text
+    (folder / "model.safetensors").unlink()  # a gigabyte
 
 
 @pytest.mark.peer

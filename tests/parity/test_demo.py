@@ -4,8 +4,6 @@ Each model takes more than a gigabyte, so the reference computes its results in 
 when gemwright's model is loaded.
 """
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
-from tests.helpers import english_text
+from tests.helpers import english_text, run_in_new_process
 from tests.parity.demo_reference import LENGTH, POSITIONS, WRITTEN, Reference, compute_reference, digest
 
 PROMPTS = ["Once upon a time", "The capital of France is"]
@@ -43,8 +41,7 @@ def long_text(tokenizer: Tokenizer) -> list[int]:
 @pytest.fixture(scope="module")
 def reference(demo_gguf: Path, tokenizer: Tokenizer, long_text: list[int]) -> Reference:
     prompts = {prompt: tokenizer.with_bos(tokenizer.encode(prompt)) for prompt in PROMPTS}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(compute_reference, demo_gguf, long_text, prompts).result()
+    return run_in_new_process(compute_reference, demo_gguf, long_text, prompts)
 
 
 @pytest.fixture(scope="module")
