@@ -7,6 +7,8 @@ WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-
 # Two processes; each runs whole files, so that fixtures are set up once.
 IN_PARALLEL ?= -n 2 --dist loadfile
 CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
+NOTE_IF_SLOW := $(BIN)/python -c "from gemwright.kernels import native; native.installed() or print(native.MISSING)"
+SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
 .PHONY: help demo test test-slow test-peers test-sanitized test-neon check format bench bench-accelerator clean
@@ -20,7 +22,6 @@ demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the 
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)
-	cd native && ../$(BIN)/pytest $(IN_PARALLEL)
 
 test-sanitized:  ## Test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh
@@ -58,24 +59,22 @@ clean:  ## Delete .venv, builds and caches
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache
 
 .venv/python.installed:
-	$(PYTHON) -m venv .venv
-	touch $@
+	@echo "Creating .venv ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@
 
-.venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*) $(wildcard native/python/*/*.py) | .venv/python.installed
-	$(BIN)/pip install -q ./native
-	@$(BIN)/python -c "import gemwright_native as native; native.available() or \
-		print('The C++ kernels of gemwright-native were skipped: no C++17 compiler (such as g++) was found.', \
-		'gemwright runs through XLA, about ten times slower on a CPU and with more memory.')"
-	touch $@
+.venv/demo.installed: $(SOURCES) | .venv/python.installed
+	@echo "Installing JAX and Gemma 3 270M, and compiling the C++ kernels (2 to 5 minutes) ..."
+	@$(BIN)/pip install -q -e '.[demo]'
+	@touch $@
 
-.venv/demo.installed: pyproject.toml .venv/native.installed
-	$(BIN)/pip install -q -e '.[demo]'
-	touch $@
-
-.venv/dev.installed: pyproject.toml .venv/native.installed
-	$(BIN)/pip install -q -e '.[dev]'
-	touch $@
+.venv/dev.installed: $(SOURCES) | .venv/python.installed
+	@echo "Installing the tools and references of the tests, and compiling the C++ kernels (5 to 10 minutes) ..."
+	@$(BIN)/pip install -q -e '.[dev]'
+	@$(NOTE_IF_SLOW)
+	@touch $@
 
 .venv/peers.installed: pyproject.toml | .venv/dev.installed
-	CMAKE_ARGS="-DGGML_NATIVE=ON $(WITHOUT_AMX)" $(BIN)/pip install -q --no-cache-dir llama-cpp-python==0.3.36
-	touch $@
+	@echo "Compiling llama.cpp (10 minutes) ..."
+	@CMAKE_ARGS="-DGGML_NATIVE=ON $(WITHOUT_AMX)" $(BIN)/pip install -q --no-cache-dir llama-cpp-python==0.3.36
+	@touch $@

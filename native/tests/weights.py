@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gemwright.checkpoint.files import ggml
 from numpy.typing import NDArray
+
+from gemwright.checkpoint.files import ggml
 
 
 @dataclass(frozen=True)
