@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= gemma-3-270m
+PROMPT ?= Once upon a time
 # The AMX kernels of this llama.cpp release crash; without them it uses those for AVX-512.
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 # Two processes; each runs whole files, so that fixtures are set up once.
@@ -18,7 +19,9 @@ help:  ## List the targets
 		printf '  %-18s %s\n' "$$name" "$$text"; done
 
 demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the default)
-	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
+	@echo 'gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"'
+	@test -t 1 || printf '%s' "$(PROMPT)"  # on a terminal, generate prints it
+	@$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)

@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 import gemwright_native as native
-from weights import RandomWeight, quantized, random_weight
+from weights import RandomWeight, block, quantized, random_weight
 
 TOLERANCE = 1e-6
-INTEGER_ENCODINGS = [e for e in native.ENCODINGS if e.startswith("Q")]
-
-
-def block(encoding: str) -> int:
-    return 256 if encoding.endswith("K") else 32 if encoding.startswith("Q") else 1
+INTEGER_ENCODINGS = [e for e in native.ENCODINGS if block(e) > 1]
 
 
 def activations(rows: int, width: int) -> np.ndarray:
