@@ -59,7 +59,8 @@ bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or
 	$(BIN)/python bench/accelerator.py
 
 clean:  ## Delete .venv, builds and caches
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache native/build
+	cd native && rm -rf CMakeCache.txt CMakeFiles CMakeInit.txt cmake_install.cmake build.ninja .ninja_* python/*/*.so
 
 .venv/python.installed:
 	@echo "Creating .venv ..."

@@ -16,8 +16,8 @@ from gemwright.errors import GemwrightError
 CHUNK = 1 << 24
 """Maximum number of values repacked at a time."""
 MISSING = (
-    "The C++ kernels were skipped, because no C++17 compiler was found when gemwright was installed. It runs through "
-    "XLA, about ten times slower on a CPU and with more memory; install a compiler such as g++ and reinstall gemwright."
+    "The C++ kernels were skipped, because no working C++17 compiler was found when gemwright was installed; it runs "
+    "through XLA, about ten times slower and with more memory. Install a compiler such as g++ and reinstall gemwright."
 )
 """Warning on a CPU without the kernels."""
 
