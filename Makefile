@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= gemma-3-270m
+PROMPT ?= Once upon a time
 # The AMX kernels of this llama.cpp release crash; without them it uses those for AVX-512.
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 # Two processes; each runs whole files, so that fixtures are set up once.
 IN_PARALLEL ?= -n 2 --dist loadfile
 CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
+NOTE_IF_SLOW := $(BIN)/python -c "from gemwright.kernels import native; native.installed() or print(native.MISSING)"
+SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
 .PHONY: help demo test test-slow test-peers test-sanitized test-neon check format bench bench-accelerator clean
@@ -16,11 +19,12 @@ help:  ## List the targets
 		printf '  %-18s %s\n' "$$name" "$$text"; done
 
 demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the default)
-	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
+	@echo 'gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"'
+	@test -t 1 || printf '%s' "$(PROMPT)"  # on a terminal, generate prints it
+	@$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)
-	cd native && ../$(BIN)/pytest $(IN_PARALLEL)
 
 test-sanitized:  ## Test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh
@@ -55,27 +59,26 @@ bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or
 	$(BIN)/python bench/accelerator.py
 
 clean:  ## Delete .venv, builds and caches
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache native/build
+	cd native && rm -rf CMakeCache.txt CMakeFiles CMakeInit.txt cmake_install.cmake build.ninja .ninja_* python/*/*.so
 
 .venv/python.installed:
-	$(PYTHON) -m venv .venv
-	touch $@
+	@echo "Creating .venv ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@
 
-.venv/native.installed: native/pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*) $(wildcard native/python/*/*.py) | .venv/python.installed
-	$(BIN)/pip install -q ./native
-	@$(BIN)/python -c "import gemwright_native as native; native.available() or \
-		print('The C++ kernels of gemwright-native were skipped: no C++17 compiler (such as g++) was found.', \
-		'gemwright runs through XLA, about ten times slower on a CPU and with more memory.')"
-	touch $@
+.venv/demo.installed: $(SOURCES) | .venv/python.installed
+	@echo "Installing JAX and Gemma 3 270M, and compiling the C++ kernels (2 to 5 minutes) ..."
+	@$(BIN)/pip install -q -e '.[demo]'
+	@touch $@
 
-.venv/demo.installed: pyproject.toml .venv/native.installed
-	$(BIN)/pip install -q -e '.[demo]'
-	touch $@
-
-.venv/dev.installed: pyproject.toml .venv/native.installed
-	$(BIN)/pip install -q -e '.[dev]'
-	touch $@
+.venv/dev.installed: $(SOURCES) | .venv/python.installed
+	@echo "Installing the tools and references of the tests, and compiling the C++ kernels (5 to 10 minutes) ..."
+	@$(BIN)/pip install -q -e '.[dev]'
+	@$(NOTE_IF_SLOW)
+	@touch $@
 
 .venv/peers.installed: pyproject.toml | .venv/dev.installed
-	CMAKE_ARGS="-DGGML_NATIVE=ON $(WITHOUT_AMX)" $(BIN)/pip install -q --no-cache-dir llama-cpp-python==0.3.36
-	touch $@
+	@echo "Compiling llama.cpp (10 minutes) ..."
+	@CMAKE_ARGS="-DGGML_NATIVE=ON $(WITHOUT_AMX)" $(BIN)/pip install -q --no-cache-dir llama-cpp-python==0.3.36
+	@touch $@

@@ -18,7 +18,7 @@ from gemwright.checkpoint.locate import DEMO
 from gemwright.kernels.native import instruction_set, native_enabled
 from gemwright.variants import VARIANTS
 
-PACKAGES = ("gemwright", "gemwright-native", "jax", "llama_cpp_python", "transformers", "torch", "numpy")
+PACKAGES = ("gemwright", "jax", "llama_cpp_python", "transformers", "torch", "numpy")
 CHART = Path(__file__).parent.parent / "docs" / "decode-context.png"
 SPLIT = ("gemwright", "Q8_0")
 COLOURS = {"gemwright": "#0b7a75", "llama.cpp": "#c8553d"}

@@ -326,9 +326,10 @@ void run_rg_lru() {
 
 int main() {
   std::mt19937 random(0);
-  for (const char* encoding : {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"}) {
+  for (const char* encoding :
+       {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}) {
     const std::string name(encoding);
-    const int64_t block = name.back() == 'K' ? 256 : name[0] == 'Q' ? 32 : 1;
+    const int64_t block = name.back() == 'K' || name == "IQ4_XS" ? 256 : name.find('Q') != std::string::npos ? 32 : 1;
     for (int64_t rows : {0, 1, 2, 3, 7, 8, 17}) compare({encoding, 19, 3 * block, rows}, random);
     for (int64_t out : {1, 15, 16, 33}) compare({encoding, out, block, 5}, random);
     compare({encoding, 300, 1280, 40}, random);

@@ -19,7 +19,7 @@ from weights import random_weight
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("encoding", ["Q4_K", "Q8_0", "BF16"])
+@pytest.mark.parametrize("encoding", ["Q4_K", "Q8_0", "IQ4_XS", "BF16"])
 def test_gradient_equals_that_of_the_exact_product(encoding: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "gemwright_native._linear._DECODED_ROWS", 16

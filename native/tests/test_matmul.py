@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 import gemwright_native as native
-from weights import RandomWeight, quantized, random_weight
+from weights import RandomWeight, block, quantized, random_weight
 
 TOLERANCE = 1e-6
-INTEGER_ENCODINGS = [e for e in native.ENCODINGS if e.startswith("Q")]
-
-
-def block(encoding: str) -> int:
-    return 256 if encoding.endswith("K") else 32 if encoding.startswith("Q") else 1
+INTEGER_ENCODINGS = [e for e in native.ENCODINGS if block(e) > 1]
 
 
 def activations(rows: int, width: int) -> np.ndarray:
@@ -116,17 +112,17 @@ def test_few_rows_are_the_same_with_amx(activation_bits: int) -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_extreme_weights_and_activations_do_not_saturate(isa: str) -> None:
+@pytest.mark.parametrize(("encoding", "byte", "value"), [("Q8_0", 0x80, -128), ("IQ4_NL", 0x00, -127)])
+def test_extreme_weights_and_activations_do_not_saturate(isa: str, encoding: str, byte: int, value: int) -> None:
     """Use the largest integer products, at which 16-bit sums of adjacent products are largest."""
-    e = random_weight("Q8_0", (16, 64))
-    raw = e.raw.reshape(-1, 34).copy()
+    e = random_weight(encoding, (16, 64))
+    raw = e.raw.reshape(32, -1).copy()
     raw[:, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
-    raw[:, 2:] = 0x80  # -128
+    raw[:, 2:] = byte
     for sign in (1, -1):
-        y = product(
-            RandomWeight("Q8_0", raw.reshape(-1), e.values, e.values), np.full((9, 64), sign, np.float32), False
-        )
-        np.testing.assert_allclose(y, np.full((9, 16), -128 * 64 * sign), rtol=TOLERANCE)
+        x = np.full((9, 64), sign, np.float32)
+        y = product(RandomWeight(encoding, raw.reshape(-1), e.values, e.values), x, False)
+        np.testing.assert_allclose(y, np.full((9, 16), value * 64 * sign), rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

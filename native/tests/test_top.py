@@ -28,7 +28,7 @@ def sorted_products(x: np.ndarray, packed: np.ndarray, encoding: str, out: int, 
     return np.take_along_axis(products, ids, axis=1), ids
 
 
-@pytest.mark.parametrize("encoding", ["Q4_0", "Q6_K", "Q8_0", "BF16", native.SPLIT])
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS", "BF16", native.SPLIT])
 @pytest.mark.parametrize(("out", "limit", "count"), [(37, 36, 1), (2500, 2500, 64), (9000, 8999, 3), (40, 40, 40)])
 def test_largest_products(isa: str, encoding: str, out: int, limit: int, count: int) -> None:
     w = random_weight("Q8_0" if encoding == native.SPLIT else encoding, (out, 256))

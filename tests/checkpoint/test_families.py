@@ -86,7 +86,7 @@ def test_weights_have_the_meaning_that_the_table_states(kind: str, tmp_path: Pat
 @kinds
 def test_only_matrices_keep_their_stored_format(kind: str, tmp_path: Path) -> None:
     if not native_enabled():
-        pytest.skip("gemwright-native is not installed")
+        pytest.skip("the C++ kernels are not installed")
     checkpoint = open_checkpoint(write_model(tmp_path, kind, torch.bfloat16))
     kept = tree.flatten(load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "stored"))
     plain = dict(read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32))

@@ -132,7 +132,7 @@ def test_panels_are_not_copied_from_the_mapped_file(tmp_path: Path) -> None:
 def test_the_native_kernels_give_the_outputs_of_the_gguf(tmp_path: Path) -> None:
     """Against a GGUF file of the same values, which is repacked when loaded."""
     if not native_enabled():
-        pytest.skip("gemwright-native is not installed")
+        pytest.skip("the C++ kernels are not installed")
     convert(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "first.gguf", "gguf", "q8_0")
     quantize(tmp_path / "first.gguf", tmp_path / "made", 8)  # its values are on a grid of 8 bits already
     made, gguf = gemwright.load(tmp_path / "made"), gemwright.load(tmp_path / "first.gguf")

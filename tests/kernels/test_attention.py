@@ -18,7 +18,7 @@ from gemwright.model.params import AttentionWeights
 from gemwright.model.state import KVCache, Positions
 
 if not native_enabled():
-    pytest.skip("gemwright-native is not installed", allow_module_level=True)
+    pytest.skip("the C++ kernels are not installed", allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH, SLOTS = 24, 96

@@ -32,7 +32,7 @@ ARCHITECTURES = CONFIGS | {
     ),
     "vision": replace(CONFIGS["qk-norm"], vision=TOWER),
 }
-kernels = pytest.mark.skipif(not native.native_enabled(), reason="gemwright-native is not installed")
+kernels = pytest.mark.skipif(not native.native_enabled(), reason="the C++ kernels are not installed")
 
 
 def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -149,7 +149,7 @@ def test_a_request_that_cannot_be_met_raises(run: Callable[[], Any], reason: str
 
 def test_the_kernel_is_requested_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native, "installed", lambda: False)
-    with choice.use("native"), pytest.raises(GemwrightError, match="gemwright-native is not installed"):
+    with choice.use("native"), pytest.raises(GemwrightError, match=r"the C\+\+ kernels are not installed"):
         _attend()
     assert "reference" in choice.describe_choices()["RG-LRU"]
 

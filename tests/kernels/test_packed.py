@@ -21,7 +21,7 @@ from tests.helpers import english_text
 from tests.tiny.gguf import write_tiny_gguf
 
 if not native_enabled():
-    pytest.skip("gemwright-native is not installed", allow_module_level=True)
+    pytest.skip("the C++ kernels are not installed", allow_module_level=True)
 
 
 def q8_0(shape: tuple[int, ...], rows: int) -> tuple[PackedTensor, jax.Array]:

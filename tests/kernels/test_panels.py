@@ -1,4 +1,4 @@
-"""Panels against gemwright-native's own repacking and against GGUF's decoders, in numpy and in XLA."""
+"""Panels against the C++ kernels' own repacking and against GGUF's decoders, in numpy and in XLA."""
 
 import re
 from typing import Any
@@ -42,7 +42,7 @@ def tensor(encoding: str, shape: tuple[int, ...], inputs: int, dtype: Any = jnp.
 @pytest.mark.parametrize("shape", [(70, 96), (16, 32), (1, 64)])
 def test_panels_are_those_of_the_native_kernels(encoding: str, shape: tuple[int, int]) -> None:
     if not native_enabled():
-        pytest.skip("gemwright-native is not installed")
+        pytest.skip("the C++ kernels are not installed")
     import gemwright_native
 
     bytes_, raw, _ = made(encoding, *shape)

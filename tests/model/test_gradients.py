@@ -21,7 +21,7 @@ from tests.helpers import random_ids
 from tests.tiny.config import make_config, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-kernels = pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
+kernels = pytest.mark.skipif(not native_enabled(), reason="the C++ kernels are not installed")
 CONFIG = replace(make_config(), layers=make_config().layers[:1])
 TOKENS = random_ids(CONFIG.vocab, (2, 9))
 EXACT = 1e-5

@@ -190,7 +190,7 @@ def test_channels_that_never_forget_have_gradients():
 def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both versions of the recurrence with a state; `auto` is the kernel."""
     if request.param == "auto" and not native_enabled():
-        pytest.skip("gemwright-native is not installed")
+        pytest.skip("the C++ kernels are not installed")
     with choice.use(request.param):
         yield
 
@@ -311,7 +311,7 @@ def test_packed_documents_equal_separate_ones():
         np.testing.assert_allclose(packed[own], alone[valid], **CLOSE)
 
 
-@pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
+@pytest.mark.skipif(not native_enabled(), reason="the C++ kernels are not installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernel_equals_the_reference(dtype: str):
     """Both in float32; if a channel keeps nearly all, 1 - a^2 has few digits in the reference."""

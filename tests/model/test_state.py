@@ -38,7 +38,7 @@ mixed = pytest.mark.parametrize("name", ["capped"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both versions of attention with a state."""
     if request.param == "native" and not native_enabled():
-        pytest.skip("gemwright-native is not installed")
+        pytest.skip("the C++ kernels are not installed")
     with choice.use(request.param):
         yield
 

@@ -101,7 +101,7 @@ def test_activations_have_the_dtype_of_the_weights():
     assert 0 < error < 30**0.5 * 2.0**-9 * np.abs(exact).max()
 
 
-@pytest.mark.skipif(not native_enabled(), reason="gemwright-native is not installed")
+@pytest.mark.skipif(not native_enabled(), reason="the C++ kernels are not installed")
 def test_packed_weights_see_as_plain_ones():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), _weights(NORMED))
 

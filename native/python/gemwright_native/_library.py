@@ -20,8 +20,8 @@ def library() -> ctypes.CDLL:
     """
     if not available():
         raise ImportError(
-            f"gemwright-native has no compiled kernels in {_LIBRARY.parent}, because its C++ code did not compile when "
-            "it was installed; install a C++17 compiler (g++ or clang++) and reinstall it with pip."
+            f"there are no compiled kernels in {_LIBRARY.parent}, because the C++ code did not compile when gemwright "
+            "was installed; install a C++17 compiler (g++ or clang++) and reinstall gemwright."
         )
     loaded = ctypes.CDLL(str(_LIBRARY))
     loaded.gemwright_isa.restype = loaded.gemwright_isa_name.restype = ctypes.c_char_p

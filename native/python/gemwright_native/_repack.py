@@ -10,7 +10,7 @@ from gemwright_native._library import library
 
 SPLIT = "Q8_0_SPLIT"
 """Layout of a Q8_0 output head for `top`, which reads five bits of every value and the other three of few rows."""
-ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 """Weight formats that have kernels, by their GGUF names."""
 LANES = 16
 """Rows in a panel, the unit of repacking."""
@@ -42,8 +42,8 @@ def packed_bytes(encoding: str, shape: tuple[int, int]) -> int:
 def repack(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Convert a weight to the layout of the kernels, without changing a value.
 
-    Sixteen rows are interleaved so that a vector holds one value of each. Six-bit scales of the K encodings become
-    bytes, which makes Q4_K 2.8% and Q5_K 2.3% larger. `out` is rounded up to a multiple of 16.
+    Sixteen rows are interleaved so that a vector holds one value of each. Six-bit scales become
+    bytes, which makes Q4_K 2.8%, Q5_K 2.3% and IQ4_XS 1.5% larger. `out` is rounded up to a multiple of 16.
 
     Args:
         encoding: One of `ENCODINGS`, or `SPLIT` for the bytes of a Q8_0 weight.

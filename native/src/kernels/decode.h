@@ -40,6 +40,10 @@ template <int G>
 inline Bytes group(const Quants<8>& q) {
   return load_bytes(q.bytes[G]);
 }
+template <int G>
+inline Bytes group(const Indices& q) {
+  return look_up(kIq4Values, group<G>(static_cast<const Quants<4>&>(q)));
+}
 
 // ---- Scales. `Part` counts the scaled parts of a stripe: two in Q6_K, else one.
 
@@ -62,7 +66,7 @@ struct BlockScales {
 };
 
 template <class Format>
-constexpr bool kSignedWeights = Format::kBits == 8;
+constexpr bool kSignedWeights = decltype(Format::Stripe::q)::kSigned;
 
 // ---- Decoded weights in float32, equal to the reference decoder of the format.
 

@@ -25,37 +25,46 @@ struct Quants;
 
 template <>
 struct Quants<4> {
+  static constexpr bool kSigned = false;
   uint8_t low[4][64];  // low nibbles: groups 0-3, high nibbles: groups 4-7
 };
 
 template <>
 struct Quants<5> {
+  static constexpr bool kSigned = false;
   uint8_t low[4][64];
   uint8_t high[64];  // bit g: the fifth bit of group g
 };
 
 template <>
 struct Quants<6> {
+  static constexpr bool kSigned = false;
   uint8_t low[4][64];
   uint8_t high[2][64];  // high[h], bits 2i and 2i + 1: the top bits of group 4h + i
 };
 
 template <>
 struct Quants<8> {
+  static constexpr bool kSigned = true;
   uint8_t bytes[8][64];  // two's complement
 };
 
-// value = d * (q - kOffset), one d for 32 values.
-template <int Bits, int Offset>
+// Four-bit indices of kIq4Values, in the order of Quants<4>.
+struct Indices : Quants<4> {
+  static constexpr bool kSigned = true;
+};
+constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// value = d * (q - kOffset), one d for 32 values; q is looked up in kIq4Values if `Integers` are indices.
+template <class Integers, int Offset>
 struct Simple {
-  static constexpr int kBits = Bits;
   static constexpr int kOffset = Offset;
   static constexpr int kElements = 32;  // values of one row in a block
   static constexpr int kScaled = 32;    // values that share a scale
   static constexpr bool kMinima = false;
   static constexpr bool kPlain = false;
   struct Stripe {
-    Quants<Bits> q;
+    Integers q;
   };
   struct Panel {
     Float16 d[kLanes];
@@ -63,14 +72,14 @@ struct Simple {
   };
 };
 
-struct Q4_0 : Simple<4, 8> {
+struct Q4_0 : Simple<Quants<4>, 8> {
   struct Source {
     Float16 d;
     uint8_t qs[16];
   };
 };
 
-struct Q5_0 : Simple<5, 16> {
+struct Q5_0 : Simple<Quants<5>, 16> {
   struct Source {
     Float16 d;
     uint8_t qh[4];
@@ -78,17 +87,23 @@ struct Q5_0 : Simple<5, 16> {
   };
 };
 
-struct Q8_0 : Simple<8, 0> {
+struct Q8_0 : Simple<Quants<8>, 0> {
   struct Source {
     Float16 d;
     uint8_t qs[32];
   };
 };
 
+struct IQ4_NL : Simple<Indices, 0> {
+  struct Source {
+    Float16 d;
+    uint8_t qs[16];
+  };
+};
+
 // value = (d * scale) * q - (dmin * min), with one scale and one min for 32 values.
 template <int Bits>
 struct WithMinima {
-  static constexpr int kBits = Bits;
   static constexpr int kOffset = 0;
   static constexpr int kElements = 256;
   static constexpr int kScaled = 32;
@@ -127,7 +142,6 @@ struct Q5_K : WithMinima<5> {
 
 // value = (d * scale) * (q - 32), with one scale for 16 values.
 struct Q6_K {
-  static constexpr int kBits = 6;
   static constexpr int kOffset = 32;
   static constexpr int kElements = 256;
   static constexpr int kScaled = 16;
@@ -142,6 +156,29 @@ struct Q6_K {
   struct Stripe {
     int8_t scale[2][kLanes];
     Quants<6> q;
+  };
+  struct Panel {
+    Float16 d[kLanes];
+    Stripe stripes[8];
+  };
+};
+
+// value = (d * scale) * kIq4Values[q], with one scale for 32 values.
+struct IQ4_XS {
+  static constexpr int kOffset = 0;
+  static constexpr int kElements = 256;
+  static constexpr int kScaled = 32;
+  static constexpr bool kMinima = false;
+  static constexpr bool kPlain = false;
+  struct Source {
+    Float16 d;
+    uint16_t scales_high;  // bits 2i and 2i + 1: the top bits of scale i
+    uint8_t scales_low[4];
+    uint8_t qs[128];
+  };
+  struct Stripe {
+    int8_t scale[kLanes];
+    Indices q;
   };
   struct Panel {
     Float16 d[kLanes];
@@ -165,7 +202,7 @@ using F16 = Plain<Float16>;
 using BF16 = Plain<Bfloat16>;
 
 // Every format, in the order of `Encoding`: X(name).
-#define GEMWRIGHT_FORMATS(X) X(F32) X(F16) X(BF16) X(Q4_0) X(Q5_0) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K)
+#define GEMWRIGHT_FORMATS(X) X(F32) X(F16) X(BF16) X(Q4_0) X(Q5_0) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS)
 
 #define GEMWRIGHT_NAME(name) k##name,
 enum Encoding { GEMWRIGHT_FORMATS(GEMWRIGHT_NAME) kEncodings };

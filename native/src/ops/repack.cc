@@ -38,6 +38,12 @@ void unpack(const Q5_0::Source& s, uint8_t* q) {
 
 void unpack(const Q8_0::Source& s, uint8_t* q) { std::memcpy(q, s.qs, 32); }
 
+void unpack(const IQ4_NL::Source& s, uint8_t* q) { unpack_nibbles(s.qs, 16, q); }
+
+void unpack(const IQ4_XS::Source& s, uint8_t* q) {
+  for (int part = 0; part < 8; ++part) unpack_nibbles(s.qs + 16 * part, 16, q + 32 * part);
+}
+
 void unpack(const Q4_K::Source& s, uint8_t* q) {
   for (int pair = 0; pair < 4; ++pair) unpack_nibbles(s.qs + 32 * pair, 32, q + 64 * pair);
 }
@@ -67,6 +73,14 @@ void unpack_scales(const uint8_t (&packed)[12], uint8_t (&scale)[8], uint8_t (&m
     min[i] = packed[4 + i] & 63;
     scale[4 + i] = (packed[8 + i] & 15) | packed[i] >> 6 << 4;
     min[4 + i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
+  }
+}
+
+// Unpacks eight six-bit scales, of which 32 is subtracted.
+void unpack_scales(const IQ4_XS::Source& s, int8_t (&scale)[8]) {
+  for (int i = 0; i < 8; ++i) {
+    const int low = s.scales_low[i / 2] >> (4 * (i % 2)) & 15, high = s.scales_high >> (2 * i) & 3;
+    scale[i] = static_cast<int8_t>((low | high << 4) - 32);
   }
 }
 
@@ -136,6 +150,10 @@ void place_block(const typename Format::Source& source, int row, typename Format
     }
   } else if constexpr (Format::kScaled < kStripe) {
     for (int i = 0; i < 16; ++i) to.stripes[i / 2].scale[i % 2][row] = source.scales[i];
+  } else if constexpr (Format::kElements > kStripe) {
+    int8_t scale[8];
+    unpack_scales(source, scale);
+    for (int s = 0; s < 8; ++s) to.stripes[s].scale[row] = scale[s];
   }
 }
 

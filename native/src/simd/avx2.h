@@ -93,6 +93,10 @@ inline Bytes shift_and(Bytes x, uint8_t mask) {
   return {_mm256_and_si256(shift<Left>(x.v[0]), keep), _mm256_and_si256(shift<Left>(x.v[1]), keep)};
 }
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm256_or_si256(a.v[0], b.v[0]), _mm256_or_si256(a.v[1], b.v[1])}; }
+inline Bytes look_up(const int8_t* table, Bytes x) {
+  const __m256i sixteen = _mm256_broadcastsi128_si256(load_128(table));
+  return {_mm256_shuffle_epi8(sixteen, x.v[0]), _mm256_shuffle_epi8(sixteen, x.v[1])};
+}
 template <int J>
 inline Ints unsigned_byte(Bytes x) {
   const __m256i keep = _mm256_set1_epi32(255);

@@ -76,6 +76,9 @@ inline Bytes shift_and(Bytes x, uint8_t mask) {
   return {_mm512_and_si512(shifted, _mm512_set1_epi8(static_cast<char>(mask)))};
 }
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline Bytes look_up(const int8_t* table, Bytes x) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_128(table)), x.v)};
+}
 template <int J>
 inline Ints unsigned_byte(Bytes x) {
   return {_mm512_and_si512(_mm512_srli_epi32(x.v, 8 * J), _mm512_set1_epi32(255))};

@@ -94,6 +94,10 @@ inline Bytes shift_and(Bytes x, uint8_t mask) {
   GEMWRIGHT_EACH(Bytes, vandq_u8(vshlq_u8(x.v[i], vdupq_n_s8(Left)), vdupq_n_u8(mask)));
 }
 inline Bytes operator|(Bytes a, Bytes b) { GEMWRIGHT_EACH(Bytes, vorrq_u8(a.v[i], b.v[i])); }
+inline Bytes look_up(const int8_t* table, Bytes x) {
+  const uint8x16_t sixteen = vreinterpretq_u8_s8(vld1q_s8(table));
+  GEMWRIGHT_EACH(Bytes, vqtbl1q_u8(sixteen, x.v[i]));
+}
 template <int J>
 inline Ints unsigned_byte(Bytes x) {
   GEMWRIGHT_EACH(Ints, vreinterpretq_s32_u32(

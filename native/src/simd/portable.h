@@ -101,6 +101,11 @@ inline Bytes operator|(Bytes a, Bytes b) {
   for (int i = 0; i < 64; ++i) y.v[i] = a.v[i] | b.v[i];
   return y;
 }
+// Replaces each byte, 0..15, by an entry of the table.
+inline Bytes look_up(const int8_t* table, Bytes x) {
+  for (uint8_t& byte : x.v) byte = uint8_t(table[byte & 15]);
+  return x;
+}
 // Returns byte J of each lane as a number.
 template <int J>
 inline Ints unsigned_byte(Bytes x) {

@@ -107,7 +107,11 @@ def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
         return None, [], None
     import jax
 
+    from gemwright.kernels import native
+
     backend = jax.default_backend()
+    if backend == "cpu" and not native.installed():
+        warnings.append(native.MISSING)
     if backend == "cpu" and Path("/dev/nvidiactl").exists():
         warnings.append("JAX does not use the NVIDIA GPU of this machine; run: pip install 'gemwright[cuda]'.")
     return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype

@@ -99,12 +99,23 @@ def _load(
     from gemwright.loading.model import load_model
 
     precision = chosen_dtype(dtype)
+    warn_without_kernels()
     if verbose:
         _announce(name, path, precision, variant)
     start = time.perf_counter()
     with Bar(f"Loading {Path(name).name}") as bar:
         model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=prefetch)
     return Loaded(model, name, precision, time.perf_counter() - start)
+
+
+def warn_without_kernels() -> None:
+    """Print a warning if JAX computes on a CPU and the C++ kernels were not compiled."""
+    import jax
+
+    from gemwright.kernels import native
+
+    if jax.default_backend() == "cpu" and not native.installed():
+        render.warn(native.MISSING)
 
 
 def find(name: str, *, may_download: bool = True) -> Path:

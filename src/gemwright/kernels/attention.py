@@ -1,7 +1,7 @@
 """Attention from queries to keys and values, with and without a rotating KV cache.
 
-The reference is jax.numpy, for every platform and with gradients. With a cache, float32 queries on a CPU have the C++
-kernel of gemwright-native.
+The reference is jax.numpy, for every platform and with gradients. With a cache, float32 queries on a CPU have a C++
+kernel.
 """
 
 import functools

@@ -48,7 +48,7 @@ def resolve(operation: str, obstacle: str | None) -> Impl:
     if requested == "reference":
         return requested
     if obstacle is None and not native.usable():
-        obstacle = "gemwright-native is not installed"
+        obstacle = "the C++ kernels are not installed"
     if obstacle is None:
         return requested
     if requested == "native":

@@ -1,4 +1,4 @@
-"""The C++ kernels of gemwright-native: whether they are installed, and weights repacked for them.
+"""The C++ kernels: whether they were compiled when gemwright was installed, and weights repacked for them.
 
 Nothing here needs JAX, but for `native_enabled`.
 """
@@ -15,6 +15,11 @@ from gemwright.errors import GemwrightError
 
 CHUNK = 1 << 24
 """Maximum number of values repacked at a time."""
+MISSING = (
+    "The C++ kernels were skipped, because no working C++17 compiler was found when gemwright was installed; it runs "
+    "through XLA, about ten times slower and with more memory. Install a compiler such as g++ and reinstall gemwright."
+)
+"""Warning on a CPU without the kernels."""
 
 
 class Repacked(NamedTuple):
@@ -25,7 +30,7 @@ class Repacked(NamedTuple):
 
 
 def installed() -> bool:
-    """Return whether gemwright-native is installed with its compiled library."""
+    """Return whether the compiled library is installed."""
     return importlib.util.find_spec("gemwright_native") is not None and library().available()
 
 

@@ -1,9 +1,9 @@
-"""Q8_0 and Q4_0 weights in the layout of gemwright-native's kernels, for numpy and for XLA on any platform.
+"""Q8_0 and Q4_0 weights in the layout of the C++ kernels, for numpy and for XLA on any platform.
 
 A weight [rows, width] is divided into panels of 16 rows, the last one padded, and a panel into blocks along its width.
 A block has 16 scales d (float16), one a row, then 32 numbers q of each row, in 8 steps of 4: a step has four numbers of
 row 0, then of row 1, and so on. In Q8_0, q is a signed byte and the value is d * q. In Q4_0 the value is d * (q - 8);
-steps 0-3 are the low halves of the bytes and steps 4-7 the high ones. Source: native/src/format.h.
+steps 0-3 are the low halves of the bytes and steps 4-7 the high ones. Source: native/src/kernels/format.h.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The real-gated linear recurrent unit of Griffin (arXiv:2402.19427, section 2.4).
 
-The reference is jax.numpy, for every platform and with gradients. On a CPU there is the C++ kernel of gemwright-native.
+The reference is jax.numpy, for every platform and with gradients. On a CPU there is a C++ kernel.
 """
 
 import functools

@@ -82,7 +82,7 @@ def load_model(
 def choose_precision(given: Any = None) -> Precision:
     """Return the precision given by name or dtype, or else the best one for the device.
 
-    That is bfloat16 on an accelerator. On a CPU it is `stored` with gemwright-native, and without it float32, in which
+    That is bfloat16 on an accelerator. On a CPU it is `stored` with the C++ kernels, and without it float32, in which
     XLA multiplies fastest.
 
     Raises:
@@ -95,8 +95,8 @@ def choose_precision(given: Any = None) -> Precision:
     precision = parse_precision(given)
     if precision == "stored" and not native_enabled():
         on_cpu = jax.default_backend() == "cpu"
-        reason = "gemwright-native is not installed" if on_cpu else f"JAX computes on a {jax.default_backend()}"
-        remedy = "install it or use float32" if on_cpu else "use bfloat16"
+        reason = "the C++ kernels are not installed" if on_cpu else f"JAX computes on a {jax.default_backend()}"
+        remedy = "install a C++ compiler and reinstall gemwright, or use float32" if on_cpu else "use bfloat16"
         raise GemwrightError(f"The precision stored needs native CPU kernels, and {reason}; {remedy}.")
     return precision
 
