@@ -13,6 +13,11 @@ from gemwright.checkpoint.files import ggml
 from gemwright.errors import CheckpointError
 
 ENCODABLE = [name for name, e in ggml.ENCODINGS.items() if e.encode]
+UNKNOWN_TO_GGUF = ("Q2_0",)
+"""Newer than gguf 0.19."""
+WITHOUT_REFERENCE = ("Q1_0", "Q2_0")
+"""gguf 0.19 does not decode these."""
+DECODED_BY_GGUF = [name for name in ggml.ENCODINGS if name not in WITHOUT_REFERENCE]
 MORE_THAN_A_CHUNK = ggml.CACHE_CHUNK + 5 * 256
 
 
@@ -37,15 +42,17 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 
 def test_table_agrees_with_gguf() -> None:
     for name, e in ggml.ENCODINGS.items():
+        if name in UNKNOWN_TO_GGUF:
+            continue
         kind = gguf.GGMLQuantizationType(e.type_id)
         assert kind.name == name
         assert gguf.GGML_QUANT_SIZES[kind] == (e.elements, e.block.itemsize)
     names = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
-    supported = {e.type_id: name for name, e in ggml.ENCODINGS.items()}
+    supported = {e.type_id: name for name, e in ggml.ENCODINGS.items() if name not in UNKNOWN_TO_GGUF}
     assert supported | ggml.UNSUPPORTED == names
 
 
-@pytest.mark.parametrize("encoding", ggml.ENCODINGS)
+@pytest.mark.parametrize("encoding", DECODED_BY_GGUF)
 @pytest.mark.parametrize("count", [256, MORE_THAN_A_CHUNK])
 def test_decode_equals_gguf(encoding: str, count: int) -> None:
     raw = random_blocks(encoding, count)
@@ -54,7 +61,7 @@ def test_decode_equals_gguf(encoding: str, count: int) -> None:
     assert_same_bits(out, reference_values(encoding, raw))
 
 
-@pytest.mark.parametrize("encoding", ggml.ENCODINGS)
+@pytest.mark.parametrize("encoding", DECODED_BY_GGUF)
 def test_decode_to_bfloat16_rounds_the_float32_values(encoding: str) -> None:
     raw = random_blocks(encoding, MORE_THAN_A_CHUNK)
     out = np.zeros(MORE_THAN_A_CHUNK, ml_dtypes.bfloat16)
