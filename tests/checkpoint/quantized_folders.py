@@ -149,6 +149,108 @@ def compressed_fp4(group: int) -> Scheme:
     return Scheme(compressed(f"{name}-pack-quantized", **keys, strategy=strategy), make)
 
 
+def gptq(bits: int, group: int, *, version: int = 1, ordered: bool = True) -> Scheme:
+    """GPTQ: [inputs, outputs] in words along the inputs; the first version stores zero points minus one."""
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        size = width if group == -1 else group
+        numbers, groups = rng.integers(0, 1 << bits, (rows, width)), -(-width // size)
+        zeros = rng.integers(1, 1 << bits, (rows, groups))
+        scales = (scales_of(rng, (rows, groups), np.float32) * 2.0 ** (4 - bits)).astype(np.float16)
+        index = np.arange(width) // size if ordered else rng.permutation(np.arange(width) // size)
+        leaves = {
+            "qweight": words(numbers, bits).T,
+            "qzeros": words(zeros.T - (version == 1), bits),
+            "scales": scales.T,
+            "g_idx": index.astype(np.int32),
+        }
+        return leaves, (numbers - zeros[:, index]).astype(np.float32) * scales.astype(np.float32)[:, index]
+
+    keys = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": not ordered, "sym": False}
+    return Scheme({"quantization_config": keys | ({"checkpoint_format": "gptq_v2"} if version == 2 else {})}, make)
+
+
+def awq(group: int) -> Scheme:
+    """AWQ for its matrix kernel: words along the outputs, with the even columns of eight before the odd ones."""
+
+    def in_words(numbers: np.ndarray) -> np.ndarray:
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        return words(numbers.reshape(len(numbers), -1, 8)[..., order].reshape(numbers.shape), 4)
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        groups = width // group
+        numbers, zeros = rng.integers(0, 16, (width, rows)), rng.integers(0, 16, (groups, rows))
+        scales, index = scales_of(rng, (groups, rows), np.float16), np.arange(width) // group
+        leaves = {"qweight": in_words(numbers), "qzeros": in_words(zeros), "scales": scales}
+        return leaves, ((numbers - zeros[index]).astype(np.float32) * scales.astype(np.float32)[index]).T
+
+    keys = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm", "zero_point": True}
+    return Scheme({"quantization_config": keys}, make)
+
+
+def bitsandbytes(kind: str, block: int, *, nested: bool = False) -> Scheme:
+    """bitsandbytes in 4 bits: indices of a table, the first in the high bits, with a scale per block of the matrix."""
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        count, table = rows * width, np.sort(rng.uniform(-1, 1, 16)).astype(np.float32)
+        indices, blocks = rng.integers(0, 16, count), -(-count // block)
+        state: dict[str, Any] = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": [rows, width]}
+        if nested:
+            numbers, codes = rng.integers(0, 256, blocks), np.sort(rng.uniform(-1, 1, 256)).astype(np.float32)
+            maxima = rng.uniform(0.1, 0.2, -(-blocks // 256)).astype(np.float32)
+            scales = codes[numbers] * maxima[np.arange(blocks) // 256] + np.float32(0.3)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.3}
+            leaves = {"weight.absmax": numbers.astype(np.uint8), "weight.nested_absmax": maxima}
+            leaves |= {"weight.nested_quant_map": codes}
+        else:
+            scales = rng.uniform(0.1, 0.5, blocks).astype(np.float32)
+            leaves = {"weight.absmax": scales}
+        leaves |= {"weight": (indices[::2] << 4 | indices[1::2]).astype(np.uint8)[:, None], "weight.quant_map": table}
+        leaves[f"weight.quant_state.bitsandbytes__{kind}"] = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+        return leaves, (table[indices] * scales[np.arange(count) // block]).reshape(rows, width)
+
+    return Scheme({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, make)
+
+
+def bitsandbytes_int8() -> Scheme:
+    """bitsandbytes in 8 bits: each row has its largest absolute value."""
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        numbers, maxima = rng.integers(-127, 128, (rows, width)), rng.uniform(0.2, 0.6, rows).astype(np.float32)
+        leaves = {"weight": numbers.astype(np.int8), "SCB": maxima, "weight_format": np.array(0, np.uint8)}
+        return leaves, numbers.astype(np.float32) * maxima[:, None] * np.float32(1 / 127)
+
+    return Scheme({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, make)
+
+
+def fp8(shape: str, method: str = "fp8", leaf: str = "weight_scale_inv", **keys: Any) -> Scheme:
+    """Floats of 8 bits with scales per block, row or tensor."""
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        height, group = {"block": (128, 128), "row": (1, width), "tensor": (rows, width)}[shape]
+        grid = -(-rows // height), -(-width // group)
+        numbers, scales = rng.normal(0, 30, (rows, width)).astype(F8), rng.uniform(0.001, 0.01, grid)
+        scales = scales.astype(np.float32)
+        values = numbers.astype(np.float32) * scales[np.arange(rows)[:, None] // height, np.arange(width) // group]
+        stored = scales.reshape(()) if shape == "tensor" else scales
+        return {"weight": numbers, leaf: stored, "input_scale": np.float32(1).reshape(1)}, values
+
+    size = {"weight_block_size": [128, 128]} if shape == "block" else {}
+    return Scheme({"quantization_config": {"quant_method": method} | size | keys}, make)
+
+
+def modelopt_fp4() -> Scheme:
+    """NVFP4 of Model Optimizer: a scale per 16 values, and one for all."""
+
+    def make(rng: np.random.Generator, rows: int, width: int) -> tuple[Leaves, np.ndarray]:
+        numbers, common = rng.integers(0, 16, (rows, width)), np.float32(1 / 9000)
+        scales = rng.uniform(10, 400, (rows, width // 16)).astype(F8)
+        leaves = {"weight": bit_stream(numbers, 4), "weight_scale": scales, "weight_scale_2": common.reshape(())}
+        return leaves, FP4[numbers] * by_column(scales.astype(np.float32) * common, 16, width)
+
+    return Scheme({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, make)
+
+
 SCHEMES = {
     **{f"mlx, {bits} bits, groups of 32": mlx(bits, 32) for bits in (2, 3, 4, 5, 6, 8)},
     "mlx, float16": mlx(4, 32, np.float16),
@@ -166,12 +268,25 @@ SCHEMES = {
     "compressed-tensors, int8 asymmetric": blocks("channel", floats=False, symmetric=False),
     "compressed-tensors, nvfp4": compressed_fp4(16),
     "compressed-tensors, mxfp4": compressed_fp4(32),
+    **{f"gptq, {bits} bits": gptq(bits, 32) for bits in (2, 3, 4, 8)},
+    "gptq, version 2": gptq(4, 32, version=2),
+    "gptq, whole rows": gptq(4, -1),
+    "gptq, reordered": gptq(4, 32, ordered=False),
+    "awq": awq(32),
+    "bitsandbytes, nf4": bitsandbytes("nf4", 64),
+    "bitsandbytes, fp4": bitsandbytes("fp4", 128),
+    "bitsandbytes, nf4 nested": bitsandbytes("nf4", 64, nested=True),
+    "bitsandbytes, int8": bitsandbytes_int8(),
+    **{f"fp8 per {shape}": fp8(shape) for shape in ("block", "tensor")},
+    "fbgemm_fp8": fp8("row", "fbgemm_fp8", "weight_scale"),
+    "modelopt, fp8": fp8("tensor", "modelopt", "weight_scale", quant_algo="FP8"),
+    "modelopt, nvfp4": modelopt_fp4(),
 }
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
     """Return a tensor with the bytes and the dtype of an array; torch has no float8 and bfloat16 from numpy."""
-    array = np.ascontiguousarray(array)
+    array = array.copy(order="C")
     views = {BF16: (np.int16, torch.bfloat16), F8: (np.uint8, torch.float8_e4m3fn)}
     if array.dtype not in views:
         return torch.from_numpy(array)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.checkpoint.configs.reader import ConfigReader
-from gemwright.checkpoint.dequantize.module import SCALES, Matrix, Module
+from gemwright.checkpoint.dequantize.module import SCALES, Matrix, Module, block_size, read_group_index
 from gemwright.checkpoint.dequantize.numbers import DTYPES, E2M1, Blocks, spread, unpack
 from gemwright.errors import CheckpointError
 
@@ -147,25 +147,6 @@ def _read_scales(module: Module, scheme: ConfigReader, rows: int, width: int) ->
     if "weight_g_idx" in module:
         columns = read_group_index(module, "weight_g_idx", width, groups)
     return Blocks(scales, height, group, columns)
-
-
-def block_size(config: ConfigReader, key: str) -> tuple[int, int]:
-    """Return the rows and columns of a block."""
-    match config.data.get(key):
-        case [int(height), int(width)] if min(height, width) > 0 and bool not in map(type, (height, width)):
-            return height, width
-        case _:
-            raise config.error(key, "two positive whole numbers")
-
-
-def read_group_index(module: Module, leaf: str, width: int, groups: int) -> NDArray[np.int32] | None:
-    """Return the group of each column, or None if they are in order."""
-    index = module.array(leaf, (width,), "I32")
-    if (index == -1).any():  # not set: the columns are in order
-        return None
-    if index.min() < 0 or index.max() >= groups:
-        raise module.error(f"has a '{leaf}' that names a group outside 0 to {groups - 1}")
-    return index
 
 
 def _read_floats(module: Module, scheme: ConfigReader) -> Matrix:

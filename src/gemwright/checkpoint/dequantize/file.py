@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gemwright.checkpoint.configs.huggingface import QUANT_METHOD
 from gemwright.checkpoint.configs.reader import ConfigReader
-from gemwright.checkpoint.dequantize import compressed_tensors, mlx
+from gemwright.checkpoint.dequantize import bitsandbytes, compressed_tensors, fp8, gptq, mlx
 from gemwright.checkpoint.dequantize.module import Matrix, Module
 from gemwright.checkpoint.dequantize.numbers import DTYPES
 from gemwright.checkpoint.files.safetensors import SafetensorsFile
@@ -45,6 +45,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "mlx": Method("MLX", ("scales",), ("biases",), mlx.read),
+    "metal": Method("Metal", ("scales",), ("qbiases",), mlx.read),
     "compressed-tensors": Method(
         "compressed-tensors",
         ("weight_packed", "weight_scale"),
@@ -52,9 +53,28 @@ METHODS = {
         compressed_tensors.read,
         compressed_tensors.check,
     ),
+    "gptq": Method("GPTQ", ("qweight",), ("qzeros", "scales", "g_idx"), gptq.read_gptq, gptq.check_gptq),
+    "awq": Method("AWQ", ("qweight",), ("qzeros", "scales"), gptq.read_awq, gptq.check_awq),
+    "bitsandbytes": Method(
+        "bitsandbytes",
+        ("weight.absmax", "SCB"),
+        (
+            "weight.quant_map",
+            "weight.nested_absmax",
+            "weight.nested_quant_map",
+            *bitsandbytes.STATES,
+            "weight_format",
+        ),
+        bitsandbytes.read,
+    ),
+    "fp8": Method("FP8", ("weight_scale_inv", "weight_scale"), (), fp8.read_scaled),
+    "fbgemm_fp8": Method("FBGEMM FP8", ("weight_scale",), (), fp8.read_scaled),
+    "modelopt": Method(
+        "Model Optimizer", ("weight_scale",), ("weight_scale_2",), fp8.read_modelopt, fp8.check_modelopt
+    ),
 }
 """Method of each `quant_method`."""
-UNUSED = re.compile(r"(.*\.)?(input|output|k|v|q)_(scale|global_scale|zero_point)")
+UNUSED = re.compile(r"(.*\.)?((input|output|[kvq])_(scale|global_scale|zero_point)|activation_scale|input_scale_ub)")
 """Tensors of quantised activations and caches, which are floats here."""
 
 

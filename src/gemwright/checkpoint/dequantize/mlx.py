@@ -30,7 +30,7 @@ def read(module: Module, config: ConfigReader) -> Matrix:
     rows, width, groups = _sizes(module, bits, group)
     packed = module.array("weight", (rows, width * bits // 32), "U32")
     scales = module.array("scales", (rows, groups), *SCALES)
-    biases = module.array("biases", (rows, groups), *SCALES)
+    biases = module.array("qbiases" if "qbiases" in module else "biases", (rows, groups), *SCALES)
 
     def decode(start: int, stop: int) -> NDArray[np.float32]:
         part = slice(start, stop)

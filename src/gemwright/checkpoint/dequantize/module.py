@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright.checkpoint.configs.reader import ConfigReader
 from gemwright.checkpoint.dequantize.numbers import DTYPES
 from gemwright.checkpoint.files.safetensors import SafetensorsFile
 from gemwright.errors import CheckpointError
@@ -93,3 +94,22 @@ class Module:
         return CheckpointError(
             f"{self.file.path}: {self.name:.200} {problem} ({self.method}); download or quantise the model again."
         )
+
+
+def block_size(config: ConfigReader, key: str) -> tuple[int, int]:
+    """Return the rows and columns of a block."""
+    match config.data.get(key):
+        case [int(height), int(width)] if min(height, width) > 0 and bool not in map(type, (height, width)):
+            return height, width
+        case _:
+            raise config.error(key, "two positive whole numbers")
+
+
+def read_group_index(module: Module, leaf: str, width: int, groups: int) -> NDArray[np.int32] | None:
+    """Return the group of each column, or None if they are in order."""
+    index = module.array(leaf, (width,), "I32")
+    if (index == -1).any():  # not set: the columns are in order
+        return None
+    if index.min() < 0 or index.max() >= groups:
+        raise module.error(f"has a '{leaf}' that names a group outside 0 to {groups - 1}")
+    return index
