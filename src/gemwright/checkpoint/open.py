@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gemwright.checkpoint.configs.gguf import from_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
+from gemwright.checkpoint.dequantize.file import dequantize
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.gguf import GgufFile, open_gguf
 from gemwright.checkpoint.files.json_file import read_json
@@ -128,7 +129,8 @@ def _open_huggingface(path: Path) -> Checkpoint:
     if (file := folder / "generation_config.json").is_file():
         generation |= read_generation_config(read_json(file), str(file))
     mapping, template = map_huggingface(config), _read_chat_template(folder)
-    return Checkpoint(path, "safetensors", open_safetensors(path), config, mapping, generation, template)
+    file = dequantize(open_safetensors(path), settings, str(folder / "config.json"))
+    return Checkpoint(path, "safetensors", file, config, mapping, generation, template)
 
 
 def _read_chat_template(folder: Path) -> str | None:

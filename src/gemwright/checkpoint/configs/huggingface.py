@@ -67,9 +67,6 @@ def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
         raise keys.error("architectures", f"a list of {', '.join(MODEL_CLASSES.values())}")
     keys.choice("attention_bias", False)
     keys.choice("use_bidirectional_attention", *((None, True) if bidirectional else (False, None)))
-    quantization = keys.data.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:
-        keys.choice("quantization_config", None)
     keys.choice("hidden_activation", GELU_TANH, "gelu_new", None)
     # In the first Gemma's files `gelu` means its tanh form (huggingface/transformers#29402); later classes ignore it.
     keys.choice("hidden_act", GELU_TANH, "gelu_new", "gelu", None)
