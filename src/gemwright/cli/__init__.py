@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from gemwright.cli.render import printable
+from gemwright.cli import render
 from gemwright.errors import GemwrightError
 
 
@@ -21,12 +21,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        from gemwright.cli.app import app
-
-        try:
-            app(prog_name="gemwright")
-        finally:
-            print(end="", flush=True)  # noqa: T201
+        sys.exit(_run())
     except GemwrightError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -37,12 +32,31 @@ def main() -> None:
         name = error.filename or "The output"
         _fail(f"{name} cannot be read or written ({error.strerror or error}); check the path and the free space.")
     except KeyboardInterrupt:
+        render.clear_status()
         sys.exit(130)
+
+
+def _run() -> int:
+    """Run the command and return its exit code.
+
+    Raises:
+        GemwrightError: An option or argument is wrong, or as the command.
+    """
+    from gemwright.cli.app import app
+    from gemwright.cli.usage import UsageError, explain
+
+    try:
+        return app(prog_name="gemwright", standalone_mode=False) or 0
+    except UsageError as error:
+        raise GemwrightError(explain(error)) from error
+    finally:
+        render.clear_status()
+        print(end="", flush=True)  # noqa: T201
 
 
 def _fail(sentence: str) -> None:
     if sys.stderr is not None:
-        print(f"gemwright: {printable(sentence)}", file=sys.stderr)  # noqa: T201
+        print(f"gemwright: {render.printable(sentence)}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 

@@ -14,13 +14,14 @@ from gemwright.cli.inspect import inspect
 from gemwright.cli.models import models
 from gemwright.cli.score import score
 from gemwright.cli.see import see
+from gemwright.cli.storage import du, list_models, rm
+from gemwright.cli.tokenize import tokenize
 
 app = typer.Typer(
     name="gemwright",
     rich_markup_mode=None,  # plain help starts twice as fast
     pretty_exceptions_enable=False,
-    add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
@@ -33,12 +34,19 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _gemwright(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Run Gemma models: generate, chat, describe images, score, convert and quantise."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
-for command in (generate, chat, see, infill, score, models, inspect, convert, quantize, pull, doctor):
+for command in (generate, chat, see, infill, score, tokenize):
+    app.command()(command)
+app.command("list")(list_models)
+for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)

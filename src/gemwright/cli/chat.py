@@ -1,74 +1,65 @@
 """`gemwright chat`: hold a conversation."""
 
+import difflib
+import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.conversation import Conversation, attach
+from gemwright.cli.terminal import MessageReader
 from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gemwright.cli.loading import Loaded
     from gemwright.generate.output import Completion
-    from gemwright.text.chat import Message
+    from gemwright.model.config import Config
 
 HELP = """\
-/reset         start a new conversation
+/reset         start a new conversation (also /clear)
 /system TEXT   start a new conversation with this system prompt; without TEXT, with none
 /image FILE    attach an image to the next message (vision models)
-/help          show this help
-/exit          exit, as Ctrl-D does
+/save FILE     save the conversation as JSON messages
+/load FILE     continue a saved conversation
+/help          show this help (also /?)
+/exit          exit, as exit, quit, /quit, /bye and Ctrl-D do
+\"""            begin and end a message of several lines; pasted lines are one message
 Ctrl-C         stop the current reply"""
 
-
-@dataclass
-class Conversation:
-    """A conversation: an optional system prompt, alternating turns, and images for the next message."""
-
-    system: str | None
-    turns: "list[Message]" = field(default_factory=list)
-    images: "list[NDArray[np.uint8]]" = field(default_factory=list)
-
-    def messages(self, text: str) -> "list[Message]":
-        """Return all messages, followed by a new user message with the attached images."""
-        from gemwright.text.chat import Message
-
-        before = [Message("system", self.system)] if self.system else []
-        return [*before, *self.turns, Message("user", text, tuple(self.images))]
-
-    def add(self, text: str, reply: str) -> None:
-        """Append a user message and the reply to it."""
-        from gemwright.text.chat import Message
-
-        self.turns += [Message("user", text, tuple(self.images)), Message("assistant", reply)]
-        self.images.clear()
+LEAVE = ("/exit", "/quit", "/bye", "exit", "quit")
+COMMANDS = ("/reset", "/clear", "/system", "/image", "/save", "/load", "/help", "/?")
 
 
 def chat(
     model: o.ModelOption = "gemma-3-270m",
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
+    system: o.SystemOption = None,
     max_tokens: o.MaxTokensOption = 1024,
     temperature: o.TemperatureOption = None,
     top_k: o.TopKOption = None,
     top_p: o.TopPOption = None,
     min_p: o.MinPOption = None,
     repetition_penalty: o.PenaltyOption = None,
+    presence_penalty: o.PresenceOption = None,
+    frequency_penalty: o.FrequencyOption = None,
     seed: o.SeedOption = None,
+    stop: o.StopOption = None,
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Image for the first message; may be repeated.")
+    ] = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Continue the conversation in FILE, if it exists; save it after each reply."),
     ] = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
+    threads: o.ThreadsOption = None,
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
@@ -83,19 +74,22 @@ def chat(
         wanted = o.settings(
             max_tokens=max_tokens,
             seed=seed,
+            stop=stop,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
             lookup=lookup,
         )
+        talk = _begin(system, session)
         loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:
-        render.warn(f"{model} is a base model, not a chat model; use one whose name ends in -it.")
-    talk = Conversation(render.argument(system) if system else None)
+        render.warn(f"{model} is a base model, not a chat model; {_suggest(loaded.model.engine.config)}.")
     for file in image or []:
         _attach(file, talk, loaded)
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
@@ -104,14 +98,36 @@ def chat(
         _answer_lines(loaded, talk, wanted, as_json=as_json, verbose=verbose)
 
 
+def _begin(system: str | None, session: Path | None) -> Conversation:
+    """Return the conversation to continue or begin; a given system prompt replaces that of the file."""
+    talk = Conversation(session=session)
+    if session is not None:
+        o.check_output(session)
+        if session.exists():
+            talk.load(session)
+    if system is not None:
+        talk.system = render.argument(system) or None
+    return talk
+
+
+def _suggest(config: "Config") -> str:
+    """Return advice that names the chat models with the config of a base model."""
+    from gemwright.cli.inspect import variants_of
+    from gemwright.variants import VARIANTS
+
+    names = [name for variant in variants_of(config) for name in VARIANTS[variant].checkpoints if name.endswith("-it")]
+    return "use one whose name ends in -it" + (f", such as {names[0]}" if names else "")
+
+
 def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbose: bool) -> None:
     """Read messages and commands from a terminal and reply."""
-    import_module("readline")  # adds line editing and history to input()
-
+    reader = MessageReader()
     render.note(f"{loaded.name}, dtype {loaded.dtype}. Type /help for commands, Ctrl-D to exit.")
+    if talk.turns:
+        render.note(f"Continuing a conversation of {len(talk.turns)} messages.")
     while True:
         try:
-            text = input("\n> ").strip()
+            text = reader.read("\n> ")
         except KeyboardInterrupt:
             render.write("\n")
             render.note("Press Ctrl-D or type /exit to exit.")
@@ -119,41 +135,57 @@ def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbo
         except EOFError:
             render.write("\n")
             return
-        if text == "/exit":
+        if text.strip() in LEAVE:
             return
-        if text.startswith("/"):
-            _run_command(text, talk, loaded)
-        elif text:
-            _reply(loaded, talk, render.argument(text), wanted, loaded if verbose else None)
+        try:
+            if _is_command(text):
+                _run_command(text, talk, loaded)
+            elif text.strip():
+                _reply(loaded, talk, render.argument(text.strip()), wanted, loaded if verbose else None)
+        except GemwrightError as error:
+            render.warn(str(error))
+
+
+def _is_command(text: str) -> bool:
+    """Return whether a message begins with a command, or looks like one; `/usr/bin is a folder` does not."""
+    return text.split(maxsplit=1)[:1] in [[command] for command in COMMANDS] or bool(re.fullmatch(r"/[a-z]*\s*", text))
 
 
 def _run_command(text: str, talk: Conversation, loaded: "Loaded") -> None:
-    command, _, rest = text.partition(" ")
+    command, _, rest = text.strip().partition(" ")
+    rest = rest.strip()
     match command:
-        case "/reset":
-            talk.turns.clear()
-            talk.images.clear()
+        case "/reset" | "/clear":
+            talk.reset()
             render.note("Started a new conversation.")
         case "/system":
-            talk.system = rest.strip() or None
-            talk.turns.clear()
+            talk.reset()
+            talk.system = rest or None
             render.note(f"Started a new conversation {'with a' if talk.system else 'without a'} system prompt.")
         case "/image":
-            _attach(rest.strip(), talk, loaded)
-        case "/help":
+            _attach(rest, talk, loaded)
+        case "/save" | "/load" if not rest:
+            render.note(f"The file is missing; type {command} FILE.")
+        case "/save":
+            talk.save(Path(rest).expanduser())
+            render.note(f"Saved {len(talk.turns)} messages in {rest}.")
+        case "/load":
+            talk.load(Path(rest).expanduser())
+            render.note(f"Continuing a conversation of {len(talk.turns)} messages.")
+        case "/help" | "/?":
             render.note(HELP)
         case _:
-            render.note(f"Unknown command {command}; type /help for a list.")
+            nearest = difflib.get_close_matches(command, [*COMMANDS, *LEAVE], n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "type /help for a list."
+            render.note(f"Unknown command {command}; {hint}")
 
 
 def _attach(file: str, talk: Conversation, loaded: "Loaded") -> None:
     """Attach an image to the next message."""
-    from gemwright.images.load import load_image
-
     if loaded.model.image_prompter is None or loaded.model.image_prompter.style == "prefix":
         return render.warn(f"{loaded.name} does not accept images in a chat; use gemma-3-4b-it or larger.")
     try:
-        talk.images.append(load_image(file))
+        talk.images.append(attach(file))
     except GemwrightError as error:
         return render.warn(str(error))
     count = len(talk.images)

@@ -13,7 +13,10 @@ from gemwright.cli.imports import import_jax
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Path, or name of a local model.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder, or new .gguf file.")],
-    to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="Format to write.")],
+    to: Annotated[
+        Literal["huggingface", "gguf"],
+        typer.Option(help="Format to write: a Hugging Face folder of safetensors, or one GGUF file."),
+    ],
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
         typer.Option(

@@ -1,9 +1,11 @@
 """`gemwright generate`: continue prompts."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,13 +17,20 @@ if TYPE_CHECKING:
     from gemwright.api import Model
     from gemwright.cli.loading import Loaded
     from gemwright.generate.output import Completion, Stream
+    from gemwright.text.chat import Message
 
 
 def generate(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="Prompts to continue. Default: standard input."),
+        typer.Argument(metavar="PROMPT", help="Prompts to continue; - reads standard input, the default."),
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also continue the text of FILE (- for standard input); may be repeated."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the chat template to each prompt (-it models).")] = False,
+    system: o.SystemOption = None,
     model: o.ModelOption = "gemma-3-270m",
     max_tokens: o.MaxTokensOption = 256,
     temperature: o.TemperatureOption = None,
@@ -29,7 +38,12 @@ def generate(
     top_p: o.TopPOption = None,
     min_p: o.MinPOption = None,
     repetition_penalty: o.PenaltyOption = None,
+    presence_penalty: o.PresenceOption = None,
+    frequency_penalty: o.FrequencyOption = None,
     seed: o.SeedOption = None,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", min=1, max=1024, metavar="N", help="Number of texts for each prompt.")
+    ] = 1,
     stop: o.StopOption = None,
     logprobs: o.LogprobsOption = False,
     top_logprobs: o.TopLogprobsOption = None,
@@ -37,6 +51,11 @@ def generate(
     draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
+    threads: o.ThreadsOption = None,
+    echo: Annotated[
+        bool | None,
+        typer.Option("--echo/--no-echo", help="Print the prompt before the text. Default: on a terminal only."),
+    ] = None,
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
@@ -44,7 +63,9 @@ def generate(
 
     Several prompts run as one batch. Sampling parameters default to the model's own.
     """
-    prompts = [render.argument(text) for text in prompt] if prompt else [_piped()]
+    if system is not None and not chat:
+        raise GemwrightError("--system is part of the chat template; add --chat to apply it.")
+    prompts = [text for text in _read_prompts(prompt, file) for _ in range(samples)]
     from gemwright.cli.loading import load, reading
 
     with reading(model, dtype) as prefetch:
@@ -59,13 +80,20 @@ def generate(
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
             lookup=lookup,
         )
         loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
     if verbose:
         announce_settings(loaded.model, wanted)
+    _advise(loaded, prompts, chat=chat)
+    show = Show(echo=sys.stdout.isatty() if echo is None else echo, as_json=as_json, verbose=verbose)
     if len(prompts) == 1:
-        completions = [_stream(loaded, prompts[0], wanted, as_json=as_json, verbose=verbose)]
+        inputs = _converse(prompts[0], system) if chat else prompts[0]
+        completions = [_stream(loaded, prompts[0], inputs, wanted, show)]
+    elif chat:
+        completions = _chat_each(loaded, [_converse(text, system) for text in prompts], wanted, verbose=verbose)
     else:
         completions = _batch(loaded, prompts, wanted, verbose=verbose)
     for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -73,7 +101,7 @@ def generate(
             render.write_json({"prompt": text} | record(loaded, completion, wanted, index))
             continue
         if len(prompts) > 1:
-            _echo(text)
+            _echo(text, show)
             render.write(completion.text + "\n")
         if wanted.reports_logprobs:
             render.write("\n")
@@ -83,27 +111,88 @@ def generate(
             render.write("\n")
 
 
-def _piped() -> str:
+class Show(NamedTuple):
+    """How to print texts: after their prompts, as JSON, and with the speed."""
+
+    echo: bool
+    as_json: bool
+    verbose: bool
+
+
+def _read_prompts(given: list[str] | None, files: list[Path] | None) -> list[str]:
+    """Return the prompts of the arguments and of files; those of standard input if there are none."""
+    texts = [_read_stdin() if text == "-" else render.argument(text) for text in given or []]
+    texts += [_read_stdin() if str(file) == "-" else _without_newline(render.read_file(file)) for file in files or []]
+    return texts or [_read_stdin()]
+
+
+def _without_newline(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _read_stdin() -> str:
     text = render.read_stdin()
     if text is None:
         raise o.no_text("prompt")
     return text
 
 
-def _echo(prompt: str) -> None:
-    """Print the prompt, if standard output is a terminal."""
-    if sys.stdout.isatty():
+def _converse(prompt: str, system: str | None) -> "list[Message]":
+    from gemwright.text.chat import Message
+
+    before = [Message("system", render.argument(system))] if system else []
+    return [*before, Message("user", prompt)]
+
+
+_INSTRUCTION = re.compile(
+    r"(what|who|where|when|why|how|which|can you|could you|please|write|explain|describe|list|name|give|tell"
+    r"|summari[sz]e|translate|create|make|generate|compare|suggest|compose|draft|define|solve|calculate)\b",
+    re.IGNORECASE,
+)
+
+
+def _advise(loaded: "Loaded", prompts: Sequence[str], *, chat: bool) -> None:
+    """Print a hint if a chat model gets a question or an instruction without its template, or there is none."""
+    if chat and not loaded.model.tuned:
+        render.warn(f"{loaded.name} has no chat template of its own; --chat applies Gemma's.")
+    if chat or not loaded.model.tuned:
+        return
+    if any(text.rstrip().endswith("?") or _INSTRUCTION.match(text.lstrip()) for text in prompts):
+        render.warn(f"{loaded.name} is a chat model, and the prompt is continued as text; add --chat for an answer.")
+
+
+def _echo(prompt: str, show: Show) -> None:
+    """Print the prompt, dimmed on a terminal, if it is wanted."""
+    if show.echo and sys.stdout.isatty():
         render.out().print(render.printable(prompt), style="dim", end="", soft_wrap=True)
+    elif show.echo:
+        render.write(prompt)
 
 
-def _stream(loaded: "Loaded", prompt: str, wanted: o.Settings, *, as_json: bool, verbose: bool) -> "Completion":
-    if not as_json:
-        _echo(prompt)
-    stream = loaded.model.stream(prompt, **wanted.options())
-    completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
-    if not as_json:
+def _stream(
+    loaded: "Loaded", prompt: str, inputs: "str | list[Message]", wanted: o.Settings, show: Show
+) -> "Completion":
+    if not show.as_json:
+        _echo(prompt, show)
+        if show.echo and not isinstance(inputs, str):  # an answer begins a line
+            render.write("\n")
+    stream = loaded.model.stream(inputs, **wanted.options())
+    completion = write_stream(stream, silent=show.as_json, loaded=loaded if show.verbose else None)
+    if not show.as_json:
         render.write("\n")
     return completion
+
+
+def _chat_each(
+    loaded: "Loaded", conversations: "Sequence[list[Message]]", wanted: o.Settings, *, verbose: bool
+) -> "list[Completion]":
+    start = time.perf_counter()
+    completions = [
+        loaded.model.chat(messages, **wanted.options(index=index)) for index, messages in enumerate(conversations)
+    ]
+    if verbose:
+        announce_speed(loaded, completions, None, time.perf_counter() - start)
+    return completions
 
 
 def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | None" = None) -> "Completion":

@@ -12,7 +12,9 @@ from gemwright.errors import GemwrightError
 
 
 def infill(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="File with a gap at --line.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="File with a gap at --line; - for standard input.")
+    ] = None,
     line: Annotated[int | None, typer.Option(min=1, metavar="N", help="Line of the gap, counted from 1.")] = None,
     column: Annotated[
         int | None,
@@ -29,6 +31,7 @@ def infill(
     draft: o.DraftOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
+    threads: o.ThreadsOption = None,
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
@@ -38,7 +41,7 @@ def infill(
     """
     if (file is None) == (before is None and after is None) or (file is None) != (line is None):
         raise GemwrightError("The position of the gap is missing; pass FILE and --line, or --before and --after.")
-    ends = (before or "", after or "") if file is None or line is None else split(render.read_file(file), line, column)
+    ends = (before or "", after or "") if file is None or line is None else split(_read(file), line, column)
     from gemwright.cli.generate import announce_settings, announce_speed, record
     from gemwright.cli.loading import load, reading
 
@@ -62,6 +65,15 @@ def infill(
         render.write(completion.text + "\n")
     if verbose:
         announce_speed(loaded, [completion], None, seconds)
+
+
+def _read(file: Path) -> str:
+    if str(file) != "-":
+        return render.read_file(file)
+    text = render.read_stdin(keep_newline=True)
+    if text is None:
+        raise o.no_text("code")
+    return text
 
 
 def split(text: str, line: int, column: int | None) -> tuple[str, str]:

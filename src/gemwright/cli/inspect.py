@@ -13,13 +13,10 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import CheckpointError
-from gemwright.precision import Precision
 
 if TYPE_CHECKING:
     from gemwright.checkpoint.open import Checkpoint
     from gemwright.model.config import Config, Layer, Mixer
-
-DTYPES: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,14 @@ def _record(checkpoint: "Checkpoint", *, tensors: bool) -> dict[str, Any]:
 
 
 def _needs(checkpoint: "Checkpoint") -> list[tuple[str, int, Any]]:
-    """Return memory forecasts: dtype, number of tokens of one sequence, and forecast."""
+    """Return memory forecasts, the default dtype first: dtype, number of tokens of one sequence, and forecast."""
     from gemwright.generate import buckets
-    from gemwright.loading.model import forecast
+    from gemwright.loading.model import choose_precision, forecast
 
     context = checkpoint.config.max_length
     lengths = dict.fromkeys((buckets.capacity(1, context), context))
-    return [(dtype, tokens, forecast(checkpoint, dtype, tokens)) for dtype in DTYPES for tokens in lengths]
+    dtypes = dict.fromkeys((choose_precision(), "float32", "bfloat16"))
+    return [(dtype, tokens, forecast(checkpoint, dtype, tokens)) for dtype in dtypes for tokens in lengths]
 
 
 def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
@@ -133,8 +131,11 @@ def _rows(checkpoint: "Checkpoint") -> list[tuple[str, str]]:
     names = variants_of(config)
     stored = [f"{name} {e.tensors} tensors, {render.size(e.nbytes)}" for name, e in encodings.items()]
     problem = problem_of(checkpoint)
+    needs = _needs(checkpoint)
     memory = [
-        f"{dtype:<8} {render.size(need.total):>8} for {_tokens(tokens)}" for dtype, tokens, need in _needs(checkpoint)
+        f"{'as stored' if dtype == 'stored' else dtype:<9} {render.size(need.total):>8} for {_tokens(tokens)}"
+        f"{' (default)' if dtype == needs[0][0] else ''}"
+        for dtype, tokens, need in needs
     ]
     return [
         ("path", str(checkpoint.path)),

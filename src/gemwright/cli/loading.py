@@ -72,7 +72,8 @@ def load(
 
 
 def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
-    """Start reading a local model while options are checked and JAX is imported."""
+    """Start reading a local model while options are checked and JAX is imported; say so on a terminal."""
+    render.status(f"Loading {Path(name).name} ...")
     with importing():
         from gemwright.loading import reading as read
 
@@ -103,6 +104,7 @@ def _load(
     if verbose:
         _announce(name, path, precision, variant)
     start = time.perf_counter()
+    render.status(f"Loading {Path(name).name} ...")
     with Bar(f"Loading {Path(name).name}") as bar:
         model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=prefetch)
     return Loaded(model, name, precision, time.perf_counter() - start)
@@ -120,6 +122,8 @@ def warn_without_kernels() -> None:
 
 def find(name: str, *, may_download: bool = True) -> Path:
     """Return the path of a model, downloading it if needed; print the demo weights' terms at first use."""
+    if may_download:
+        render.clear_status()  # before the progress of a download
     path = locate(name, may_download=may_download)
     if name == DEMO and path.is_file():
         _print_terms_once()
@@ -218,7 +222,6 @@ class Bar:
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
             self._progress = Progress(*columns, console=render.err(), transient=True)
-            self._progress.start()
         return self
 
     def __call__(self, done: int, total: int) -> None:
@@ -226,6 +229,8 @@ class Bar:
         if self._progress is None:
             return
         if not self._progress.tasks:
+            render.clear_status()
+            self._progress.start()
             self._progress.add_task(self._label)
         self._progress.update(self._progress.task_ids[0], completed=done, total=total)
 

@@ -1,9 +1,13 @@
 """Options shared by several commands, and the settings built from them."""
 
+import difflib
 import math
+import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -11,6 +15,8 @@ import typer
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 from gemwright.precision import parse_precision
+from gemwright.runtime import machine
+from gemwright.variants import VARIANTS
 
 if TYPE_CHECKING:
     from gemwright.api import Options
@@ -21,13 +27,58 @@ def _check_dtype(name: str | None) -> str | None:
     return None if name is None else parse_precision(name)
 
 
+def _check_variant(name: str | None) -> str | None:
+    """Raise if a variant is unknown, also for a format that records its own."""
+    if name is None or name in VARIANTS:
+        return name
+    nearest = difflib.get_close_matches(name, VARIANTS, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "`gemwright models` lists the names."
+    raise GemwrightError(f"There is no variant {name!r:.200}; {remedy}")
+
+
+def _set_threads(count: int | None) -> int | None:
+    """Limit the threads of this process, before JAX is imported."""
+    if count is not None:
+        machine.set_threads(count)
+    return count
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the published names and the paths that begin with some letters, for the shell's completion."""
+    names = [name for variant in VARIANTS.values() for name in variant.checkpoints if name.startswith(incomplete)]
+    if not incomplete:
+        return names
+    folder, begin = os.path.split(incomplete)
+    with suppress(OSError):
+        for path in sorted(Path(folder or ".").iterdir()):
+            if path.name.startswith(begin) and (path.suffix == ".gguf" or path.is_dir()):
+                names.append(os.path.join(folder, path.name))  # noqa: PTH118 keeps `./`, which the shell compares
+    return names
+
+
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", metavar="MODEL", help="Path, name listed by `gemwright models`, or hub id.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Path, name listed by `gemwright models`, or hub id.",
+        autocompletion=complete_model,
+    ),
 ]
 VariantOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Model variant; required for Orbax and .npz, which do not record it."),
+    typer.Option(
+        metavar="NAME",
+        callback=_check_variant,
+        help="Model variant; required for Orbax and .npz, which do not record it.",
+    ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", callback=_set_threads, help="Number of CPU threads. Default: all cores."),
+]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")]
 DTypeOption = Annotated[
     str | None,
     typer.Option(
@@ -49,6 +100,14 @@ MinPOption = Annotated[
 ]
 PenaltyOption = Annotated[
     float | None, typer.Option(metavar="X", help="Above 1: make tokens that already occur in the text less likely.")
+]
+PresenceOption = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Subtracted from the logit of each token that the text has."),
+]
+FrequencyOption = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Subtracted from the logit of a token for each time that the text has it."),
 ]
 SeedOption = Annotated[
     int | None, typer.Option(metavar="N", help="Random seed; the same seed gives the same text. Default: random.")
@@ -95,9 +154,9 @@ class Settings:
     sampling: Mapping[str, float]
     lookup: bool = False
 
-    def options(self, texts: int = 1) -> "Options":
-        """Return the keyword options of `gemwright.Model` for a number of texts."""
-        seeds = self.seed if texts == 1 else [self._seed(index) for index in range(texts)]
+    def options(self, texts: int = 1, index: int = 0) -> "Options":
+        """Return the keyword options of `gemwright.Model` for a number of texts, of which the first has an index."""
+        seeds = self._seed(index) if texts == 1 else [self._seed(index + text) for text in range(texts)]
         named = {
             "max_tokens": self.max_tokens,
             "stop": self.stop,
@@ -156,3 +215,17 @@ def finite(number: float) -> float | None:
 def no_text(name: str) -> GemwrightError:
     """Return the error of a command without input."""
     return GemwrightError(f"There is no {name}; pass it as an argument or on standard input.")
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be written, before the work.
+
+    Raises:
+        GemwrightError: It is a folder, or its folder is missing or not writable.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise GemwrightError(f"{path} is a folder; choose the name of a file.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "is not writable" if folder.is_dir() else "does not exist"
+        raise GemwrightError(f"{path} cannot be written, as the folder {folder} {problem}; choose another path.")

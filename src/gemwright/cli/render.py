@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 # Text of a model or a file must not control the terminal.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_status = ""
 
 
 def out() -> "Console":
     """Return a console on standard output; lines written to a file or a pipe are not wrapped."""
+    clear_status()
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
@@ -26,6 +28,7 @@ def out() -> "Console":
 
 def err() -> "Console":
     """Return a console on standard error."""
+    clear_status()
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -36,8 +39,28 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def status(text: str) -> None:
+    """Show a line on standard error until the next output, if it is a terminal."""
+    global _status
+    if sys.stderr is not None and sys.stderr.isatty():
+        clear_status()
+        _status = printable(text)
+        sys.stderr.write(_status)
+        sys.stderr.flush()
+
+
+def clear_status() -> None:
+    """Erase the line of `status`."""
+    global _status
+    if _status:
+        sys.stderr.write(f"\r{' ' * len(_status)}\r")
+        sys.stderr.flush()
+        _status = ""
+
+
 def write(text: str) -> None:
     """Write text and flush; on a terminal, replace control characters."""
+    clear_status()
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -102,8 +125,8 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f} MB"
 
 
-def read_stdin() -> str | None:
-    """Return standard input without its final newline, or None if it is a terminal or empty.
+def read_stdin(*, keep_newline: bool = False) -> str | None:
+    """Return standard input, without its final newline by default, or None if it is a terminal or empty.
 
     Raises:
         GemwrightError: it is not UTF-8 text.
@@ -116,7 +139,7 @@ def read_stdin() -> str | None:
         raise GemwrightError(
             f"Standard input is not UTF-8 text (byte {error.start}); convert it to UTF-8 first."
         ) from error
-    return text.removesuffix("\n") or None
+    return (text if keep_newline else text.removesuffix("\n").removesuffix("\r")) or None
 
 
 def read_file(path: Path) -> str:

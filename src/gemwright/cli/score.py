@@ -1,7 +1,7 @@
 """`gemwright score`: log-likelihood and perplexity of a text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,16 +12,26 @@ from gemwright.errors import GemwrightError
 
 def score(
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Text to score. Default: --file or standard input.")
+        str | None,
+        typer.Argument(
+            metavar="TEXT", help="Text to score; - reads standard input. Default: --file or standard input."
+        ),
     ] = None,
-    file: Annotated[Path | None, typer.Option(metavar="FILE", help="File to score.")] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="File to score; - for standard input.")] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text before TEXT that is not scored.")] = "",
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Image before the prompt; may be repeated.")
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Score a text longer than the context in windows that advance by N tokens."
+        ),
+    ] = None,
     model: o.ModelOption = "gemma-3-270m",
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
+    threads: o.ThreadsOption = None,
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
@@ -30,7 +40,8 @@ def score(
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
-    result = loaded.model.score(content, render.argument(prompt), image or ())
+    options: dict[str, Any] = {} if stride is None else {"stride": stride}
+    result = loaded.model.score(content, render.argument(prompt), image or (), **options)
     tokenizer, tokens = loaded.model.tokenizer, result.tokens[1:]
     total = sum(result.logprobs)
     if as_json:
@@ -60,11 +71,14 @@ def score(
 def _content(text: str | None, file: Path | None) -> str:
     if text is not None and file is not None:
         raise GemwrightError("TEXT and --file cannot be combined; pass one of them.")
-    if text is not None:
-        return render.argument(text)
-    if file is not None:
-        return render.read_file(file)
-    piped = render.read_stdin()
-    if piped is None:
+    if text is not None and text != "-":
+        content = render.argument(text)
+    elif file is not None and str(file) != "-":
+        content = render.read_file(file)
+    else:
+        content = render.read_stdin()
+    if content is None:
         raise o.no_text("text")
-    return piped
+    if not content:
+        raise GemwrightError("The text to score is empty; pass at least one character.")
+    return content

@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import os
 from bisect import bisect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 Colour = tuple[int, int, int]
+_FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 _MAX_LABEL: Final = 120  # characters; longer labels never fit
 _FILL, _OUTLINE, _SHADOW = 105, 235, 120  # opacity, of 255, of a mask, of its edge, and of the shadow around a box
@@ -65,8 +67,33 @@ def draw(
     return np.asarray(canvas).copy()
 
 
+def image_format(path: str | Path) -> str:
+    """Return Pillow's name of the format in which `save_image` writes a file, by its suffix.
+
+    Raises:
+        GemwrightError: The suffix is not supported.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise GemwrightError(f"{path} cannot be written as an image; use a name that ends in {', '.join(_FORMATS)}.")
+    return _FORMATS[suffix]
+
+
+def save_image(image: NDArray[np.uint8], path: str | Path) -> None:
+    """Write an image in the format of its suffix.
+
+    Args:
+        image: [height, width, 3].
+        path: File to create or replace.
+
+    Raises:
+        GemwrightError: The suffix is not supported, or the file cannot be written.
+    """
+    _save(image, Path(path), image_format(path))
+
+
 def save_png(image: NDArray[np.uint8], path: str | Path) -> None:
-    """Write an image as PNG, whatever its file name; an incomplete file is never left behind.
+    """Write an image as PNG, whatever its file name.
 
     Args:
         image: [height, width, 3].
@@ -75,13 +102,17 @@ def save_png(image: NDArray[np.uint8], path: str | Path) -> None:
     Raises:
         GemwrightError: The file cannot be written.
     """
+    _save(image, Path(path), "PNG")
+
+
+def _save(image: NDArray[np.uint8], path: Path, file_format: str) -> None:
+    """Write an image; an incomplete file is never left behind, and no other file is touched."""
     from PIL import Image
 
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"gemwright-{os.urandom(8).hex()}.partial")
     try:
         try:
-            Image.fromarray(image).save(partial, "PNG")
+            Image.fromarray(image).save(partial, file_format, quality=95)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

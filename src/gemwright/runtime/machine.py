@@ -21,3 +21,12 @@ def expects_cpu() -> bool:
     if platforms:
         return platforms == "cpu"
     return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+
+
+def set_threads(count: int) -> None:
+    """Limit this process to some of the CPU cores that it may use; call it before JAX is imported.
+
+    XLA and the kernels of gemwright-native start as many threads as there are cores in the process's affinity.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
