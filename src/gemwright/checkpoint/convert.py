@@ -1,9 +1,10 @@
 """Convert a checkpoint of any format to Hugging Face safetensors or GGUF, one tensor at a time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import ml_dtypes
@@ -21,6 +22,7 @@ from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.updates import Updates, merge, read_all, untie
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
@@ -45,6 +47,7 @@ def convert(
     to: Format,
     dtype: str | None = None,
     variant: str | None = None,
+    adapters: Mapping[Path, float] = MappingProxyType({}),
     progress: Progress = lambda done, total: None,
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
@@ -58,6 +61,7 @@ def convert(
         dtype: float32, float16, bfloat16, and for GGUF also q8_0 or q4_0. By default that of the source's matrices, or
             float32 if they are quantized.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
+        adapters: Path and weight of each LoRA adapter to merge, in float32.
         progress: Called with the number of bytes read and the total.
 
     Returns:
@@ -74,8 +78,32 @@ def convert(
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
     write = _write_gguf if to == "gguf" else _write_huggingface
     check_new(target)
-    write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
+    updates = read_all(adapters, checkpoint.config)
+    write(with_updates(checkpoint, updates), checkpoint.vocabulary(), target, dtype, updates, progress)
     return checkpoint
+
+
+def with_updates(checkpoint: Checkpoint, updates: Sequence[Updates]) -> Checkpoint:
+    """Return the checkpoint with a head of its own if the updates need one."""
+    config = untie(checkpoint.config, updates)
+    if config == checkpoint.config:
+        return checkpoint
+    return replace(checkpoint, config=config, mapping={**checkpoint.mapping, "head": checkpoint.mapping["embed"]})
+
+
+def _read_merged(
+    checkpoint: Checkpoint,
+    mapping: Mapping[str, TensorMapping],
+    config: Config,
+    dtype: np.dtype[Any],
+    updates: Sequence[Updates],
+    progress: Progress,
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Iterate over weights with the updates merged, in a dtype."""
+    if not updates:
+        return read_weights(checkpoint.file, mapping, config, dtype, progress)
+    weights = read_weights(checkpoint.file, mapping, config, np.float32, progress)
+    return ((path, merge(path, values, updates).astype(dtype)) for path, values in weights)
 
 
 def check_new(target: Path) -> None:
@@ -100,10 +128,15 @@ def _source_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _write_huggingface(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, folder: Path, dtype: str, progress: Progress
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    folder: Path,
+    dtype: str,
+    updates: Sequence[Updates],
+    progress: Progress,
 ) -> None:
     mapping = map_huggingface(checkpoint.config)
-    weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, DTYPES[dtype], progress)
+    weights = _read_merged(checkpoint, checkpoint.mapping, checkpoint.config, DTYPES[dtype], updates, progress)
 
     def produce(path: str, tensor: TensorMapping) -> NDArray[Any]:
         read, values = next(weights)
@@ -182,7 +215,14 @@ def _find_special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[st
     }
 
 
-def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtype: str, progress: Progress) -> None:
+def _write_gguf(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    file: Path,
+    dtype: str,
+    updates: Sequence[Updates],
+    progress: Progress,
+) -> None:
     # llama.cpp requires one row per token of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
     described = to_gguf(replace(checkpoint.config, vocab=size))
@@ -192,7 +232,8 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
     )
     mapping = map_gguf(config)
     # Read as float32, the dtype of the norms' gains whatever that of the matrices.
-    weights = read_weights(checkpoint.file, _decoder_mapping(checkpoint, config), config, np.float32, progress)
+    decoder = _decoder_mapping(checkpoint, config)
+    weights = _read_merged(checkpoint, decoder, config, np.dtype(np.float32), updates, progress)
 
     def chunks(path: str, tensor: TensorMapping) -> Iterator[NDArray[Any]]:
         read, values = next(weights)
