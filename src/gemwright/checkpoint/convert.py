@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright import tree
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
@@ -22,10 +23,11 @@ from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
-from gemwright.checkpoint.updates import Updates, merge, read_all, untie
+from gemwright.checkpoint.updates import Updates, merge, read_all, replacement, update_config
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
+from gemwright.model.params import param_specs
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
@@ -47,8 +49,8 @@ def convert(
     to: Format,
     dtype: str | None = None,
     variant: str | None = None,
-    adapters: Mapping[Path, float] = MappingProxyType({}),
     progress: Progress = lambda done, total: None,
+    adapters: Mapping[Path, float] = MappingProxyType({}),
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
@@ -61,8 +63,8 @@ def convert(
         dtype: float32, float16, bfloat16, and for GGUF also q8_0 or q4_0. By default that of the source's matrices, or
             float32 if they are quantized.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
-        adapters: Path and weight of each LoRA adapter to merge, in float32.
         progress: Called with the number of bytes read and the total.
+        adapters: Path and weight of each LoRA adapter to merge, in float32.
 
     Returns:
         The source.
@@ -85,7 +87,7 @@ def convert(
 
 def with_updates(checkpoint: Checkpoint, updates: Sequence[Updates]) -> Checkpoint:
     """Return the checkpoint with a head of its own if the updates need one."""
-    config = untie(checkpoint.config, updates)
+    config = update_config(checkpoint.config, updates)
     if config == checkpoint.config:
         return checkpoint
     return replace(checkpoint, config=config, mapping={**checkpoint.mapping, "head": checkpoint.mapping["embed"]})
@@ -102,8 +104,16 @@ def _read_merged(
     """Iterate over weights with the updates merged, in a dtype."""
     if not updates:
         return read_weights(checkpoint.file, mapping, config, dtype, progress)
-    weights = read_weights(checkpoint.file, mapping, config, np.float32, progress)
-    return ((path, merge(path, values, updates).astype(dtype)) for path, values in weights)
+    params = tree.flatten(param_specs(config))
+    kept = [path for path in params if replacement(path, updates) is None]
+    weights = read_weights(checkpoint.file, mapping, config, np.float32, progress, kept)
+
+    def read(path: str) -> NDArray[Any]:
+        whole = replacement(path, updates)
+        values = next(weights)[1] if whole is None else whole[: params[path].shape[0]].reshape(params[path].shape)
+        return merge(path, values, updates).astype(dtype)
+
+    return ((path, read(path)) for path in params)
 
 
 def check_new(target: Path) -> None:

@@ -6,7 +6,7 @@ Memory never holds more than the loaded model and a few chunks.
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,16 +62,17 @@ def load_weights(
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape (before anything is read), or unreadable.
     """
-    leaves = _leaves(file, mapping, config, precision, progress, repacked or {})
-    dtype = jnp.dtype(activation_dtype(precision))
-    updated = {path: _update(path, leaf, updates, dtype) for path, leaf in leaves}
-    return tree.build(param_specs(config), updated)
+    dtype, specs = jnp.dtype(activation_dtype(precision)), param_specs(config)
+    leaves: dict[str, Weight] = {}
+    for path, param in tree.flatten(specs).items():
+        if (whole := replacement(path, updates)) is not None:
+            leaves[path] = jax.device_put(whole.astype(dtype).reshape(param.shape))
+    leaves |= dict(_leaves(file, mapping, config, precision, progress, repacked or {}, leaves.keys()))
+    return tree.build(specs, {path: _update(path, leaf, updates, dtype) for path, leaf in leaves.items()})
 
 
 def _update(path: str, leaf: Weight, updates: Sequence[Updates], dtype: jnp.dtype) -> Weight:
-    """Return a weight with the updates of adapters, whose factors have the dtype of activations."""
-    if (whole := replacement(path, updates)) is not None:
-        leaf = jax.device_put(whole.astype(dtype).reshape(leaf.shape))
+    """Return a weight with the low-rank updates of adapters, whose factors have the dtype of activations."""
 
     def matrix() -> NDArray[np.float32]:
         outputs = next(len(update.low_rank[path].b) for update in updates if path in update.low_rank)
@@ -91,6 +92,7 @@ def _leaves(
     precision: Precision,
     progress: Progress,
     repacked: Mapping[str, Repacked],
+    skipped: Set[str],
 ) -> Iterator[tuple[str, Weight]]:
     """Yield weights by path: matrices in their stored format if the kernels support it, all others as plain arrays."""
     names = _checked_names(file, mapping)
@@ -99,6 +101,8 @@ def _leaves(
     plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(param_specs(config)).items():
+            if path in skipped:
+                continue
             tensor, name = mapping[path], names[mapping[path].name]
             info = file.tensors[name]
             as_ours = not tensor.index and tensor.permute is None

@@ -63,11 +63,13 @@ class Updates:
     Attributes:
         low_rank: The update of each matrix.
         replaced: Whole weights in place of the model's, in the shape of the file.
+        vocab: Number of rows of the tables, more than the model's if tokens were added.
         weight: Factor of the low-rank updates.
     """
 
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, NDArray[np.float32]]
+    vocab: int
     weight: float = 1.0
 
 
@@ -90,7 +92,8 @@ def read_updates(adapter: Adapter, config: Config) -> Updates:
     Raises:
         CheckpointError: A tensor is unknown, lacks its counterpart, is not finite, or is for a model of another shape.
     """
-    modules = map_modules(adapter.format, config)
+    vocab = _find_vocab(adapter, config)
+    modules = map_modules(adapter.format, replace(config, vocab=vocab))
     parts: dict[str, dict[str, NDArray[np.float32]]] = {}
     replaced: dict[str, NDArray[np.float32]] = {}
     for name in adapter.file.tensors:
@@ -104,15 +107,26 @@ def read_updates(adapter: Adapter, config: Config) -> Updates:
             raise file_error(adapter.path, f"{name:.120} has values that are not finite", "train it again")
         if match[2] in ("weight", "base_layer"):
             whole = _check_replaced(adapter, name, values, tensor)
-            if match[2] == "weight":
+            if match[2] == "weight" or vocab > config.vocab:  # else PEFT's copy of the base's table
                 replaced[path] = whole
-            continue  # PEFT copies the base's table next to the update of it
+            continue
         part = (_TABLE_PARTS if path == "embed" else _PARTS)[adapter.format].get(match[2])
         if part is None:
             raise file_error(adapter.path, f"has {name:.120}, which is not supported", "merge it with PEFT first")
         parts.setdefault(module, {})[part] = values
     low_rank = {modules[module][0]: _join(adapter, module, *modules[module], found) for module, found in parts.items()}
-    return Updates(low_rank, replaced)
+    return Updates(low_rank, replaced, vocab)
+
+
+def _find_vocab(adapter: Adapter, config: Config) -> int:
+    """Return the number of rows of the tables: the model's, or those of a table that was extended in training."""
+    rows = [
+        info.shape[0]
+        for name, info in adapter.file.tensors.items()
+        if name.endswith(("embed_tokens.weight", "embed_tokens.base_layer.weight", "lm_head.weight"))
+        if len(info.shape) == 2 and "lora_" not in name
+    ]
+    return max([config.vocab, *rows])
 
 
 def map_modules(adapter_format: str, config: Config) -> dict[str, tuple[str, TensorMapping]]:
@@ -179,10 +193,15 @@ def _matches(pattern: str, module: str) -> bool:
     return module == plain or module.endswith(f".{plain}")
 
 
-def untie(config: Config, updates: Sequence[Updates]) -> Config:
-    """Return the config, with a head of its own if an adapter changes the embedding or the head."""
+def update_config(config: Config, updates: Sequence[Updates]) -> Config:
+    """Return the config of the updated model.
+
+    It has a head of its own if an adapter changes the embedding or the head, and as many tokens as they have.
+    """
     changed = {path for update in updates for path in (*update.low_rank, *update.replaced)}
-    return replace(config, tied=config.tied and not changed & {"embed", "head"})
+    vocab = max([config.vocab, *(update.vocab for update in updates)])
+    tied = config.tied and ("head" not in changed if vocab > config.vocab else not changed & {"embed", "head"})
+    return replace(config, tied=tied, vocab=vocab)
 
 
 def replacement(path: str, updates: Sequence[Updates]) -> NDArray[np.float32] | None:
@@ -219,7 +238,7 @@ def sum_updates(
 
 
 def merge(path: str, values: NDArray[np.float32], updates: Sequence[Updates]) -> NDArray[np.float32]:
-    """Return a weight with all updates merged into it.
+    """Return a weight with the low-rank updates merged into it.
 
     Args:
         path: The weight.

@@ -17,7 +17,7 @@ from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
-from gemwright.checkpoint.updates import read_all, untie
+from gemwright.checkpoint.updates import read_all, update_config
 from gemwright.errors import GemwrightError
 from gemwright.generate.drafts import refuse_recurrent
 from gemwright.generate.engine import Engine
@@ -67,7 +67,7 @@ def load_model(
     with startup.paused(), ThreadPoolExecutor(1) as pool:
         pending = prefetch.tokenizer if prefetch else pool.submit(lambda: Tokenizer(checkpoint.vocabulary()))
         updates = read_all(adapters, checkpoint.config)
-        config = untie(checkpoint.config, updates)
+        config = update_config(checkpoint.config, updates)
         mapping = checkpoint.mapping if config.tied else {"head": checkpoint.mapping["embed"], **checkpoint.mapping}
         params = load_weights(checkpoint.file, mapping, config, precision, progress, repacked, updates)
         tokenizer = pending.result()
