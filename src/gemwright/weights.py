@@ -4,6 +4,7 @@ Layers call `matmul`, `rows` and `top` and do not depend on the kind. All kinds 
 activations; those of `PackedTensor` are of exact products, and decode some rows of the weight at a time.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -84,6 +85,15 @@ def rows(table: Weight, ids: Int[Array, "*any"]) -> Float[Array, "*any D"]:
     return jnp.take(table, ids, axis=0, mode="fill") if isinstance(table, Array) else table.rows(ids)
 
 
+def to_matrix(weight: Weight, outputs: int) -> Float[Array, "outputs inputs"]:
+    """Return the values of a weight as a matrix of `outputs` rows."""
+    if isinstance(weight, Array):
+        return weight.reshape(outputs, -1)
+    assert isinstance(weight, PackedTensor | PanelTensor)
+    shape = (outputs, math.prod(weight.shape) // outputs)
+    return dataclasses.replace(weight, shape=shape).rows(jnp.arange(outputs))
+
+
 def top(
     x: Float[Array, "B D"], table: Weight, limit: int, count: int
 ) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
@@ -150,6 +160,53 @@ class PackedTensor:
     def to_device(cls, repacked: Repacked, shape: tuple[int, ...], *, activation_bits: int) -> "PackedTensor":
         """Copy a repacked weight to the device."""
         return cls(jax.device_put(repacked.packed), repacked.layout, shape, activation_bits)
+
+
+@tree.node
+class LoraTensor:
+    """A weight W with low-rank updates, `gain * W + b a` (arXiv:2106.09685; the gain is DoRA's, arXiv:2402.09353).
+
+    Attributes:
+        base: W [*out, *in], any kind of weight.
+        a: [rank, in].
+        b: [out, rank], with the scale of the update.
+        gain: [out]; None for one.
+    """
+
+    base: Weight
+    a: Array
+    b: Array
+    gain: Array | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the represented array."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of activations."""
+        return self.base.dtype
+
+    def matmul(self, x: Array, inputs: int) -> Array:
+        """Contract the last `inputs` axes of x; the result is float32."""
+        y = matmul(x, self.base, inputs=inputs, out=jnp.float32)
+        if self.gain is not None:
+            y *= self.gain.reshape(self.shape[:-inputs])
+        inner = matmul(x.reshape(*x.shape[: x.ndim - inputs], -1), self.a, out=jnp.float32)
+        update = matmul(inner.astype(self.b.dtype), self.b, out=jnp.float32)
+        return y + update.reshape(y.shape)
+
+    def rows(self, ids: Array) -> Array:
+        """Return `self[ids]` of a table [V, D]; ids outside the table give NaN."""
+        found = rows(self.base, ids)
+        y = found if self.gain is None else found * rows(self.gain[:, None], ids)
+        return (y + rows(self.b, ids).astype(jnp.float32) @ self.a.astype(jnp.float32)).astype(found.dtype)
+
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """Return the `count` largest products of each row of x [B, in] with the first `limit` rows, and their ids."""
+        products = self.matmul(x, 1)
+        return largest(jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf), count)
 
 
 @tree.node

@@ -1,15 +1,17 @@
 """Convert a checkpoint of any format to Hugging Face safetensors or GGUF, one tensor at a time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright import tree
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
@@ -21,9 +23,11 @@ from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.updates import Updates, merge, read_all, replacement, update_config
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
+from gemwright.model.params import param_specs
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
@@ -46,6 +50,7 @@ def convert(
     dtype: str | None = None,
     variant: str | None = None,
     progress: Progress = lambda done, total: None,
+    adapters: Mapping[Path, float] = MappingProxyType({}),
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
@@ -59,6 +64,7 @@ def convert(
             float32 if they are quantized.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         progress: Called with the number of bytes read and the total.
+        adapters: Path and weight of each LoRA adapter to merge, in float32.
 
     Returns:
         The source.
@@ -74,8 +80,40 @@ def convert(
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
     write = _write_gguf if to == "gguf" else _write_huggingface
     check_new(target)
-    write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
+    updates = read_all(adapters, checkpoint.config)
+    write(with_updates(checkpoint, updates), checkpoint.vocabulary(), target, dtype, updates, progress)
     return checkpoint
+
+
+def with_updates(checkpoint: Checkpoint, updates: Sequence[Updates]) -> Checkpoint:
+    """Return the checkpoint with a head of its own if the updates need one."""
+    config = update_config(checkpoint.config, updates)
+    if config == checkpoint.config:
+        return checkpoint
+    return replace(checkpoint, config=config, mapping={**checkpoint.mapping, "head": checkpoint.mapping["embed"]})
+
+
+def _read_merged(
+    checkpoint: Checkpoint,
+    mapping: Mapping[str, TensorMapping],
+    config: Config,
+    dtype: np.dtype[Any],
+    updates: Sequence[Updates],
+    progress: Progress,
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Iterate over weights with the updates merged, in a dtype."""
+    if not updates:
+        return read_weights(checkpoint.file, mapping, config, dtype, progress)
+    params = tree.flatten(param_specs(config))
+    kept = [path for path in params if replacement(path, updates) is None]
+    weights = read_weights(checkpoint.file, mapping, config, np.float32, progress, kept)
+
+    def read(path: str) -> NDArray[Any]:
+        whole = replacement(path, updates)
+        values = next(weights)[1] if whole is None else whole[: params[path].shape[0]].reshape(params[path].shape)
+        return merge(path, values, updates).astype(dtype)
+
+    return ((path, read(path)) for path in params)
 
 
 def check_new(target: Path) -> None:
@@ -100,10 +138,15 @@ def _source_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _write_huggingface(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, folder: Path, dtype: str, progress: Progress
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    folder: Path,
+    dtype: str,
+    updates: Sequence[Updates],
+    progress: Progress,
 ) -> None:
     mapping = map_huggingface(checkpoint.config)
-    weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, DTYPES[dtype], progress)
+    weights = _read_merged(checkpoint, checkpoint.mapping, checkpoint.config, DTYPES[dtype], updates, progress)
 
     def produce(path: str, tensor: TensorMapping) -> NDArray[Any]:
         read, values = next(weights)
@@ -182,7 +225,14 @@ def _find_special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[st
     }
 
 
-def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtype: str, progress: Progress) -> None:
+def _write_gguf(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    file: Path,
+    dtype: str,
+    updates: Sequence[Updates],
+    progress: Progress,
+) -> None:
     # llama.cpp requires one row per token of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
     described = to_gguf(replace(checkpoint.config, vocab=size))
@@ -192,7 +242,8 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
     )
     mapping = map_gguf(config)
     # Read as float32, the dtype of the norms' gains whatever that of the matrices.
-    weights = read_weights(checkpoint.file, _decoder_mapping(checkpoint, config), config, np.float32, progress)
+    decoder = _decoder_mapping(checkpoint, config)
+    weights = _read_merged(checkpoint, decoder, config, np.dtype(np.float32), updates, progress)
 
     def chunks(path: str, tensor: TensorMapping) -> Iterator[NDArray[Any]]:
         read, values = next(weights)

@@ -6,7 +6,7 @@ Memory never holds more than the loaded model and a few chunks.
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,12 +21,13 @@ from gemwright.checkpoint.arena import Arena, aligned
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.names.mapping import TensorMapping, check, plain_name
+from gemwright.checkpoint.updates import Updates, replacement, sum_updates
 from gemwright.kernels import native, panels
 from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, param_specs
 from gemwright.precision import Precision, activation_dtype
-from gemwright.weights import PackedTensor, PanelTensor, Weight
+from gemwright.weights import LoraTensor, PackedTensor, PanelTensor, Weight, to_matrix
 
 READ_CHUNK = 1 << 21
 """Number of elements read per task: few enough for a core's cache, enough to hide the overhead of a task."""
@@ -44,6 +45,7 @@ def load_weights(
     precision: Precision,
     progress: Progress = lambda done, total: None,
     repacked: Mapping[str, Repacked] | None = None,
+    updates: Sequence[Updates] = (),
 ) -> ModelWeights:
     """Load the weights of a mapping onto the default device.
 
@@ -55,11 +57,32 @@ def load_weights(
             kernels. Our own quantized matrices always keep theirs, and the precision is that of their activations.
         progress: Called after each weight.
         repacked: Matrices that were repacked before, by name of the tensor in the file.
+        updates: Updates of adapters.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape (before anything is read), or unreadable.
     """
-    return tree.build(param_specs(config), dict(_leaves(file, mapping, config, precision, progress, repacked or {})))
+    dtype, specs = jnp.dtype(activation_dtype(precision)), param_specs(config)
+    leaves: dict[str, Weight] = {}
+    for path, param in tree.flatten(specs).items():
+        if (whole := replacement(path, updates)) is not None:
+            leaves[path] = jax.device_put(whole.astype(dtype).reshape(param.shape))
+    leaves |= dict(_leaves(file, mapping, config, precision, progress, repacked or {}, leaves.keys()))
+    return tree.build(specs, {path: _update(path, leaf, updates, dtype) for path, leaf in leaves.items()})
+
+
+def _update(path: str, leaf: Weight, updates: Sequence[Updates], dtype: jnp.dtype) -> Weight:
+    """Return a weight with the low-rank updates of adapters, whose factors have the dtype of activations."""
+
+    def matrix() -> NDArray[np.float32]:
+        outputs = next(len(update.low_rank[path].b) for update in updates if path in update.low_rank)
+        return np.asarray(to_matrix(leaf, outputs), np.float32)
+
+    found = sum_updates(path, updates, matrix)
+    if found is None:
+        return leaf
+    a, b, gain = found
+    return LoraTensor(leaf, jnp.asarray(a, dtype), jnp.asarray(b, dtype), None if gain is None else jnp.asarray(gain))
 
 
 def _leaves(
@@ -69,6 +92,7 @@ def _leaves(
     precision: Precision,
     progress: Progress,
     repacked: Mapping[str, Repacked],
+    skipped: Set[str],
 ) -> Iterator[tuple[str, Weight]]:
     """Yield weights by path: matrices in their stored format if the kernels support it, all others as plain arrays."""
     names = _checked_names(file, mapping)
@@ -77,6 +101,8 @@ def _leaves(
     plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(param_specs(config)).items():
+            if path in skipped:
+                continue
             tensor, name = mapping[path], names[mapping[path].name]
             info = file.tensors[name]
             as_ours = not tensor.index and tensor.permute is None

@@ -4,10 +4,11 @@ This module must not import JAX; `gemwright.loading.model` does.
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemwright.checkpoint.locate import locate
+from gemwright.checkpoint.adapters import AdapterNames, find_model
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.precision import Precision, parse_precision
 from gemwright.runtime import cache_dir, startup
@@ -27,17 +28,19 @@ def load(
     dtype: "Precision | DTypeLike | None" = None,
     variant: str | None = None,
     draft: str | Path | None = None,
+    adapter: AdapterNames = (),
     progress: "Progress" = lambda done, total: None,
 ) -> "Model":
     """Load a model.
 
     Args:
-        model: A path, a name from `gemwright models`, or a hub id.
+        model: A path, a name from `gemwright models`, a hub id, or a LoRA adapter, whose base model is then loaded.
         dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy or JAX.
             "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on an
             accelerator; on a CPU "stored", or float32 without the C++ kernels.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary, which proposes draft tokens; a path, name or hub id.
+        adapter: A LoRA adapter (PEFT folder or GGUF file), several, or several with their weights.
         progress: Called with the number of bytes read and the total.
 
     Raises:
@@ -45,10 +48,14 @@ def load(
             or the draft model has another vocabulary.
     """
     precision = None if dtype is None else parse_precision(dtype)
-    with reading(locate(str(model)), native=precision in (None, "stored")) as prefetch, startup.paused():
+    path, adapters = find_model(model, adapter)
+    with reading(path, native=precision in (None, "stored")) as prefetch, startup.paused():
         from gemwright.loading.model import load_model
 
-        return load_model(model, precision, variant=variant, draft=draft, progress=progress, prefetch=prefetch)
+        loaded = load_model(
+            path, precision, variant=variant, draft=draft, adapters=adapters, progress=progress, prefetch=prefetch
+        )
+        return replace(loaded, name=str(model))
 
 
 def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch | None]":

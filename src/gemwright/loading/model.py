@@ -1,9 +1,11 @@
 """Make a `Model` of a checkpoint: precision, memory forecast, weights, tokenizer, sampling and draft model."""
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.checkpoint.updates import read_all, update_config
 from gemwright.errors import GemwrightError
 from gemwright.generate.drafts import refuse_recurrent
 from gemwright.generate.engine import Engine
@@ -35,6 +38,7 @@ def load_model(
     *,
     variant: str | None = None,
     draft: str | Path | None = None,
+    adapters: Mapping[Path, float] = MappingProxyType({}),
     progress: Progress = lambda done, total: None,
     prefetch: GgufPrefetch | None = None,
 ) -> Model:
@@ -45,6 +49,7 @@ def load_model(
         dtype: See `choose_precision`.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary.
+        adapters: Path and weight of each adapter of the model.
         progress: Called with the number of bytes read and the total.
         prefetch: A running prefetch of the model's file, whose results are used.
 
@@ -61,10 +66,12 @@ def load_model(
     # Making the tokenizer keeps one core busy, while reading weights mostly waits.
     with startup.paused(), ThreadPoolExecutor(1) as pool:
         pending = prefetch.tokenizer if prefetch else pool.submit(lambda: Tokenizer(checkpoint.vocabulary()))
-        params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, precision, progress, repacked)
+        updates = read_all(adapters, checkpoint.config)
+        config = update_config(checkpoint.config, updates)
+        mapping = checkpoint.mapping if config.tied else {"head": checkpoint.mapping["embed"], **checkpoint.mapping}
+        params = load_weights(checkpoint.file, mapping, config, precision, progress, repacked, updates)
         tokenizer = pending.result()
     checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.path)
-    config = checkpoint.config
     vocabulary = min(tokenizer.size, config.vocab)
     loaded = Model(
         name=str(model),
