@@ -5,10 +5,11 @@ This module must not import JAX; `gemwright.loading.model` does.
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.options import refuse_unknown
 from gemwright.precision import Precision, parse_precision
 from gemwright.runtime import cache_dir, startup
 
@@ -28,22 +29,25 @@ def load(
     variant: str | None = None,
     draft: str | Path | None = None,
     progress: "Progress" = lambda done, total: None,
+    **unknown: Never,
 ) -> "Model":
     """Load a model.
 
     Args:
         model: A path, a name from `gemwright models`, or a hub id.
-        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy or JAX.
+        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy, JAX or PyTorch.
             "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on an
             accelerator; on a CPU "stored", or float32 without gemwright-native.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary, which proposes draft tokens; a path, name or hub id.
         progress: Called with the number of bytes read and the total.
+        **unknown: No other argument is accepted.
 
     Raises:
         GemwrightError: A model is not found, cannot be read or does not fit in memory, the precision is not supported,
-            or the draft model has another vocabulary.
+            the draft model has another vocabulary, or an argument is unknown.
     """
+    refuse_unknown(unknown, ("model", "dtype", "variant", "draft", "progress"))
     precision = None if dtype is None else parse_precision(dtype)
     with reading(locate(str(model)), native=precision in (None, "stored")) as prefetch, startup.paused():
         from gemwright.loading.model import load_model
