@@ -107,6 +107,11 @@ class TokenCounts:
     in_prompt: Bool[Array, "B V"]
     generated: Int[Array, "B V"]
 
+    @classmethod
+    def empty(cls, count: int, vocab: int) -> "TokenCounts":
+        """Return the counts of `count` empty texts."""
+        return cls(jnp.zeros((count, vocab), bool), jnp.zeros((count, vocab), jnp.int32))
+
 
 def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Array, "B 2"]:
     """Return two numbers in [0, 1) per sequence, which depend only on its seed and the token's position."""

@@ -66,9 +66,7 @@ def empty_slots(state: DecodeState, stop_ids: int = STOP_IDS, vocab: int | None 
         remaining=jnp.zeros(count, jnp.int32),
         stop_ids=jnp.full((count, stop_ids), -1, jnp.int32),
         sampling=BatchedSampling.stack([Sampling()] * count),
-        counts=None
-        if vocab is None
-        else TokenCounts(jnp.zeros((count, vocab), bool), jnp.zeros((count, vocab), jnp.int32)),
+        counts=None if vocab is None else TokenCounts.empty(count, vocab),
     )
 
 

@@ -35,9 +35,9 @@ def load(
 
     Args:
         model: A path, a name from `gemwright models`, or a hub id.
-        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy, JAX or PyTorch.
-            "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on an
-            accelerator; on a CPU "stored", or float32 without gemwright-native.
+        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy, JAX or
+            PyTorch. "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on
+            an accelerator; on a CPU "stored", or float32 without gemwright-native.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary, which proposes draft tokens; a path, name or hub id.
         progress: Called with the number of bytes read and the total.
