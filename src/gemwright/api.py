@@ -23,6 +23,7 @@ from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
 from gemwright.inputs import Conversation, Text, is_conversation, parse_conversations, parse_texts
 from gemwright.options import Options, Windows, check_options, check_windows, parse_seeds
+from gemwright.runtime.fork import require_not_forked
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -186,6 +187,7 @@ class Model:
         Raises:
             GemwrightError: A text is empty or does not fit in the context, or as for the images of `generate`.
         """
+        require_not_forked()
         spans = check_windows(windows, self.engine.config.max_length)
         texts, single = parse_texts(text)
         prompts, shared = parse_texts(prompt)
@@ -258,6 +260,7 @@ class Model:
         return batch.completions
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
+        require_not_forked()
         top_logprobs, stop = options.get("top_logprobs"), options.get("stop") or ()
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0

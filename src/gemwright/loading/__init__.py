@@ -64,4 +64,5 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch
     """
     if not path.is_file() or path.suffix != ".gguf":
         return nullcontext()
-    return GgufPrefetch(path, native=native, tokenizer_cache=cache_dir.cache_folder() / "tokenizers")
+    tokenizers = cache_dir.cache_folder() / "tokenizers"
+    return GgufPrefetch(path, native=native, tokenizer_cache=tokenizers if cache_dir.is_trusted(tokenizers) else None)
