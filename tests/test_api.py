@@ -1,8 +1,10 @@
 """A whole tiny model from a file: text in, text out."""
 
 import math
+import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import gemwright
+import gemwright.options
 from gemwright import memory
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.loading.model import _draft, choose_precision, default_sampling
+from gemwright.model import params
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
@@ -100,7 +105,181 @@ def test_score_is_the_log_softmax_of_one_pass(model: gemwright.Model):
     np.testing.assert_allclose(score.logprobs, expected, rtol=0, atol=1e-5)
     assert score.perplexity == pytest.approx(math.exp(-expected.mean()), rel=1e-4)
     assert score.tokens[0] == model.tokenizer.bos_id
-    assert model.score("").perplexity == 1.0
+
+
+def test_several_texts_are_scored_as_each_alone(model: gemwright.Model):
+    texts, prompts = ["the cat", [5, 6, 7], "and"], ["hen", [2, 9], ""]
+    together = model.score(texts, prompts)
+    for score, text, prompt in zip(together, texts, prompts, strict=True):
+        alone = model.score(text, prompt)
+        assert score.tokens == alone.tokens
+        np.testing.assert_allclose(score.logprobs, alone.logprobs, rtol=0, atol=1e-5)
+    assert [len(score.logprobs) for score in together] == [len(model.encode("the cat")) - 1, 3, 1]
+    assert model.score([]) == []
+
+
+@pytest.mark.parametrize("text", ["", [[]], [7], [""]], ids=str)
+def test_nothing_to_score_is_refused(model: gemwright.Model, text: Any):
+    with pytest.raises(gemwright.GemwrightError, match="There is no token to score"):
+        model.score(text)
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(16, 5), (9, 8), (9, 1), (64, 7)])
+def test_windows_are_those_of_the_perplexity_guide(model: gemwright.Model, max_length: int, stride: int):
+    """The loop of huggingface.co/docs/transformers/perplexity over full passes, with BOS before each window."""
+    model = replace(model, engine=replace(model.engine, state_dtype=jnp.float32))
+    bos, *ids = model.encode("the cat and then the hen. Nothing")
+    expected, previous, size = list[float](), 0, max_length - 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + size, len(ids))
+        window = [bos, *ids[begin:end]]
+        expected += _logprobs(model, window)[-(end - previous) :]
+        previous = end
+        if end == len(ids):
+            break
+    with pytest.raises(gemwright.GemwrightError, match=f"stride is {max_length}, and it must be at most {size}"):
+        model.score(ids, [bos], max_length=max_length, stride=max_length)
+    text = model.decode(ids)
+    found = model.score([text, text], max_length=max_length, stride=stride)
+    for score in (*found, model.score(text, max_length=max_length, stride=stride)):
+        assert score.tokens == [bos, *ids]
+        np.testing.assert_allclose(score.logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_windows_of_ids_have_no_bos(model: gemwright.Model):
+    model = replace(model, engine=replace(model.engine, state_dtype=jnp.float32))
+    ids = model.encode("the cat and then the hen")
+    expected = [
+        *_logprobs(model, ids[:8]),
+        *_logprobs(model, ids[4:12])[-4:],
+        *_logprobs(model, ids[8:])[-(len(ids) - 12) :],
+    ]
+    assert 12 < len(ids) <= 16
+    np.testing.assert_allclose(model.score(ids, max_length=8).logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_a_text_of_any_length_has_a_perplexity(short: gemwright.Model):
+    text = "the cat and then " * 60
+    score = short.score(text, stride=32)
+    assert len(score.logprobs) == len(short.tokenizer.encode(text)) > CONTEXT
+    assert math.isfinite(score.perplexity)
+    with pytest.raises(gemwright.GemwrightError, match="max_length must be from 2 to 128"):
+        short.score(text, max_length=129)
+
+
+def _logprobs(model: gemwright.Model, ids: list[int]) -> list[float]:
+    hidden, _ = forward(model.engine.config, model.engine.params, jnp.asarray([ids]))
+    table = jax.nn.log_softmax(logits(model.engine.config, model.engine.params, hidden)[0, :-1])
+    return np.asarray(table)[range(len(ids) - 1), ids[1:]].tolist()
+
+
+def test_ids_are_prompts_as_they_are(model: gemwright.Model):
+    options: Any = {"max_tokens": 6, "temperature": 0.0}
+    ids = model.encode(PROMPTS[0])
+    whole = model.generate(PROMPTS[0], **options)
+    for prompt in (ids, tuple(ids), np.array(ids), jnp.asarray(ids)):
+        assert model.generate(prompt, **options) == whole
+    assert model.generate([ids, PROMPTS[0]], **options) == [whole, whole]
+    assert model.generate(np.array([ids, ids]), **options) == [whole, whole]
+    assert "".join(model.stream(ids, **options)) == whole.text
+    assert model.generate(ids[1:], **options).prompt_tokens == len(ids) - 1
+    with pytest.raises(gemwright.GemwrightError, match="Token ids must be between 0 and"):
+        model.generate([model.tokenizer.size], **options)
+
+
+def test_decode_is_the_inverse_of_encode(model: gemwright.Model):
+    assert model.decode(model.encode("the cat")) == "the cat"
+    assert model.decode(np.array(model.encode("the cat"))) == "the cat"
+    assert model.decode([]) == ""
+    for wrong in ("the", [["the"]], [[1, 2]], 5, [1.5], [model.tokenizer.size], [-1]):
+        with pytest.raises(gemwright.GemwrightError):
+            model.decode(wrong)  # type: ignore[arg-type]
+
+
+def test_several_conversations_are_answered_as_each_alone(model: gemwright.Model):
+    talks: Any = [[{"role": "user", "content": text}] for text in PROMPTS]
+    together = model.chat(talks, max_tokens=6, temperature=0.0)
+    assert together == [model.chat(talk, max_tokens=6, temperature=0.0) for talk in talks]
+
+
+def test_each_text_has_a_seed_of_its_own(model: gemwright.Model):
+    options: Any = {"max_tokens": 12, "temperature": 1.0}
+    texts = model.generate(["the"] * 4, **options)
+    assert len({text.text for text in texts}) == 4
+    assert len({model.generate("the", **options).text for _ in range(3)}) > 1
+    for text in texts:
+        assert model.generate("the", seed=text.seed, **options).text == text.text
+    assert [text.seed for text in model.generate(["the"] * 3, seed=2**32 - 2, **options)] == [2**32 - 2, 2**32 - 1, 0]
+    assert [text.seed for text in model.generate(["the"] * 2, seed=np.array([7, 3]), **options)] == [7, 3]
+    stream = model.stream("the", **options)
+    assert "".join(stream) == model.generate("the", seed=stream.completion.seed, **options).text
+
+
+def test_none_is_the_default_and_numbers_of_numpy_are_numbers(model: gemwright.Model):
+    names = gemwright.options.Options.__annotations__
+    assert len(model.generate("the", **dict.fromkeys(names)).tokens) <= 256
+    options: Any = {
+        "max_tokens": np.int64(3), "seed": np.int64(4), "temperature": np.float32(1.0), "top_k": jnp.asarray(7),
+        "logprobs": np.bool_(True), "stop": ("zzz",), "top_p": 1,
+    }  # fmt: skip
+    plain = {"max_tokens": 3, "seed": 4, "temperature": 1.0, "top_k": 7, "logprobs": True, "top_p": 1.0}
+    assert model.generate("the", **options) == model.generate("the", **plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.generate(b"abc"), "bytes; decode it"),
+        (lambda model: model.generate(text for text in PROMPTS), "not generator; pass several texts as a list"),
+        (lambda model: model.generate([{"role": "user", "content": "the"}]), "pass a list of messages to chat"),
+        (lambda model: model.generate(gemwright.Message("user", "the")), "pass a list of messages to chat"),
+        (lambda model: model.generate(None), "not NoneType"),
+        (lambda model: model.generate(Path("the")), "Path"),
+        (lambda model: model.generate([1, "the"]), "not int"),
+        (lambda model: model.generate([1.0]), "not float"),
+        (lambda model: model.generate([[]]), "A prompt is empty"),
+        (lambda model: model.chat("hi"), "A conversation is a list of messages"),
+        (lambda model: model.chat(["hi"]), "A conversation is a list of messages"),
+        (lambda model: model.chat({"role": "user", "content": "hi"}), "A conversation is a list of messages"),
+        (lambda model: model.stream(PROMPTS), "A stream continues one prompt"),
+        (lambda model: model.infill("the", None), "must be strings"),
+        (lambda model: model.score("the", temperature=0.0), "no option 'temperature'; the options are stride"),
+        (lambda model: model.score("the", strides=1), "did you mean stride"),
+        (lambda model: model.score(["the", "hen"], ["the"]), "prompt has 1 texts for 2"),
+        (lambda model: model.score("the", stride="wide"), "stride must be an integer"),
+        (lambda model: model.chat([{"role": "user", "content": "hi"}], max_new_tokens=2), "did you mean max_tokens"),
+        (lambda model: model.stream("the", temprature=0), "did you mean temperature"),
+        (lambda model: model.infill("the", "cat", do_sample=False), "temperature=0 is greedy"),
+        (lambda model: gemwright.load("x.gguf", dtyp="float32"), "no option 'dtyp'; did you mean dtype"),
+        (lambda model: gemwright.load("x.gguf", device="cuda"), "JAX_PLATFORMS"),
+    ],
+    ids=str,
+)
+def test_wrong_calls_have_one_sentence(model: gemwright.Model, call: Any, message: str):
+    with pytest.raises(gemwright.GemwrightError, match=message):
+        call(model)
+
+
+def test_a_stream_is_an_iterator(model: gemwright.Model):
+    stream = model.stream("the", max_tokens=3, temperature=0.0)
+    assert next(stream) + "".join(stream) == stream.completion.text
+    assert next(stream, None) is None
+
+
+def test_objects_show_themselves_in_a_line(model: gemwright.Model):
+    assert repr(model) == f"Model({model.name!r}, 44,256 parameters, stored, cpu)"
+    bfloat16 = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params.init(model.engine.config, jax.random.key(0)))
+    assert repr(replace(model.engine, params=bfloat16)) == "Engine(44,256 parameters, bfloat16, cpu)"
+    assert repr(model.tokenizer) == "Tokenizer(398 tokens)"
+
+
+def test_logits_that_are_not_finite_name_the_model(model: gemwright.Model):
+    norm = model.engine.params.final_norm.at[0].set(np.nan)
+    weights = replace(model.engine.params, final_norm=norm)
+    damaged = replace(model, name="mine.gguf", engine=replace(model.engine, params=weights))
+    for call in (damaged.generate, damaged.score, lambda text: list(damaged.stream(text))):
+        with pytest.raises(gemwright.GemwrightError, match=r"mine\.gguf: .*logits are not finite.*float32 or bfloat16"):
+            call("the cat")
 
 
 def test_a_stop_string_ends_the_text(model: gemwright.Model):
@@ -176,6 +355,23 @@ def test_generation_ends_with_the_context(short: gemwright.Model):
         ({"max_token": 3}, "no option 'max_token'; did you mean max_tokens"),
         ({"temprature": 0.0}, "did you mean temperature"),
         ({"zzz": 1}, "no option 'zzz'; the options are max_tokens, "),
+        ({"max_new_tokens": 3}, "did you mean max_tokens"),
+        ({"do_sample": False}, "no option 'do_sample'; temperature=0 is greedy"),
+        ({"n": 4}, "repeat the prompt"),
+        ({"max_tokens": "3"}, "max_tokens must be an integer, not '3'"),
+        ({"max_tokens": True}, "max_tokens must be an integer, not True"),
+        ({"max_tokens": 2.5}, "max_tokens must be an integer"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"temperature": [1.0, 2.0]}, "temperature must be a number"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"seed": "abc"}, "seed must be an integer or a list of integers"),
+        ({"seed": [None]}, "seed must be an integer or a list of integers"),
+        ({"seed": -1}, "seed is -1, and it must lie between 0"),
+        ({"stop": 3}, "stop must be a string or a list of strings"),
+        ({"stop": b"a"}, "stop must be a string or a list of strings"),
+        ({"logprobs": 5}, "logprobs must be True or False .top_logprobs is"),
+        ({"lookup": "yes"}, "lookup must be True or False"),
+        ({"presence_penalty": 3.0}, "presence_penalty is 3.0, and it must lie between -2.0 and 2.0"),
     ],
     ids=str,
 )
@@ -243,6 +439,7 @@ def test_bfloat16_weights(tmp_path: Path):
         (np.dtype("float32"), "float32"),
         (jnp.bfloat16, "bfloat16"),
         (jnp.dtype("bfloat16"), "bfloat16"),
+        (torch.bfloat16, "bfloat16"),
         ("stored", "stored"),
         (None, "stored"),
     ],
@@ -256,6 +453,14 @@ def test_a_precision_is_a_name_or_a_dtype(dtype: Any, expected: str):
     ("dtype", "message"),
     [
         ("float16", "exceed its range"),
+        ("FP16", "exceed its range"),
+        ("half", "exceed its range"),
+        (np.dtype("float16"), "exceed its range"),
+        (jnp.float16, "exceed its range"),
+        (torch.float16, "exceed its range"),
+        (torch.int8, "int8 is not a precision"),
+        (torch.float64, "'float64' is not supported"),
+        (float, "'float' is not supported"),
         (np.float16, "exceed its range"),
         ("int8", "int8 is not a precision"),
         (jnp.int8, "int8 is not a precision"),
@@ -333,3 +538,19 @@ def test_an_unknown_name_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         gemwright.lode  # noqa: B018
     assert set(gemwright.__all__) <= {*dir(gemwright), *gemwright._PLACES}
+
+
+def test_a_forked_process_is_refused(model: gemwright.Model):
+    """Instead of waiting forever for threads that do not exist there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX's and Python's own about forks
+        child = os.fork()
+    if not child:
+        try:
+            for call in (model.generate, model.score, model.stream, gemwright.load):
+                with pytest.raises(gemwright.GemwrightError, match=r'forked .*get_context\("spawn"\)'):
+                    call(model.name if call is gemwright.load else "the")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -4,61 +4,34 @@ model = gemwright.load("gemma-3-270m")
 print(model.generate("Once upon a time", max_tokens=100).text)
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack, cast, overload
+from typing import Any, TypeAlias, Unpack, cast, overload
 
-from gemwright.errors import GemwrightError
+from gemwright.errors import GemwrightError, NotFiniteError
 from gemwright.generate.drafts import Draft, Lookup, Proposer
 from gemwright.generate.engine import Engine
 from gemwright.generate.output import Completion, OutputBatch, Stream
-from gemwright.generate.prompts import Ids, Prompt
+from gemwright.generate.prompts import Ids, Prompt, token_ids, windows
 from gemwright.generate.sampling import Sampling
+from gemwright.generate.step import Step
 from gemwright.images.image_prompt import Image, ImagePrompter
 from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
+from gemwright.inputs import Conversation, Text, is_conversation, parse_conversations, parse_texts
+from gemwright.options import Options, Windows, check_options, check_windows, parse_seeds
+from gemwright.runtime.fork import require_not_forked
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
 
-Conversation: TypeAlias = Sequence[Message | Mapping[str, Any]]
 Images: TypeAlias = Sequence[Any]
 """Images of one text: paths, files' bytes, Pillow images or uint8 arrays [height, width, 3]."""
-MAX_TOP_LOGPROBS = 64
-"""Maximum number of most likely tokens reported at each step."""
-
-
-class Options(TypedDict, total=False):
-    """Options of a call; those not given have the model's defaults.
-
-    Attributes:
-        max_tokens: Maximum number of tokens to generate (256); never more than fit in the context.
-        stop: Strings that end the text, which are not part of it.
-        logprobs: Whether to report the log-probability of each token, which takes a pass over the whole vocabulary
-            (False).
-        top_logprobs: Number of most likely tokens to report at each step, 0 to 64; implies `logprobs`.
-        seed: One seed, or one for each text.
-        lookup: Whether to propose draft tokens from the text so far instead of a draft model (False). It changes only
-            the speed, and pays if the text repeats itself or the prompt.
-        pan_and_scan: Whether Gemma 3 also gets crops of images that are far from square (False).
-        temperature, top_k, top_p, min_p, repetition_penalty: As in `Sampling`.
-    """
-
-    max_tokens: int
-    stop: str | Sequence[str]
-    logprobs: bool
-    top_logprobs: int
-    seed: int | Sequence[int]
-    lookup: bool
-    pan_and_scan: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
+DEFAULT_MAX_TOKENS = 256
+"""Maximum number of tokens to generate unless given."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +39,8 @@ class Score:
     """The log-likelihood of a text.
 
     Attributes:
-        tokens: Ids of the text, after the id that precedes them: BOS, or the last of a prompt.
+        tokens: Ids of the text, after the id that precedes them: BOS, or the last of a prompt. Nothing precedes a text
+            that was given as ids without a prompt.
         logprobs: Natural log-probability of each id but the first, given all ids before it.
     """
 
@@ -75,8 +49,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Return the exponential of the mean negative log-probability per token; 1.0 for an empty text."""
-        return math.exp(-sum(self.logprobs) / len(self.logprobs)) if self.logprobs else 1.0
+        """Return the exponential of the mean negative log-probability per token."""
+        return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
 @dataclass(frozen=True)
@@ -105,46 +79,57 @@ class Model:
     image_prompter: ImagePrompter | None = None
     draft: Engine | None = None
 
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.engine.summary})"
+
     @overload
-    def generate(self, prompt: str, images: Images = (), **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
+    def generate(self, prompt: Text, images: Images = (), **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
     def generate(
-        self, prompt: Sequence[str], images: Sequence[Images] = (), **options: Unpack[Options]
+        self, prompt: Sequence[Text], images: Sequence[Images] = (), **options: Unpack[Options]
     ) -> list[Completion]: ...
     def generate(
-        self, prompt: str | Sequence[str], images: Images = (), **options: Unpack[Options]
+        self, prompt: Text | Sequence[Text], images: Images = (), **options: Unpack[Options]
     ) -> Completion | list[Completion]:
         """Continue a text, or each of several.
 
         Args:
-            prompt: The text, or several.
+            prompt: The text or its token ids, to which no BOS is added; or several of them.
             images: Images that come before the text; for several texts, a sequence of images for each.
             **options: See `Options`.
 
         Raises:
             GemwrightError: A prompt does not fit in the context, an image cannot be read, the model does not accept
-                images, or an option is unknown or out of range.
+                images, or an option is unknown, of another type or out of range.
         """
-        if isinstance(prompt, str):
-            return self._complete([self._prompt(prompt, images, options)], self.stop_ids, options)[0]
-        if images and len(images) != len(prompt):
-            raise GemwrightError(
-                f"images has {len(images)} entries for {len(prompt)} texts; pass one sequence of images for each text."
-            )
-        pairs = zip(prompt, images or [()] * len(prompt), strict=True)
-        return self._complete([self._prompt(text, own, options) for text, own in pairs], self.stop_ids, options)
+        checked = check_options(options)
+        texts, single = parse_texts(prompt)
+        pairs = zip(texts, [images] if single else _images_of(len(texts), images), strict=True)
+        completions = self._complete([self._prompt(*pair, checked) for pair in pairs], self.stop_ids, checked)
+        return completions[0] if single else completions
 
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
-        """Answer the last message of a conversation.
+    @overload
+    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion: ...
+    @overload
+    def chat(self, messages: Sequence[Conversation], **options: Unpack[Options]) -> list[Completion]: ...
+    def chat(
+        self, messages: Conversation | Sequence[Conversation], **options: Unpack[Options]
+    ) -> Completion | list[Completion]:
+        """Answer the last message of a conversation, or of each of several.
 
         Args:
-            messages: `Message`s, or mappings with "role" (system, user or assistant), "content" and optional "images".
+            messages: `Message`s, or mappings with "role" (system, user or assistant), "content" and optional "images";
+                or several such lists.
             **options: As for `generate`.
 
         Raises:
             GemwrightError: Roles do not alternate, or as for `generate`.
         """
-        return self._complete([self._conversation(messages, options)], self.chat_stop_ids, options)[0]
+        checked = check_options(options)
+        conversations, single = parse_conversations(messages)
+        prompts = [self._conversation(conversation, checked) for conversation in conversations]
+        completions = self._complete(prompts, self.chat_stop_ids, checked)
+        return completions[0] if single else completions
 
     def infill(self, before: str, after: str, **options: Unpack[Options]) -> Completion:
         """Generate the code between two pieces of code (CodeGemma 2B and 7B), by default greedily.
@@ -153,35 +138,86 @@ class Model:
             GemwrightError: The vocabulary has no fill-in-the-middle tokens, or as for `generate`.
         """
         greedy: Options = {"temperature": 0.0}
+        checked = greedy | check_options(options)
+        if not (isinstance(before, str) and isinstance(after, str)):
+            raise GemwrightError("The code before and after the gap must be strings.")
         ids = infill.render(self.tokenizer, before, after)
-        return self._complete([ids], infill.stop_ids(self.tokenizer), greedy | options)[0]
+        return self._complete([ids], infill.stop_ids(self.tokenizer), checked)[0]
 
-    def stream(self, prompt: str | Conversation, images: Images = (), **options: Unpack[Options]) -> Stream:
+    def stream(self, prompt: Text | Conversation, images: Images = (), **options: Unpack[Options]) -> Stream:
         """Continue a text or answer a conversation, as a stream of pieces of whole characters.
 
         The images of a conversation are in its messages. Options and errors are those of `generate`.
         """
-        if isinstance(prompt, str):
-            return Stream(self._run([self._prompt(prompt, images, options)], self.stop_ids, options))
-        if images:
-            raise GemwrightError('Images of a conversation belong to its messages; pass them there, as "images".')
-        return Stream(self._run([self._conversation(prompt, options)], self.chat_stop_ids, options))
+        checked = check_options(options)
+        if is_conversation(prompt):
+            if images:
+                raise GemwrightError('Images of a conversation belong to its messages; pass them there, as "images".')
+            return Stream(self._run([self._conversation(prompt, checked)], self.chat_stop_ids, checked))
+        texts, single = parse_texts(prompt)
+        if not single:
+            raise GemwrightError("A stream continues one prompt; pass a list of prompts to generate.")
+        return Stream(self._run([self._prompt(texts[0], images, checked)], self.stop_ids, checked))
 
-    def score(self, text: str, prompt: str = "", images: Images = ()) -> Score:
-        """Return the log-likelihood of each token of a text after an optional prompt with images.
+    @overload
+    def score(self, text: Text, prompt: Text = "", images: Images = (), **windows: Unpack[Windows]) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def score(
+        self,
+        text: Sequence[Text],
+        prompt: Text | Sequence[Text] = "",
+        images: Sequence[Images] = (),
+        **windows: Unpack[Windows],
+    ) -> list[Score]: ...
+    def score(
+        self,
+        text: Text | Sequence[Text],
+        prompt: Text | Sequence[Text] = "",
+        images: Images = (),
+        **windows: Unpack[Windows],
+    ) -> Score | list[Score]:
+        """Return the log-likelihood of each token of a text, or of each of several, after an optional prompt.
+
+        Args:
+            text: The text or its token ids, to which no BOS is added; or several of them, which run as one batch.
+            prompt: A text before it that is not scored; for several texts, one for all or one for each.
+            images: Images before the prompt; for several texts, a sequence of images for each.
+            **windows: See `Windows`, for texts longer than the context.
 
         Raises:
-            GemwrightError: The text does not fit in the context, or as for the images of `generate`.
+            GemwrightError: A text is empty or does not fit in the context, or as for the images of `generate`.
         """
-        before, scored = self._prompt(prompt, images, {}), self.tokenizer.encode(text)
-        whole = before.then(scored) if isinstance(before, Prompt) else [*before, *scored]
-        ids = whole.ids if isinstance(whole, Prompt) else whole
-        first = len(before) - 1
-        return Score(list(ids[first:]), self.engine.score([whole])[0][first:].astype(float).tolist())
+        require_not_forked()
+        spans = check_windows(windows, self.engine.config.max_length)
+        texts, single = parse_texts(text)
+        prompts, shared = parse_texts(prompt)
+        if shared:
+            prompts *= len(texts)
+        elif len(prompts) != len(texts):
+            raise GemwrightError(f"prompt has {len(prompts)} texts for {len(texts)}; pass one, or one for each text.")
+        each = [images] if single else _images_of(len(texts), images)
+        parts = [self._scored(*part) for part in zip(texts, prompts, each, strict=True)]
+        with self._named_errors():
+            logprobs = [self._score_in_windows(*part, *spans) for part in parts] if spans else self._score(parts)
+        scores = [
+            Score([*token_ids(before)[-1:], *ids], part) for (before, ids), part in zip(parts, logprobs, strict=True)
+        ]
+        return scores[0] if single else scores
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt: BOS, then the text."""
         return self.tokenizer.with_bos(self.tokenizer.encode(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, without control tokens.
+
+        Raises:
+            GemwrightError: One of them is not the id of a token.
+        """
+        texts, single = parse_texts(ids)
+        if isinstance(ids, str) or not (single or not texts):
+            raise GemwrightError("decode takes the token ids of one text, as a list of integers.")
+        return self.tokenizer.decode(cast(Sequence[int], texts[0])) if texts else ""
 
     def encode_chat(self, messages: Conversation) -> list[int]:
         """Return the ids of a conversation up to the model's answer; image soft tokens are -1."""
@@ -193,10 +229,14 @@ class Model:
         """Return the ids that end an answer."""
         return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
 
-    def _prompt(self, text: str, images: Images, options: Options) -> Ids | Prompt:
+    def _prompt(self, text: Text, images: Images, options: Options) -> Ids | Prompt:
         prompter = self.image_prompter
         if prompter is None and images:
             raise GemwrightError(f"{self.name} does not accept images; use a model that does, such as gemma-3-4b-it.")
+        if not isinstance(text, str):
+            if images:
+                raise GemwrightError("Images need a prompt of text; pass it as a string instead of token ids.")
+            return text
         if prompter is None or not (images or prompter.style == "prefix"):
             return self.encode(text)
         if prompter.style == "prefix" and options.get("pan_and_scan"):
@@ -220,19 +260,55 @@ class Model:
         return batch.completions
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
-        _check_names(options)
-        max_tokens, top_logprobs = options.get("max_tokens", 256), options.get("top_logprobs")
-        if max_tokens < 1 or not 0 <= (top_logprobs or 0) <= MAX_TOP_LOGPROBS:
-            raise GemwrightError(f"max_tokens must be at least 1, and top_logprobs from 0 to {MAX_TOP_LOGPROBS}.")
+        require_not_forked()
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop") or ()
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
-        stop = options.get("stop", ())
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
         stop_ids = tuple(stop_ids)
+        max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
-        lengths = [len(prompt) for prompt in prompts]
-        return OutputBatch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
+        prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
+        stops = [stop] if isinstance(stop, str) else stop
+        return OutputBatch(self._named(steps), self.tokenizer, prompt_tokens, stop_ids, stops, seeds)
+
+    def _named(self, steps: Iterator[Step]) -> Iterator[Step]:
+        with self._named_errors():
+            yield from steps
+
+    @contextmanager
+    def _named_errors(self) -> Generator[None]:
+        """Add the model's name to an error about its logits."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self.name}: {error}") from error
+
+    def _scored(self, text: Text, prompt: Text, images: Images) -> tuple[Ids | Prompt, Ids]:
+        """Return the prompt of a text to score, and the ids of the text."""
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        is_alone = not isinstance(text, str) and not prompt and not images  # the ids hold their own BOS
+        before = [] if is_alone else self._prompt(prompt, images, {})
+        if len(ids) + min(len(before), 1) < 2:
+            raise GemwrightError("There is no token to score; pass a text that is not empty, or two token ids.")
+        return before, ids
+
+    def _score(self, parts: Sequence[tuple[Ids | Prompt, Ids]]) -> list[list[float]]:
+        """Return the log-probabilities of texts after their prompts, as one batch."""
+        scores = self.engine.score([_join(*part) for part in parts]) if parts else []
+        starts = [max(len(before) - 1, 0) for before, _ in parts]
+        return [logprobs[start:].astype(float).tolist() for start, logprobs in zip(starts, scores, strict=True)]
+
+    def _score_in_windows(self, before: Ids | Prompt, ids: Ids, max_length: int, stride: int) -> list[float]:
+        """Return the log-probabilities of a text whose windows all begin with the prompt."""
+        size, logprobs = max_length - len(before), list[float]()
+        if stride > size - (not before):
+            raise GemwrightError(f"stride is {stride}, and it must be at most {size - (not before)} in these windows.")
+        for start, first, stop in windows(len(ids), size, stride):
+            window = self._score([(before, ids[start:stop])])[0]
+            logprobs += window[max(first - start - (not before), 0) :]
+        return logprobs
 
     def _proposer(self, samplings: Sequence[Sampling], options: Options) -> Proposer | None:
         if options.get("lookup"):
@@ -243,24 +319,24 @@ class Model:
         return Draft(self.draft.config, self.draft.params, vocabulary, samplings, self.draft.state_dtype)
 
     def _samplings(self, options: Options, count: int) -> list[Sampling]:
-        given: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
-        seed = given.pop("seed", self.defaults.seed)
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        if len(seeds) != count:
-            raise GemwrightError(f"seed has {len(seeds)} seeds for {count} texts; pass one, or one for each text.")
-        return [replace(self.defaults, **given, seed=seed) for seed in seeds]
+        given: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING and name != "seed"}
+        return [replace(self.defaults, **given, seed=seed) for seed in parse_seeds(options, count)]
 
 
 _SAMPLING = frozenset(Sampling.__dataclass_fields__)
 
 
-def _check_names(options: Options) -> None:
-    """Raise if an option is unknown: type checkers enforce a TypedDict, Python does not."""
-    known = Options.__annotations__.keys()
-    for name in options.keys() - known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        remedy = f"did you mean {nearest[0]}?" if nearest else f"the options are {', '.join(known)}."
-        raise GemwrightError(f"There is no option {name!r}; {remedy}")
+def _join(before: Ids | Prompt, ids: Ids) -> Ids | Prompt:
+    return before.then(ids) if isinstance(before, Prompt) else [*before, *ids]
+
+
+def _images_of(count: int, images: Images) -> Sequence[Images]:
+    """Return the images of each of several texts."""
+    if images and len(images) != count:
+        raise GemwrightError(
+            f"images has {len(images)} entries for {count} texts; pass one sequence of images for each text."
+        )
+    return images or [()] * count
 
 
 def _views(images: Images, options: Options) -> list[list[Image]]:

@@ -7,3 +7,7 @@ class GemwrightError(ValueError):
 
 class CheckpointError(GemwrightError):
     """An error in reading or writing a checkpoint, its configuration or its tokenizer."""
+
+
+class NotFiniteError(GemwrightError):
+    """A model computed infinite or undefined logits."""

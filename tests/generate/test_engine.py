@@ -255,6 +255,31 @@ def test_decoding_ends_with_the_last_sequence(engine: Engine, monkeypatch: pytes
     assert lengths[-1] == [len(prompts[0]) + count - 1]
 
 
+@pytest.mark.parametrize("options", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.4, "presence_penalty": -0.5}])
+def test_penalties_count_generated_tokens_alone(engine: Engine, options: dict[str, float]):
+    """Greedy decoding against a plain loop, whose prompt repeats the tokens that would be penalised."""
+    prompt = _naive(engine, [3, 4], 6) * 2
+    texts = [list(prompt), [5]]
+    for text, start in zip(texts, map(len, texts), strict=True):
+        for _ in range(25):
+            counts = np.bincount(text[start:], minlength=engine.vocabulary)[: engine.vocabulary]
+            scores = _logprobs(engine, text)[-1] - options.get("frequency_penalty", 0.0) * counts
+            text.append(int((scores - options["presence_penalty"] * (counts > 0)).argmax()))
+    steps = _steps(engine, [prompt, [5]], 25, Sampling(**options))
+    assert _tokens(steps) == [texts[0][len(prompt) :], texts[1][1:]]
+    assert _tokens(_steps(engine, [prompt, [5]], 25)) != _tokens(steps)
+
+
+def test_a_text_as_long_as_the_context_is_scored(engine: Engine):
+    short = replace(engine, config=replace(engine.config, max_length=40))
+    ids = random_ids(VOCAB, 40).tolist()
+    np.testing.assert_allclose(short.score([ids])[0], _logprobs(engine, ids)[range(39), ids[1:]], rtol=0, atol=LOGPROB)
+    with pytest.raises(GemwrightError, match="context is 40; score it in windows, with stride"):
+        short.score([[*ids, 1]])
+    with pytest.raises(GemwrightError, match="context is 40; shorten it"):
+        short.generate([ids], [GREEDY], 1)
+
+
 def test_input_is_checked_when_called(engine: Engine):
     for prompts, samplings, limits in [([[]], [GREEDY], 3), ([[1]], [], 3), ([[1], [2]], [GREEDY] * 2, [3])]:
         with pytest.raises(GemwrightError):

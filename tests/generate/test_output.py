@@ -26,7 +26,7 @@ def _steps(*texts: list[int]) -> Iterator[Step]:
 
 def test_a_sequence_without_a_token_has_ended(tokenizer: Tokenizer):
     ids = tokenizer.encode("the cat and then")
-    batch = OutputBatch(_steps(ids, ids[:2], [*ids[:1], 7]), tokenizer, [1, 2, 3], [7], [])
+    batch = OutputBatch(_steps(ids, ids[:2], [*ids[:1], 7]), tokenizer, [1, 2, 3], [7], [], [4, 5, 6])
     pieces = list(batch)
     done = batch.completions
     assert [completion.tokens for completion in done] == [ids, ids[:2], ids[:1]]
@@ -38,7 +38,7 @@ def test_a_sequence_without_a_token_has_ended(tokenizer: Tokenizer):
 
 def test_a_completion_never_changes(tokenizer: Tokenizer):
     ids = tokenizer.encode("the cat and then")
-    stream = Stream(OutputBatch(_steps(ids), tokenizer, [1], [], []))
+    stream = Stream(OutputBatch(_steps(ids), tokenizer, [1], [], [], [0]))
     pieces = iter(stream)
     next(pieces)
     early = stream.completion

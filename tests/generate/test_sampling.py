@@ -21,7 +21,7 @@ from transformers import (
 
 from gemwright.errors import GemwrightError
 from gemwright.generate import sampling
-from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, penalise, uniform
+from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, TokenCounts, penalise, uniform
 
 sample = jax.jit(sampling.sample)
 draw = jax.jit(sampling._draw)
@@ -53,7 +53,7 @@ def _kept(logits: np.ndarray, rows: list[Sampling], seen: list[int]) -> np.ndarr
 
 @jax.jit
 def _filtered(logits: jax.Array, present: jax.Array, settings: BatchedSampling) -> jax.Array:
-    scores = penalise(logits, present, settings.repetition_penalty)
+    scores = penalise(logits, TokenCounts(present, jnp.zeros(present.shape, jnp.int32)), settings)
     below = scores - jnp.max(scores, axis=-1, keepdims=True)
     return sampling._kept(scores, jnp.exp(below / settings.temperature[:, None]), settings)
 
@@ -287,3 +287,32 @@ def test_rows_of_a_batch_are_drawn_as_alone():
 def test_settings_out_of_range_are_refused(name: str, value: float):
     with pytest.raises(GemwrightError, match=name):
         Sampling(**{name: value})
+
+
+def test_penalties_are_those_of_openai():
+    """Of generated tokens alone, a multiple of their count and a constant; after the repetition penalty, as in vLLM."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, 9)).astype(np.float32)
+    in_prompt, generated = random.random((2, 9)) < 0.5, random.integers(0, 3, (2, 9)).astype(np.int32)
+    rows = [
+        Sampling(presence_penalty=0.7, frequency_penalty=-0.3),
+        Sampling(repetition_penalty=1.5, frequency_penalty=2.0),
+    ]
+    expected = logits.astype(float)
+    for scores, row, prompt, counts in zip(expected, rows, in_prompt, generated, strict=True):
+        for token, count in enumerate(counts):
+            if prompt[token] or count:
+                divides = scores[token] > 0
+                scores[token] *= 1 / row.repetition_penalty if divides else row.repetition_penalty
+            if count:
+                scores[token] -= row.frequency_penalty * count + row.presence_penalty
+    counts = TokenCounts(jnp.asarray(in_prompt), jnp.asarray(generated))
+    found = penalise(jnp.asarray(logits), counts, BatchedSampling.stack(rows))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_penalties_have_the_bounds_of_openai(name: str):
+    for value in (-2.1, 2.1, float("nan")):
+        with pytest.raises(GemwrightError, match=f"{name} is .* between -2.0 and 2.0"):
+            Sampling(**{name: value})

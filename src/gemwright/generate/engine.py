@@ -14,11 +14,11 @@ from gemwright.generate import buckets, programs, speculation
 from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
 from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_ids
-from gemwright.generate.sampling import BatchedSampling, Sampling, candidate_count
+from gemwright.generate.sampling import BatchedSampling, Sampling, TokenCounts, candidate_count
 from gemwright.generate.slots import Slots, stop_table
 from gemwright.generate.step import Step, from_choice, from_choices, require_finite
 from gemwright.model.config import Config
-from gemwright.model.params import ModelWeights
+from gemwright.model.params import ModelWeights, parameter_count
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
 
 
@@ -37,6 +37,16 @@ class Engine:
     params: ModelWeights
     vocabulary: int
     state_dtype: DTypeLike = jnp.float32
+
+    def __repr__(self) -> str:
+        return f"Engine({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """Number of parameters, dtype and device in a few words."""
+        weight, device = self.params.layers[0].mlp.gate, jax.tree.leaves(self.params)[0].devices().pop()
+        dtype = str(weight.dtype) if isinstance(weight, jax.Array) else "stored"
+        return f"{parameter_count(self.config):,} parameters, {dtype}, {device.device_kind}"
 
     def generate(
         self,
@@ -65,7 +75,7 @@ class Engine:
             GemwrightError: when called, if a prompt is empty, longer than the model's maximum length or holds an
                 unknown id, or if the model cannot speculate; while iterating, if logits are not finite.
         """
-        self._check(prompts)
+        self._check(prompts, self.config.max_length - 1, "shorten it")
         limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
         if not len(prompts) == len(samplings) == len(limits):
             raise GemwrightError(
@@ -105,18 +115,18 @@ class Engine:
             GemwrightError: logits are not finite.
         """
         state, hidden = self._prefill(prompts, self._empty(prompts) if state is None else state)
-        seen = self._seen(prompts) if options.penalty else None
+        counts = self._counts(prompts) if options.penalty else None
         batched = BatchedSampling.stack(samplings)
-        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, seen)
+        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, counts)
         first, table = from_choice(choice), stop_table([stop_ids := tuple(stop_ids)] * len(prompts))
         require_finite(first.tokens != NOT_FINITE)
         remaining = np.where(np.isin(first.tokens, stop_ids), 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
-        slots = Slots(state, choice.token, jax.device_put(remaining), jax.device_put(table), batched, seen)
+        slots = Slots(state, choice.token, jax.device_put(remaining), jax.device_put(table), batched, counts)
         return first, slots
 
     def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:
         """Return the options of programs that decode sequences with these settings."""
-        has_penalty = any(sampling.repetition_penalty != 1.0 for sampling in samplings)
+        has_penalty = any(sampling.has_penalty for sampling in samplings)
         return DecodeOptions(self.vocabulary, candidate_count(samplings), has_penalty, top_logprobs)
 
     def score(self, prompts: Sequence[Ids | Prompt]) -> list[NDArray[np.float32]]:
@@ -125,9 +135,9 @@ class Engine:
         Within a group, whose tokens attend to later ones, the numbers are undefined.
 
         Raises:
-            GemwrightError: as for `generate`.
+            GemwrightError: as for `generate`, but a prompt may be as long as the model's maximum length.
         """
-        self._check(prompts)
+        self._check(prompts, self.config.max_length, "score it in windows, with stride")
         state = self._empty(prompts)
         scores: list[list[float]] = [[] for _ in prompts]
         for chunk in chunks(_scored(prompts)):
@@ -213,14 +223,14 @@ class Engine:
 
         return speculation.decode(verify, proposer, texts, limits, first, frozenset(stop_ids))
 
-    def _check(self, prompts: Sequence[Ids | Prompt]) -> None:
+    def _check(self, prompts: Sequence[Ids | Prompt], most: int, remedy: str) -> None:
         for prompt in prompts:
             if not len(prompt):
                 raise GemwrightError("A prompt is empty; it needs at least one token.")
-            if len(prompt) >= self.config.max_length:
+            if len(prompt) > most:
                 raise GemwrightError(
                     f"The prompt has {len(prompt)} tokens and the model's context is {self.config.max_length}; "
-                    "shorten it."
+                    f"{remedy}."
                 )
             lowest = SOFT_TOKEN if isinstance(prompt, Prompt) else 0
             if not lowest <= min(token_ids(prompt)) <= max(token_ids(prompt)) < self.vocabulary:
@@ -248,11 +258,11 @@ class Engine:
         state = with_room(slots.state, config or self.config, length, capacity)
         return slots if state is slots.state else replace(slots, state=state)
 
-    def _seen(self, prompts: Sequence[Ids | Prompt]) -> jax.Array:
-        seen = np.zeros((len(prompts), self.config.vocab), bool)
-        for tokens, prompt in zip(seen, prompts, strict=True):
+    def _counts(self, prompts: Sequence[Ids | Prompt]) -> TokenCounts:
+        in_prompt = np.zeros((len(prompts), self.config.vocab), bool)
+        for tokens, prompt in zip(in_prompt, prompts, strict=True):
             tokens[[token for token in token_ids(prompt) if token != SOFT_TOKEN]] = True
-        return jnp.asarray(seen)
+        return TokenCounts(jnp.asarray(in_prompt), jnp.zeros(in_prompt.shape, jnp.int32))
 
 
 def _scored(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:

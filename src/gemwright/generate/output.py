@@ -25,6 +25,8 @@ class Completion:
         prompt_tokens: Length of the prompt in tokens.
         proposed: Number of draft tokens that were verified.
         accepted: Number of draft tokens that were accepted.
+        seed: The seed of its random numbers, which repeats the text. It is not compared: greedy texts do not depend on
+            it.
     """
 
     text: str
@@ -35,16 +37,18 @@ class Completion:
     prompt_tokens: int
     proposed: int = 0
     accepted: int = 0
+    seed: int = field(default=0, compare=False)
 
 
-class Stream:
-    """A text as a stream of pieces, and its completion."""
+class Stream(Iterator[str]):
+    """A text as an iterator over pieces, and its completion."""
 
-    def __init__(self, batches: "OutputBatch"):
-        self._batch = batches
+    def __init__(self, batch: "OutputBatch"):
+        self._batch = batch
+        self._pieces = (pieces[0] for pieces in batch if pieces[0])
 
-    def __iter__(self) -> Iterator[str]:
-        return (pieces[0] for pieces in self._batch if pieces[0])
+    def __next__(self) -> str:
+        return next(self._pieces)
 
     @property
     def completion(self) -> Completion:
@@ -62,11 +66,13 @@ class OutputBatch:
         prompt_tokens: Sequence[int],
         stop_ids: Iterable[int],
         stop_strings: Sequence[str],
+        seeds: Sequence[int],
     ):
         stops = frozenset(stop_ids)
         self._steps = steps
         self._sequences = [
-            _Sequence(tokenizer.stream(), StopStrings(stop_strings), stops, count) for count in prompt_tokens
+            _Sequence(tokenizer.stream(), StopStrings(stop_strings), stops, count, seed)
+            for count, seed in zip(prompt_tokens, seeds, strict=True)
         ]
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -88,6 +94,7 @@ class _Sequence:
     stop_strings: StopStrings
     stop_ids: frozenset[int]
     prompt_tokens: int
+    seed: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -143,4 +150,5 @@ class _Sequence:
             self.prompt_tokens,
             self.proposed,
             self.accepted,
+            self.seed,
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gemwright import tree, weights
 from gemwright.generate import sampling
-from gemwright.generate.sampling import BatchedSampling
+from gemwright.generate.sampling import BatchedSampling, TokenCounts
 from gemwright.generate.slots import Slots
 from gemwright.model import transformer
 from gemwright.model.config import Config
@@ -34,7 +34,7 @@ class DecodeOptions(NamedTuple):
     Attributes:
         vocabulary: Number of real ids; higher ones are padding of the table and never chosen.
         candidates: Number of largest logits to sample from; None for all.
-        penalty: Some sequence has a repetition penalty.
+        penalty: Some sequence has a penalty.
         top_logprobs: Number of likeliest tokens to report at each step with their log-probabilities; None reports no
             log-probabilities at all, not even of the chosen token.
     """
@@ -79,7 +79,7 @@ def prefill(
     return after, hidden[jnp.arange(tokens.shape[0]), ends] if last else None
 
 
-_Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, Array | None]
+_Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, TokenCounts | None]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
@@ -100,22 +100,22 @@ def decode(
         return (carry[0] < count) & jnp.any(carry[3] > 0)
 
     def step(carry: _Carry) -> _Carry:
-        at, choices, token, remaining, state, seen = carry
+        at, choices, token, remaining, state, counts = carry
         active = remaining > 0
         hidden, after = _forward(config, params, token[:, None], active[:, None], state)
-        if seen is not None:
-            place = jnp.where(active, token, seen.shape[1])  # one past the end: dropped
-            seen = seen.at[jnp.arange(token.shape[0]), place].set(True, mode="drop")
-        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, seen)
+        if counts is not None:
+            sequences = jnp.arange(token.shape[0])
+            counts = replace(counts, generated=counts.generated.at[sequences, token].add(active.astype(jnp.int32)))
+        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, counts)
         chosen = jnp.where(active, choice.token, NO_TOKEN)
         choices = jax.tree.map(functools.partial(_put, at), choices, replace(choice, token=chosen))
         ended = (chosen < 0) | jnp.any(chosen[:, None] == stop_ids, axis=1)
-        return at + 1, choices, jnp.where(active, chosen, token), jnp.where(ended, 0, remaining - 1), after, seen
+        return at + 1, choices, jnp.where(active, chosen, token), jnp.where(ended, 0, remaining - 1), after, counts
 
     choices = _unmade(options, MAX_STEPS_PER_CALL, *slots.token.shape)
-    first = (jnp.zeros((), jnp.int32), choices, slots.token, slots.remaining, slots.state, slots.seen)
-    _, choices, token, remaining, state, seen = jax.lax.while_loop(goes_on, step, first)
-    return choices, Slots(state, token, remaining, stop_ids, batched, seen)
+    first = (jnp.zeros((), jnp.int32), choices, slots.token, slots.remaining, slots.state, slots.counts)
+    _, choices, token, remaining, state, counts = jax.lax.while_loop(goes_on, step, first)
+    return choices, Slots(state, token, remaining, stop_ids, batched, counts)
 
 
 def _forward(
@@ -171,13 +171,9 @@ def verify(
         The choice after each of the B * T tokens; how many choices of each sequence count, which is one more than its
         accepted draft tokens; the slots after the accepted tokens.
     """
-    size, state, seen = tokens.shape[1], slots.state, slots.seen
+    size, state, counts = tokens.shape[1], slots.state, slots.counts
     hidden, after = _forward(config, params, tokens, valid, state)
-    at_each = None
-    if seen is not None:
-        sequences, places = jnp.arange(tokens.shape[0])[:, None], jnp.arange(size)
-        new = jnp.zeros((*tokens.shape, seen.shape[-1]), bool).at[sequences, places, tokens].set(valid)
-        at_each = seen[:, None] | jnp.logical_or.accumulate(new, axis=1)
+    at_each = None if counts is None else _counts_after_each(counts, tokens, valid)
     lengths = state.lengths[:, None] + jnp.arange(1, size + 1)
     choice = choose(
         config,
@@ -186,14 +182,27 @@ def verify(
         hidden.reshape(-1, hidden.shape[-1]),
         lengths.reshape(-1),
         jax.tree.map(functools.partial(jnp.repeat, repeats=size), slots.sampling),
-        None if at_each is None else at_each.reshape(-1, at_each.shape[-1]),
+        None if at_each is None else jax.tree.map(_flat, at_each),
     )
     accepted = valid[:, 1:] & (tokens[:, 1:] == choice.token.reshape(tokens.shape)[:, :-1])
     taken = valid[:, 0] * (1 + jnp.sum(jnp.cumprod(accepted, axis=1), axis=1))
-    if seen is not None and at_each is not None:
-        last = jnp.take_along_axis(at_each, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
-        seen = jnp.where((taken > 0)[:, None], last, seen)
-    return choice, taken, replace(slots, state=DecodeState(state.lengths + taken, after.layers), seen=seen)
+    if counts is not None and at_each is not None:
+        last = jnp.take_along_axis(at_each.generated, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
+        counts = replace(counts, generated=jnp.where((taken > 0)[:, None], last, counts.generated))
+    return choice, taken, replace(slots, state=DecodeState(state.lengths + taken, after.layers), counts=counts)
+
+
+def _flat(leaf: Array) -> Array:
+    return leaf.reshape(-1, leaf.shape[-1])
+
+
+def _counts_after_each(counts: TokenCounts, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> TokenCounts:
+    """Return the counts after each of the tokens, with leaves [B, T, V]."""
+    shape = (*tokens.shape, counts.generated.shape[-1])
+    sequences, places = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
+    new = jnp.zeros(shape, jnp.int32).at[sequences, places, tokens].set(valid.astype(jnp.int32))
+    generated = counts.generated[:, None] + jnp.cumsum(new, axis=1)
+    return TokenCounts(jnp.broadcast_to(counts.in_prompt[:, None], shape), generated)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "options"))
@@ -204,11 +213,11 @@ def choose(
     hidden: Float[Array, "B D"],
     lengths: Int[Array, " B"],
     batched: BatchedSampling,
-    seen: Bool[Array, "B V"] | None,
+    counts: TokenCounts | None,
 ) -> SampledTokens:
     """Choose the next token of each sequence from the hidden state of its last, `NOT_FINITE` if that gives no numbers.
 
-    Log-probabilities are the model's own, before penalty, temperature and filters.
+    Log-probabilities are the model's own, before penalties, temperature and filters.
     """
     numbers = sampling.uniform(batched.seed, lengths)
 
@@ -220,11 +229,11 @@ def choose(
         return jnp.where(jnp.isfinite(largest) & jnp.all(jnp.isfinite(hidden), axis=-1), chosen, NOT_FINITE)
 
     count = None if options.candidates is None else min(options.candidates, options.vocabulary)
-    if count is not None and seen is None and options.top_logprobs is None:
+    if count is not None and counts is None and options.top_logprobs is None:
         largest, ids = transformer.top_logits(config, params, hidden, options.vocabulary, count)
         return SampledTokens(checked(from_top(largest, ids), largest[:, 0]), None, None, None)
     logits = _real(transformer.logits(config, params, hidden), options.vocabulary)
-    scores = logits if seen is None else sampling.penalise(logits, seen, batched.repetition_penalty)
+    scores = logits if counts is None else sampling.penalise(logits, counts, batched)
     chosen = sampling.sample(scores, batched, numbers) if count is None else from_top(*weights.largest(scores, count))
     token = checked(chosen, jnp.max(logits, axis=-1))
     if options.top_logprobs is None:

@@ -88,6 +88,20 @@ def chunks(prompts: Sequence[Ids | Prompt], starts: Sequence[int] | None = None)
         starts = stops
 
 
+def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a text of `length` tokens into windows that begin `stride` tokens apart.
+
+    Returns:
+        The start of each window, the end of the one before it, and its own end, at most `size` after the start.
+    """
+    stop = 0
+    for start in range(0, length, stride):
+        first, stop = stop, min(start + size, length)
+        yield start, first, stop
+        if stop == length:
+            return
+
+
 def _group_length(prompt: Ids | Prompt, start: int) -> int:
     """Return the number of tokens of the group that begins at `start`, or 0."""
     if not isinstance(prompt, Prompt) or start >= len(prompt) or prompt.groups[start] < 0:

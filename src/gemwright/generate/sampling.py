@@ -1,6 +1,6 @@
 """Sampling: filters as thresholds on the logits, and a token drawn by uniform random numbers.
 
-The order of transformers and vLLM: repetition penalty, temperature, top-k, top-p, min-p.
+The order of transformers and vLLM: repetition, frequency and presence penalty, temperature, top-k, top-p, min-p.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ class Sampling:
         top_p: Keep the fewest likeliest tokens whose total probability reaches this.
         min_p: Keep tokens whose probability is at least this fraction of the largest.
         repetition_penalty: Divides the positive and multiplies the negative logits of tokens in the text.
+        presence_penalty: Subtracted from the logits of tokens that were generated, not of those in the prompt only.
+        frequency_penalty: Subtracted from them for each time that they were generated.
         seed: The same seed, prompt and settings give the same text, independent of the batch.
     """
 
@@ -40,6 +42,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -49,6 +53,8 @@ class Sampling:
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
             "repetition_penalty": (0.01, 100.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
             "seed": (0, 2**32 - 1),
         }
         for name, (low, high) in bounds.items():
@@ -57,6 +63,11 @@ class Sampling:
                 raise GemwrightError(f"{name} is {value}, and it must lie between {low} and {high}.")
         if self.top_p == 0.0:
             raise GemwrightError("top_p is 0, which keeps no token; use temperature 0 for greedy decoding.")
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the choice of a token depends on which tokens are in the text."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 @tree.node
@@ -68,6 +79,8 @@ class BatchedSampling:
     top_p: Float[Array, " B"]
     min_p: Float[Array, " B"]
     repetition_penalty: Float[Array, " B"]
+    presence_penalty: Float[Array, " B"]
+    frequency_penalty: Float[Array, " B"]
     seed: UInt[Array, " B"]
 
     @classmethod
@@ -82,6 +95,24 @@ class BatchedSampling:
         return cls(**{field.name: column(field.name) for field in fields(cls)})  # type: ignore[arg-type]
 
 
+@tree.node
+class TokenCounts:
+    """The tokens of each text, for the penalties.
+
+    Attributes:
+        in_prompt: Which tokens are in the prompt.
+        generated: How often each token was generated.
+    """
+
+    in_prompt: Bool[Array, "B V"]
+    generated: Int[Array, "B V"]
+
+    @classmethod
+    def empty(cls, count: int, vocab: int) -> "TokenCounts":
+        """Return the counts of `count` empty texts."""
+        return cls(jnp.zeros((count, vocab), bool), jnp.zeros((count, vocab), jnp.int32))
+
+
 def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Array, "B 2"]:
     """Return two numbers in [0, 1) per sequence, which depend only on its seed and the token's position."""
 
@@ -91,10 +122,16 @@ def uniform(seeds: UInt[Array, " B"], positions: Int[Array, " B"]) -> Float[Arra
     return jax.vmap(draw)(seeds, positions)
 
 
-def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """Apply the repetition penalty (arXiv:1909.05858) to the tokens in the text."""
-    factor = penalty[:, None]
-    return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+def penalise(logits: Float[Array, "B V"], counts: TokenCounts, settings: BatchedSampling) -> Float[Array, "B V"]:
+    """Apply the penalties to the tokens of the texts.
+
+    Sources: arXiv:1909.05858 (repetition); platform.openai.com/docs/api-reference/chat (presence, frequency).
+    """
+    factor, is_generated = settings.repetition_penalty[:, None], counts.generated > 0
+    repeated = jnp.where(logits > 0, logits / factor, logits * factor)
+    scores = jnp.where(counts.in_prompt | is_generated, repeated, logits)
+    scores -= settings.frequency_penalty[:, None] * counts.generated
+    return scores - settings.presence_penalty[:, None] * is_generated
 
 
 def candidate_count(samplings: Sequence[Sampling]) -> int | None:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright import tree
-from gemwright.generate.sampling import BatchedSampling, Sampling
+from gemwright.generate.sampling import BatchedSampling, Sampling, TokenCounts
 from gemwright.model.state import DecodeState, KVCache
-from gemwright.typing import Array, Bool, Int
+from gemwright.typing import Array, Int
 
 STOP_IDS = 8
 """Widths of `Slots.stop_ids` are multiples of this, so that few programs are compiled."""
@@ -37,7 +37,7 @@ class Slots:
         remaining: How many more tokens to decode; 0 if the slot is idle.
         stop_ids: Ids that end each sequence, padded with -1.
         sampling: Sampling settings.
-        seen: Tokens in each text, for the repetition penalty.
+        counts: Tokens of each text, if some sequence may have a penalty.
     """
 
     state: DecodeState
@@ -45,7 +45,7 @@ class Slots:
     remaining: Int[Array, " S"]
     stop_ids: Int[Array, "S K"]
     sampling: BatchedSampling
-    seen: Bool[Array, "S V"] | None
+    counts: TokenCounts | None
 
 
 _Sequences = TypeVar("_Sequences", Slots, DecodeState)
@@ -57,7 +57,7 @@ def empty_slots(state: DecodeState, stop_ids: int = STOP_IDS, vocab: int | None 
     Args:
         state: see `gemwright.model.state.empty_state`.
         stop_ids: most stop ids of a sequence.
-        vocab: the model's vocabulary size if a sequence may have a repetition penalty.
+        vocab: the model's vocabulary size if a sequence may have a penalty.
     """
     count = len(state.lengths)
     return Slots(
@@ -66,7 +66,7 @@ def empty_slots(state: DecodeState, stop_ids: int = STOP_IDS, vocab: int | None 
         remaining=jnp.zeros(count, jnp.int32),
         stop_ids=jnp.full((count, stop_ids), -1, jnp.int32),
         sampling=BatchedSampling.stack([Sampling()] * count),
-        seen=None if vocab is None else jnp.zeros((count, vocab), bool),
+        counts=None if vocab is None else TokenCounts.empty(count, vocab),
     )
 
 

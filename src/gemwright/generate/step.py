@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.errors import GemwrightError
+from gemwright.errors import NotFiniteError
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, SampledTokens
 from gemwright.typing import Array
 
@@ -38,10 +38,10 @@ def require_finite(finite: NDArray[np.bool_]) -> None:
     """Raise an error unless the logits of all tokens are finite.
 
     Raises:
-        GemwrightError: some are not.
+        NotFiniteError: some are not.
     """
     if not finite.all():
-        raise GemwrightError(
+        raise NotFiniteError(
             "The model's logits are not finite: its weights are damaged or its activations overflow; check the "
             "checkpoint, or load it with dtype float32 or bfloat16."
         )
@@ -58,7 +58,7 @@ def from_choices(choices: SampledTokens) -> list[Step]:
     """Copy the tokens of consecutive steps to the host, up to the last that any sequence has.
 
     Raises:
-        GemwrightError: some logits were not finite.
+        NotFiniteError: some logits were not finite.
     """
     host = jax.tree.map(np.asarray, choices)
     require_finite(host.token != NOT_FINITE)

@@ -6,10 +6,11 @@ This module must not import JAX; `gemwright.loading.model` does.
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from gemwright.checkpoint.adapters import AdapterNames, find_model
 from gemwright.checkpoint.prefetch import GgufPrefetch
+from gemwright.options import refuse_unknown
 from gemwright.precision import Precision, parse_precision
 from gemwright.runtime import cache_dir, startup
 
@@ -30,23 +31,26 @@ def load(
     draft: str | Path | None = None,
     adapter: AdapterNames = (),
     progress: "Progress" = lambda done, total: None,
+    **unknown: Never,
 ) -> "Model":
     """Load a model.
 
     Args:
         model: A path, a name from `gemwright models`, a hub id, or a LoRA adapter, whose base model is then loaded.
-        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy or JAX.
-            "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on an
-            accelerator; on a CPU "stored", or float32 without the C++ kernels.
+        dtype: Precision of weights and activations: "stored", "float32", "bfloat16", or such a dtype of NumPy, JAX or
+            PyTorch. "stored" keeps matrices in their stored format, for the native CPU kernels. By default bfloat16 on
+            an accelerator; on a CPU "stored", or float32 without the C++ kernels.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary, which proposes draft tokens; a path, name or hub id.
         adapter: A LoRA adapter (PEFT folder or GGUF file), several, or several with their weights.
         progress: Called with the number of bytes read and the total.
+        **unknown: No other argument is accepted.
 
     Raises:
         GemwrightError: A model is not found, cannot be read or does not fit in memory, the precision is not supported,
-            or the draft model has another vocabulary.
+            the draft model has another vocabulary, or an argument is unknown.
     """
+    refuse_unknown(unknown, ("model", "dtype", "variant", "draft", "adapter", "progress"))
     precision = None if dtype is None else parse_precision(dtype)
     path, adapters = find_model(model, adapter)
     with reading(path, native=precision in (None, "stored")) as prefetch, startup.paused():
@@ -67,4 +71,5 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch
     """
     if not path.is_file() or path.suffix != ".gguf":
         return nullcontext()
-    return GgufPrefetch(path, native=native, tokenizer_cache=cache_dir.cache_folder() / "tokenizers")
+    tokenizers = cache_dir.cache_folder() / "tokenizers"
+    return GgufPrefetch(path, native=native, tokenizer_cache=tokenizers if cache_dir.is_trusted(tokenizers) else None)

@@ -26,7 +26,7 @@ from gemwright.images.image_prompt import ImagePrompter
 from gemwright.kernels.native import native_enabled
 from gemwright.model.params import ModelWeights
 from gemwright.precision import Precision, activation_dtype, cache_dtype, parse_precision
-from gemwright.runtime import startup
+from gemwright.runtime import fork, machine, startup
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.text import chat
 from gemwright.text.tokenizer import Tokenizer
@@ -56,6 +56,9 @@ def load_model(
     Raises:
         GemwrightError: As for `gemwright.load`.
     """
+    fork.require_not_forked()
+    fork.watch()
+    machine.set_threads()
     enable_cache()
     checkpoint = (
         open_gguf_checkpoint(prefetch.file.result()) if prefetch else open_checkpoint(locate(str(model)), variant)

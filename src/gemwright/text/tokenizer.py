@@ -52,6 +52,9 @@ class Tokenizer:
         self.pad_id = self.id_of("<pad>")
         self.unk_id = self.id_of("<unk>")
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.size} tokens)"
+
     @property
     def model(self) -> bytes:
         """Serialized SentencePiece model, from which another tokenizer can be made."""
