@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemwright.checkpoint.files.formats import is_gguf
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.precision import Precision, parse_precision
@@ -58,6 +59,6 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch
         path: The checkpoint.
         native: Whether matrices are kept in their stored format if the kernels support it.
     """
-    if not path.is_file() or path.suffix != ".gguf":
+    if not is_gguf(path):
         return nullcontext()
     return GgufPrefetch(path, native=native, tokenizer_cache=cache_dir.cache_folder() / "tokenizers")
