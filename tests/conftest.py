@@ -36,7 +36,9 @@ def demo_gguf() -> Path:
     """The real Gemma 3 270M that comes with the `demo` extra."""
     from gemwright.checkpoint.locate import locate
 
-    return locate("gemma-3-270m", may_download=False)
+    with pytest.MonkeyPatch.context() as patch:  # one copy in the user's cache for all workers
+        patch.delenv("XDG_CACHE_HOME", raising=False)
+        return locate("gemma-3-270m", may_download=False)
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,6 @@ GGUF = to_gguf(GEMMA_3_270M)
         ("attention.causal", False),
         ("rope.dimension_count", 128),
         ("rope.freq_base", float("nan")),
-        ("rope.scaling.type", "yarn"),
         ("rope.scaling.factor", 0.0),
         ("attention.sliding_window", -1),
         ("attention.sliding_window_pattern", np.ones(17, bool)),
@@ -131,8 +130,15 @@ def test_a_bad_gguf_value_is_refused_by_name(key: str, value: Any) -> None:
 
 def test_missing_and_unknown_keys_of_a_gguf_are_errors() -> None:
     tensors = tensors_of(GEMMA_3_270M)
-    with pytest.raises(CheckpointError, match=r"'general.architecture' is 'llama'.*gemma, gemma2, gemma3"):
-        from_gguf(GGUF | {"general.architecture": "llama"}, tensors, "m.gguf")
+    for keys, message in (
+        ({"general.architecture": "llama"}, "the architecture 'llama' is not supported yet; supported are gemma, "),
+        ({"general.architecture": "gemma3n"}, "the architecture 'gemma3n' is not supported yet; supported are gemma, "),
+        ({"gemma3.rope.scaling.type": "yarn"}, "YaRN is not supported yet; supported are linear RoPE scaling, none."),
+        ({"gemma3.rope.scaling.type": 7}, "RoPE scaling of type 7 is not supported yet"),
+        ({"general.architecture": "clip"}, "is a vision tower"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            from_gguf(GGUF | keys, tensors, "m.gguf")
     with pytest.raises(CheckpointError, match=r"'gemma3.context_length' is missing"):
         from_gguf({k: v for k, v in GGUF.items() if k != "gemma3.context_length"}, tensors, "m.gguf")
     with pytest.raises(CheckpointError, match=r"'token_embd.weight' is missing"):

@@ -20,6 +20,7 @@ from tests.tiny.gguf import write_tiny_gguf
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -85,7 +86,7 @@ def test_a_hub_id_is_used_unchanged(name: str, monkeypatch: pytest.MonkeyPatch) 
     "junk",
     [
         *("gemma-99", "a/b/c", "../x", "./x/y", "/no/such/file", "~/none", "\0", "\u2603", "--help", "a b/c"),
-        *("out/model.gguf", "out/model.safetensors", "https://huggingface.co/google/gemma-2b", "x" * 5000),
+        *("out/model.gguf", "out/model.safetensors", "https://example.com/google/gemma-2b", "x" * 5000),
         *("~nobody-at-all/x", "x" * 300 + "/y", "\ud800/x"),
     ],
 )
@@ -94,6 +95,60 @@ def test_an_invalid_name_is_one_sentence_without_a_request(junk: str, monkeypatc
     with pytest.raises(CheckpointError, match=r"^(There is no file, folder or published model|.* cannot be looked up)"):
         locate(junk)
     assert not fetched
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Gemma-2-2B-it", "google/gemma-2-2b-it"),
+        ("google/gemma-2-2b-it", "google/gemma-2-2b-it"),
+        ("https://huggingface.co/google/gemma-2-2b-it", "google/gemma-2-2b-it"),
+        ("https://huggingface.co/google/gemma-2-2b-it/tree/main", "google/gemma-2-2b-it"),
+        ("https://huggingface.co/someone/x-GGUF/blob/main/x-Q8_0.gguf", "someone/x-GGUF:x-Q8_0.gguf"),
+        ("https://huggingface.co/someone/x-GGUF/resolve/main/x-Q8_0.gguf?download=true", "someone/x-GGUF:x-Q8_0.gguf"),
+        ("hf.co/someone/x-GGUF", "someone/x-GGUF"),
+    ],
+)
+def test_other_spellings_of_a_hub_id(written: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    locate(written)
+    assert fetched == [meant]
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("gemma3-270m", "did you mean gemma-3-270m"),
+        ("gemma-3-270n", "did you mean gemma-3-270m"),
+        ("gemma3:1b", "did you mean gemma-3-1b-it or gemma-3-1b-pt or ollama:gemma3:1b"),
+        ("gemma-3-4b", "gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it"),
+        ("nothing at all", "`gemwright models` lists the names"),
+    ],
+)
+def test_a_wrong_name_gets_a_suggestion(written: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = asked(monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"^There is no file, folder or published model called .*{hint}"):
+        locate(written)
+    assert not fetched
+
+
+def test_another_revision_in_an_address_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="is not of the revision main; download it and give the path"):
+        locate("https://huggingface.co/google/gemma-2-2b-it/tree/float16")
+
+
+def test_the_demo_is_in_the_cache_folder_or_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "chunk_paths", lambda: [home / "part"])
+    monkeypatch.setattr(package, "assemble", lambda target: (target.write_bytes(b"GGUF"), target)[1])
+    (home / "part").write_bytes(b"GGUF")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
+    assert locate(DEMO) == home / "elsewhere" / package.__name__ / package.MODEL_NAME
+    assert not (home / ".cache").exists()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    older = locate(DEMO)
+    assert older == home / ".cache" / package.__name__ / package.MODEL_NAME
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "third"))
+    assert locate("google/Gemma-3-270m") == older
 
 
 def test_a_missing_model_is_not_downloaded_unless_allowed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +211,7 @@ def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
         monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
         with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*reinstall gemwright\[demo\]"):
             locate(DEMO)
-        assert not list(package.default_output_path().parent.iterdir())
+        assert not list((home / ".cache" / package.__name__).iterdir())
 
 
 def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,5 +222,5 @@ def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypat
 
 
 def test_a_variant_without_a_checkpoint_of_its_name_lists_those_it_has() -> None:
-    with pytest.raises(CheckpointError, match=r"^gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it; use one"):
+    with pytest.raises(CheckpointError, match=r"gemma-3-4b was published as gemma-3-4b-pt, gemma-3-4b-it\.$"):
         locate("gemma-3-4b", may_download=False)

@@ -239,13 +239,41 @@ def test_refuses_a_missing_shard(tmp_path: Path) -> None:
         open_safetensors(tmp_path)
 
 
-def test_refuses_a_tensor_absent_from_its_shard(tmp_path: Path) -> None:
+def test_the_index_names_shards_and_the_shards_their_tensors(tmp_path: Path) -> None:
+    """Whether a tensor that the index alone names is missing depends on the model: a tied head is not."""
     homes = write_shards(tmp_path)
-    write_index(tmp_path, {**homes, "lost": homes["half"]})
-    with pytest.raises(CheckpointError, match="tensor 'lost' is missing"):
+    for index in ({**homes, "lm_head.weight": homes["half"]}, {**homes, "half": homes["brain"]}):
+        write_index(tmp_path, index)
+        assert set(open_safetensors(tmp_path).tensors) == set(ARRAYS)
+
+
+@pytest.mark.parametrize("index", [None, "model.safetensors.index.json", "other.safetensors.index.json"])
+def test_reads_shards_without_an_index_or_with_one_of_another_name(index: str | None, tmp_path: Path) -> None:
+    homes = write_shards(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    if index:
+        write_index(tmp_path, homes)
+        (tmp_path / "model.safetensors.index.json").rename(tmp_path / index)
+    assert set(open_safetensors(tmp_path).tensors) == set(ARRAYS)
+
+
+@pytest.mark.parametrize("names", [["weights.safetensors"], ["a.SAFETENSORS", "b.safetensors", "c.safetensors"]])
+def test_reads_files_of_any_name_and_not_an_adapter(names: list[str], tmp_path: Path) -> None:
+    for i, name in enumerate(names):
+        arrays = {key: array for j, (key, array) in enumerate(ARRAYS.items()) if j % len(names) == i}
+        safetensors.numpy.save_file(arrays, tmp_path / name)
+    safetensors.numpy.save_file({"half": ARRAYS["half"]}, tmp_path / "adapter_model.safetensors")
+    assert set(open_safetensors(tmp_path).tensors) == set(ARRAYS)
+
+
+def test_names_the_missing_shard_without_an_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"shard 1 of 2 is missing; fetch the whole folder\.$"):
         open_safetensors(tmp_path)
-    write_index(tmp_path, {**homes, "half": homes["brain"]})
-    with pytest.raises(CheckpointError, match=r"tensor 'half' is (missing|in model-.* and in another shard)"):
+    (tmp_path / "other-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"shards of several models \(model-\*-of-00002.*, other-\*-of-00002"):
         open_safetensors(tmp_path)
 
 
@@ -255,7 +283,7 @@ def test_refuses_a_tensor_in_two_shards(tmp_path: Path) -> None:
         {name: ARRAYS[name] for name in (*[n for n in homes if homes[n] == homes["brain"]], "half")},
         tmp_path / homes["brain"],
     )
-    with pytest.raises(CheckpointError, match=r"tensor 'half' is in .* and in another shard"):
+    with pytest.raises(CheckpointError, match=r"tensor 'half' is in model-.* and in model-.*; give one of them"):
         open_safetensors(tmp_path)
 
 

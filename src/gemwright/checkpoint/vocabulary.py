@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemwright.checkpoint.files.formats import refuse_pointer
 from gemwright.checkpoint.files.gguf import GgufFile
 from gemwright.checkpoint.files.json_file import MAX_JSON_BYTES
 from gemwright.checkpoint.files.orbax import OrbaxFolder
@@ -65,6 +66,7 @@ def find_tokenizer(path: Path, file: TensorFile) -> Path:
     for place in (folder, folder.parent) if isinstance(file, OrbaxFolder) else (folder,):
         for name in TOKENIZER_FILES:
             if (place / name).is_file():
+                refuse_pointer(place / name)
                 return place / name
     raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json; put one into that folder.")
 

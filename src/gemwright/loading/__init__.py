@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
 from gemwright.checkpoint.adapters import AdapterNames, find_model
+from gemwright.checkpoint.files.formats import is_gguf
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.options import refuse_unknown
 from gemwright.precision import Precision, parse_precision
@@ -69,7 +70,7 @@ def reading(path: Path, *, native: bool) -> "AbstractContextManager[GgufPrefetch
         path: The checkpoint.
         native: Whether matrices are kept in their stored format if the kernels support it.
     """
-    if not path.is_file() or path.suffix != ".gguf":
+    if not is_gguf(path):
         return nullcontext()
     tokenizers = cache_dir.cache_folder() / "tokenizers"
     return GgufPrefetch(path, native=native, tokenizer_cache=tokenizers if cache_dir.is_trusted(tokenizers) else None)

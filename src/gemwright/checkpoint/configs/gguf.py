@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gemwright.checkpoint.configs.gguf_vision import read_tower
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, cannot_write
 from gemwright.checkpoint.configs.uniform import (
     UniformConfig,
@@ -43,9 +44,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
         CheckpointError: The architecture is not supported, or a key is missing or has a value that is not allowed.
     """
     kind = metadata.get("general.architecture")
-    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
-        supported = ", ".join(_ARCHITECTURES)
-        raise ConfigReader(metadata, where).error("general.architecture", f"a supported one: {supported}")
+    if kind not in _ARCHITECTURES:
+        raise _unsupported(metadata, where)
     prefix = f"{kind}."
     keys = ConfigReader({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
 
@@ -80,7 +80,9 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
         tied="output.weight" not in tensors,
         norm_eps=_number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
     )
-    return check_config(model, where)
+    config = check_config(model, where)
+    has_tower = kind == "gemma3" and any(name.startswith("v.") for name in tensors)
+    return replace(config, vision=read_tower(metadata, where)) if has_tower else config
 
 
 def to_gguf(config: Config) -> dict[str, Any]:
@@ -116,6 +118,16 @@ def to_gguf(config: Config) -> dict[str, Any]:
         keys["final_logit_softcapping"] = float(model.final_soft_cap)
     keys |= _window_keys(model, kind) | _rope_keys(model, kind)
     return {"general.architecture": kind} | {f"{kind}.{key}": value for key, value in keys.items()}
+
+
+def _unsupported(metadata: Mapping[str, Any], where: str) -> CheckpointError:
+    """Return the error for a file that is not a model of a supported architecture."""
+    keys, kind = ConfigReader(metadata, where), metadata.get("general.architecture")
+    if kind == "clip":
+        return CheckpointError(f"{where} is a vision tower (mmproj), not a model; give the model's file in its folder.")
+    if not isinstance(kind, str):
+        return keys.error("general.architecture", f"a supported one: {', '.join(_ARCHITECTURES)}")
+    return keys.unsupported(f"the architecture {kind!r:.40}", _ARCHITECTURES)
 
 
 def _number(keys: ConfigReader, key: str, default: float) -> float:
@@ -185,9 +197,11 @@ def _ropes(keys: ConfigReader, kind: str, depth: int) -> tuple[Rope, Rope]:
 
 
 def _scale(keys: ConfigReader, default: float) -> float:
-    kind = keys.choice("rope.scaling.type", "linear", "none")
+    kind = keys.data.get("rope.scaling.type", "linear")
     if kind == "none":
         return 1.0
+    if kind != "linear":
+        raise keys.unsupported_scaling(kind)
     key = "rope.scaling.factor" if "rope.scaling.factor" in keys.data else "rope.scale_linear"
     return _number(keys, key, default)
 

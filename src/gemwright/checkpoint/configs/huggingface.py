@@ -10,6 +10,7 @@ from gemwright.checkpoint.configs.huggingface_recurrent import RECURRENT_CLASSES
 from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, TEXT_CLASSES, read_text, write_text
 from gemwright.checkpoint.configs.huggingface_vision import VISION_CLASSES, read_multimodal, write_multimodal
 from gemwright.checkpoint.configs.reader import MAX_POSITIONS, ConfigReader
+from gemwright.errors import CheckpointError
 from gemwright.families import RECURRENTGEMMA, find_family
 from gemwright.model.config import Config
 
@@ -32,7 +33,7 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
     keys = ConfigReader(data, where)
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_CLASSES:
-        raise keys.error("model_type", f"a supported architecture: {', '.join(MODEL_CLASSES)}")
+        raise _unsupported_model(keys)
     _check_purpose(keys)
     tied = keys.boolean("tie_word_embeddings", True)
     if kind in RECURRENT_CLASSES:
@@ -60,12 +61,26 @@ def to_huggingface(config: Config, dtype: str) -> dict[str, Any]:
     return write_text(config, dtype) if config.vision is None else write_multimodal(config, config.vision, dtype)
 
 
+def _unsupported_model(keys: ConfigReader) -> CheckpointError:
+    """Return the error for a `model_type` that is not supported."""
+    kind, supported = keys.data.get("model_type"), ", ".join(MODEL_CLASSES)
+    if not isinstance(kind, str):
+        return keys.error("model_type", f"a supported architecture: {supported}")
+    return keys.unsupported(f"the model_type {kind!r:.40}", MODEL_CLASSES)
+
+
 def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
     """Raise if a key changes the result and cannot be expressed in a `Config`."""
     classes = keys.data.get("architectures") or []
-    if not isinstance(classes, list) or any(name not in MODEL_CLASSES.values() for name in classes):
-        raise keys.error("architectures", f"a list of {', '.join(MODEL_CLASSES.values())}")
+    supported = sorted(set(MODEL_CLASSES.values()))
+    if not isinstance(classes, list):
+        raise keys.error("architectures", f"a list of {', '.join(supported)}")
+    for name in classes:
+        if name not in supported:
+            raise keys.unsupported(f"the class {name!s:.60}", supported)
     keys.choice("attention_bias", False)
+    if not bidirectional and keys.data.get("use_bidirectional_attention") is True:
+        raise keys.unsupported("bidirectional attention (EmbeddingGemma)", ("models that generate text",))
     keys.choice("use_bidirectional_attention", *((None, True) if bidirectional else (False, None)))
     keys.choice("hidden_activation", GELU_TANH, "gelu_new", None)
     # In the first Gemma's files `gelu` means its tanh form (huggingface/transformers#29402); later classes ignore it.

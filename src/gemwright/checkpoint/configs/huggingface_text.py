@@ -18,7 +18,15 @@ from gemwright.families import GEMMA_1, GEMMA_2, GEMMA_3
 from gemwright.model.config import Config, Rope
 
 GELU_TANH = "gelu_pytorch_tanh"
-ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor")
+ROPE_KEYS = (
+    "rope_theta",
+    "rope_type",
+    "type",
+    "factor",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
+"""Keys of a rotary embedding; linear scaling does not use the last."""
 TEXT_CLASSES = {
     family.text_model.model_type: family.text_model.model_class
     for family in (GEMMA_1, GEMMA_2, GEMMA_3)
@@ -126,19 +134,34 @@ def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, .
 
 def _one_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
     """Return the ropes of Gemma 1 and 2: one for all layers."""
-    scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
-    rope = read_rope(scaling if scaling.data else keys.mapping("rope_parameters", *ROPE_KEYS), keys, "rope_theta", 1e4)
+    scaling = rope_group(keys, "rope_scaling")
+    rope = read_rope(scaling if scaling.data else rope_group(keys, "rope_parameters"), keys, "rope_theta", 1e4)
     return rope, rope
 
 
 def _local_and_global_rope(keys: ConfigReader) -> tuple[Rope, Rope]:
     """Return the ropes of Gemma 3, for whose global layers alone the old `rope_scaling` is."""
     parameters = keys.mapping("rope_parameters", _LOCAL, _GLOBAL)
-    local, full = parameters.mapping(_LOCAL, *ROPE_KEYS), parameters.mapping(_GLOBAL, *ROPE_KEYS)
-    scaling = keys.mapping("rope_scaling", *ROPE_KEYS)
+    local, full = rope_group(parameters, _LOCAL), rope_group(parameters, _GLOBAL)
+    scaling = rope_group(keys, "rope_scaling")
     if scaling.data:
         full = ConfigReader({**full.data, **scaling.data}, keys.where, scaling.prefix)
     return read_rope(local, keys, "rope_local_base_freq", 1e4), read_rope(full, keys, "rope_theta", 1e6)
+
+
+def rope_group(keys: ConfigReader, key: str) -> ConfigReader:
+    """Return the group of keys of a rotary embedding.
+
+    Raises:
+        CheckpointError: It is of a type that is not supported, such as YaRN, or has unknown keys.
+    """
+    group = keys.mapping(key)
+    for name in ("rope_type", "type"):
+        if group.data.get(name, "default") not in ("default", "linear"):
+            raise group.unsupported_scaling(group.data[name])
+    group = keys.mapping(key, *ROPE_KEYS)
+    group.choice("partial_rotary_factor", 1.0, 1, None)
+    return group
 
 
 def read_rope(group: ConfigReader, keys: ConfigReader, base_key: str, default_base: float) -> Rope:

@@ -6,7 +6,7 @@ Keys and their defaults: huggingface/transformers
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, read_text, write_text
 from gemwright.checkpoint.configs.reader import MAX_LAYERS, MAX_SIZE, ConfigReader, cannot_write
@@ -23,6 +23,29 @@ PALIGEMMA_VOCAB = 257_152
 """Gemma's vocabulary and 1024 location and 128 segmentation tokens. More rows of a file are `<image>` and padding."""
 MAX_IMAGE = 16_384
 """Maximum side of an image in pixels."""
+
+
+class VisionKeys(NamedTuple):
+    """The names of the keys with the sizes of a tower."""
+
+    image_size: str
+    patch: str
+    width: str
+    depth: str
+    heads: str
+    hidden: str
+    norm_eps: str
+
+
+_KEYS = VisionKeys(
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "layer_norm_eps",
+)
 _TOKENS = {
     "gemma3": {"boi_token_index": 255_999, "eoi_token_index": 256_000, "image_token_index": 262_144},
     "paligemma": {"image_token_index": PALIGEMMA_VOCAB},
@@ -49,13 +72,16 @@ def read_multimodal(keys: ConfigReader, text: ConfigReader, kind: str, *, tied: 
         windows = [layer.mixer.window for layer in config.layers if isinstance(layer.mixer, Attention)]
         if any(window is not None and window < tokens for window in windows):  # transformers would split an image
             raise keys.error("mm_tokens_per_image", "at most the window of its local layers")
-        return replace(config, vision=_read_vision(keys.mapping("vision_config"), tokens))
+        tower = keys.mapping("vision_config")
+        _check_tower(tower)
+        return replace(config, vision=read_vision(tower, tokens))
     config = read_text(text, text.choice("model_type", "gemma", "gemma2"), tied=tied, **_default_heads(text))
     config = replace(config, vocab=min(config.vocab, PALIGEMMA_VOCAB))
     tower = keys.mapping("vision_config")
     for group in (keys, tower):
         group.choice("projection_dim", config.width)
-    return replace(config, vision=_read_vision(tower, None))
+    _check_tower(tower)
+    return replace(config, vision=read_vision(tower, None))
 
 
 def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, Any]:
@@ -100,19 +126,26 @@ def write_multimodal(config: Config, vision: Vision, dtype: str) -> dict[str, An
     return data | width | {"hidden_size": config.width, "text_config": text, "vision_config": tower | width}
 
 
-def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
-    """Read a tower with `tokens` soft tokens, each an average of patches, or with one for each patch if None."""
-    keys.choice("model_type", "siglip_vision_model")
-    keys.choice("num_channels", 3)
-    keys.choice("hidden_act", GELU_TANH)
-    patch = keys.integer("patch_size", 16, most=MAX_IMAGE)
-    image_size = keys.integer("image_size", 224, least=patch, most=MAX_IMAGE)
-    width = keys.integer("hidden_size", 768)
-    heads = keys.integer("num_attention_heads", 12)
+def read_vision(keys: ConfigReader, tokens: int | None, names: VisionKeys = _KEYS) -> Vision:
+    """Read the sizes of a tower with `tokens` soft tokens, each an average of patches, or one for each patch if None.
+
+    Args:
+        keys: The keys of the tower.
+        tokens: The number of soft tokens of an image.
+        names: The names of the keys.
+
+    Raises:
+        CheckpointError: A key has a value that is not allowed.
+    """
+    patch = keys.integer(names.patch, 16, most=MAX_IMAGE)
+    image_size = keys.integer(names.image_size, 224, least=patch, most=MAX_IMAGE)
+    width = keys.integer(names.width, 768)
+    heads = keys.integer(names.heads, 12)
     if image_size % patch or (image_size // patch) ** 2 > MAX_SIZE:
-        raise keys.error("image_size", f"a multiple of the patch size {patch}, with at most 4096 patches on a side")
+        wanted = f"a multiple of the patch size {patch}, with at most 4096 patches on a side"
+        raise keys.error(names.image_size, wanted)
     if width % heads:
-        raise keys.error("num_attention_heads", f"a divisor of the width {width}")
+        raise keys.error(names.heads, f"a divisor of the width {width}")
     grid = image_size // patch
     side = grid if tokens is None else math.isqrt(tokens)
     if tokens is not None and (side**2 != tokens or grid % side):
@@ -124,11 +157,18 @@ def _read_vision(keys: ConfigReader, tokens: int | None) -> Vision:
         projector="affine" if tokens is None else "normed",
         patch=patch,
         width=width,
-        depth=keys.integer("num_hidden_layers", 12, most=MAX_LAYERS),
+        depth=keys.integer(names.depth, 12, most=MAX_LAYERS),
         heads=heads,
-        hidden=keys.integer("intermediate_size", 3072),
-        norm_eps=keys.real("layer_norm_eps", 1e-6),
+        hidden=keys.integer(names.hidden, 3072),
+        norm_eps=keys.real(names.norm_eps, 1e-6),
     )
+
+
+def _check_tower(keys: ConfigReader) -> None:
+    """Raise if a key asks for a tower that is not SigLIP's."""
+    keys.choice("model_type", "siglip_vision_model")
+    keys.choice("num_channels", 3)
+    keys.choice("hidden_act", GELU_TANH)
 
 
 def _default_heads(text: ConfigReader) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Read and check the keys of untrusted configuration files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,15 @@ class ConfigReader:
             f"{self.where}: key '{self.prefix}{key:.80}' is {found}, and it must be {wanted}; "
             "correct the file or download it again."
         )
+
+    def unsupported(self, feature: str, supported: Iterable[str]) -> CheckpointError:
+        """Return the error for a valid file that needs an unsupported feature."""
+        return CheckpointError(f"{self.where}: {feature} is not supported yet; supported are {', '.join(supported)}.")
+
+    def unsupported_scaling(self, kind: Any) -> CheckpointError:
+        """Return the error for a scaling of the rotary embedding that is not supported."""
+        name = "YaRN" if kind == "yarn" else f"RoPE scaling of type {_shown(kind)}"
+        return self.unsupported(name, ("linear RoPE scaling", "none"))
 
 
 def _shown(value: Any) -> str:

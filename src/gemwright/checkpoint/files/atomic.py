@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from gemwright.checkpoint.files.formats import refuse_pointer
 from gemwright.errors import CheckpointError
 
 
@@ -25,7 +26,7 @@ def map_file(path: Path) -> mmap.mmap:
     """Map a file into memory, read-only.
 
     Raises:
-        CheckpointError: It is missing, empty, not a regular file or cannot be read.
+        CheckpointError: It is missing, empty, not a regular file, cannot be read or is a Git LFS pointer.
     """
     try:
         if not path.is_file():  # opening a named pipe would wait for its writer
@@ -34,9 +35,11 @@ def map_file(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise file_error(path, "is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise file_error(path, f"cannot be read ({error.strerror})", "check the path") from error
+    refuse_pointer(path, data[:64])
+    return data
 
 
 def free_bytes(folder: Path) -> int:

@@ -61,19 +61,20 @@ class GgufFile:
         path: The file.
         version: 2 or 3.
         metadata: Python values; read-only numpy arrays for arrays of numbers, lists for arrays of strings.
-        tensors: Every tensor, in the file's order.
+        tensors: Every tensor, in the file's order. If the model has several files, offsets count from the start of its.
+        maps: The mapped file of each tensor.
     """
 
     path: Path
     version: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-    _map: mmap.mmap
+    maps: Mapping[str, mmap.mmap]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
         info = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        return np.frombuffer(self.maps[name], np.uint8, info.nbytes, info.offset)
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a whole tensor: a read-only view for F32, F16 and BF16, else decoded to float32."""
@@ -89,8 +90,8 @@ class GgufFile:
         return _decode_values(info.encoding, rows.reshape(-1), (len(rows), *info.shape[1:]))
 
     def release(self, name: str) -> None:
-        """Release the pages that reading mapped in, of this tensor and of all others."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        """Release the pages that reading mapped in, of this tensor and of the others of its file."""
+        self.maps[name].madvise(mmap.MADV_DONTNEED)
 
 
 def _decode_values(encoding: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -115,7 +116,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
         raise header.error(f"claims {n_tensors} tensors and {n_keys} keys")
     metadata = header.metadata(n_keys)
     tensors = header.tensors(n_tensors, _read_alignment(header.path, metadata))
-    return GgufFile(header.path, version, metadata, tensors, header.data)
+    return GgufFile(header.path, version, metadata, tensors, dict.fromkeys(tensors, header.data))
 
 
 def _read_alignment(path: Path, metadata: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gemwright.checkpoint.files.atomic import file_error
+from gemwright.checkpoint.files.formats import refuse_pointer
 
 MAX_JSON_BYTES = 64_000_000
 """Maximum size of a JSON file in bytes. The largest, a tokenizer, has half of it."""
@@ -24,6 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise file_error(path, "is missing", "fetch the whole folder") from None
     except OSError as error:
         raise file_error(path, f"cannot be read ({error.strerror})", "check the path") from error
+    refuse_pointer(path, content)
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:

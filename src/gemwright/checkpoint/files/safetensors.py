@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.checkpoint.files.atomic import file_error, map_file, sync_files, temporary_path
+from gemwright.checkpoint.files.shards import INDEX, MAX_HEADER, SINGLE, list_shards, parse_json
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError
 from gemwright.kernels import panels
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000
-"""Maximum size of a header in bytes: the format's own limit."""
-MAX_VALUES = 1 << 20
-"""Maximum number of JSON values in a header. The largest Gemma has about ten thousand."""
 MAX_AXES = 8
 """Maximum number of axes of a tensor."""
 ALIGNMENT = 64
@@ -107,7 +101,7 @@ class SafetensorsFile:
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
-    """Open a file, or a folder with `model.safetensors` or an index and shards; read the headers only.
+    """Open a file, or all shards of a folder; read the headers only.
 
     Raises:
         CheckpointError: A file is missing, damaged, or uses a feature that is not supported.
@@ -115,11 +109,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     path = Path(path)
     if not path.is_dir():
         return _open_file(path)
-    if (path / SINGLE).exists():
-        return _open_file(path / SINGLE)
-    if (path / INDEX).exists():
-        return _open_shards(path)
-    raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}; fetch or convert the model again.")
+    shards = list_shards(path)
+    return _open_file(shards[0]) if len(shards) == 1 else _open_shards(path, shards)
 
 
 def _list_dtypes() -> str:
@@ -134,7 +125,7 @@ def _open_file(path: Path) -> SafetensorsFile:
     if length > min(MAX_HEADER, len(data) - _LENGTH.size):
         raise file_error(path, f"claims a header of {length} bytes; it is truncated or not a safetensors file")
     start = _LENGTH.size + length
-    header = _parse_json(path, data[_LENGTH.size : start])
+    header = parse_json(path, data[_LENGTH.size : start])
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise file_error(path, "'__metadata__' is not an object of strings")
@@ -148,25 +139,6 @@ def _open_file(path: Path) -> SafetensorsFile:
     if end != len(data):
         raise file_error(path, f"has {len(data)} bytes instead of {end}")
     return SafetensorsFile(path, tensors, dict.fromkeys(tensors, data))
-
-
-def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
-    """Parse a JSON object whose size in memory is bounded by `MAX_HEADER` and `MAX_VALUES`."""
-    if not text.startswith(b"{"):
-        raise file_error(path, "does not hold a JSON object")
-    if len(text) > MAX_HEADER or sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise file_error(path, "has a header too large for a Gemma model")
-    try:
-        return json.loads(text.decode(), object_pairs_hook=_refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise file_error(path, f"has a damaged JSON header ({error})") from error
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = Counter(key for key, _ in pairs)
-    if len(counts) < len(pairs):
-        raise ValueError(f"{counts.most_common(1)[0][0]!r:.80} appears twice")
-    return dict(pairs)
 
 
 def _check_info(path: Path, name: str, entry: Any, start: int, panels_description: str | None) -> TensorInfo:
@@ -215,30 +187,17 @@ def stored_bytes(encoding: str, rows: int, width: int) -> int:
     return -(-panels.packed_bytes(encoding, rows, width) // ALIGNMENT) * ALIGNMENT
 
 
-def _open_shards(folder: Path) -> SafetensorsFile:
-    shard_of = _read_index(folder / INDEX)
+def _open_shards(folder: Path, shards: Sequence[Path]) -> SafetensorsFile:
     tensors: dict[str, TensorInfo] = {}
     maps: dict[str, mmap.mmap] = {}
-    for shard in sorted(set(shard_of.values())):
-        file = _open_file(folder / shard)
+    home: dict[str, str] = {}
+    for shard in shards:
+        file = _open_file(shard)
         for name, info in file.tensors.items():
             if name in tensors:
-                raise file_error(folder, f"tensor {name!r} is in {shard} and in another shard")
-            tensors[name], maps[name] = info, file.maps[name]
-        for name in (name for name, home in shard_of.items() if home == shard and name not in file.tensors):
-            raise file_error(folder / shard, f"tensor {name!r} is missing, although {INDEX} names it")
+                raise file_error(folder, f"tensor {name!r} is in {home[name]} and in {shard.name}", "give one of them")
+            tensors[name], maps[name], home[name] = info, file.maps[name], shard.name
     return SafetensorsFile(folder, tensors, maps)
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """Return the shard of each tensor, a plain file name."""
-    shard_of = _parse_json(index, map_file(index)[: MAX_HEADER + 1].lstrip()).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise file_error(index, "has no 'weight_map'")
-    for name, shard in shard_of.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII):
-            raise file_error(index, f"tensor {name!r:.200} is listed in {shard!r:.80}, not in a shard of this folder")
-    return shard_of
 
 
 class SafetensorsTensor(NamedTuple):

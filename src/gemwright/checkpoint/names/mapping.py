@@ -43,6 +43,7 @@ class TensorMapping:
 IGNORED = (
     r".*rotary_emb\.inv_freq",  # a buffer in older exports
     r"lm_head\.weight",  # a copy of a tied embedding
+    r"rope_freqs\.weight",  # factors of the rotary embedding, which llama.cpp ignores for Gemma 1 to 3
     r"vision_tower\.head\..*",  # a pooling head, unused by Gemma
     r"transformer/embedder/mm_(output_embedding|input_embedding_extra)(/w)?",
 )
@@ -53,24 +54,29 @@ VISION_IGNORED = (
     r"(v|mm)\..*",  # in a GGUF with both
 )
 """Tensors of a vision tower, ignored by a model without one."""
-PREFIXES = (
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.language_model.", "model."),
-    ("model.lm_head.", "lm_head."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("vision_tower.vision_model.", "vision_tower."),
+_DECODER = ("embed_tokens.", "layers.", "norm.", "final_norm.")
+_WRAPPERS = re.compile(
+    r"(?:(?:model|module|base_model|language_model|text_model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
+    r"\.)+(?=embed_tokens\.|layers\.\d|norm\.|final_norm\.|lm_head\.|vision_tower\.|vision_model\.|multi_modal_projector\.)"
 )
-"""Prefixes in multimodal files of different releases of transformers, and their plain form."""
+"""Modules around a model in multimodal files, in different releases of transformers, and in those of trainers."""
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor with the plain form of its prefix."""
-    for prefix, plain in PREFIXES:
-        if name.startswith(prefix):
-            name = plain + name.removeprefix(prefix)
-    return name
+    """Return the name of a tensor without the modules around the model: `model.` of a decoder, `vision_tower.`."""
+    match = _WRAPPERS.match(name)
+    rest = name[match.end() :] if match else name
+    if rest.startswith(_DECODER):
+        return f"model.{rest}"
+    for prefix in ("vision_tower.vision_model.", "vision_model."):
+        if rest.startswith(prefix):
+            return "vision_tower." + rest.removeprefix(prefix)
+    return rest
+
+
+def has_tower(names: Iterable[str]) -> bool:
+    """Return whether the tensors of transformers' files include a vision tower."""
+    return any(plain_name(name).startswith("vision_tower.") for name in names)
 
 
 def check(mapping: Mapping[str, TensorMapping], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
