@@ -14,7 +14,7 @@ from gemwright.errors import CheckpointError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
 
-CACHE_VERSION = b"1"
+CACHE_VERSION = b"2"
 """Version of the cached models. Increase it when `Vocabulary` or `sentencepiece_model` give another result."""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemwright.checkpoint.added_tokens import add_folder_tokens
 from gemwright.checkpoint.files.formats import refuse_pointer
 from gemwright.checkpoint.files.gguf import GgufFile
 from gemwright.checkpoint.files.json_file import MAX_JSON_BYTES
@@ -18,8 +19,8 @@ from gemwright.text.vocabulary import Vocabulary
 
 MAX_PADDING = 256
 """Maximum difference between the rows of an embedding table and the tokens: releases pad to multiples of 64 or 128."""
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-"""Names of tokenizer files, in order of preference."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""Names of tokenizer files, in order of preference: fine-tuning may leave an old `tokenizer.model` in the folder."""
 
 
 def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
@@ -51,9 +52,9 @@ def _read_vocabulary(source: Path, file: TensorFile) -> Vocabulary:
         return Vocabulary.from_gguf(file.metadata)
     if source.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"the tokenizer is larger than {MAX_JSON_BYTES:,} bytes; fetch it again.")
-    if source.suffix == ".model":
-        return Vocabulary.from_sentencepiece(source)
-    return Vocabulary.from_tokenizer_json(source)
+    is_model = source.suffix == ".model"
+    read = Vocabulary.from_sentencepiece(source) if is_model else Vocabulary.from_tokenizer_json(source)
+    return add_folder_tokens(read, source.parent)
 
 
 def find_tokenizer(path: Path, file: TensorFile) -> Path:

@@ -14,15 +14,7 @@ from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.text import sentencepiece_model
-from gemwright.text.vocabulary import SPACE, Vocabulary
-
-# CodeGemma's markers use ids that its SentencePiece model still names `<unused..>` (CodeGemma's model card).
-_INFILL_SLOTS = {
-    67: ("<|fim_prefix|>", "<unused60>"),
-    68: ("<|fim_middle|>", "<unused61>"),
-    69: ("<|fim_suffix|>", "<unused62>"),
-    70: ("<|file_separator|>", "<unused63>"),
-}
+from gemwright.text.vocabulary import INFILL_SLOTS, SPACE, Vocabulary
 
 
 @final
@@ -99,8 +91,8 @@ class Tokenizer:
         Raises:
             GemwrightError: The vocabulary has no such control piece.
         """
-        slot = next((index for index, names in _INFILL_SLOTS.items() if piece in names), self.size)
-        if slot < self.size and self._processor.id_to_piece(slot) in _INFILL_SLOTS[slot]:
+        slot = next((index for index, names in INFILL_SLOTS.items() if piece in names), self.size)
+        if slot < self.size and self._processor.id_to_piece(slot) in INFILL_SLOTS[slot]:
             return slot
         token: int = self._processor.piece_to_id(piece)
         if self._processor.id_to_piece(token) != piece or not self.is_control(token):

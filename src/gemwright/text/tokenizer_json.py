@@ -9,36 +9,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError
+from gemwright.text.added_tokens import AddedToken, parse_added_token
 from gemwright.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 
 SPACE = "\u2581"
 """Character that SentencePiece writes for a space."""
 
 _TAB_BYTE = "<0x09>"
-# As published; `skip_special_tokens` omits tokens whose `special` flag is set.
-_SPECIAL = re.compile(r"<(?:pad|eos|bos|unk|image_soft_token|(?:start|end)_of_(?:turn|image))>")
 
 
-def parse(data: bytes) -> tuple[list[str], list[int]]:
+def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     """Parse the pieces of a `tokenizer.json`.
 
     The merges, most of the file, are skipped: they are all pairs of pieces that form a learned piece, ordered by the id
     of that piece.
 
     Returns:
-        Pieces by id, and ids of the added tokens, which are matched whole before any merging.
+        Pieces by id, and the added tokens by id.
 
     Raises:
         CheckpointError: Damaged, or not a BPE with byte fallback and dense ids.
     """
     try:
         sections = _find_sections(data)
-        added_tokens = json.JSONDecoder().raw_decode(sections["added_tokens"].decode())[0]
-        added = {entry["content"]: entry["id"] for entry in added_tokens}
+        entries = json.JSONDecoder().raw_decode(sections["added_tokens"].decode())[0]
+        added = {int(entry["id"]): parse_added_token(entry) for entry in entries}
         by_id = _parse_vocab(sections["vocab"])
-        by_id |= {index: piece for piece, index in added.items()}
+        by_id |= {index: token.content for index, token in added.items()}
         pieces = [by_id[index] for index in range(len(by_id))]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             "The tokenizer.json is damaged or has gaps in its ids: download the file again."
         ) from error
@@ -48,7 +47,7 @@ def parse(data: bytes) -> tuple[list[str], list[int]]:
         )
     if "\t" in pieces and _TAB_BYTE not in pieces:
         pieces[pieces.index("\t")] = _TAB_BYTE  # renamed in the files of Gemma 1 and 2, so that runs of tabs can merge
-    return pieces, [int(index) for index in added.values()]
+    return pieces, added
 
 
 def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDA
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_make_added_token(index, pieces[index]) for index in whole],
+        "added_tokens": [_make_added_token(index, pieces[index], kinds[index] != USER_DEFINED) for index in whole],
         "normalizer": {"type": "Replace", "pattern": space, "content": SPACE},
         "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
         "post_processor": {
@@ -131,9 +130,9 @@ def _parse_vocab(data: bytes) -> dict[int, str]:
     return dict(zip(pieces_and_ids[1::2], pieces_and_ids[0::2], strict=True))
 
 
-def _make_added_token(index: int, piece: str) -> dict[str, Any]:
+def _make_added_token(index: int, piece: str, special: Any) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": index, "content": piece, **flags, "special": _SPECIAL.fullmatch(piece) is not None}
+    return {"id": index, "content": piece, **flags, "special": bool(special)}
 
 
 def _list_merges(ids: Mapping[str, int], scores: NDArray[np.float32]) -> list[tuple[str, str]]:

@@ -3,8 +3,8 @@
 Pieces are spelled as by SentencePiece, with U+2581 for a space. The readers convert three conventions to one form, so
 that one tokenizer gives the same `Vocabulary` from each of its files:
 
-* every piece that is not text (turn and image markers, `<unused7>`, `<mask>`) is CONTROL; whitespace runs, HTML tags
-  and PaliGemma's location tags are text and stay USER_DEFINED;
+* a piece that the file calls special is CONTROL, and another that is matched whole in a text (`<b>`, `<think>`) is
+  USER_DEFINED; the family's own markers are CONTROL whatever the file says, and whitespace runs USER_DEFINED;
 * only learned pieces have a score, which decreases with the id; all others have 0;
 * byte pieces are spelled `<0x00>` .. `<0xFF>`.
 """
@@ -20,17 +20,35 @@ from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError
 from gemwright.text import sentencepiece_model, tokenizer_json
+from gemwright.text.added_tokens import AddedToken
 from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer_json import SPACE
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 """Pieces of every Gemma vocabulary, at ids 0 .. 3."""
 
-_HTML_NAMES = (
-    "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
-    "|a|html|body|img|span|bbox|ul|li|div|iframe|footer"
+INFILL_SLOTS = {
+    67: ("<|fim_prefix|>", "<unused60>"),
+    68: ("<|fim_middle|>", "<unused61>"),
+    69: ("<|fim_suffix|>", "<unused62>"),
+    70: ("<|file_separator|>", "<unused63>"),
+}
+"""Ids of CodeGemma's markers, which its SentencePiece model still names `<unused..>` (CodeGemma's model card)."""
+
+MARKERS = frozenset(
+    {
+        *(*SPECIAL, "<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>"),
+        *("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<image>"),
+        *("<start_of_audio>", "<end_of_audio>", "<audio_soft_token>"),
+        *("<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>", "<|video|>"),
+        *(name for name, _ in INFILL_SLOTS.values()),
+    }
 )
-_TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|</?(?:{_HTML_NAMES})>|<loc[0-9]{{4}}>|<seg[0-9]{{3}}>")
+"""Control tokens of the family: files may type them as text, and then a user's text could open a turn."""
+
+_TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|<loc[0-9]{{4}}>|<seg[0-9]{{3}}>")
+# Kind of a symbol by the kind in its file; some converters call symbols NORMAL.
+_SYMBOL_KINDS = np.array([0, USER_DEFINED, CONTROL, CONTROL, USER_DEFINED, CONTROL, CONTROL], np.uint8)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 # Score that llama.cpp's converter writes for every control or user-defined piece.
@@ -94,8 +112,27 @@ class Vocabulary:
         """
         pieces, added = tokenizer_json.parse(path.read_bytes())
         kinds = np.full(len(pieces), NORMAL, np.uint8)
-        kinds[added] = CONTROL
+        for index, token in added.items():
+            kinds[index] = CONTROL if token.special else USER_DEFINED
         return _canonicalize(pieces, None, kinds)
+
+    def with_added_tokens(self, added: Mapping[int, AddedToken]) -> "Vocabulary":
+        """Return the vocabulary with added tokens, each at its id, where it may replace a piece.
+
+        Raises:
+            CheckpointError: Ids have a gap, or two ids have the same piece.
+        """
+        pieces, kinds = list(self.pieces), self.kinds.tolist()
+        for index, token in sorted(added.items()):
+            if index > len(pieces):
+                raise CheckpointError(f"The ids of the tokens have a gap at {len(pieces)}: fetch all tokenizer files.")
+            if index == len(pieces):
+                pieces.append("")
+                kinds.append(NORMAL)
+            if kinds[index] not in (UNKNOWN, BYTE):
+                pieces[index], kinds[index] = spell(token.content), CONTROL if token.special else USER_DEFINED
+        scores = np.append(self.scores, np.zeros(len(pieces) - self.size, np.float32))
+        return _canonicalize(pieces, scores, np.array(kinds, np.uint8))
 
     @property
     def size(self) -> int:
@@ -104,9 +141,10 @@ class Vocabulary:
 
     def sentencepiece_model(self) -> bytes:
         """Return the content of a `.model` file, in which markers are user-defined symbols, as in Google's files."""
-        special = np.isin(np.arange(self.size), [self.pieces.index(piece) for piece in SPECIAL])
-        kinds = np.where((self.kinds == CONTROL) & ~special, USER_DEFINED, self.kinds)
-        return sentencepiece_model.serialize(self.pieces, self.scores, kinds.astype(np.uint8))
+        kinds, symbols = self.kinds.copy(), MARKERS.difference(SPECIAL)
+        markers = [index for index in np.flatnonzero(kinds == CONTROL).tolist() if self.pieces[index] in symbols]
+        kinds[markers] = USER_DEFINED
+        return sentencepiece_model.serialize(self.pieces, self.scores, kinds)
 
     def gguf_metadata(self) -> dict[str, Any]:
         """Return the `tokenizer.ggml.*` metadata of a GGUF file, with the conventions of llama.cpp's converter."""
@@ -154,6 +192,11 @@ class Vocabulary:
         return config if chat_template is None else config | {"chat_template": chat_template}
 
 
+def spell(text: str) -> str:
+    """Return a text as SentencePiece spells it."""
+    return text.replace(" ", SPACE)
+
+
 def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDArray[np.uint8]) -> Vocabulary:
     """Check a vocabulary and convert it to the form described in the module's docstring.
 
@@ -171,23 +214,24 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
         raise CheckpointError("The vocabulary has a piece that is not text: download the file again.") from error
     if " " in text:
         pieces = [piece.replace(" ", SPACE) if " " in piece else piece for piece in pieces]
-    distinct = set(pieces)
-    if "" in distinct or len(distinct) < len(pieces):
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    if "" in ids or len(ids) < len(pieces):
         raise CheckpointError("The vocabulary has an empty or a duplicate piece: download the file again.")
-    missing = [piece for piece in SPECIAL if piece not in distinct]
+    missing = [piece for piece in SPECIAL if piece not in ids]
     if missing:
         raise CheckpointError(f"The vocabulary lacks {', '.join(missing)}, so it is not a Gemma tokenizer: use one.")
 
-    learned = _find_learned(pieces, distinct, kinds)
-    kinds = np.where(learned, kinds, CONTROL)
+    learned = _find_learned(pieces, ids, kinds)
+    kinds = np.where(learned, kinds, _SYMBOL_KINDS[kinds])
     for index in np.flatnonzero(~learned).tolist():
-        piece = pieces[index]
-        if piece == "<unk>":
-            kinds[index] = UNKNOWN
-        elif _BYTE_PIECE.fullmatch(piece):
+        if _BYTE_PIECE.fullmatch(pieces[index]):
             kinds[index] = BYTE
-        elif _TEXT_LIKE.fullmatch(piece):
+        elif _TEXT_LIKE.fullmatch(pieces[index]):
             kinds[index] = USER_DEFINED
+    markers = [ids[piece] for piece in MARKERS & ids.keys()]
+    slots = [slot for slot, names in INFILL_SLOTS.items() if slot < len(pieces) and pieces[slot] in names]
+    kinds[markers + slots] = CONTROL
+    kinds[ids["<unk>"]] = UNKNOWN
 
     normal = kinds == NORMAL
     if scores is None:
@@ -198,7 +242,7 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
     return Vocabulary(tuple(pieces), scores, kinds.astype(np.uint8))
 
 
-def _find_learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _find_learned(pieces: list[str], ids: Mapping[str, int], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return a mask of the learned pieces: a contiguous range between the byte pieces and the symbols at the end.
 
     The kinds in a file do not suffice: some converters mark every piece NORMAL that is not special, and a
@@ -211,12 +255,12 @@ def _find_learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8
         return bool(
             not learned[index]
             or (_TEXT_LIKE.fullmatch(piece) and piece != SPACE)
-            or (len(piece) > 1 and not any(left in distinct and right in distinct for left, right in splits))
+            or (len(piece) > 1 and not any(left in ids and right in ids for left, right in splits))
         )
 
     learned = (kinds == NORMAL) | (kinds == UNUSED)
-    learned[[pieces.index(piece) for piece in SPECIAL]] = False
-    first = pieces.index("<0xFF>") + 1 if "<0xFF>" in distinct else 0
+    learned[[ids[piece] for piece in SPECIAL]] = False
+    first = ids.get("<0xFF>", -1) + 1
     last = len(pieces)
     while last > first and is_symbol(last - 1):
         last -= 1
