@@ -171,12 +171,13 @@ def test_peft_reads_what_was_gguf(make: Callable[..., Any], base: Path, tmp_path
     assert_close(their_logits(again, IDS), their_logits(theirs, IDS), 1e-6)
 
 
-def test_a_gguf_adapter_is_recognised(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_adapters_are_recognised(make: Callable[..., Any], base: Path, tmp_path: Path) -> None:
     folder, _ = make()
     convert_adapter(folder, tmp_path / "adapter.gguf", "gguf")
     assert is_adapter(folder)
     assert is_adapter(tmp_path / "adapter.gguf")
-    assert not is_adapter(folder / "adapter_model.safetensors")
+    assert is_adapter(folder / "adapter_model.safetensors")
+    assert not is_adapter(base)
     with pytest.raises(GemwrightError, match="does not name its base model"):
         find_model(tmp_path / "adapter.gguf")
 

@@ -11,15 +11,17 @@ from typing import Any, Literal, TypeAlias
 
 from gemwright.checkpoint.configs.reader import ConfigReader
 from gemwright.checkpoint.files.atomic import file_error
-from gemwright.checkpoint.files.gguf import MAGIC, open_gguf
+from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.safetensors import open_safetensors
+from gemwright.checkpoint.files.shards import is_adapter_file
 from gemwright.checkpoint.files.tensor_file import TensorFile
+from gemwright.checkpoint.find import ADAPTER_CONFIG, adapter_base
 from gemwright.checkpoint.locate import locate
 from gemwright.errors import CheckpointError, GemwrightError
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""Files of a PEFT folder."""
+WEIGHTS = "adapter_model.safetensors"
+"""Name of the weights in a PEFT folder."""
 HUB = "https://huggingface.co/"
 
 AdapterNames: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str | Path, float]
@@ -48,16 +50,8 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Return whether a path is a PEFT folder, or a GGUF file whose metadata call it an adapter."""
-    if path.is_dir():
-        return (path / SETTINGS).is_file()
-    try:
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                return False
-        return open_gguf(path).metadata.get("general.type") == "adapter"
-    except (OSError, CheckpointError):
-        return False
+    """Return whether a path is a PEFT folder, its weights, or a GGUF file whose metadata call it an adapter."""
+    return adapter_base(path) is not None
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -68,7 +62,9 @@ def open_adapter(path: Path) -> Adapter:
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give an adapter: a PEFT folder or a GGUF file.")
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    if path.is_dir():
+        return _open_folder(path)
+    return _open_folder(path.parent) if is_adapter_file(path) else _open_file(path)
 
 
 def find_model(model: str | Path, adapters: AdapterNames = ()) -> tuple[Path, dict[Path, float]]:
@@ -109,9 +105,11 @@ def _check_weight(name: str | Path, weight: Any) -> float:
 
 
 def _open_folder(folder: Path) -> Adapter:
-    if not (folder / SETTINGS).is_file():
-        raise file_error(folder, f"has no {SETTINGS}, so it is not an adapter", "give a PEFT folder or a GGUF file")
-    settings = read_json(folder / SETTINGS)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise file_error(
+            folder, f"has no {ADAPTER_CONFIG}, so it is not an adapter", "give a PEFT folder or a GGUF file"
+        )
+    settings = read_json(folder / ADAPTER_CONFIG)
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise file_error(folder, f"is an adapter of type {kind!r:.40}, which is not supported", "use a LoRA adapter")
@@ -120,7 +118,7 @@ def _open_folder(folder: Path) -> Adapter:
     for key in _UNSUPPORTED:
         if settings.get(key):
             raise file_error(folder, f"uses {key}, which is not supported", "merge it with PEFT first")
-    ConfigReader(settings, str(folder / SETTINGS)).real("lora_alpha", 8)
+    ConfigReader(settings, str(folder / ADAPTER_CONFIG)).real("lora_alpha", 8)
     if not (folder / WEIGHTS).is_file():
         raise file_error(folder, f"has no {WEIGHTS}", "save the adapter as safetensors; other files are not read")
     base = settings.get("base_model_name_or_path")

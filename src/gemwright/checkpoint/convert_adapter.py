@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.adapters import HUB, SETTINGS, WEIGHTS, Adapter, find_model, open_adapter
+from gemwright.checkpoint.adapters import HUB, WEIGHTS, Adapter, find_model, open_adapter
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.files.atomic import create_folder, file_error
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SINGLE, SafetensorsTensor, write_shards
+from gemwright.checkpoint.find import ADAPTER_CONFIG
 from gemwright.checkpoint.hub import is_repo_id
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.updates import LowRank, Updates, map_modules, read_updates
@@ -95,7 +96,7 @@ def _write_peft(target: Path, adapter: Adapter, updates: Updates, config: Config
     with create_folder(target, sum(tensor.nbytes for tensor in tensors)) as temporary:
         write_shards(temporary, tensors, sys.maxsize)
         (temporary / SINGLE).rename(temporary / WEIGHTS)
-        (temporary / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        (temporary / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _parts(path: str, update: LowRank) -> dict[str, NDArray[np.float32]]:
