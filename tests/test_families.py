@@ -67,6 +67,7 @@ def test_a_checkpoint_has_its_family(kind: str, tmp_path):
         "gemma": "Gemma 1",
         "gemma, full heads": "Gemma 1",
         "gemma2": "Gemma 2",
+        "vaultgemma": "VaultGemma",
         "gemma3_text": "Gemma 3",
         "gemma3": "Gemma 3",
         "recurrent_gemma": "RecurrentGemma",

@@ -122,6 +122,10 @@ def _has_post_norms(config: Config) -> bool:
     return any(layer.post_norms for layer in config.layers)
 
 
+def _has_soft_cap(config: Config) -> bool:
+    return any(isinstance(layer.mixer, Attention) and layer.mixer.soft_cap is not None for layer in config.layers)
+
+
 def _has_qk_norm(config: Config) -> bool:
     return any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm for layer in config.layers)
 
@@ -185,6 +189,11 @@ GEMMA_2 = Family(
     text_model=HuggingFaceNames("gemma2", "Gemma2ForCausalLM"),
     gguf="gemma2",
 )
+VAULTGEMMA = Family(
+    name="VaultGemma",
+    matches=_has_soft_cap,
+    text_model=HuggingFaceNames("vaultgemma", "VaultGemmaForCausalLM"),
+)
 GEMMA_1 = Family(
     name="Gemma 1",
     matches=lambda config: True,
@@ -199,7 +208,7 @@ CODEGEMMA = Family(
     fill_in_the_middle=FILL_IN_THE_MIDDLE,
 )
 
-FAMILIES = (RECURRENTGEMMA, PALIGEMMA_2, PALIGEMMA, GEMMA_3, GEMMA_2, GEMMA_1, CODEGEMMA)
+FAMILIES = (RECURRENTGEMMA, PALIGEMMA_2, PALIGEMMA, GEMMA_3, GEMMA_2, VAULTGEMMA, GEMMA_1, CODEGEMMA)
 """Every family, special ones first: the first that matches a config is its family."""
 
 

@@ -49,6 +49,11 @@ def _gemma2(
     return Config(width, 256_000, pattern(depth, *kinds), max_length=8192, final_soft_cap=30.0)
 
 
+def _vaultgemma(*, width: int, depth: int, heads: int, hidden: int) -> Config:
+    mixer = Attention(heads, heads, head_dim=256, query_scalar=256, soft_cap=50.0)
+    return Config(width, 256_000, pattern(depth, Layer(mixer, Mlp(hidden))), max_length=1024, final_soft_cap=30.0)
+
+
 def _gemma3(
     *,
     width: int,
@@ -120,6 +125,12 @@ VARIANTS: dict[str, Variant] = {
     "gemma-2-2b": Variant("Gemma 2", GEMMA_2_2B, 2_614_341_888, ("gemma-2-2b", "gemma-2-2b-it")),
     "gemma-2-9b": Variant("Gemma 2", GEMMA_2_9B, 9_241_705_984, ("gemma-2-9b", "gemma-2-9b-it")),
     "gemma-2-27b": Variant("Gemma 2", GEMMA_2_27B, 27_227_128_320, ("gemma-2-27b", "gemma-2-27b-it")),
+    "vaultgemma-1b": Variant(
+        "VaultGemma",
+        _vaultgemma(width=1152, depth=26, heads=4, hidden=6912),
+        1_038_741_120,
+        ("vaultgemma-1b",),
+    ),
     "gemma-3-270m": Variant("Gemma 3", GEMMA_3_270M, 268_098_176, ("gemma-3-270m", "gemma-3-270m-it")),
     "gemma-3-1b": Variant("Gemma 3", GEMMA_3_1B, 999_885_952, ("gemma-3-1b-pt", "gemma-3-1b-it")),
     "gemma-3-4b": Variant("Gemma 3", _gemma3_vision(GEMMA_3_4B), 4_299_915_632, ("gemma-3-4b-pt", "gemma-3-4b-it")),

@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     RecurrentGemmaConfig,
+    VaultGemmaConfig,
 )
 
 from tests.tiny.vocabulary import embedding_size, make_vocabulary
 
-TEXT_KINDS = ("gemma", "gemma, full heads", "gemma2", "gemma3_text")
+TEXT_KINDS = ("gemma", "gemma, full heads", "gemma2", "vaultgemma", "gemma3_text")
 VISION_KINDS = ("paligemma", "paligemma2", "gemma3")
 TEXT = "The man and the thing, in QED, x\u00e9y  zz"
 IMAGE_SIZE, PATCH_SIZE = 28, 7
@@ -64,6 +65,8 @@ def _make_config(kind: str, vision_sizes: dict[str, int]) -> PreTrainedConfig:
             return GemmaConfig(**text | {"num_key_value_heads": 2}, **_TEXT_ONLY)
         case "gemma2":
             return Gemma2Config(**text, **_TEXT_ONLY, **_GEMMA2)
+        case "vaultgemma":
+            return VaultGemmaConfig(**text, **_TEXT_ONLY, **_GEMMA2)
         case "gemma3_text":
             return Gemma3TextConfig(**text, **_TEXT_ONLY, **_GEMMA2)
         case "recurrent_gemma":

@@ -8,7 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VaultGemmaConfig,
+)
 
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
@@ -45,6 +52,16 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "gemma2": lambda: Gemma2Config(
         num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=8.0,
+        **_SIZES,
+    ),
+    "vaultgemma": lambda: VaultGemmaConfig(
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         query_pre_attn_scalar=24,

@@ -1,6 +1,6 @@
 """Read and write the `config.json` of decoders, and the decoder's group in that of vision models.
 
-Keys and their defaults: huggingface/transformers `models/{gemma,gemma2,gemma3}/configuration_*.py` (5.23).
+Keys and their defaults: huggingface/transformers `models/{gemma,gemma2,gemma3,vaultgemma}/configuration_*.py` (5.23).
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from gemwright.checkpoint.configs.uniform import (
     local_layers,
     to_uniform,
 )
-from gemwright.families import GEMMA_1, GEMMA_2, GEMMA_3
+from gemwright.families import GEMMA_1, GEMMA_2, GEMMA_3, VAULTGEMMA
 from gemwright.model.config import Config, Rope
 
 GELU_TANH = "gelu_pytorch_tanh"
@@ -29,15 +29,17 @@ ROPE_KEYS = (
 """Keys of a rotary embedding; linear scaling does not use the last."""
 TEXT_CLASSES = {
     family.text_model.model_type: family.text_model.model_class
-    for family in (GEMMA_1, GEMMA_2, GEMMA_3)
+    for family in (GEMMA_1, GEMMA_2, VAULTGEMMA, GEMMA_3)
     if family.text_model
 }
 """The class of each `model_type`."""
 
+_SOFT_CAPPED = ("gemma2", "vaultgemma")
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {"vocab": 256_000, "context": 8192, "heads": 16, "kv_heads": 16},
     "gemma2": {"vocab": 256_000, "context": 8192, "heads": 8, "kv_heads": 4},
+    "vaultgemma": {"vocab": 256_000, "context": 8192, "heads": 8, "kv_heads": 4},
     "gemma3_text": {"vocab": 262_208, "context": 131_072, "heads": 8, "kv_heads": 4},
 }
 
@@ -58,7 +60,7 @@ def read_text(keys: ConfigReader, kind: str, *, tied: bool, kv_heads: int | None
     keys.choice("partial_rotary_factor", 1.0, 1, None)
     depth = keys.integer("num_hidden_layers", most=MAX_LAYERS)
     head_dim = keys.integer("head_dim", 256)
-    local = (False,) * depth if kind == "gemma" else _local(keys, depth, 2 if kind == "gemma2" else 6)
+    local = (False,) * depth if kind == "gemma" else _local(keys, depth, 6 if kind == "gemma3_text" else 2)
     local_rope, global_rope = _local_and_global_rope(keys) if kind == "gemma3_text" else _one_rope(keys)
     model = UniformConfig(
         width=keys.integer("hidden_size"),
@@ -73,10 +75,10 @@ def read_text(keys: ConfigReader, kind: str, *, tied: bool, kv_heads: int | None
         window=keys.integer("sliding_window", 4096, most=MAX_POSITIONS) if any(local) else None,
         local_rope=local_rope,
         global_rope=global_rope,
-        soft_cap=keys.optional_real("attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
+        soft_cap=keys.optional_real("attn_logit_softcapping", 50.0) if kind in _SOFT_CAPPED else None,
         final_soft_cap=_final_soft_cap(keys, kind),
         qk_norm=kind == "gemma3_text",
-        post_norms=kind != "gemma",
+        post_norms=kind in ("gemma2", "gemma3_text"),
         tied=tied,
         norm_eps=keys.real("rms_norm_eps", 1e-6),
     )
@@ -120,7 +122,7 @@ def write_text(config: Config, dtype: str) -> dict[str, Any]:
 def _final_soft_cap(keys: ConfigReader, kind: str) -> float | None:
     if kind == "gemma":
         return None
-    return keys.optional_real("final_logit_softcapping", 30.0 if kind == "gemma2" else None)
+    return keys.optional_real("final_logit_softcapping", 30.0 if kind in _SOFT_CAPPED else None)
 
 
 def _local(keys: ConfigReader, depth: int, default_period: int) -> tuple[bool, ...]:

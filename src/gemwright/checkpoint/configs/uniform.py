@@ -108,7 +108,7 @@ def find_architecture(model: UniformConfig) -> Family:
         raise cannot_write("no published architecture has query and key norms without post norms")
     if family is GEMMA_3 and model.soft_cap is not None:
         raise cannot_write("Gemma 3 has no soft-cap on attention scores")
-    beyond_gemma1 = any(model.local) or model.soft_cap or model.final_soft_cap or model.query_scalar != model.head_dim
+    beyond_gemma1 = any(model.local) or model.final_soft_cap or model.query_scalar != model.head_dim
     if family is GEMMA_1 and beyond_gemma1:
         raise cannot_write("without post norms it is a Gemma 1, which has no window, soft-cap or query scale")
     return family

@@ -6,7 +6,7 @@ Source: huggingface/transformers `models/*gemma*/modeling_*.py` (5.23).
 
 from gemwright import tree
 from gemwright.checkpoint.names.mapping import TensorMapping, matrix_shape, split
-from gemwright.families import find_family
+from gemwright.families import VAULTGEMMA, Family, find_family
 from gemwright.model.config import Config
 from gemwright.model.params import ParamSpec, param_specs
 
@@ -72,10 +72,10 @@ PROJECTORS = {
 
 def map_huggingface(config: Config) -> dict[str, TensorMapping]:
     """Map the path of each weight to its tensor in files of transformers."""
-    recurrent = find_family(config).names == "recurrent"
+    family = find_family(config)
 
     def locate(path: str, param: ParamSpec) -> TensorMapping:
-        name = _huggingface_name(config, path, recurrent=recurrent)
+        name = _huggingface_name(config, family, path)
         _, leaf = split(path)
         if leaf == "mixer.conv":  # torch's depthwise convolution: [R, 1, taps]
             return TensorMapping(name, (param.shape[1], 1, param.shape[0]), permute=(2, 1, 0))
@@ -88,7 +88,7 @@ def map_huggingface(config: Config) -> dict[str, TensorMapping]:
     return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
 
-def _huggingface_name(config: Config, path: str, *, recurrent: bool) -> str:
+def _huggingface_name(config: Config, family: Family, path: str) -> str:
     layer, leaf = split(path)
     leaf, kind = leaf.removesuffix("_bias"), "bias" if leaf.endswith("_bias") else "weight"
     if config.vision and leaf in PROJECTORS[config.vision.projector]:
@@ -96,8 +96,8 @@ def _huggingface_name(config: Config, path: str, *, recurrent: bool) -> str:
     elif leaf in VISION:
         name = f"vision_tower.vision_model.{VISION[leaf]}".format(layer)
     else:
-        name = RECURRENT[leaf] if recurrent else (MODEL if layer is None else LAYER)[leaf]
-        if layer is not None and not config.layers[layer].post_norms:
+        name = RECURRENT[leaf] if family.names == "recurrent" else (MODEL if layer is None else LAYER)[leaf]
+        if layer is not None and not config.layers[layer].post_norms and family is not VAULTGEMMA:
             # Gemma 1's name of the norm before the MLP.
             name = name.replace("pre_feedforward_layernorm", "post_attention_layernorm")
         name = name if layer is None else f"model.layers.{layer}.{name}"
