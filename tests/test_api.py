@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,19 @@ def test_an_unknown_name_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         gemwright.lode  # noqa: B018
     assert set(gemwright.__all__) <= {*dir(gemwright), *gemwright._PLACES}
+
+
+def test_the_heap_is_trimmed_after_the_weights_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    model.generate("the", max_tokens=2)
+    weight = weakref.ref(jax.tree.leaves(model.engine.params)[0])
+    other = replace(model, name="other")
+    trimmed: list[bool] = []
+    monkeypatch.setattr("gemwright.runtime.heap.trim", lambda: trimmed.append(weight() is None))
+    del model
+    assert trimmed == []
+    del other
+    assert trimmed == [True]
 
 
 def test_a_forked_process_is_refused(model: gemwright.Model):

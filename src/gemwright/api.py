@@ -7,7 +7,7 @@ print(model.generate("Once upon a time", max_tokens=100).text)
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, cast, overload
 
@@ -24,6 +24,7 @@ from gemwright.images.preprocess import pan_and_scan
 from gemwright.inputs import Conversation, Text, is_conversation, parse_conversations, parse_texts
 from gemwright.options import Options, Windows, check_options, check_windows, parse_seeds
 from gemwright.runtime.fork import require_not_forked
+from gemwright.runtime.heap import TrimAtEnd
 from gemwright.text import chat, infill
 from gemwright.text.chat import ChatFormat, Message
 from gemwright.text.tokenizer import Tokenizer
@@ -78,6 +79,7 @@ class Model:
     tuned: bool
     image_prompter: ImagePrompter | None = None
     draft: Engine | None = None
+    _trim: TrimAtEnd = field(default_factory=TrimAtEnd, compare=False)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.engine.summary})"
@@ -261,13 +263,13 @@ class Model:
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
         require_not_forked()
-        top_logprobs, stop = options.get("top_logprobs"), options.get("stop") or ()
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop", ())
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
         stop_ids = tuple(stop_ids)
-        max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
+        max_tokens = options.get("max_tokens", DEFAULT_MAX_TOKENS)
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
         stops = [stop] if isinstance(stop, str) else stop

@@ -26,7 +26,7 @@ from gemwright.images.image_prompt import ImagePrompter
 from gemwright.kernels.native import native_enabled
 from gemwright.model.params import ModelWeights
 from gemwright.precision import Precision, activation_dtype, cache_dtype, parse_precision
-from gemwright.runtime import fork, machine, startup
+from gemwright.runtime import fork, heap, machine, startup
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.text import chat
 from gemwright.text.tokenizer import Tokenizer
@@ -86,6 +86,7 @@ def load_model(
         tuned=checkpoint.chat_template is not None,
         image_prompter=_image_prompter(checkpoint, params, tokenizer),
     )
+    heap.trim()
     return loaded if draft is None else replace(loaded, draft=_draft(load_model(draft, dtype), loaded))
 
 
