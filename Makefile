@@ -16,7 +16,7 @@ help:  ## List the targets
 		printf '  %-18s %s\n' "$$name" "$$text"; done
 
 demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the default)
-	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "Once upon a time"
+	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 --echo "Once upon a time"
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)
