@@ -19,9 +19,7 @@ help:  ## List the targets
 		printf '  %-18s %s\n' "$$name" "$$text"; done
 
 demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the default)
-	@echo 'gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"'
-	@test -t 1 || printf '%s' "$(PROMPT)"  # on a terminal, generate prints it
-	@$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 "$(PROMPT)"
+	$(BIN)/gemwright generate --model $(MODEL) --max-tokens 100 --seed 7 --echo "Once upon a time"
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)

@@ -6,6 +6,7 @@ Python blocks use the demo weights.
 
 import io
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -15,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
 from gemwright.cli import main
+from gemwright.cli.app import app
 from tests.documents import PAGES, ROOT, read_blocks
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import write_model
@@ -83,7 +86,22 @@ def check_make(words: list[str]) -> None:
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-CHECKED_ONLY: dict[str, Callable[[list[str]], None]] = {"make": check_make}
+def check_docker(words: list[str]) -> None:
+    """Require a Dockerfile, and that what follows the image's name is a command of gemwright."""
+    assert (ROOT / "Dockerfile").exists()
+    if words[1] == "run":
+        assert words[words.index("gemwright") + 1] in {
+            command.name or command.callback.__name__ for command in app.registered_commands
+        }
+
+
+def check_pip(words: list[str]) -> None:
+    """Require that local packages exist; `test_links_and_extras` checks extras."""
+    assert words[1] in ("install", "uninstall")
+    assert all((ROOT / word.partition("[")[0]).exists() for word in words[2:] if word.startswith("."))
+
+
+CHECKED_ONLY: dict[str, Callable[[list[str]], None]] = {"make": check_make, "docker": check_docker, "pip": check_pip}
 """Programs that are not run here, with the check of their arguments."""
 
 
@@ -119,3 +137,36 @@ def test_every_block_is_known():
     for page in PAGES:
         languages = {block.language for block in read_blocks(page)}
         assert languages <= {"python", "console"} | ({"diff"} if page.name == "extending.md" else set()), page.name
+
+
+def test_reference_of_the_command_line_is_complete():
+    """If an option is missing or has another help: python docs/cli.py."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert page == runpy.run_path(str(ROOT / "docs" / "cli.py"))["page"]()
+    for name, command in get_command(app).commands.items():
+        section = page.partition(f"## `gemwright {name} ")[2].partition("\n## ")[0]
+        for option in (option for parameter in command.params for option in parameter.opts if option[0] == "-"):
+            assert re.search(rf"{re.escape(option)}\b", section), f"{name} {option}"
+
+
+def test_table_of_models_is_the_forecast():
+    """If it is not: python docs/which_model.py."""
+    script = runpy.run_path(str(ROOT / "docs" / "which_model.py"))
+    assert script["table"]() in script["PAGE"].read_text()
+
+
+def test_dockerfile():
+    """Known instructions, sources that exist, and a user without rights."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line]
+    known = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
+    assert {words[0] for words in lines} <= known
+    for words in lines:
+        if words[0] == "COPY" and not words[1].startswith("--from"):
+            assert all((ROOT / source).exists() for source in words[1:-1]), words
+    assert [words[1] for words in lines if words[0] == "USER"] == ["gemwright"]
+
+
+def test_every_page_is_linked_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert not [page.name for page in PAGES if page.parent.name == "docs" and f"(docs/{page.name})" not in readme]

@@ -84,6 +84,19 @@ def test_draw_locations(run, tmp_path: Path):
         assert image.size == (30, 20)
 
 
+def test_notebook(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())
+    assert (notebook["nbformat"], {cell["cell_type"] for cell in notebook["cells"]}) == (4, {"code", "markdown"})
+    (tmp_path / "gemma-3-270m").symlink_to(tiny)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), namespace)
+    assert "Mat the on sat cat the." in capsys.readouterr().out
+
+
 def test_every_example_is_short_and_tested():
     for name in EXAMPLES:
         assert f"def test_{name.removesuffix('.py')}(" in Path(__file__).read_text(), name

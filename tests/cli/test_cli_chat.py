@@ -131,9 +131,11 @@ def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path)
 
 
 def test_conversation_at_a_terminal(terminal, tmp_path: Path):
-    model = write_tiny_gguf(tmp_path / "short.gguf", max_length=64)
+    model = write_tiny_gguf(tmp_path / "short.gguf", max_length=128)
     talk = terminal("chat", "-m", model, *OPTIONS, "--verbose", NO_COLOR="1")
-    assert "is a base model" in talk.until(PROMPT)
+    started = talk.until(PROMPT)
+    assert "is a base model" in started
+    assert started.startswith("Loading short.gguf ...")
 
     talk.type("hen\n")
     printed = talk.until(PROMPT)
@@ -148,12 +150,12 @@ def test_conversation_at_a_terminal(terminal, tmp_path: Path):
     talk.type("hen\n")
     assert int(re.search(r"prompt +(\d+) tokens", talk.until(PROMPT))[1]) == first
 
-    talk.type("ab" * 30 + "\n")
-    assert "the model's context is 64; type /reset to start a new one." in talk.until(PROMPT)
+    talk.type("ab" * 60 + "\n")
+    assert "the model's context is 128; type /reset to start a new one." in talk.until(PROMPT)
 
     talk.type("/reset\n")
     talk.until(PROMPT)
-    talk.type("x" * (62 - first) + "\n")  # "hen" is two tokens, so that four more fit
+    talk.type("x" * (126 - first) + "\n")  # "hen" is two tokens, so that four more fit
     assert "The context is full; type /reset to start a new conversation." in talk.until(PROMPT)
 
     talk.type("/system be good\n")
@@ -164,7 +166,26 @@ def test_conversation_at_a_terminal(terminal, tmp_path: Path):
     assert "/system TEXT" in talk.until(PROMPT)
     talk.type("/nonsense\n")
     assert "Unknown command /nonsense; type /help for a list." in talk.until(PROMPT)
-    talk.type("/exit\n")
+    talk.type("/rest\n")
+    assert "Unknown command /rest; did you mean /reset?" in talk.until(PROMPT)
+    talk.type(f"/save {tmp_path / 'talk.json'}\n")
+    assert "Saved 2 messages" in talk.until(PROMPT)
+    talk.type(f"/save {model}\n")
+    assert "exists; choose another name." in talk.until(PROMPT)
+    talk.type("/reset\n")
+    talk.until(PROMPT)
+    talk.type(f"/load {tmp_path / 'talk.json'}\n")
+    assert "Continuing a conversation of 2 messages." in talk.until(PROMPT)
+
+    talk.type("/system\n")
+    talk.until(PROMPT)
+    talk.type("\x1b[200~/usr/bin\nis a\nfolder\x1b[201~\n")  # a bracketed paste is one message
+    assert talk.until(PROMPT).count("Stopped after 8 tokens") == 1
+    talk.type(f"/save {tmp_path / 'paste.json'}\n")
+    assert "Saved 2 messages" in talk.until(PROMPT)
+    saved = json.loads((tmp_path / "paste.json").read_text())["messages"]
+    assert saved[0] == {"role": "user", "content": "/usr/bin\nis a\nfolder"}
+    talk.type("quit\n")
     assert talk.process.wait(60) == 0
 
 

@@ -8,7 +8,10 @@ import pytest
 import gemwright
 
 SOURCE = Path(__file__).parents[2] / "src"
-COMMANDS = ("generate", "chat", "see", "infill", "score", "models", "inspect", "convert", "quantize", "pull", "doctor")
+COMMANDS = (
+    *("generate", "chat", "see", "infill", "score", "tokenize"),
+    *("list", "models", "pull", "rm", "du", "inspect", "convert", "quantize", "doctor"),
+)
 
 FAST = """
 import sys
@@ -48,21 +51,68 @@ def test_version(run):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "sentence"),
     [
-        ["generat"],
-        ["generate", "x", "--modle", "y"],
-        ["generate", "x", "--max-tokens", "0"],
-        ["generate", "x", "--top-logprobs", "65"],
-        ["generate", "x", "--top-logprobs=-1"],
-        ["generate", "x", "--temperature", "warm"],
-        ["convert", "a", "b"],
-        ["quantize", "a", "b", "--bits", "5"],
-        ["inspect"],
+        ("generat", "No such command 'generat'; did you mean 'generate'?"),
+        ("nonsense", "No such command 'nonsense'; see `gemwright --help`."),
+        ("generate x --modle y", "No such option: --modle; did you mean --model?"),
+        ("generate x --nonsense", "No such option: --nonsense; see `gemwright generate --help`."),
+        ("generate x --max-tokens 0", "Invalid value for '--max-tokens': "),
+        ("generate x --top-logprobs 65", "Invalid value for '--top-logprobs': "),
+        ("generate x --top-logprobs=-1", "Invalid value for '--top-logprobs': "),
+        ("generate x --temperature warm", "Invalid value for '--temperature': "),
+        ("generate x --threads 0", "Invalid value for '--threads': "),
+        ("generate x --variant gemma-3-27", "There is no variant 'gemma-3-27'; did you mean gemma-3-27b?"),
+        ("generate x --variant nonsense", "There is no variant 'nonsense'; `gemwright models` lists the names."),
+        ("generate x -m", "Option '-m' requires an argument; see "),
+        ("convert a b", "Missing option '--to'; choose from: huggingface, gguf; see `gemwright convert --help`."),
+        ("quantize a b --bits 5", "Invalid value for '--bits': '5' is not one of '8', '4'; see "),
+        ("inspect", "Missing argument 'MODEL'; see `gemwright inspect --help`."),
+        ("models x", "unexpected extra argument"),
     ],
 )
-def test_usage_errors(run, arguments):
-    result = run(*arguments)
-    assert result.code == 2
-    assert result.out == ""
-    assert "Error: " in result.err
+def test_usage_errors_are_one_sentence(run, arguments: str, sentence: str):
+    result = run(*arguments.split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("gemwright: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_no_command_shows_the_help(run):
+    result = run()
+    assert (result.code, result.out) == (2, "")
+    assert result.err.rstrip("\n") == run("--help").out.rstrip("\n")
+
+
+COMPLETE = """
+import sys
+from gemwright.cli import main
+try:
+    main()
+finally:
+    slow = {"jax", "numpy", "sentencepiece", "huggingface_hub"} & sys.modules.keys()
+    assert not slow, slow
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("gemwright gene", {"generate"}),
+        ("gemwright chat --mo", {"--model"}),
+        ("gemwright chat -m gemma-3-27", {"gemma-3-270m", "gemma-3-270m-it", "gemma-3-27b-pt", "gemma-3-27b-it"}),
+        ("gemwright chat -m ./m", {"./m.gguf", "./models"}),
+        ("gemwright convert a b --to g", {"gguf"}),
+    ],
+)
+def test_completion(words: str, expected: set[str], tmp_path: Path):
+    (tmp_path / "m.gguf").touch()
+    (tmp_path / "m.txt").touch()
+    (tmp_path / "models").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "_GEMWRIGHT_COMPLETE": "complete_bash"}
+    environment |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [sys.executable, "-c", COMPLETE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.split()) == expected

@@ -121,7 +121,7 @@ def _suggest(config: "Config") -> str:
 
 def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbose: bool) -> None:
     """Read messages and commands from a terminal and reply."""
-    reader = MessageReader()
+    reader = MessageReader(_is_command)
     render.note(f"{loaded.name}, dtype {loaded.dtype}. Type /help for commands, Ctrl-D to exit.")
     if talk.turns:
         render.note(f"Continuing a conversation of {len(talk.turns)} messages.")
@@ -148,7 +148,8 @@ def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbo
 
 def _is_command(text: str) -> bool:
     """Return whether a message begins with a command, or looks like one; `/usr/bin is a folder` does not."""
-    return text.split(maxsplit=1)[:1] in [[command] for command in COMMANDS] or bool(re.fullmatch(r"/[a-z]*\s*", text))
+    words = text.split(maxsplit=1) if text.startswith("/") else ()
+    return bool(words) and (words[0] in COMMANDS or re.fullmatch(r"/[a-z]*\s*", text) is not None)
 
 
 def _run_command(text: str, talk: Conversation, loaded: "Loaded") -> None:

@@ -138,7 +138,7 @@ def _is_message(message: Any) -> bool:
 
 def _text(message: Any) -> str:
     """Return the text of a message; half of a surrogate pair, which JSON can hold, becomes U+FFFD."""
-    return message["content"].encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return message["content"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _refuse(path: Path, problem: str) -> GemwrightError:

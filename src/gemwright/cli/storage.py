@@ -10,10 +10,7 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.local import LocalModel, hub_folder, local_models
 from gemwright.errors import GemwrightError
-from gemwright.runtime.cache_dir import cache_folder
-
-CACHES = {"compilation": ("xla", ("*-cache", "*-atime")), "tokenizers": ("tokenizers", ("*.model",))}
-"""Name of each cache, with its folder in gemwright's cache folder and the files that gemwright and JAX make there."""
+from gemwright.runtime.cache_dir import CACHES, cache_bytes, cache_folder, clear_caches
 
 
 def list_models(as_json: o.JsonOption = False) -> None:
@@ -126,25 +123,16 @@ def du(
 
     Those of compiled programs and tokenizers are made again when needed.
     """
-    rows = [("hub", hub_folder(), _size(hub_folder()))]
-    for name, (folder, patterns) in CACHES.items():
-        place = cache_folder() / folder
-        if clear:
-            _clear(place, patterns)
-        rows.append((name, place, _size(place)))
+    if clear:
+        clear_caches()
+    rows = [("hub", "models of the hub", hub_folder(), _size(hub_folder()))]
+    rows += [(name, CACHES[name], cache_folder() / name, nbytes) for name, nbytes in cache_bytes().items()]
     if as_json:
-        render.write_json({name: {"path": str(path), "bytes": nbytes} for name, path, nbytes in rows})
+        render.write_json({name: {"path": str(path), "bytes": nbytes} for name, _, path, nbytes in rows})
         return
-    render.facts([(name, f"{render.size(nbytes):>8}  {path}") for name, path, nbytes in rows], render.out())
+    render.facts([(label, f"{render.size(nbytes):>8}  {path}") for _, label, path, nbytes in rows], render.out())
 
 
 def _size(folder: Path) -> int:
     """Return the bytes of all files in a folder; links count as what they are."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-
-
-def _clear(folder: Path, patterns: tuple[str, ...]) -> None:
-    """Delete the files of a cache, and nothing that a link leads to."""
-    for pattern in patterns if not folder.is_symlink() else ():
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)

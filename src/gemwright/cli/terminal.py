@@ -2,6 +2,7 @@
 
 import select
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
@@ -12,9 +13,14 @@ PASTE_WAIT = 0.02
 
 
 class MessageReader:
-    """Reads messages with line editing and history; lines that are pasted together are one message."""
+    """Reads messages with line editing and history; lines that are pasted together are one message.
 
-    def __init__(self) -> None:
+    Args:
+        is_command: Return whether a line is a command, which ends with the line.
+    """
+
+    def __init__(self, is_command: Callable[[str], bool]):
+        self._is_command = is_command
         self._ended = False
         with suppress(ImportError):  # not on every system; input() then edits as the terminal does
             readline = import_module("readline")  # adds line editing and history to input()
@@ -33,7 +39,7 @@ class MessageReader:
         text = input(prompt)
         if text.lstrip().startswith(QUOTES):
             return self._read_quoted(text.lstrip().removeprefix(QUOTES))
-        while not text.startswith("/") and _is_pending():
+        while not self._is_command(text) and _is_pending():
             text += f"\n{self._continue('')}"
         return text.replace("\r\n", "\n").removesuffix("\n")
 
