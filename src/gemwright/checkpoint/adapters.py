@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 """Name of the weights in a PEFT folder."""
 HUB = "https://huggingface.co/"
 
-AdapterNames: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str | Path, float]
+AdapterNames: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, float] | Mapping[Path, float]
 """One adapter, several, or several with the weight of each."""
 
 _UNSUPPORTED = ("use_qalora", "alora_invocation_tokens", "megatron_config", "layer_replication", "target_parameters")
@@ -84,7 +84,9 @@ def find_model(model: str | Path, adapters: AdapterNames = ()) -> tuple[Path, di
         return path, found
     base = open_adapter(path).base
     if base is None:
-        raise GemwrightError(f"{path} is an adapter that does not name its base model; give both, the model first.")
+        raise GemwrightError(
+            f"{path} is an adapter that does not name its base model; give the model (--model) and this as --adapter."
+        )
     try:
         located = locate(base)
     except CheckpointError as error:

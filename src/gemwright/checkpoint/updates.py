@@ -145,7 +145,7 @@ def _check_replaced(
 ) -> NDArray[np.float32]:
     rows = tensor.shape[0]
     if values.shape[1:] != tensor.shape[1:] or len(values) < rows or (len(values) > rows and not tensor.extra_rows):
-        raise _shape_error(adapter, name, values.shape, tensor.shape)
+        raise _shape_error(adapter, name, list(values.shape), list(tensor.shape))
     return values[:rows]
 
 
@@ -161,7 +161,7 @@ def _join(
     outputs, inputs = tensor.shape[0], math.prod(tensor.shape[1:])
     fits = a.ndim == b.ndim == 2 and (len(b), a.shape[1]) == (outputs, inputs) and 0 < len(a) == b.shape[1]
     if not fits or (magnitude is not None and magnitude.size != outputs):
-        raise _shape_error(adapter, module, (*b.shape, *a.shape), (outputs, "rank", "rank", inputs))
+        raise _shape_error(adapter, module, [*b.shape[:1], *a.shape[1:]], [outputs, inputs])
     return LowRank(a, b, _scale(adapter, module, len(a)), None if magnitude is None else magnitude.reshape(-1))
 
 

@@ -57,6 +57,7 @@ def chat(
     ] = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
+    adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -85,7 +86,15 @@ def chat(
             lookup=lookup,
         )
         talk = _begin(system, session)
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
+        loaded = load(
+            model,
+            dtype=dtype,
+            variant=variant,
+            verbose=verbose,
+            adapters=o.adapters(adapter),
+            draft=draft,
+            prefetch=prefetch,
+        )
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:

@@ -8,6 +8,7 @@ import typer
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
+from gemwright.errors import GemwrightError
 
 
 def convert(
@@ -23,16 +24,32 @@ def convert(
             help="Data type of the weights. Default: the source's, or float32 if quantised. q8_0 and q4_0: GGUF only."
         ),
     ] = None,
+    adapter: o.AdapterOption = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model of an adapter that does not name it.")
+    ] = None,
     variant: o.VariantOption = None,
 ) -> None:
-    """Convert a checkpoint and its tokenizer to another format."""
+    """Convert a checkpoint and its tokenizer, or a LoRA adapter, to another format.
+
+    A model is written with its --adapter merged.
+    """
     import_jax()
+    from gemwright.checkpoint.adapters import find_model, is_adapter
     from gemwright.checkpoint.convert import convert as convert_checkpoint
+    from gemwright.checkpoint.convert_adapter import convert_adapter
     from gemwright.cli.loading import Bar, find
 
     path = find(source, may_download=False)
+    if is_adapter(path):
+        if dtype or adapter:
+            raise GemwrightError("An adapter is converted as it is; --dtype and --adapter are for models.")
+        convert_adapter(path, target, to, base)
+        render.write(f"{target}\n")
+        return
+    _, updates = find_model(path, o.adapters(adapter))
     with Bar(f"Converting {Path(source).name}") as bar:
-        converted = convert_checkpoint(path, target, to, dtype, variant, bar)
+        converted = convert_checkpoint(path, target, to, dtype, variant, bar, updates)
     if to == "gguf" and converted.config.vision:
         render.warn("The vision tower was not written: GGUF files hold the decoder only.")
     render.write(f"{target}\n")

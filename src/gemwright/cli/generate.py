@@ -49,6 +49,7 @@ def generate(
     top_logprobs: o.TopLogprobsOption = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
+    adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -84,7 +85,15 @@ def generate(
             frequency_penalty=frequency_penalty,
             lookup=lookup,
         )
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
+        loaded = load(
+            model,
+            dtype=dtype,
+            variant=variant,
+            verbose=verbose,
+            adapters=o.adapters(adapter),
+            draft=draft,
+            prefetch=prefetch,
+        )
     if verbose:
         announce_settings(loaded.model, wanted)
     _advise(loaded, prompts, chat=chat)

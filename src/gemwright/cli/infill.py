@@ -29,6 +29,7 @@ def infill(
     stop: o.StopOption = None,
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
+    adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -53,7 +54,15 @@ def infill(
             temperature=0.0 if temperature is None else temperature,
             lookup=lookup,
         )
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, draft=draft, prefetch=prefetch)
+        loaded = load(
+            model,
+            dtype=dtype,
+            variant=variant,
+            verbose=verbose,
+            adapters=o.adapters(adapter),
+            draft=draft,
+            prefetch=prefetch,
+        )
     if verbose:
         announce_settings(loaded.model, wanted)
     start = time.perf_counter()

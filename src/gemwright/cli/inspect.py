@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,12 +34,17 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="Also list all tensors.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Describe a checkpoint and its memory needs, without loading it."""
+    """Describe a checkpoint and its memory needs, or a LoRA adapter, without loading it."""
     import_jax()
+    from gemwright.checkpoint.adapters import is_adapter
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.cli.loading import find
 
-    checkpoint = open_checkpoint(find(model, may_download=False), variant)
+    path = find(model, may_download=False)
+    if is_adapter(path):
+        _describe_adapter(path, as_json=as_json)
+        return
+    checkpoint = open_checkpoint(path, variant)
     if as_json:
         render.write_json(_record(checkpoint, tensors=tensors))
         return
@@ -48,6 +54,28 @@ def inspect(
         for name, info in checkpoint.file.tensors.items():
             shape = " x ".join(map(str, info.shape))
             render.write(f"{name:<40} {info.encoding:<6} {render.size(info.nbytes):>8}  {shape}\n")
+
+
+def _describe_adapter(path: Path, *, as_json: bool) -> None:
+    from gemwright.checkpoint.adapters import open_adapter
+
+    adapter = open_adapter(path)
+    factors = [info.shape for name, info in adapter.file.tensors.items() if name.endswith(("lora_A.weight", "lora_a"))]
+    ranks = sorted({min(shape) for shape in factors if shape})
+    kind = "PEFT folder" if adapter.format == "peft" else "GGUF file"
+    nbytes = sum(info.nbytes for info in adapter.file.tensors.values())
+    if as_json:
+        record = {"path": str(path), "format": adapter.format, "base": adapter.base, "bytes": nbytes, "ranks": ranks}
+        render.write_json(record)
+        return
+    rows = [
+        ("path", str(path)),
+        ("format", f"LoRA adapter, {kind}"),
+        ("base", adapter.base or "not named"),
+        ("tensors", f"{len(adapter.file.tensors)}, {render.size(nbytes)}"),
+        ("rank", ", ".join(map(str, ranks))),
+    ]
+    render.facts(rows, render.out())
 
 
 def variants_of(config: "Config") -> list[str]:

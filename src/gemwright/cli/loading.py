@@ -3,11 +3,14 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gemwright.checkpoint.adapters import find_model, is_adapter
 from gemwright.checkpoint.locate import DEMO, locate
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax, importing
@@ -50,6 +53,7 @@ def load(
     variant: str | None,
     verbose: bool,
     draft: str | None = None,
+    adapters: Mapping[str, float] = MappingProxyType({}),
     prefetch: "GgufPrefetch | None" = None,
 ) -> Loaded:
     """Locate and load a model with a progress bar.
@@ -60,6 +64,7 @@ def load(
         variant: Published variant, for formats that do not record it.
         verbose: Whether to print the memory forecast first.
         draft: Draft model for speculative decoding.
+        adapters: LoRA adapters by name, with the weight of each.
         prefetch: Prefetched file of `reading`.
 
     Raises:
@@ -67,8 +72,8 @@ def load(
     """
     if prefetch is None:
         with reading(name, dtype) as prefetch:
-            return _load(name, dtype, variant, draft, prefetch, verbose=verbose)
-    return _load(name, dtype, variant, draft, prefetch, verbose=verbose)
+            return _load(name, dtype, variant, draft, adapters, prefetch, verbose=verbose)
+    return _load(name, dtype, variant, draft, adapters, prefetch, verbose=verbose)
 
 
 def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
@@ -81,7 +86,7 @@ def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetc
         path = locate(name, may_download=False)
     except GemwrightError:  # reported by load
         return nullcontext()
-    return read(path, native=dtype in (None, "stored"))
+    return nullcontext() if is_adapter(path) else read(path, native=dtype in (None, "stored"))
 
 
 def _load(
@@ -89,12 +94,13 @@ def _load(
     dtype: str | None,
     variant: str | None,
     draft: str | None,
+    adapters: Mapping[str, float],
     prefetch: "GgufPrefetch | None",
     *,
     verbose: bool,
 ) -> Loaded:
     import_jax()
-    path = find(name)
+    path, updates = find_model(find(name), adapters)
     draft_path = None if draft is None else find(draft)
     cache_dir.enable_cache()
     from gemwright.loading.model import load_model
@@ -106,7 +112,9 @@ def _load(
     start = time.perf_counter()
     render.status(f"Loading {Path(name).name} ...")
     with Bar(f"Loading {Path(name).name}") as bar:
-        model = load_model(path, precision, variant=variant, draft=draft_path, progress=bar, prefetch=prefetch)
+        model = load_model(
+            path, precision, variant=variant, draft=draft_path, adapters=updates, progress=bar, prefetch=prefetch
+        )
     return Loaded(model, name, precision, time.perf_counter() - start)
 
 

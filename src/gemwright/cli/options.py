@@ -126,6 +126,10 @@ DraftOption = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Draft model for speculative decoding, with the same vocabulary: same output."),
 ]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ADAPTER[=WEIGHT]", help="LoRA adapter: a PEFT folder or GGUF file; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object per line.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print model, memory and speed to standard error.")
@@ -205,6 +209,18 @@ def settings(
     StopStrings(checked.stop)
     checked.resolve(Sampling(seed=seed))  # both validate their arguments
     return checked
+
+
+def adapters(given: list[str] | None) -> dict[str, float]:
+    """Return the weight of each adapter of `--adapter`, 1 by default."""
+    weights: dict[str, float] = {}
+    for text in given or ():
+        name, separator, weight = text.rpartition("=")
+        try:
+            weights |= {name: float(weight)} if separator and name else {text: 1.0}
+        except ValueError:  # a name that contains "="
+            weights[text] = 1.0
+    return weights
 
 
 def finite(number: float) -> float | None:

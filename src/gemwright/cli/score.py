@@ -29,6 +29,7 @@ def score(
         ),
     ] = None,
     model: o.ModelOption = "gemma-3-270m",
+    adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -39,7 +40,7 @@ def score(
     content = _content(text, file)
     from gemwright.cli.loading import load
 
-    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose)
+    loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, adapters=o.adapters(adapter))
     options: dict[str, Any] = {} if stride is None else {"stride": stride}
     result = loaded.model.score(content, render.argument(prompt), image or (), **options)
     tokenizer, tokens = loaded.model.tokenizer, result.tokens[1:]

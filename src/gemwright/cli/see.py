@@ -50,6 +50,7 @@ def see(
     top_p: o.TopPOption = None,
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
+    adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -78,7 +79,9 @@ def see(
             image_format(draw)
         pixels = load_image(_read_image() if image == "-" else image)  # before the model, so that errors come early
         decoder = MaskDecoder.load(mask_decoder) if mask_decoder else None
-        loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, prefetch=prefetch)
+        loaded = load(
+            model, dtype=dtype, variant=variant, verbose=verbose, adapters=o.adapters(adapter), prefetch=prefetch
+        )
     if verbose:
         announce_settings(loaded.model, wanted)
     stream = _ask(loaded, pixels, render.argument(prompt), wanted, pan_and_scan)
