@@ -40,6 +40,8 @@ def test_an_unknown_method_is_named(name: str, tmp_path: Path) -> None:
 def test_a_config_without_its_method(tmp_path: Path) -> None:
     leaves, _ = made("awq")
     assert "'quantization_config'" in refusal(tmp_path, leaves, {})
+    for wrong in ("gemwright", {"quant_method": ["gemwright"]}):
+        assert "config.json" in refusal(tmp_path, leaves, {"quantization_config": wrong})
     assert "unknown" in refusal(tmp_path, leaves, {"quantization_config": {"load_in_4bit": True}})
 
 
