@@ -109,7 +109,7 @@ def test_compressed_tensors_nvfp4(tmp_path: Path) -> None:
     compressor = fp4_quantized.NVFP4PackedCompressor()
     args = QuantizationArgs(**keys, scale_dtype=torch.float8_e4m3fn)
     torch.compiler.set_stance("force_eager")
-    leaves = compressor.compress_weight(WEIGHT, scale, common, args) | {"weight_global_scale": common}
+    leaves = compressor.compress_weight(WEIGHT, scale.float(), common, args) | {"weight_global_scale": common}
     unpacked = fp4_quantized.unpack_fp4_from_uint8(leaves["weight_packed"], ROWS, WIDTH, torch.float32)
     expected = unpacked * (scale.float() / common).repeat_interleave(16, 1)
     values = opened(tmp_path, leaves, compressed("nvfp4-pack-quantized", **keys))
