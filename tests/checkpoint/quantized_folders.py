@@ -286,7 +286,7 @@ SCHEMES = {
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
     """Return a tensor with the bytes and the dtype of an array; torch has no float8 and bfloat16 from numpy."""
-    array = array.copy(order="C")
+    array = np.array(array, order="C")
     views = {BF16: (np.int16, torch.bfloat16), F8: (np.uint8, torch.float8_e4m3fn)}
     if array.dtype not in views:
         return torch.from_numpy(array)

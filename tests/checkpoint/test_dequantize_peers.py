@@ -1,5 +1,6 @@
 """Quantised matrices written by the libraries that own the formats, against their own dequantisation."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_compressed_tensors_nvfp4(tmp_path: Path) -> None:
     compressor = fp4_quantized.NVFP4PackedCompressor()
     args = QuantizationArgs(**keys, scale_dtype=torch.float8_e4m3fn)
     torch.compiler.set_stance("force_eager")
-    leaves = compressor.compress_weight(WEIGHT, scale, common, args) | {"weight_global_scale": common}
+    leaves = compressor.compress_weight(WEIGHT, scale.float(), common, args) | {"weight_global_scale": common}
     unpacked = fp4_quantized.unpack_fp4_from_uint8(leaves["weight_packed"], ROWS, WIDTH, torch.float32)
     expected = unpacked * (scale.float() / common).repeat_interleave(16, 1)
     values = opened(tmp_path, leaves, compressed("nvfp4-pack-quantized", **keys))
@@ -136,19 +137,26 @@ def test_bitsandbytes_int8(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, expected, rtol=2e-7, atol=0)
 
 
-def test_awq(tmp_path: Path) -> None:
-    pytest.importorskip("awq")
-    from awq.modules.linear.gemm import WQLinear_GEMM
-    from awq.utils.packing_utils import dequantize_gemm
+def module_of(package: str, path: str) -> Any:
+    """Import one file of a package without the rest of it, which needs a GPU or older releases of others."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip(f"{package} is not installed")
+    file = importlib.util.spec_from_file_location(Path(path).stem, Path(spec.submodule_search_locations[0]) / path)
+    module = importlib.util.module_from_spec(file)
+    file.loader.exec_module(module)
+    return module
 
-    numbers, zeros = torch.randint(0, 16, (ROWS, WIDTH)), torch.randint(0, 16, (ROWS, WIDTH // 32))
-    scales = (torch.rand(ROWS, WIDTH // 32) * 0.01 + 0.001).half()
-    linear = torch.nn.Linear(WIDTH, ROWS, bias=False).half()
-    spread = [value.repeat_interleave(32, 1) for value in (zeros, scales)]
-    linear.weight.data = ((numbers - spread[0]) * spread[1].float()).half()
-    made = WQLinear_GEMM.from_linear(linear, 4, 32, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
-    expected = dequantize_gemm(made.qweight, made.qzeros, made.scales, 4, 32).T
-    leaves = {"qweight": made.qweight, "qzeros": made.qzeros, "scales": made.scales}
+
+def test_awq(tmp_path: Path) -> None:
+    packing = module_of("awq", "utils/packing_utils.py")
+    generator = torch.Generator().manual_seed(0)
+    packed, zeros = (
+        torch.randint(-(2**31), 2**31, (count, ROWS // 8), generator=generator).int() for count in (WIDTH, WIDTH // 32)
+    )
+    scales = (torch.rand(WIDTH // 32, ROWS, generator=generator) * 0.01 + 0.001).half()
+    expected = packing.dequantize_gemm(packed, zeros, scales, 4, 32).T
+    leaves = {"qweight": packed, "qzeros": zeros, "scales": scales}
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}
     values = opened(tmp_path, leaves, config)
     np.testing.assert_array_equal(values.astype(np.float16), expected.numpy())
@@ -157,19 +165,17 @@ def test_awq(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_gptq(bits: int, ordered: bool, tmp_path: Path) -> None:
-    """The library's packing, read back: its own kernels compute in float16 on a GPU."""
-    pytest.importorskip("auto_gptq")
-    from auto_gptq.nn_modules.qlinear.qlinear_cuda import QuantLinear
-
-    scales = (torch.rand(ROWS, WIDTH // 32) * 0.01 + 0.001).half()
-    zeros = torch.randint(1, 1 << bits, (ROWS, WIDTH // 32))
+    """The library's packing; its kernels need a GPU."""
+    linears = module_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py")
+    generator = torch.Generator().manual_seed(0)
+    scales = (torch.rand(ROWS, WIDTH // 32, generator=generator) * 0.01 + 0.001).half()
+    zeros = torch.randint(1, 1 << bits, (ROWS, WIDTH // 32), generator=generator)
     index = torch.arange(WIDTH) // 32
-    index = index if ordered else index[torch.randperm(WIDTH)]
-    numbers = torch.randint(0, 1 << bits, (ROWS, WIDTH))
-    weight = (numbers - zeros[:, index]) * scales.float()[:, index]
+    index = index if ordered else index[torch.randperm(WIDTH, generator=generator)]
+    numbers = torch.randint(0, 1 << bits, (ROWS, WIDTH), generator=generator)
     linear = torch.nn.Linear(WIDTH, ROWS, bias=False)
-    linear.weight.data = weight
-    made = QuantLinear(bits, 32, WIDTH, ROWS, False)
+    linear.weight.data = weight = (numbers - zeros[:, index]) * scales.float()[:, index]
+    made = linears.QuantLinear(bits, 32, WIDTH, ROWS, bias=False)
     made.pack(linear, scales.float(), zeros.float(), index.int())
     leaves = {"qweight": made.qweight, "qzeros": made.qzeros, "scales": made.scales, "g_idx": made.g_idx}
     keys = {"quant_method": "gptq", "bits": bits, "group_size": 32}

@@ -184,7 +184,8 @@ def _find_method(settings: Mapping[str, Any], where: str) -> tuple[Method, Confi
             if data.get(key) is None:
                 continue
             config = ConfigReader(data, where).mapping(key)
-            name = config.data.get("quant_method", "mlx" if "group_size" in config.data else None)
+            mlx_keys = key == "quantization" or "group_size" in config.data
+            name = config.data.get("quant_method", "mlx" if mlx_keys else None)
             if name == QUANT_METHOD:
                 return None
             if not isinstance(name, str) or name not in METHODS:
@@ -211,10 +212,14 @@ def _describe(matrix: Matrix) -> TensorInfo:
 
 
 def _check_plain(file: SafetensorsFile, plain: Mapping[str, TensorInfo], method: Method) -> None:
+    """Raise if a tensor that is not decoded is part of a quantised matrix."""
     for name, info in plain.items():
-        if name.endswith(".weight") and info.encoding not in ("F32", "F16", "BF16"):
-            module = Module(file, name.removesuffix(".weight"), method.name)
-            raise module.error(f"has a weight of {info.encoding} and no {' or '.join(method.markers)}")
+        part = next((part for part in method.parts if name.endswith(f".{part}")), None)
+        if part is None and name.endswith(".weight") and info.encoding not in ("F32", "F16", "BF16"):
+            part = "weight"
+        if part is not None:
+            module = Module(file, name.removesuffix(f".{part}"), method.name)
+            raise module.error(f"has a '{part}' of {info.encoding} and no '{method.markers[0]}'")
 
 
 def _refuse_unexplained(file: SafetensorsFile, where: str) -> None:
