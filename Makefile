@@ -9,6 +9,8 @@ WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-
 IN_PARALLEL ?= -n 2 --dist loadfile
 CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
 NOTE_IF_SLOW := $(BIN)/python -c "from gemwright.kernels import native; native.installed() or print(native.MISSING)"
+# Without --no-compile, pip adds 100 MB of bytecode, most of which is never run.
+INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
@@ -67,12 +69,12 @@ clean:  ## Delete .venv, builds and caches
 
 .venv/demo.installed: $(SOURCES) | .venv/python.installed
 	@echo "Installing JAX and Gemma 3 270M, and compiling the C++ kernels (2 to 5 minutes) ..."
-	@$(BIN)/pip install -q -e '.[demo]'
+	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 .venv/dev.installed: $(SOURCES) | .venv/python.installed
 	@echo "Installing the tools and references of the tests, and compiling the C++ kernels (5 to 10 minutes) ..."
-	@$(BIN)/pip install -q -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@$(NOTE_IF_SLOW)
 	@touch $@
 
