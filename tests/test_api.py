@@ -271,6 +271,7 @@ def test_objects_show_themselves_in_a_line(model: gemwright.Model):
     assert repr(model) == f"Model({model.name!r}, 44,256 parameters, stored, cpu)"
     bfloat16 = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params.init(model.engine.config, jax.random.key(0)))
     assert repr(replace(model.engine, params=bfloat16)) == "Engine(44,256 parameters, bfloat16, cpu)"
+    assert repr(open_checkpoint(Path(model.name))) == f"Checkpoint({model.name!r}, Gemma 3, gguf)"
     assert repr(model.tokenizer) == "Tokenizer(398 tokens)"
 
 

@@ -263,16 +263,16 @@ class Model:
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
         require_not_forked()
-        top_logprobs, stop = options.get("top_logprobs"), options.get("stop", ())
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop")
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
         stop_ids = tuple(stop_ids)
-        max_tokens = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+        max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
-        stops = [stop] if isinstance(stop, str) else stop
+        stops = [stop] if isinstance(stop, str) else stop or ()
         return OutputBatch(self._named(steps), self.tokenizer, prompt_tokens, stop_ids, stops, seeds)
 
     def _named(self, steps: Iterator[Step]) -> Iterator[Step]:
