@@ -206,10 +206,6 @@ class Model:
         ]
         return scores[0] if single else scores
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a prompt: BOS, then the text."""
-        return self.tokenizer.with_bos(self.tokenizer.encode(text))
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, without control tokens.
 
@@ -220,6 +216,10 @@ class Model:
         if isinstance(ids, str) or not (single or not texts):
             raise GemwrightError("decode takes the token ids of one text, as a list of integers.")
         return self.tokenizer.decode(cast(Sequence[int], texts[0])) if texts else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt: BOS, then the text."""
+        return self.tokenizer.with_bos(self.tokenizer.encode(text))
 
     def encode_chat(self, messages: Conversation) -> list[int]:
         """Return the ids of a conversation up to the model's answer; image soft tokens are -1."""
