@@ -1,5 +1,6 @@
 """A whole tiny model from a file: text in, text out."""
 
+import functools
 import math
 import os
 import subprocess
@@ -23,6 +24,7 @@ from gemwright.checkpoint.open import open_checkpoint
 from gemwright.generate.sampling import Sampling
 from gemwright.loading.model import _draft, choose_precision, default_sampling
 from gemwright.model import params
+from gemwright.model.config import Config
 from gemwright.model.transformer import forward, logits
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.variants import VARIANTS
@@ -169,9 +171,17 @@ def test_a_text_of_any_length_has_a_perplexity(short: gemwright.Model):
 
 
 def _logprobs(model: gemwright.Model, ids: list[int]) -> list[float]:
-    hidden, _ = forward(model.engine.config, model.engine.params, jnp.asarray([ids]))
-    table = jax.nn.log_softmax(logits(model.engine.config, model.engine.params, hidden)[0, :-1])
+    """The log-softmax of one pass, over ids padded on the right to a length that all texts here share."""
+    tokens = np.zeros((1, 64), np.int32)
+    tokens[0, : len(ids)] = ids
+    table = _log_softmax(model.engine.config, model.engine.params, tokens)
     return np.asarray(table)[range(len(ids) - 1), ids[1:]].tolist()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_softmax(config: Config, weights: params.ModelWeights, tokens: jax.Array) -> jax.Array:
+    hidden, _ = forward(config, weights, tokens)
+    return jax.nn.log_softmax(logits(config, weights, hidden)[0])
 
 
 def test_ids_are_prompts_as_they_are(model: gemwright.Model):
@@ -271,6 +281,7 @@ def test_objects_show_themselves_in_a_line(model: gemwright.Model):
     assert repr(model) == f"Model({model.name!r}, 44,256 parameters, stored, cpu)"
     bfloat16 = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params.init(model.engine.config, jax.random.key(0)))
     assert repr(replace(model.engine, params=bfloat16)) == "Engine(44,256 parameters, bfloat16, cpu)"
+    assert repr(open_checkpoint(Path(model.name))) == f"Checkpoint({model.name!r}, Gemma 3, gguf)"
     assert repr(model.tokenizer) == "Tokenizer(398 tokens)"
 
 

@@ -206,10 +206,6 @@ class Model:
         ]
         return scores[0] if single else scores
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a prompt: BOS, then the text."""
-        return self.tokenizer.with_bos(self.tokenizer.encode(text))
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, without control tokens.
 
@@ -220,6 +216,10 @@ class Model:
         if isinstance(ids, str) or not (single or not texts):
             raise GemwrightError("decode takes the token ids of one text, as a list of integers.")
         return self.tokenizer.decode(cast(Sequence[int], texts[0])) if texts else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt: BOS, then the text."""
+        return self.tokenizer.with_bos(self.tokenizer.encode(text))
 
     def encode_chat(self, messages: Conversation) -> list[int]:
         """Return the ids of a conversation up to the model's answer; image soft tokens are -1."""
@@ -263,16 +263,16 @@ class Model:
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
         require_not_forked()
-        top_logprobs, stop = options.get("top_logprobs"), options.get("stop", ())
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop")
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
         stop_ids = tuple(stop_ids)
-        max_tokens = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+        max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
-        stops = [stop] if isinstance(stop, str) else stop
+        stops = [stop] if isinstance(stop, str) else stop or ()
         return OutputBatch(self._named(steps), self.tokenizer, prompt_tokens, stop_ids, stops, seeds)
 
     def _named(self, steps: Iterator[Step]) -> Iterator[Step]:

@@ -30,7 +30,11 @@ MODELS = {
     "recurrent": Config(32, VOCAB, pattern(3, *(Layer(mixer, Mlp(48)) for mixer in _MIXERS)), max_length=256),
 }
 PROMPTS = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 5, WINDOW + 3, 30)]
-SAMPLINGS = [Sampling(), Sampling(temperature=1.5, top_k=9, seed=3, repetition_penalty=1.3), Sampling(seed=1)]
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=1.5, top_k=9, seed=3, repetition_penalty=1.3, frequency_penalty=0.5),
+    Sampling(seed=1),
+]
 OPTIONS = DecodeOptions(VOCAB, 64, penalty=True, top_logprobs=None)
 models = pytest.mark.parametrize("name", MODELS)
 

@@ -25,7 +25,7 @@ from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GREEDY, HOT = Sampling(), Sampling(temperature=1.5, top_k=30, top_p=0.95, seed=11)
-PENALISED = replace(HOT, repetition_penalty=1.4)
+PENALISED = replace(HOT, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.7)
 SAMPLINGS = [GREEDY, HOT, PENALISED]
 LENGTH = 60
 

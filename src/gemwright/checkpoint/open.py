@@ -52,6 +52,9 @@ class Checkpoint:
     generation: Mapping[str, Any]
     chat_template: str | None
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {self.family.name}, {self.format})"
+
     def vocabulary(self) -> Vocabulary:
         """Load the vocabulary of the checkpoint's tokenizer.
 
