@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack, cast, overload
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 from gemwright.errors import GemwrightError
 from gemwright.generate.drafts import Draft, Lookup, Proposer
@@ -20,11 +20,14 @@ from gemwright.generate.sampling import Sampling
 from gemwright.images.image_prompt import Image, ImagePrompter
 from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
-from gemwright.text import chat, infill
-from gemwright.text.chat import ChatFormat, Message
+from gemwright.text import infill
+from gemwright.text.chat import Conversation, read_messages
+from gemwright.text.chat_template import ChatTemplate
+from gemwright.text.stop import find_stop_ids
 from gemwright.text.tokenizer import Tokenizer
 
-Conversation: TypeAlias = Sequence[Message | Mapping[str, Any]]
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""Functions that a model may call: JSON schemas, as transformers takes them."""
 Images: TypeAlias = Sequence[Any]
 """Images of one text: paths, files' bytes, Pillow images or uint8 arrays [height, width, 3]."""
 MAX_TOP_LOGPROBS = 64
@@ -87,7 +90,7 @@ class Model:
         name: The name or path from which it was loaded.
         engine: The weights and the programs that run them.
         tokenizer: The tokenizer.
-        chat_format: The format of its conversations.
+        chat_template: The template of its conversations.
         defaults: Default sampling.
         stop_ids: Ids that end a text.
         tuned: Whether the checkpoint has a chat template, as instruction-tuned ones have.
@@ -98,7 +101,7 @@ class Model:
     name: str
     engine: Engine
     tokenizer: Tokenizer
-    chat_format: ChatFormat
+    chat_template: ChatTemplate
     defaults: Sampling
     stop_ids: tuple[int, ...]
     tuned: bool
@@ -134,17 +137,28 @@ class Model:
         pairs = zip(prompt, images or [()] * len(prompt), strict=True)
         return self._complete([self._prompt(text, own, options) for text, own in pairs], self.stop_ids, options)
 
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion:
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion:
         """Answer the last message of a conversation.
 
         Args:
-            messages: `Message`s, or mappings with "role" (system, user or assistant), "content" and optional "images".
+            messages: `Message`s, or mappings with "role" (system, developer, user, assistant, model or tool), "content"
+                (text, or a list of parts of type text or image), and optional "images" and "tool_calls".
+            tools: Functions that the model may call.
+            variables: Variables of the chat template, such as {"enable_thinking": True}.
             **options: As for `generate`.
 
         Raises:
-            GemwrightError: Roles do not alternate, or as for `generate`.
+            GemwrightError: The chat template refuses the conversation, or as for `generate`.
         """
-        return self._complete([self._conversation(messages, options)], self.chat_stop_ids, options)[0]
+        conversation = self._conversation(messages, options, tools, variables)
+        return self._complete([conversation], self.chat_stop_ids, options)[0]
 
     def infill(self, before: str, after: str, **options: Unpack[Options]) -> Completion:
         """Generate the code between two pieces of code (CodeGemma 2B and 7B), by default greedily.
@@ -183,15 +197,21 @@ class Model:
         """Return the ids of a prompt: BOS, then the text."""
         return self.tokenizer.with_bos(self.tokenizer.encode(text))
 
-    def encode_chat(self, messages: Conversation) -> list[int]:
-        """Return the ids of a conversation up to the model's answer; image soft tokens are -1."""
-        conversation = self._conversation(messages, {})
+    def encode_chat(self, messages: Conversation, tools: Tools | None = None, **variables: Any) -> list[int]:
+        """Return the ids of a conversation up to the model's answer; image soft tokens are -1.
+
+        Args:
+            messages: As for `chat`.
+            tools: Functions that the model may call.
+            **variables: Variables of the chat template, such as `enable_thinking`.
+        """
+        conversation = self._conversation(messages, {}, tools, variables)
         return list(conversation.ids if isinstance(conversation, Prompt) else conversation)
 
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
         """Return the ids that end an answer."""
-        return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
+        return tuple(dict.fromkeys((*self.stop_ids, self.tokenizer.eos_id, *self.chat_template.end_ids)))
 
     def _prompt(self, text: str, images: Images, options: Options) -> Ids | Prompt:
         prompter = self.image_prompter
@@ -203,13 +223,25 @@ class Model:
             raise GemwrightError("pan_and_scan is for Gemma 3; PaliGemma encodes each image once, at one size.")
         return prompter.before(text, _views(images, options))
 
-    def _conversation(self, messages: Conversation, options: Options) -> Ids | Prompt:
-        turns = [_message(message, options) for message in messages]
-        views = [view for turn in turns for image in turn.images for view in image]
+    def _conversation(
+        self,
+        messages: Conversation,
+        options: Options,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Ids | Prompt:
+        talk, sources = read_messages(messages)
         prompter = self.image_prompter
-        inline = prompter if prompter and prompter.style == "inline" else None
-        ids = chat.render(self.chat_format, self.tokenizer, turns, inline and inline.insertion)
-        return inline.prompt(ids, views) if inline and views else ids
+        if prompter is None or prompter.style == "prefix":
+            if sources:
+                raise GemwrightError(
+                    "This model does not accept images in a conversation; use one that does, such as gemma-3-4b-it."
+                )
+            return self.chat_template.encode(talk, tools, (), variables)
+        images = _views(sources, options)
+        insertions = [prompter.insertion(views) for views in images]
+        ids = self.chat_template.encode(talk, tools, insertions, variables)
+        return prompter.prompt(ids, [view for views in images for view in views]) if images else ids
 
     def _complete(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> list[Completion]:
         if not prompts:
@@ -229,7 +261,7 @@ class Model:
         stop = options.get("stop", ())
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
-        stop_ids = tuple(stop_ids)
+        stop_ids = (*stop_ids, *find_stop_ids(self.tokenizer, [stop] if isinstance(stop, str) else stop))
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         lengths = [len(prompt) for prompt in prompts]
         return OutputBatch(steps, self.tokenizer, lengths, stop_ids, [stop] if isinstance(stop, str) else stop)
@@ -269,13 +301,3 @@ def _views(images: Images, options: Options) -> list[list[Image]]:
         raise GemwrightError("images must be a list of images; put the image into a list.")
     loaded = [load_image(image) for image in images]
     return [[image, *(pan_and_scan(image) if options.get("pan_and_scan") else ())] for image in loaded]
-
-
-def _message(message: Message | Mapping[str, Any], options: Options) -> Message:
-    """Return a message with its images loaded."""
-    if isinstance(message, Message):
-        return replace(message, images=tuple(_views(message.images, options)))
-    if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
-        raise GemwrightError('A message needs a "role" (system, user or assistant) and its text as "content".')
-    images = _views(message.get("images", ()), options)
-    return Message(cast(chat.Role, message["role"]), message["content"], tuple(images))
