@@ -55,6 +55,7 @@ class ChatTemplate:
         if not messages:
             raise GemwrightError("The conversation does not end with a user message: add one for the model to answer.")
         template = self._with_tools if tools else self._default
+        messages = self._name_roles(messages)
         given = {**(variables or {}), "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
             pieces = template.render(messages, given)
@@ -94,6 +95,12 @@ class ChatTemplate:
         source = self.sources.get(name) or next(iter(self.sources.values()))
         tokens = ControlTokens(self.tokenizer.control_tokens)
         return ProtectedTemplate(source, tokens, self.special_tokens, self.image_marker)
+
+    def _name_roles(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Return messages with the role `developer` as `system` if the template does not know it."""
+        if any("developer" in source for source in self.sources.values()):
+            return messages
+        return [{**message, "role": "system"} if message["role"] == "developer" else message for message in messages]
 
     def _encode(self, pieces: "Pieces", images: Sequence[Sequence[int]]) -> list[int]:
         """Return the ids of a rendered conversation."""

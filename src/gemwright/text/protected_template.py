@@ -121,7 +121,10 @@ class ProtectedTemplate:
         if not self._spelled(hidden.text):
             return output
         keep = frozenset(word for word in _WORDS if not any(word in name for name in self._begun))
-        traced = self._render(talk, frozenset("".join(self._begun)), keep)
+        try:
+            traced = self._render(talk, frozenset("".join(self._begun)), keep)
+        except GemwrightError as error:
+            raise self._error() from error
         if traced.restored != output.restored:
             raise self._error()
         return traced._replace(spelled=self._spelled(traced.text))
