@@ -10,7 +10,7 @@ import transformers
 from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.families import CODEGEMMA, FAMILIES, GEMMA_1, PALIGEMMA, find_family
-from gemwright.text import chat
+from gemwright.text.chat import FORMATS
 from gemwright.variants import VARIANTS
 from tests.tiny.hf import TEXT_KINDS, VISION_KINDS, write_model
 
@@ -38,7 +38,7 @@ def test_names_exist_in_other_tools(family):
         assert hasattr(transformers, family.processor.image_class)
     if family.gguf:
         assert family.gguf in gguf.MODEL_ARCH_NAMES.values()
-    assert family.chat_format in chat.FORMATS
+    assert family.chat_format in FORMATS
     assert (family.image_prompt is None) == (family.processor is None) == (family.vision_model is None)
 
 

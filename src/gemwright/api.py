@@ -21,14 +21,18 @@ from gemwright.generate.step import Step
 from gemwright.images.image_prompt import Image, ImagePrompter
 from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
-from gemwright.inputs import Conversation, Text, is_conversation, parse_conversations, parse_texts
+from gemwright.inputs import Text, is_conversation, parse_conversations, parse_texts
 from gemwright.options import Options, Windows, check_options, check_windows, parse_seeds
 from gemwright.runtime.fork import require_not_forked
 from gemwright.runtime.heap import TrimAtEnd
-from gemwright.text import chat, infill
-from gemwright.text.chat import ChatFormat, Message
+from gemwright.text import infill
+from gemwright.text.chat import Conversation, read_messages
+from gemwright.text.chat_template import ChatTemplate
+from gemwright.text.stop import find_stop_ids
 from gemwright.text.tokenizer import Tokenizer
 
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""Functions that a model may call: JSON schemas, as transformers takes them."""
 Images: TypeAlias = Sequence[Any]
 """Images of one text: paths, files' bytes, Pillow images or uint8 arrays [height, width, 3]."""
 DEFAULT_MAX_TOKENS = 256
@@ -62,7 +66,7 @@ class Model:
         name: The name or path from which it was loaded.
         engine: The weights and the programs that run them.
         tokenizer: The tokenizer.
-        chat_format: The format of its conversations.
+        chat_template: The template of its conversations.
         defaults: Default sampling.
         stop_ids: Ids that end a text.
         tuned: Whether the checkpoint has a chat template, as instruction-tuned ones have.
@@ -73,7 +77,7 @@ class Model:
     name: str
     engine: Engine
     tokenizer: Tokenizer
-    chat_format: ChatFormat
+    chat_template: ChatTemplate
     defaults: Sampling
     stop_ids: tuple[int, ...]
     tuned: bool
@@ -111,25 +115,47 @@ class Model:
         return completions[0] if single else completions
 
     @overload
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Completion: ...
-    @overload
-    def chat(self, messages: Sequence[Conversation], **options: Unpack[Options]) -> list[Completion]: ...
     def chat(
-        self, messages: Conversation | Sequence[Conversation], **options: Unpack[Options]
+        self,
+        messages: Conversation,
+        *,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """Answer the last message of a conversation, or of each of several.
 
         Args:
-            messages: `Message`s, or mappings with "role" (system, user or assistant), "content" and optional "images";
-                or several such lists.
+            messages: `Message`s, or mappings with "role" (system, developer, user, assistant, model or tool), "content"
+                (text, or a list of parts of type text or image), and optional "images" and "tool_calls"; or several
+                such lists.
+            tools: Functions that the model may call.
+            variables: Variables of the chat template, such as {"enable_thinking": True}.
             **options: As for `generate`.
 
         Raises:
-            GemwrightError: Roles do not alternate, or as for `generate`.
+            GemwrightError: The chat template refuses the conversation, or as for `generate`.
         """
         checked = check_options(options)
         conversations, single = parse_conversations(messages)
-        prompts = [self._conversation(conversation, checked) for conversation in conversations]
+        prompts = [self._conversation(conversation, checked, tools, variables) for conversation in conversations]
         completions = self._complete(prompts, self.chat_stop_ids, checked)
         return completions[0] if single else completions
 
@@ -221,15 +247,21 @@ class Model:
         """Return the ids of a prompt: BOS, then the text."""
         return self.tokenizer.with_bos(self.tokenizer.encode(text))
 
-    def encode_chat(self, messages: Conversation) -> list[int]:
-        """Return the ids of a conversation up to the model's answer; image soft tokens are -1."""
-        conversation = self._conversation(messages, {})
+    def encode_chat(self, messages: Conversation, tools: Tools | None = None, **variables: Any) -> list[int]:
+        """Return the ids of a conversation up to the model's answer; image soft tokens are -1.
+
+        Args:
+            messages: As for `chat`.
+            tools: Functions that the model may call.
+            **variables: Variables of the chat template, such as `enable_thinking`.
+        """
+        conversation = self._conversation(messages, {}, tools, variables)
         return list(conversation.ids if isinstance(conversation, Prompt) else conversation)
 
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
         """Return the ids that end an answer."""
-        return (*self.stop_ids, *chat.stop_ids(self.tokenizer, self.chat_format))
+        return tuple(dict.fromkeys((*self.stop_ids, self.tokenizer.eos_id, *self.chat_template.end_ids)))
 
     def _prompt(self, text: Text, images: Images, options: Options) -> Ids | Prompt:
         prompter = self.image_prompter
@@ -245,13 +277,25 @@ class Model:
             raise GemwrightError("pan_and_scan is for Gemma 3; PaliGemma encodes each image once, at one size.")
         return prompter.before(text, _views(images, options))
 
-    def _conversation(self, messages: Conversation, options: Options) -> Ids | Prompt:
-        turns = [_message(message, options) for message in messages]
-        views = [view for turn in turns for image in turn.images for view in image]
+    def _conversation(
+        self,
+        messages: Conversation,
+        options: Options,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Ids | Prompt:
+        talk, sources = read_messages(messages)
         prompter = self.image_prompter
-        inline = prompter if prompter and prompter.style == "inline" else None
-        ids = chat.render(self.chat_format, self.tokenizer, turns, inline and inline.insertion)
-        return inline.prompt(ids, views) if inline and views else ids
+        if prompter is None or prompter.style == "prefix":
+            if sources:
+                raise GemwrightError(
+                    "This model does not accept images in a conversation; use one that does, such as gemma-3-4b-it."
+                )
+            return self.chat_template.encode(talk, tools, (), variables)
+        images = _views(sources, options)
+        insertions = [prompter.insertion(views) for views in images]
+        ids = self.chat_template.encode(talk, tools, insertions, variables)
+        return prompter.prompt(ids, [view for views in images for view in views]) if images else ids
 
     def _complete(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> list[Completion]:
         if not prompts:
@@ -263,16 +307,16 @@ class Model:
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
         require_not_forked()
-        top_logprobs, stop = options.get("top_logprobs"), options.get("stop")
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop") or ()
+        stops = [stop] if isinstance(stop, str) else stop
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
         samplings = self._samplings(options, len(prompts))
         proposer = self._proposer(samplings, options)
-        stop_ids = tuple(stop_ids)
+        stop_ids = (*stop_ids, *find_stop_ids(self.tokenizer, stops))
         max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
         steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
         prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
-        stops = [stop] if isinstance(stop, str) else stop or ()
         return OutputBatch(self._named(steps), self.tokenizer, prompt_tokens, stop_ids, stops, seeds)
 
     def _named(self, steps: Iterator[Step]) -> Iterator[Step]:
@@ -347,13 +391,3 @@ def _views(images: Images, options: Options) -> list[list[Image]]:
         raise GemwrightError("images must be a list of images; put the image into a list.")
     loaded = [load_image(image) for image in images]
     return [[image, *(pan_and_scan(image) if options.get("pan_and_scan") else ())] for image in loaded]
-
-
-def _message(message: Message | Mapping[str, Any], options: Options) -> Message:
-    """Return a message with its images loaded."""
-    if isinstance(message, Message):
-        return replace(message, images=tuple(_views(message.images, options)))
-    if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
-        raise GemwrightError('A message needs a "role" (system, user or assistant) and its text as "content".')
-    images = _views(message.get("images", ()), options)
-    return Message(cast(chat.Role, message["role"]), message["content"], tuple(images))

@@ -8,11 +8,10 @@ from numbers import Integral
 from typing import Any, TypeAlias, TypeGuard
 
 from gemwright.errors import GemwrightError
-from gemwright.text.chat import Message
+from gemwright.text.chat import Conversation, Message
 
 Text: TypeAlias = str | Sequence[int]
 """A text, or its token ids, to which no BOS is added."""
-Conversation: TypeAlias = Sequence[Message | Mapping[str, Any]]
 
 
 def parse_texts(given: Any) -> tuple[list[Text], bool]:

@@ -38,8 +38,8 @@ def test_generation_config_is_the_one_transformers_reads() -> None:
         ("do_sample", 1),
         ("temperature", -1.0),
         ("temperature", float("nan")),
-        ("top_k", -1),
-        ("top_k", 2.0),
+        ("top_k", -2),
+        ("top_k", 2.5),
         ("top_p", 1.5),
         ("min_p", "0"),
         ("repetition_penalty", 0.0),
@@ -54,3 +54,10 @@ def test_generation_config_is_the_one_transformers_reads() -> None:
 def test_a_bad_generation_value_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"g.json: key '{key}' is "):
         read_generation_config({key: value}, "g.json")
+
+
+def test_values_that_other_programs_write_are_read() -> None:
+    data = {"top_k": 64.0, "eos_token_id": [1.0, 106], "pad_token_id": -1, "bos_token_id": -1, "max_length": -1}
+    assert read_generation_config(data, "g.json") == {"top_k": 64, "eos_token_id": [1, 106]}
+    assert read_generation_config({"top_k": -1}, "g.json") == {"top_k": 0}
+    assert read_generation_config({"top_k": -1.0, "temperature": 1}, "g.json") == {"top_k": 0, "temperature": 1.0}

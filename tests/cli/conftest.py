@@ -11,6 +11,7 @@ import pytest
 from gemwright.api import Model
 from gemwright.cli import main
 from gemwright.loading import load
+from gemwright.text.chat import GEMMA
 from tests.tiny.gguf import write_tiny_gguf
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -28,7 +29,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template="{{ messages }}")
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template=GEMMA.template)
 
 
 @pytest.fixture(scope="session")

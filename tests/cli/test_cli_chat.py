@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gemwright import Message
+from gemwright.text.chat import GEMMA
 from tests.tiny.gguf import write_tiny_gguf
 
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
@@ -112,7 +113,7 @@ PROMPT = r"\n> "
 
 
 def test_interrupt_stops_the_reply_and_not_the_program(terminal, tmp_path: Path):
-    model = write_tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template="x")
+    model = write_tiny_gguf(tmp_path / "long.gguf", max_length=131_072, chat_template=GEMMA.template)
     talk = terminal("chat", "-m", model, "--temperature", 0, "--max-tokens", 100_000, "--verbose")
     assert "Type /help for commands" in talk.until(PROMPT)
     talk.type("hello\n")

@@ -164,3 +164,17 @@ def test_a_text_model_does_not_accept_images(tmp_path: Path):
         text_only.stream([{"role": "user", "content": "the"}], [_image(0)])
     with pytest.raises(gemwright.GemwrightError, match="images has 1 entries for 2 texts"):
         text_only.generate(["a", "b"], [[_image(0)]])
+
+
+def test_markers_at_the_front_stand_for_the_images(model: gemwright.Model):
+    prompter = model.image_prompter
+    assert prompter is not None
+    marker, image = image_prompt.MARKERS[prompter.style], _image(5)
+    plain = list(prompter.before("the cat", [[image], [image]]).ids)
+    for text in (f"{marker}{marker}the cat", f"{marker}{marker}<bos>the cat", f"{marker} {marker}<bos>the cat"):
+        assert list(prompter.before(text, [[image], [image]]).ids) == plain
+    if prompter.style == "prefix":
+        assert list(prompter.before(f"{marker}{marker}<bos>the cat\n", [[image], [image]]).ids) == plain
+    for text in (f"{marker}the cat", f"the {marker}{marker}", f"{marker}{marker}{marker}the", f"{marker}the {marker}"):
+        with pytest.raises(gemwright.GemwrightError, match="for 2 images; write it once for each image"):
+            prompter.before(text, [[image], [image]])

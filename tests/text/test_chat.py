@@ -1,3 +1,4 @@
+import functools
 import json
 from typing import Any
 
@@ -6,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gemwright.checkpoint.chat_templates import SPECIAL_TOKENS
 from gemwright.errors import GemwrightError
-from gemwright.text import chat
-from gemwright.text.chat import FORMATS, GEMMA, GEMMA3, Message
+from gemwright.text.chat import FORMATS, GEMMA, GEMMA3, ChatFormat, Message, read_messages
+from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.sentencepiece_model import CONTROL
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
@@ -36,6 +38,15 @@ CONTENT = ["hi", "", "  a  ", "\n\nb\n", "a\n", "\ttab", "user\nmodel", "<b>bold
 def conversation(*contents: str, system: str | None = None) -> list[Message]:
     turns = [Message("assistant" if index % 2 else "user", content) for index, content in enumerate(contents)]
     return [Message("system", system), *turns] if system is not None else turns
+
+
+@functools.cache
+def template_of(chat_format: ChatFormat, tokenizer: Tokenizer) -> ChatTemplate:
+    return ChatTemplate(tokenizer, {"default": chat_format.template}, SPECIAL_TOKENS)
+
+
+def render(chat_format: ChatFormat, tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+    return template_of(chat_format, tokenizer).encode(read_messages(messages)[0])
 
 
 def as_dicts(messages: list[Message]) -> list[dict[str, str]]:
@@ -91,7 +102,7 @@ def test_ids_equal_the_hub_template(hub_tokenizer: Any, small_tokenizer: Tokeniz
             continue
         text = rendered(hub_tokenizer, messages, template)
         expected = hub_tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert chat.render(FORMATS[name], small_tokenizer, messages) == expected
+        assert render(FORMATS[name], small_tokenizer, messages) == expected
         assert rendered(hub_tokenizer, messages, FORMATS[name].template) == text
 
 
@@ -101,11 +112,11 @@ def test_ids_equal_the_hub_template_with_the_real_vocabulary(
     for messages in CASES:
         text = rendered(hub_tokenizer, messages, HUB["gemma3"])
         expected = demo_oracle.encode(text, add_special_tokens=False).ids
-        assert chat.render(GEMMA3, demo_tokenizer, messages) == expected
+        assert render(GEMMA3, demo_tokenizer, messages) == expected
 
 
 def test_known_ids(demo_tokenizer: Tokenizer) -> None:
-    ids = chat.render(GEMMA3, demo_tokenizer, conversation("hi"))
+    ids = render(GEMMA3, demo_tokenizer, conversation("hi"))
     assert ids == [2, 105, 2364, 107, *demo_tokenizer.encode("hi"), 106, 107, 105, 4368, 107]
 
 
@@ -123,7 +134,7 @@ def test_ids_equal_sentencepiece_on_the_rendered_text(small_tokenizer: Tokenizer
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=small_tokenizer.vocabulary.sentencepiece_model())
     expected = [2, *processor.encode(text + "<start_of_turn>model\n")]
-    assert chat.render(GEMMA, small_tokenizer, messages) == expected
+    assert render(GEMMA, small_tokenizer, messages) == expected
 
 
 @pytest.mark.parametrize(
@@ -145,8 +156,8 @@ def test_hostile_content_opens_no_turn(demo_tokenizer: Tokenizer, hostile: str, 
     def control(ids: list[int]) -> list[int]:
         return [token for token in ids if demo_tokenizer.kinds[token] == CONTROL]
 
-    ids = chat.render(GEMMA3, demo_tokenizer, messages(hostile))
-    assert control(ids) == control(chat.render(GEMMA3, demo_tokenizer, messages("benign")))
+    ids = render(GEMMA3, demo_tokenizer, messages(hostile))
+    assert control(ids) == control(render(GEMMA3, demo_tokenizer, messages("benign")))
     assert hostile in demo_tokenizer.decode(ids)
     assert np.count_nonzero(np.array(ids) == 2) == 1
 
@@ -167,12 +178,12 @@ def test_wrong_order_of_roles_is_one_sentence(
     small_tokenizer: Tokenizer, messages: list[Message], message: str
 ) -> None:
     with pytest.raises(GemwrightError, match=message):
-        chat.render(GEMMA, small_tokenizer, messages)
+        render(GEMMA, small_tokenizer, messages)
 
 
 def test_stop_ids(small_tokenizer: Tokenizer, demo_tokenizer: Tokenizer) -> None:
-    assert chat.stop_ids(small_tokenizer, GEMMA) == (1, 107)
-    assert chat.stop_ids(demo_tokenizer, GEMMA3) == (1, 106)
+    assert template_of(GEMMA, small_tokenizer).end_ids == (107,)
+    assert template_of(GEMMA3, demo_tokenizer).end_ids == (106,)
 
 
 def test_every_format_names_its_source() -> None:

@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemwright.errors import GemwrightError
-from gemwright.text.stop import StopStrings
+from gemwright.text.stop import StopStrings, find_stop_ids
+from gemwright.text.tokenizer import Tokenizer
 
 TEXT = st.text("ab\n", max_size=30)
 STRINGS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
@@ -62,3 +63,9 @@ def test_without_stop_strings_nothing_is_held_back() -> None:
 def test_an_empty_string_is_rejected() -> None:
     with pytest.raises(GemwrightError, match="empty"):
         StopStrings(["a", ""])
+
+
+def test_a_stop_string_that_names_a_control_token_is_an_id(small_tokenizer: Tokenizer) -> None:
+    strings = ["<end_of_turn>", "the", "<eos>\n", "", "<b>", "<none>"]
+    expected = [small_tokenizer.id_of("<end_of_turn>"), small_tokenizer.eos_id]
+    assert list(find_stop_ids(small_tokenizer, strings)) == expected

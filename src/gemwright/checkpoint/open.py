@@ -1,14 +1,21 @@
 """Open a checkpoint of any format: its config and the names, shapes and places of its tensors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gemwright.checkpoint.chat_templates import (
+    SPECIAL_TOKENS,
+    gguf_chat_templates,
+    gguf_generation,
+    gguf_special_tokens,
+    read_chat_templates,
+    read_special_tokens,
+)
 from gemwright.checkpoint.configs.gguf import from_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
 from gemwright.checkpoint.dequantize.file import dequantize
-from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.formats import GGUF, NPZ, SAFETENSORS
 from gemwright.checkpoint.files.gguf import GgufFile
 from gemwright.checkpoint.files.json_file import read_json
@@ -41,7 +48,9 @@ class Checkpoint:
         config: The model that the checkpoint describes.
         mapping: The tensor of each of our weights.
         generation: The checkpoint's sampling settings, with the keys of `generation_config.json`.
-        chat_template: The chat template; None for a pretrained model.
+        chat_template: The usual chat template; None for a pretrained model.
+        chat_templates: All chat templates by name.
+        special_tokens: Names of special tokens, by their variables in templates, such as `bos_token`.
     """
 
     path: Path
@@ -51,6 +60,8 @@ class Checkpoint:
     mapping: Mapping[str, TensorMapping]
     generation: Mapping[str, Any]
     chat_template: str | None
+    chat_templates: Mapping[str, str] = field(default_factory=dict[str, str])
+    special_tokens: Mapping[str, str] = field(default_factory=lambda: dict(SPECIAL_TOKENS))
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {self.family.name}, {self.format})"
@@ -125,19 +136,18 @@ def _open_huggingface(path: Path) -> Checkpoint:
     file = dequantize(open_safetensors(path), settings, str(folder / "config.json"))
     if find_family(config) is GEMMA_3 and not has_tower(file.tensors):
         config = replace(config, vision=None)  # merges of the text half keep the tower's config
-    mapping, template = map_huggingface(config), _read_chat_template(folder)
-    return Checkpoint(path, "safetensors", file, config, mapping, generation, template)
-
-
-def _read_chat_template(folder: Path) -> str | None:
-    if (file := folder / "chat_template.jinja").is_file():
-        try:
-            return file.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise file_error(file, f"cannot be read ({error.strerror})", "check the path") from error
-    settings = folder / "tokenizer_config.json"
-    template = read_json(settings).get("chat_template") if settings.is_file() else None
-    return template if isinstance(template, str) else None
+    mapping, templates = map_huggingface(config), read_chat_templates(folder)
+    return Checkpoint(
+        path,
+        "safetensors",
+        file,
+        config,
+        mapping,
+        generation,
+        templates.get("default"),
+        templates,
+        read_special_tokens(folder),
+    )
 
 
 def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
@@ -149,17 +159,18 @@ def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
     path = file.path
     config = from_gguf(file.metadata, file.tensors, str(path))
     mapping = map_gguf(config, {name: info.shape for name, info in file.tensors.items()})
-    stops = {int(file.metadata[key]) for key in _GGUF_STOPS if _is_id(file.metadata.get(key))}
-    generation = {"eos_token_id": sorted(stops)} if stops else {}
-    template = file.metadata.get("tokenizer.chat_template")
-    return Checkpoint(path, "gguf", file, config, mapping, generation, template if isinstance(template, str) else None)
-
-
-_GGUF_STOPS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    templates = gguf_chat_templates(file.metadata)
+    return Checkpoint(
+        path,
+        "gguf",
+        file,
+        config,
+        mapping,
+        gguf_generation(file.metadata),
+        templates.get("default"),
+        templates,
+        gguf_special_tokens(file.metadata),
+    )
 
 
 def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Build prompts with image soft tokens: ids with placeholders, and the embeddings that replace them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright.errors import GemwrightError
 from gemwright.families import ImagePrompt, Resample
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt
 from gemwright.images.preprocess import resize_square
@@ -21,6 +22,8 @@ Image: TypeAlias = NDArray[np.uint8]
 """Pixels [height, width, 3]."""
 Embeddings: TypeAlias = NDArray[np.float32]
 """Soft tokens [tokens, D]."""
+MARKERS: Mapping[ImagePrompt, str] = {"prefix": "<image>", "inline": "<start_of_image>"}
+"""Names of the marker of an image in a text."""
 MAX_CACHED_IMAGES = 32
 """Number of images whose soft tokens are cached."""
 
@@ -50,14 +53,35 @@ class ImagePrompter:
 
         A `prefix` prompt is the soft tokens of all images, BOS, the text, and a newline that is encoded separately
         (google-research/big_vision `models/proj/paligemma`).
+
+        Markers of the images, and BOS, may be written at the front of the text, as processors of transformers read it.
+
+        Raises:
+            GemwrightError: The text has another number of markers, or not at its front.
         """
         tokenizer, views = self.tokenizer, [view for views in images for view in views]
+        text = self._strip_markers(text, len(images))
         if self.style == "prefix":
+            text = text.removesuffix("\n")
             soft = [SOFT_TOKEN] * (len(views) * self.vision.tokens)
             prefix = tokenizer.with_bos(tokenizer.encode(text))
             return self.prompt([*soft, *prefix, *tokenizer.encode("\n")], views)
         inserted = [token for views in images for token in self.insertion(views)]
         return self.prompt(tokenizer.with_bos([*inserted, *tokenizer.encode(text)]), views)
+
+    def _strip_markers(self, text: str, count: int) -> str:
+        """Return a text without the markers of images, and BOS after them, at its front."""
+        marker = MARKERS[self.style]
+        rest, found = text, 0
+        while rest.lstrip().startswith(marker):
+            rest, found = rest.lstrip().removeprefix(marker), found + 1
+        if marker in rest or found not in (0, count):
+            found = text.count(marker)
+            raise GemwrightError(
+                f"The prompt has {found} of {marker} for {count} images; write it once for each image at the "
+                "front of the prompt, or leave it out."
+            )
+        return rest.removeprefix("<bos>") if found else text
 
     def insertion(self, views: Sequence[Image]) -> list[int]:
         """Return the ids of an image and its crops in a Gemma 3 text: soft tokens between markers and empty lines.
@@ -66,7 +90,7 @@ class ImagePrompter:
         `gm/vision`; transformers lets them merge with adjacent newlines.
         """
         tokenizer = self.tokenizer
-        start, end = tokenizer.id_of("<start_of_image>"), tokenizer.id_of("<end_of_image>")
+        start, end = tokenizer.id_of(MARKERS["inline"]), tokenizer.id_of("<end_of_image>")
         empty_line = tokenizer.encode("\n\n")
         one = [*empty_line, start, *[SOFT_TOKEN] * self.vision.tokens, end, *empty_line]
         if len(views) == 1:

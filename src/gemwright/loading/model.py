@@ -28,7 +28,8 @@ from gemwright.model.params import ModelWeights
 from gemwright.precision import Precision, activation_dtype, cache_dtype, parse_precision
 from gemwright.runtime import fork, heap, machine, startup
 from gemwright.runtime.cache_dir import enable_cache
-from gemwright.text import chat
+from gemwright.text.chat import FORMATS
+from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.tokenizer import Tokenizer
 
 
@@ -80,10 +81,10 @@ def load_model(
         name=str(model),
         engine=Engine(config, params, vocabulary, jnp.dtype(cache_dtype(precision))),
         tokenizer=tokenizer,
-        chat_format=chat.FORMATS[checkpoint.family.chat_format],
+        chat_template=_chat_template(checkpoint, tokenizer),
         defaults=default_sampling(checkpoint),
         stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
-        tuned=checkpoint.chat_template is not None,
+        tuned=bool(checkpoint.chat_templates),
         image_prompter=_image_prompter(checkpoint, params, tokenizer),
     )
     heap.trim()
@@ -134,6 +135,12 @@ def default_sampling(checkpoint: Checkpoint) -> Sampling:
     if not generation.get("do_sample", False):
         return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
     return replace(Sampling(temperature=1.0, top_k=50), **given)
+
+
+def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the checkpoint's chat template, or that of its family."""
+    sources = checkpoint.chat_templates or {"default": FORMATS[checkpoint.family.chat_format].template}
+    return ChatTemplate(tokenizer, sources, checkpoint.special_tokens)
 
 
 def _image_prompter(checkpoint: Checkpoint, params: ModelWeights, tokenizer: Tokenizer) -> ImagePrompter | None:

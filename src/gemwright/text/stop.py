@@ -1,9 +1,20 @@
 """Stop strings in streamed text."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import final
 
 from gemwright.errors import GemwrightError
+from gemwright.text.tokenizer import Tokenizer
+
+
+def find_stop_ids(tokenizer: Tokenizer, strings: Iterable[str]) -> tuple[int, ...]:
+    """Return the ids of stop strings that name a control token, which has no text that a stop string could match."""
+    found: list[int] = []
+    for string in strings:
+        with suppress(GemwrightError):
+            found.append(tokenizer.id_of(string.strip()))
+    return tuple(found)
 
 
 @final

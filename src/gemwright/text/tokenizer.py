@@ -69,6 +69,14 @@ class Tokenizer:
         # Read from SentencePiece's copy on each call: keeping 262,144 Python strings would take another 22 MB.
         return tuple(self._processor.id_to_piece(list(range(self.size))))
 
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Id of every control or unknown piece by name."""
+        ids = list(range(self.size))
+        flags = zip(ids, self._processor.is_control(ids), self._processor.is_unknown(ids), strict=True)
+        found = [token for token, control, unknown in flags if control or unknown]
+        return dict(zip(self._processor.id_to_piece(found), found, strict=True))
+
     def is_control(self, token: int) -> bool:
         """Return whether an id below `size` is a control or unknown piece, not text."""
         return self._processor.is_control(token) or self._processor.is_unknown(token)

@@ -90,6 +90,8 @@ def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
 def read_generation_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Read a `generation_config.json`: check the known keys that are not null, and leave out others.
 
+    Other programs write -1 for an id that is not set and for no top-k, and whole numbers as reals.
+
     Returns:
         Any of do_sample, temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, max_length,
         bos_token_id, pad_token_id and eos_token_id (one id or a list), as they are in such a file.
@@ -97,7 +99,10 @@ def read_generation_config(data: Mapping[str, Any], where: str) -> dict[str, Any
     Raises:
         CheckpointError: A known key has a value that is not allowed.
     """
-    keys = ConfigReader({key: value for key, value in data.items() if value is not None}, where)
+    given = {key: _whole(value) for key, value in data.items() if value is not None}
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    keys = ConfigReader({key: value for key, value in given.items() if value != -1 or key not in _UNSET}, where)
     values: dict[str, Any] = {}
     for key in keys.data:
         match key:
@@ -126,4 +131,15 @@ def _token_ids(keys: ConfigReader) -> int | list[int]:
         return keys.integer("eos_token_id", least=0)
     if not ids or len(ids) > 256:
         raise keys.error("eos_token_id", "one token id or a list of them")
-    return [ConfigReader({"eos_token_id": id_}, keys.where).integer("eos_token_id", least=0) for id_ in ids]
+    return [
+        ConfigReader({"eos_token_id": id_}, keys.where).integer("eos_token_id", least=0) for id_ in map(_whole, ids)
+    ]
+
+
+_UNSET = ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "max_length")
+"""Keys for which -1 means that they are not set."""
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number that is written as a real as an integer, and any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
