@@ -1,9 +1,12 @@
 """Open a checkpoint of any format: its config and the names, shapes and places of its tensors."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from gemwright.checkpoint.configs.gguf import from_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
@@ -16,13 +19,17 @@ from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import TensorMapping
+from gemwright.checkpoint.names.mapping import TensorMapping, plain_name
 from gemwright.checkpoint.vocabulary import check_vocabulary, load_vocabulary
 from gemwright.errors import CheckpointError
 from gemwright.families import Family, find_family
 from gemwright.model.config import Config
 from gemwright.text.vocabulary import Vocabulary
 from gemwright.variants import VARIANTS
+
+_LOG = logging.getLogger(__name__)
+_COMPARED = 1 << 22
+"""Number of bytes of two tensors that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,34 @@ def _open_huggingface(path: Path) -> Checkpoint:
     generation = read_generation_config(end, str(folder / "config.json"))
     if (file := folder / "generation_config.json").is_file():
         generation |= read_generation_config(read_json(file), str(file))
+    file = open_safetensors(path)
+    config = _untie(config, file, folder)
     mapping, template = map_huggingface(config), _read_chat_template(folder)
-    return Checkpoint(path, "safetensors", open_safetensors(path), config, mapping, generation, template)
+    return Checkpoint(path, "safetensors", file, config, mapping, generation, template)
+
+
+def _untie(config: Config, file: TensorFile, folder: Path) -> Config:
+    """Return a config without tying if the file has another head than the embedding, as after training both."""
+    names = {plain_name(name): name for name in file.tensors}
+    head, table = names.get("lm_head.weight"), names.get("model.embed_tokens.weight")
+    if not config.tied or head is None or table is None or _equal(file, head, table):
+        return config
+    _LOG.warning(
+        "%s: lm_head.weight differs from embed_tokens.weight, so the head is not tied, although config.json says so.",
+        folder,
+    )
+    return replace(config, tied=False)
+
+
+def _equal(file: TensorFile, first: str, second: str) -> bool:
+    """Return whether two tensors are stored with the same bytes. Only a copy is read to its end."""
+    if replace(file.tensors[first], offset=0) != replace(file.tensors[second], offset=0):
+        return False
+    bytes_of_first, bytes_of_second = file.raw(first), file.raw(second)
+    starts = range(0, len(bytes_of_first), _COMPARED)
+    return all(
+        np.array_equal(bytes_of_first[at : at + _COMPARED], bytes_of_second[at : at + _COMPARED]) for at in starts
+    )
 
 
 def _read_chat_template(folder: Path) -> str | None:
