@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path, kind: str) -> None:
         config["added_tokens_decoder"] = whole | {str(index): entry(content) for content, index in ids.items()}
     if "older" in kind:
         (folder / "added_tokens.json").write_text(json.dumps(ids))
-        config |= {"eos_token": "<|im_end|>", "sep_token": {"content": "<|im_start|>"}}
+        config |= {"eos_token": "<|im_end|>", "sep_token": "<|im_start|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 

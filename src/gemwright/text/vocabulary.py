@@ -100,6 +100,8 @@ class Vocabulary:
             scores = metadata.get("tokenizer.ggml.scores") if merges else metadata["tokenizer.ggml.scores"]
             scores = None if scores is None else np.asarray(scores, np.float32)
             merges = [str(merge) for merge in merges or ()]
+            if kinds.ndim != 1 or (scores is not None and scores.ndim != 1):
+                raise TypeError("not a sequence of numbers")
         except KeyError as error:
             raise CheckpointError(f"The GGUF metadata has no {error}: use a file that includes it.") from error
         except (TypeError, ValueError, OverflowError) as error:
