@@ -1,11 +1,13 @@
 """Added tokens in the files beside a Hugging Face tokenizer: `tokenizer_config.json` and two older files."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.json_file import read_json
+from gemwright.errors import CheckpointError
 from gemwright.text.added_tokens import AddedToken, parse_added_token
 from gemwright.text.sentencepiece_model import NORMAL
 from gemwright.text.vocabulary import Vocabulary, spell
@@ -46,11 +48,13 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _parse_decoder(config: Mapping[str, Any], file: Path) -> dict[int, AddedToken]:
     """Return the tokens of `added_tokens_decoder` by id."""
+    entries = config.get("added_tokens_decoder") or {}
+    if not isinstance(entries, dict) or not all(re.fullmatch(r"[0-9]{1,9}", index) for index in entries):
+        raise file_error(file, "has an 'added_tokens_decoder' that is no object of tokens by id", "fetch it again")
     try:
-        entries = (config.get("added_tokens_decoder") or {}).items()
-        return {int(index): parse_added_token(entry) for index, entry in entries if int(index) >= 0}
-    except (AttributeError, ValueError, TypeError) as error:
-        raise file_error(file, f"has a damaged 'added_tokens_decoder' ({error})", "fetch it again") from error
+        return {int(index): parse_added_token(entry) for index, entry in entries.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _parse_older(file: Path) -> dict[int, str]:

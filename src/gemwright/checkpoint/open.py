@@ -1,9 +1,12 @@
 """Open a checkpoint of any format: its config and the names, shapes and places of its tensors."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from gemwright.checkpoint.chat_templates import (
     SPECIAL_TOKENS,
@@ -28,13 +31,17 @@ from gemwright.checkpoint.gguf_model import open_gguf_model
 from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.checkpoint.names.mapping import TensorMapping, has_tower
+from gemwright.checkpoint.names.mapping import TensorMapping, has_tower, plain_name
 from gemwright.checkpoint.vocabulary import check_vocabulary, load_vocabulary
 from gemwright.errors import CheckpointError
 from gemwright.families import GEMMA_3, Family, find_family
 from gemwright.model.config import Config
 from gemwright.text.vocabulary import Vocabulary
 from gemwright.variants import VARIANTS
+
+_LOG = logging.getLogger(__name__)
+_COMPARED = 1 << 22
+"""Number of bytes of two tensors that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ def _open_huggingface(path: Path) -> Checkpoint:
     file = dequantize(open_safetensors(path), settings, str(folder / "config.json"))
     if find_family(config) is GEMMA_3 and not has_tower(file.tensors):
         config = replace(config, vision=None)  # merges of the text half keep the tower's config
+    config = _untie(config, file, folder)
     mapping, templates = map_huggingface(config), read_chat_templates(folder)
     return Checkpoint(
         path,
@@ -147,6 +155,30 @@ def _open_huggingface(path: Path) -> Checkpoint:
         templates.get("default"),
         templates,
         read_special_tokens(folder),
+    )
+
+
+def _untie(config: Config, file: TensorFile, folder: Path) -> Config:
+    """Return a config without tying if the file has another head than the embedding, as after training both."""
+    names = {plain_name(name): name for name in file.tensors}
+    head, table = names.get("lm_head.weight"), names.get("model.embed_tokens.weight")
+    if not config.tied or head is None or table is None or _equal(file, head, table):
+        return config
+    _LOG.warning(
+        "%s: lm_head.weight differs from embed_tokens.weight, so the head is not tied, although config.json says so.",
+        folder,
+    )
+    return replace(config, tied=False)
+
+
+def _equal(file: TensorFile, first: str, second: str) -> bool:
+    """Return whether two tensors are stored with the same bytes. Only a copy is read to its end."""
+    if replace(file.tensors[first], offset=0) != replace(file.tensors[second], offset=0):
+        return False
+    bytes_of_first, bytes_of_second = file.raw(first), file.raw(second)
+    starts = range(0, len(bytes_of_first), _COMPARED)
+    return all(
+        np.array_equal(bytes_of_first[at : at + _COMPARED], bytes_of_second[at : at + _COMPARED]) for at in starts
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.checkpoint.files.lazy_strings import LazyStrings
@@ -31,16 +32,12 @@ def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> T
     Raises:
         CheckpointError: The vocabulary is missing or damaged.
     """
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    numbers = [metadata.get(f"tokenizer.ggml.{key}") for key in ("scores", "token_type")]
-    if (
-        folder is None
-        or not isinstance(tokens, LazyStrings)
-        or not all(isinstance(array, np.ndarray) for array in numbers)
-    ):
+    stored = [_stored(metadata.get(f"tokenizer.ggml.{key}")) for key in ("tokens", "scores", "token_type", "merges")]
+    arrays = [np.zeros(0) if array is None else array for array in stored]
+    if folder is None or stored[0] is None or stored[2] is None or (stored[1] is None and stored[3] is None):
         return Tokenizer(Vocabulary.from_gguf(metadata))
     digest = hashlib.blake2b(CACHE_VERSION, digest_size=20)
-    for array in map(np.asarray, (tokens.stored, *numbers)):
+    for array in arrays:
         digest.update(f"{array.dtype} {array.size}".encode())
         digest.update(np.ascontiguousarray(array).data)
     file = folder / f"{digest.hexdigest()}.model"
@@ -50,6 +47,13 @@ def load_cached_tokenizer(metadata: Mapping[str, Any], folder: Path | None) -> T
         tokenizer = Tokenizer(Vocabulary.from_gguf(metadata))
     _store(tokenizer, file)
     return tokenizer
+
+
+def _stored(value: Any) -> NDArray[Any] | None:
+    """Return the bytes or numbers of an array as in the file; None if there is none, or it is of another kind."""
+    if isinstance(value, LazyStrings):
+        return value.stored
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _store(tokenizer: Tokenizer, file: Path) -> None:

@@ -17,8 +17,10 @@ from gemwright.model.config import Config
 from gemwright.text.sentencepiece_model import CONTROL, USER_DEFINED
 from gemwright.text.vocabulary import Vocabulary
 
-MAX_PADDING = 256
-"""Maximum difference between the rows of an embedding table and the tokens: releases pad to multiples of 64 or 128."""
+MAX_EXTRA = 256
+"""Maximum number of control tokens beyond the rows of an embedding table."""
+MAX_PADDING = 1024
+"""Maximum number of rows beyond the tokens: tables are padded to a multiple of 64, or of a power of two up to this."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """Names of tokenizer files, in order of preference: fine-tuning may leave an old `tokenizer.model` in the folder."""
 
@@ -86,7 +88,9 @@ def check_vocabulary(config: Config, size: int, is_control: Callable[[int], bool
     """
     # Control tokens may exceed the table, as those for images do in Gemma 3's text models; tokens of text may not.
     rows = config.vocab
-    if abs(size - rows) > MAX_PADDING or not all(map(is_control, range(rows, size))):
+    multiple = min(rows & -rows, MAX_PADDING)
+    fits = size - MAX_EXTRA <= rows < size + max(multiple, MAX_EXTRA + 1)
+    if not fits or not all(map(is_control, range(rows, size))):
         raise CheckpointError(f"{source} has {size} tokens and the model has {rows}; use the model's own tokenizer.")
 
 

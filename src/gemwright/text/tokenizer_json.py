@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError
 from gemwright.text.added_tokens import AddedToken, parse_added_token
+from gemwright.text.merges import list_merges
 from gemwright.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 
 SPACE = "\u2581"
@@ -37,7 +38,9 @@ def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
         by_id = _parse_vocab(sections["vocab"])
         by_id |= {index: token.content for index, token in added.items()}
         pieces = [by_id[index] for index in range(len(by_id))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             "The tokenizer.json is damaged or has gaps in its ids: download the file again."
         ) from error
@@ -91,7 +94,7 @@ def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDA
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": ids,
-            "merges": _list_merges(ids, scores),
+            "merges": list_merges(ids, scores),
         },
     }
 
@@ -131,17 +134,7 @@ def _parse_vocab(data: bytes) -> dict[int, str]:
 
 
 def _make_added_token(index: int, piece: str, special: Any) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    # As spelled, a piece with spaces is only found in normalized text. Runs of spaces are as published.
+    normalized = SPACE in piece and bool(piece.strip(SPACE))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized}
     return {"id": index, "content": piece, **flags, "special": bool(special)}
-
-
-def _list_merges(ids: Mapping[str, int], scores: NDArray[np.float32]) -> list[tuple[str, str]]:
-    """Return every pair of pieces that forms a piece, best first; ties are ordered as in the published files."""
-    pairs = [
-        (score, cut, len(piece) - cut, piece)
-        for piece, score in zip(ids, scores.tolist(), strict=True)
-        for cut in range(1, len(piece))
-        if piece[:cut] in ids and piece[cut:] in ids
-    ]
-    pairs.sort(key=lambda pair: pair[:3], reverse=True)
-    return [(piece[:cut], piece[cut:]) for _, cut, _, piece in pairs]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gemwright.errors import CheckpointError
 from gemwright.text import sentencepiece_model, tokenizer_json
 from gemwright.text.added_tokens import AddedToken
+from gemwright.text.merges import rank_pieces
 from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer_json import SPACE
 
@@ -84,15 +85,23 @@ class Vocabulary:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Vocabulary":
         """Read the vocabulary from the metadata of a GGUF file.
 
+        Without scores, or if all are equal as in a vocabulary of type "gemma4", the merges order the pieces.
+
         Args:
-            metadata: `tokenizer.ggml.tokens`, `.scores` and `.token_type` as sequences of equal length.
+            metadata: `tokenizer.ggml.tokens`, `.token_type` and `.scores` as sequences of equal length, or `.merges`.
 
         Raises:
             CheckpointError: A key is missing, lengths differ, or it is not a Gemma vocabulary.
         """
+        merges = metadata.get("tokenizer.ggml.merges")
         try:
-            pieces, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
-            pieces, scores, kinds = list(pieces), np.asarray(scores, np.float32), np.asarray(kinds, np.int64)
+            pieces, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+            pieces, kinds = list(pieces), np.asarray(kinds, np.int64)
+            scores = metadata.get("tokenizer.ggml.scores") if merges else metadata["tokenizer.ggml.scores"]
+            scores = None if scores is None else np.asarray(scores, np.float32)
+            merges = [str(merge) for merge in merges or ()]
+            if kinds.ndim != 1 or (scores is not None and scores.ndim != 1):
+                raise TypeError("not a sequence of numbers")
         except KeyError as error:
             raise CheckpointError(f"The GGUF metadata has no {error}: use a file that includes it.") from error
         except (TypeError, ValueError, OverflowError) as error:
@@ -101,6 +110,12 @@ class Vocabulary:
             ) from error
         if not np.all((kinds >= NORMAL) & (kinds <= BYTE)):
             raise CheckpointError("The GGUF metadata has a token type that is not from 1 to 6: convert the model.")
+        if merges and (scores is None or not np.ptp(scores)):
+            pieces = _check_pieces(pieces, scores, kinds)
+            ranks = rank_pieces(pieces, merges)
+            whole = np.isinf(ranks) & (np.fromiter(map(len, pieces), np.int64, len(pieces)) > 1)
+            kinds[whole & (kinds == NORMAL)] = USER_DEFINED
+            scores = -np.minimum(ranks, len(merges)).astype(np.float32)
         return _canonicalize(pieces, scores, kinds.astype(np.uint8))
 
     @classmethod
@@ -205,15 +220,7 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
         scores: As read; None if the file has none and ids are in merge order.
         kinds: As read; symbols may be NORMAL too.
     """
-    if len(pieces) != len(kinds) or (scores is not None and len(pieces) != len(scores)):
-        raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: download the file again.")
-    try:
-        text = "".join(pieces)
-        text.encode()
-    except (TypeError, UnicodeEncodeError) as error:
-        raise CheckpointError("The vocabulary has a piece that is not text: download the file again.") from error
-    if " " in text:
-        pieces = [piece.replace(" ", SPACE) if " " in piece else piece for piece in pieces]
+    pieces = _check_pieces(pieces, scores, kinds)
     ids = {piece: index for index, piece in enumerate(pieces)}
     if "" in ids or len(ids) < len(pieces):
         raise CheckpointError("The vocabulary has an empty or a duplicate piece: download the file again.")
@@ -240,6 +247,18 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
     if not np.all(np.isfinite(scores)):
         raise CheckpointError("The vocabulary has a score that is not a finite number: download the file again.")
     return Vocabulary(tuple(pieces), scores, kinds.astype(np.uint8))
+
+
+def _check_pieces(pieces: list[str], scores: NDArray[np.float32] | None, kinds: NDArray[Any]) -> list[str]:
+    """Check that pieces are text, and as many as scores and kinds; return them with U+2581 for each space."""
+    if len(pieces) != len(kinds) or (scores is not None and len(pieces) != len(scores)):
+        raise CheckpointError("The vocabulary's pieces, scores and kinds differ in number: download the file again.")
+    try:
+        text = "".join(pieces)
+        text.encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise CheckpointError("The vocabulary has a piece that is not text: download the file again.") from error
+    return [spell(piece) if " " in piece else piece for piece in pieces] if " " in text else pieces
 
 
 def _find_learned(pieces: list[str], ids: Mapping[str, int], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
