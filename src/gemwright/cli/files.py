@@ -15,10 +15,15 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder, or new .gguf file.")],
     to: Annotated[Literal["huggingface", "gguf"], typer.Option(help="Format to write.")],
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
+        str | None,
         typer.Option(
-            help="Data type of the weights. Default: the source's, or float32 if quantised. q8_0 and q4_0: GGUF only."
+            help="float32, float16 or bfloat16; for GGUF also q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, "
+            "q4_1, q4_0, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s or q2_k. Default: that of the source, or float32 if "
+            "it is quantised."
         ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix of llama.cpp (.dat or .gguf), for a quantised GGUF file.")
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
@@ -29,7 +34,7 @@ def convert(
 
     path = find(source, may_download=False)
     with Bar(f"Converting {Path(source).name}") as bar:
-        converted = convert_checkpoint(path, target, to, dtype, variant, bar)
+        converted = convert_checkpoint(path, target, to, dtype, variant, bar, imatrix)
     if to == "gguf" and converted.config.vision:
         render.warn("The vision tower was not written: GGUF files hold the decoder only.")
     render.write(f"{target}\n")
