@@ -102,7 +102,8 @@ def encode(encoding: str, values: NDArray[Any], importance: NDArray[np.float32] 
         assert e.encode is not None
         with np.errstate(all="ignore"):
             blocks[start : start + step] = encoded = e.encode(part, wanted)
-        if not all(np.isfinite(encoded[name]).all() for name in ("d", "dmin", "m") if name in (e.block.names or ())):
+        scales = [encoded[name] for name in ("d", "dmin", "m") if name in e.block.names] if e.block.names else [encoded]
+        if not all(np.isfinite(scale).all() for scale in scales):
             raise CheckpointError(
                 f"values that are not finite, or too large for {encoding}, cannot be written; "
                 "repair the model or choose F32"

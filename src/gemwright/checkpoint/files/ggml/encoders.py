@@ -1,7 +1,7 @@
 """Encoders of ggml's encodings.
 
 `fitting` finds the scales and minima of a block. With an importance matrix the weight of an error is the importance of
-its column times `sqrt(s + x * x)`, for the value x and the mean square s of the block, as in llama.cpp.
+its column times `sqrt(2 * s + x * x)`, for the value x and the mean square s of the block, as in llama.cpp.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,13 @@ def _pack(fields: NDArray[Any], bits: int, *shape: int) -> NDArray[Any]:
 
 
 def _weigh(x: Floats, importance: Floats) -> Floats:
-    return importance * np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.square(x))
+    return importance * np.sqrt(2 * np.square(x).mean(axis=1, keepdims=True) + np.square(x))
+
+
+def _squares(x: Floats) -> Floats:
+    """Return weights that follow the squares of the values, though the smallest values count too."""
+    squares = np.square(x)
+    return squares + squares.mean(axis=1, keepdims=True)
 
 
 def _to_q8_0(x: Floats, importance: Floats | None) -> Blocks:
@@ -68,7 +74,7 @@ def _weights(x: Floats, importance: Floats | None, default: Floats) -> Floats:
 
 def _to_q4_0(x: Floats, importance: Floats | None) -> Blocks:
     w = _weights(x, importance, np.ones_like(x))
-    d, q = _symmetric(x, w, Levels(-8, 7), (-8, -7.6, -7.2, -8.5, 8, 7.5, 7.1, 6.7))
+    d, q = _symmetric(x, w, Levels(-8, 7), (-8, -8.6, -8.3, -7.7, -7.4, -7, -6.6, 8, 7.7, 7.4, 7.1, 6.7))
     blocks = np.empty(len(x), LAYOUTS["Q4_0"].block)
     blocks["d"], blocks["qs"] = d, _pack(_rows(q, 8), 4, 1, 2, 16)
     return blocks
@@ -111,7 +117,7 @@ def _to_q5_1(x: Floats, importance: Floats | None) -> Blocks:
 
 
 def _to_iq4_nl(x: Floats, importance: Floats | None) -> Blocks:
-    w = _weights(x, importance, np.square(x))
+    w = _weights(x, importance, _squares(x))
     d, q = _symmetric(x, w, _IQ4, _IQ4_REACHES)
     blocks = np.empty(len(x), LAYOUTS["IQ4_NL"].block)
     blocks["d"], blocks["qs"] = d, _pack(_iq4_index(q), 4, 1, 2, 16)
@@ -133,8 +139,8 @@ def _super(
 
 
 def _to_q3_k(x: Floats, importance: Floats | None) -> Blocks:
-    reaches = (-4, -4.4, -4.2, -3.8, -3.6, -3.4, -3.2, 4, 3.8, 3.6, 3.4, 3.2, 3)
-    d, steps, q = _super(x, _weights(x, importance, np.square(x)), 16, Levels(-4, 3), reaches, (-32, 31))
+    reaches = (-4, -4.6, -4.4, -4.2, -3.8, -3.6, -3.4, -3.2, -3, 4.4, 4.2, 4, 3.8, 3.6, 3.4, 3.2, 3, 2.8)
+    d, steps, q = _super(x, _weights(x, importance, _squares(x)), 16, Levels(-4, 3), reaches, (-32, 31))
     blocks, q, steps = np.empty(len(x), LAYOUTS["Q3_K"].block), _rows(q, 4), (steps + 32).astype(np.uint8)
     blocks["d"], blocks["qs"], blocks["hmask"] = d, _pack(q, 2, 2, 4, 32), _pack(q >> 2, 1, 1, 8, 32)
     blocks["scales"][:, :8] = _pack(steps, 4, 1, 2, 8)
@@ -152,7 +158,7 @@ def _to_q6_k(x: Floats, importance: Floats | None) -> Blocks:
 
 
 def _to_iq4_xs(x: Floats, importance: Floats | None) -> Blocks:
-    w = _weights(x, importance, np.square(x))
+    w = _weights(x, importance, _squares(x))
     d, steps, q = _super(x, w, 8, _IQ4, _IQ4_REACHES, (-32, 31))
     blocks, steps = np.empty(len(x), LAYOUTS["IQ4_XS"].block), (steps + 32).astype(np.uint8)
     blocks["d"], blocks["qs"], blocks["scales_l"] = d, _pack(_iq4_index(q), 4, 8, 2, 16), _pack(steps, 4, 4, 2, 1)

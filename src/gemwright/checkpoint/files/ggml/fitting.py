@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 """A float32 array."""
 
+REFITS = 4
+"""Number of times that the scale of a block without sub-blocks is refitted."""
 ROUNDS = 2
-"""Number of times that the scales of a block are refined."""
+"""Number of times that the integer scales of a block are refined."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def refine_scales(x: Floats, w: Floats, levels: Levels, scales: Floats) -> Float
     """Return better scales in float16, by requantising and refitting."""
     best = half(scales)
     least = scale_loss(x, w, levels, best)
-    for _ in range(ROUNDS):
+    for _ in range(REFITS):
         q = levels.round(x * inverse(best))
         scale = half(dot(w, x, q) * inverse(dot(w, q, q)))
         loss = scale_loss(x, w, levels, scale)
@@ -213,7 +215,7 @@ def refine_affine(x: Floats, w: Floats, highest: int, scale: Floats, m: Floats) 
     """Return better scales and minima in float16, by requantising and refitting."""
     best, minimum = half(scale), half(m)
     least = affine_loss(x, w, highest, best, minimum)
-    for _ in range(ROUNDS):
+    for _ in range(REFITS):
         q = affine_levels(x, highest, best, minimum)
         fitted = _solve_affine(w.sum(axis=0), dot(w, q), dot(w, q, q), dot(w, x), dot(w, x, q), True)
         scale, m = half(fitted[0]), half(fitted[1])
