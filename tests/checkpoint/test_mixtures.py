@@ -24,7 +24,7 @@ from gemwright.checkpoint.mixtures import MIXTURES, choose_encoding
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
-from gemwright.model.config import Config, Mlp
+from gemwright.model.config import Config, Layer, Mlp
 from gemwright.variants import VARIANTS
 from tests.tiny.config import make_config
 from tests.tiny.gguf import write_tiny_gguf
@@ -116,11 +116,10 @@ def test_gguf_py_reads_what_is_written(dtype: str, source: Path, tmp_path: Path)
 def wide_config() -> Config:
     """Return a model with 28 matrices in its layers, whose rows have 256 values."""
     config = make_config()
-    layers = [
-        replace(layer, mixer=replace(layer.mixer, head_dim=128, query_scalar=128), mlp=Mlp(256))
-        for layer in config.layers
-        for _ in "12"
-    ]
+    layers: list[Layer] = []
+    for layer in config.layers * 2:
+        mixer = replace(layer.mixer, head_dim=128, query_scalar=128)
+        layers.append(replace(layer, mixer=mixer, mlp=Mlp(256)))
     return replace(config, width=256, layers=tuple(layers), tied=True)
 
 
@@ -188,7 +187,6 @@ def test_a_file_of_every_encoding_scores_as_its_decoded_weights(every_encoding: 
     """As stored, where the encodings without native kernels are decoded, and those with them round activations."""
     stored, decoded = (gemwright.load(path).score("the and then " * 4) for path in every_encoding)
     np.testing.assert_allclose(stored.logprobs, decoded.logprobs, atol=0.1)
-    assert gemwright.load(every_encoding[0]).generate("the", max_tokens=4, temperature=0.0).tokens
 
 
 def legacy_imatrix(entries: dict[str, np.ndarray], calls: int = 2) -> bytes:
@@ -261,7 +259,7 @@ def imatrices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[byte
     return place / "mutated", [legacy_imatrix(SUMS), write_gguf_imatrix(place / "imatrix.gguf").read_bytes()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_mutated_importance_matrices(imatrices: tuple[Path, list[bytes]], data: st.DataObject) -> None:
     path, originals = imatrices
