@@ -22,6 +22,7 @@ from gemwright.checkpoint import convert as convert_module
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import open_gguf
 from gemwright.checkpoint.load import load_weights
+from gemwright.checkpoint.mixtures import MIXTURES
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
@@ -148,7 +149,7 @@ def test_gguf_py_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
             assert tensor.tensor_type.name == "F32"
             np.testing.assert_array_equal(read, expected)
             continue
-        kind = "Q8_0" if (name, dtype) == ("embed", "q4_0") else convert_module.ENCODINGS[dtype]
+        kind = "Q8_0" if (name, dtype) == ("embed", "q4_0") else MIXTURES[dtype].encoding
         assert tensor.tensor_type.name == kind
         error, blocks = np.abs(read - expected).reshape(-1, 32), np.abs(expected).reshape(-1, 32).max(axis=1)
         assert np.all(error.max(axis=1) <= ERROR[dtype] * blocks)

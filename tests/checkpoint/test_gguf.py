@@ -290,11 +290,11 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         gguf_bytes([], [tensor(b"u", (9,), 0, 0), tensor(b"t", (8,), 0, 32)], 96),
         "'t' overlaps tensor 'u'",
     ),
-    "IQ4_XS": (
-        gguf_bytes([], [tensor(b"t", (256,), 23, 0)], 512),
-        "tensor 't' has encoding IQ4_XS; .* Q4_K, Q5_K",
+    "Q8_K": (
+        gguf_bytes([], [tensor(b"t", (256,), 15, 0)], 512),
+        "tensor 't' has encoding Q8_K; choose another file of the model, such as one with Q4_K_M",
     ),
-    "MXFP4": (gguf_bytes([], [tensor(b"t", (256,), 39, 0)], 512), "tensor 't' has encoding MXFP4"),
+    "I32": (gguf_bytes([], [tensor(b"t", (256,), 26, 0)], 1024), "tensor 't' has encoding I32"),
     "unknown encoding": (
         gguf_bytes([], [tensor(b"t", (256,), 999, 0)], 512),
         "tensor 't' has encoding number 999",

@@ -18,7 +18,9 @@ from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.checkpoint.files.atomic import create_folder, file_error
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_shards
+from gemwright.checkpoint.imatrix import Importance, read_imatrix
 from gemwright.checkpoint.load import Progress, read_weights, row_chunks
+from gemwright.checkpoint.mixtures import MIXTURES, choose_encoding
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
@@ -37,10 +39,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-"""Encoding of each dtype in a GGUF file."""
-FILE_TYPES = {"float32": 0, "float16": 1, "q4_0": 2, "q8_0": 7, "bfloat16": 32}
-"""Value of `general.file_type` in a GGUF file for each dtype. Source: llama.cpp `include/llama.h`."""
 
 
 def convert(
@@ -51,6 +49,7 @@ def convert(
     variant: str | None = None,
     progress: Progress = lambda done, total: None,
     adapters: Mapping[Path, float] = MappingProxyType({}),
+    imatrix: Path | None = None,
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
@@ -60,11 +59,12 @@ def convert(
         source: A checkpoint in any format.
         target: The folder (Hugging Face) or file (GGUF) to make. It must not exist.
         to: The format of the target.
-        dtype: float32, float16, bfloat16, and for GGUF also q8_0 or q4_0. By default that of the source's matrices, or
-            float32 if they are quantized.
+        dtype: float32, float16, bfloat16, and for GGUF another key of `MIXTURES`, such as q4_k_m. By default that of
+            the source's matrices, or float32 if they are quantized.
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         progress: Called with the number of bytes read and the total.
         adapters: Path and weight of each LoRA adapter to merge, in float32.
+        imatrix: An importance matrix of llama.cpp, for quantized GGUF files.
 
     Returns:
         The source.
@@ -75,13 +75,19 @@ def convert(
     """
     checkpoint = open_checkpoint(source, variant)
     dtype = dtype or _source_dtype(checkpoint)
-    allowed = ENCODINGS if to == "gguf" else DTYPES
+    allowed = MIXTURES if to == "gguf" else DTYPES
     if dtype not in allowed:
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
-    write = _write_gguf if to == "gguf" else _write_huggingface
+    if imatrix is not None and dtype in DTYPES:
+        raise CheckpointError(f"An importance matrix has no use for {dtype}; choose a quantized dtype, such as q4_k_m.")
     check_new(target)
     updates = read_all(adapters, checkpoint.config)
-    write(with_updates(checkpoint, updates), checkpoint.vocabulary(), target, dtype, updates, progress)
+    vocabulary, merged = checkpoint.vocabulary(), with_updates(checkpoint, updates)
+    if to == "gguf":
+        importance = {} if imatrix is None else read_imatrix(imatrix)
+        _write_gguf(merged, vocabulary, target, dtype, updates, progress, importance)
+    else:
+        _write_huggingface(merged, vocabulary, target, dtype, updates, progress)
     return checkpoint
 
 
@@ -133,7 +139,7 @@ def check_new(target: Path) -> None:
 def _source_dtype(checkpoint: Checkpoint) -> str:
     """Return the dtype of a checkpoint's matrices, or float32 if they are quantized or have several."""
     encodings = {info.encoding for info in checkpoint.file.tensors.values() if len(info.shape) > 1}
-    known = {encoding: name for name, encoding in ENCODINGS.items() if name in DTYPES}
+    known = {MIXTURES[name].encoding: name for name in DTYPES}
     return known.get(encodings.pop(), "float32") if len(encodings) == 1 else "float32"
 
 
@@ -232,6 +238,7 @@ def _write_gguf(
     dtype: str,
     updates: Sequence[Updates],
     progress: Progress,
+    importance: Importance,
 ) -> None:
     # llama.cpp requires one row per token of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
@@ -252,10 +259,18 @@ def _write_gguf(
             part = values.reshape(tensor.shape)[rows]
             yield part + np.float32(tensor.offset) if tensor.offset else part
 
-    tensors = [
-        GgufTensor(tensor.name, tensor.shape, _choose_encoding(path, tensor, dtype), chunks(path, tensor))
-        for path, tensor in mapping.items()
-    ]
+    def describe(path: str, tensor: TensorMapping) -> GgufTensor:
+        weights = importance.get(tensor.name)
+        if weights is not None and len(weights) != tensor.shape[-1]:
+            raise CheckpointError(
+                f"The importance matrix has {len(weights)} columns for tensor {tensor.name} of shape {tensor.shape}; "
+                "choose one of this model."
+            )
+        encoding = choose_encoding(dtype, path, tensor.shape[-1], config, bool(importance))
+        encoding = "F32" if len(tensor.shape) == 1 else encoding
+        return GgufTensor(tensor.name, tensor.shape, encoding, chunks(path, tensor), weights)
+
+    tensors = [describe(path, tensor) for path, tensor in mapping.items()]
     metadata = _make_gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
     write_gguf(file, metadata, tensors)
 
@@ -267,18 +282,15 @@ def _decoder_mapping(checkpoint: Checkpoint, config: Config) -> Mapping[str, Ten
     return mapping | {path: replace(mapping[path], shape=(config.vocab, config.width)) for path in tables}
 
 
-def _choose_encoding(path: str, tensor: TensorMapping, dtype: str) -> str:
-    if len(tensor.shape) == 1:
-        return "F32"
-    # As is usual, the embedding table keeps more bits: its rows are also the inputs of the model.
-    return "Q8_0" if dtype == "q4_0" and path in ("embed", "head") else ENCODINGS[dtype]
-
-
 def _make_gguf_metadata(
     checkpoint: Checkpoint, described: Mapping[str, Any], vocabulary: Vocabulary, dtype: str, name: str
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {**described, **vocabulary.gguf_metadata()}
-    metadata |= {"general.name": name, "general.file_type": FILE_TYPES[dtype], "general.quantization_version": 2}
+    metadata |= {
+        "general.name": name,
+        "general.file_type": MIXTURES[dtype].file_type,
+        "general.quantization_version": 2,
+    }
     if checkpoint.chat_template is not None:
         metadata["tokenizer.chat_template"] = checkpoint.chat_template
     if checkpoint.chat_template is not None and GEMMA.turn_end in vocabulary.pieces:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.checkpoint.configs.huggingface import QUANT_METHOD, to_huggingface
-from gemwright.checkpoint.convert import DTYPES, ENCODINGS, check_new, write_folder
+from gemwright.checkpoint.convert import DTYPES, check_new, write_folder
 from gemwright.checkpoint.files.ggml import CACHE_CHUNK
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, place_in_shard, stored_bytes
 from gemwright.checkpoint.load import Progress, read_weights
+from gemwright.checkpoint.mixtures import MIXTURES
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping, plain_name
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
@@ -94,7 +95,7 @@ def _write(checkpoint: Checkpoint, folder: Path, bits: int, progress: Progress) 
     write_folder(folder, checkpoint, checkpoint.vocabulary(), [tensors[path] for path in order], config)
 
 
-_FLOAT_DTYPES: dict[str, np.dtype[Any]] = {ENCODINGS[name]: dtype for name, dtype in DTYPES.items()}
+_FLOAT_DTYPES: dict[str, np.dtype[Any]] = {MIXTURES[name].encoding: dtype for name, dtype in DTYPES.items()}
 
 
 def is_quantized(param: ParamSpec, tensor: TensorMapping) -> bool:

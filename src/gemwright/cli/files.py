@@ -19,14 +19,20 @@ def convert(
         typer.Option(help="Format to write: a Hugging Face folder of safetensors, or one GGUF file."),
     ],
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"] | None,
+        str | None,
         typer.Option(
-            help="Data type of the weights. Default: the source's, or float32 if quantised. q8_0 and q4_0: GGUF only."
+            help="float32, float16 or bfloat16; for GGUF also q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, "
+            "q4_1, q4_0, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s or q2_k. Default: that of the source, or float32 if "
+            "it is quantised."
         ),
     ] = None,
     adapter: o.AdapterOption = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Base model of an adapter that does not name it.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (.dat or .gguf), for a quantised GGUF file."),
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
@@ -49,7 +55,7 @@ def convert(
         return
     _, updates = find_model(path, o.adapters(adapter))
     with Bar(f"Converting {Path(source).name}") as bar:
-        converted = convert_checkpoint(path, target, to, dtype, variant, bar, updates)
+        converted = convert_checkpoint(path, target, to, dtype, variant, bar, updates, imatrix)
     if to == "gguf" and converted.config.vision:
         render.warn("The vision tower was not written: GGUF files hold the decoder only.")
     render.write(f"{target}\n")

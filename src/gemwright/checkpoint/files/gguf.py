@@ -268,7 +268,7 @@ class _Header:
         encoding = _ENCODING_NAMES.get(type_id)
         if encoding is None:
             unknown = ggml.UNSUPPORTED.get(type_id, f"number {type_id}")
-            remedy = f"choose a file with {', '.join(ggml.ENCODINGS)}"
+            remedy = "choose another file of the model, such as one with Q4_K_M or Q8_0"
             raise file_error(self.path, f"{where} has encoding {unknown}", remedy)
         e = ggml.ENCODINGS[encoding]
         if 0 in shape or math.prod(shape[-1:]) % e.elements:
@@ -282,15 +282,17 @@ class GgufTensor(NamedTuple):
     Attributes:
         name: At most 63 bytes of UTF-8.
         shape: Row-major, one to four axes.
-        encoding: F32, F16, BF16, Q8_0 or Q4_0.
+        encoding: A key of `ggml.ENCODINGS` that can be written.
         chunks: Float arrays that give the tensor when joined along the first axis. A generator makes them one by one
             while the file is written, so that memory holds only one.
+        importance: The weight of errors in each column, for the choice of scales.
     """
 
     name: str
     shape: tuple[int, ...]
     encoding: str
     chunks: Iterable[NDArray[Any]]
+    importance: NDArray[np.float32] | None = None
 
 
 def write_gguf(path: str | os.PathLike[str], metadata: Metadata, tensors: Iterable[GgufTensor]) -> None:
@@ -362,7 +364,7 @@ def _lay_out(path: Path, tensors: Sequence[GgufTensor], alignment: int) -> dict[
     """Place the tensors one after the other; offsets count from the first."""
     infos: dict[str, TensorInfo] = {}
     offset = 0
-    for name, shape, encoding, _ in tensors:
+    for name, shape, encoding, *_ in tensors:
         e = ggml.ENCODINGS.get(encoding)
         if e is None or e.encode is None:
             writable = ", ".join(name for name, e in ggml.ENCODINGS.items() if e.encode)
@@ -393,7 +395,7 @@ def _encode_chunks(path: Path, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]
         assert chunk.shape[1:] == tensor.shape[1:], f"{tensor.name}: {chunk.shape} does not fit into {tensor.shape}"
         rows += len(chunk)
         try:
-            yield ggml.encode(tensor.encoding, chunk)
+            yield ggml.encode(tensor.encoding, chunk, tensor.importance)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: tensor {tensor.name!r}: {error}.") from error
     assert rows == tensor.shape[0], f"{tensor.name}: {rows} rows instead of {tensor.shape[0]}"

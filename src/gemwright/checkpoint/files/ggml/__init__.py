@@ -5,7 +5,8 @@ A row of a tensor is a whole number of blocks.
 Source: ggml-org/llama.cpp ggml/src/ggml-common.h (block layouts), ggml/src/ggml-quants.c (equations).
 """
 
-from collections.abc import Callable
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemwright.checkpoint.files.ggml import codebooks, decoders
 from gemwright.checkpoint.files.ggml.decoders import Blocks, Decoder
-from gemwright.checkpoint.files.ggml.encoders import ENCODERS
+from gemwright.checkpoint.files.ggml.encoders import ENCODERS, Encoder
 from gemwright.checkpoint.files.ggml.layouts import LAYOUTS
 from gemwright.errors import CheckpointError
 
@@ -32,14 +33,14 @@ class Encoding:
         elements: Number of values in a block.
         block: Layout of a block.
         decode: Write the values of `(n,)` blocks to an `(n, elements)` float32 array.
-        encode: Return `(n,)` blocks of `(n, elements)` float32 values; None if only decoding is supported.
+        encode: Return `(n,)` blocks of `(n, elements)` values and their importance; None if only decoding is supported.
     """
 
     type_id: int
     elements: int
     block: np.dtype[Any]
     decode: Decoder
-    encode: Callable[[NDArray[np.float32]], Blocks] | None = None
+    encode: Encoder | None = None
 
     def nbytes(self, count: int) -> int:
         """Return the size in bytes of `count` values, a multiple of `elements`."""
@@ -73,12 +74,13 @@ def decode(encoding: str, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:
                 part[...] = scratch[: len(part)]
 
 
-def encode(encoding: str, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Encode an array whose size is a multiple of the encoding's block.
+def encode(encoding: str, values: NDArray[Any], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+    """Encode an array of rows of whole blocks, with a thread per processor.
 
     Args:
         encoding: A key of `ENCODINGS` that has an `encode`.
         values: Any float type and shape.
+        importance: The weight of squared errors in each column, of the length of a row.
 
     Returns:
         The bytes, `(nbytes,)`.
@@ -88,19 +90,27 @@ def encode(encoding: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     """
     e = ENCODINGS[encoding]
     assert e.encode is not None
-    assert values.size % e.elements == 0
+    assert values.shape[-1] % e.elements == 0
     rows = values.reshape(-1, e.elements)
+    columns = None if importance is None else importance.reshape(-1, e.elements)
     blocks = np.empty(len(rows), e.block)
     step = max(1, CACHE_CHUNK // e.elements)
-    with np.errstate(all="ignore"):
-        for start in range(0, len(rows), step):
-            part = e.encode(rows[start : start + step].astype(np.float32))
-            if not np.isfinite(part["d"] if part.dtype.names else part).all():
-                raise CheckpointError(
-                    f"values that are not finite, or too large for {encoding}, cannot be written; "
-                    "repair the model or choose F32"
-                )
-            blocks[start : start + step] = part
+
+    def encode_part(start: int) -> None:
+        part = rows[start : start + step].astype(np.float32)
+        wanted = None if columns is None else columns[np.arange(start, start + len(part)) % len(columns)]
+        assert e.encode is not None
+        with np.errstate(all="ignore"):
+            blocks[start : start + step] = encoded = e.encode(part, wanted)
+        scales = [encoded[name] for name in ("d", "dmin", "m") if name in e.block.names] if e.block.names else [encoded]
+        if not all(np.isfinite(scale).all() for scale in scales):
+            raise CheckpointError(
+                f"values that are not finite, or too large for {encoding}, cannot be written; "
+                "repair the model or choose F32"
+            )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(encode_part, range(0, len(rows), step)))
     return blocks.view(np.uint8)
 
 
@@ -108,7 +118,7 @@ def _plain(dtype: Any, type_id: int) -> Encoding:
     def decode(blocks: Blocks, out: NDArray[np.float32]) -> None:
         out[:, 0] = blocks
 
-    def encode(x: NDArray[np.float32]) -> Blocks:
+    def encode(x: NDArray[np.float32], importance: NDArray[np.float32] | None) -> Blocks:
         return x[:, 0].astype(dtype)
 
     return Encoding(type_id, 1, np.dtype(dtype), decode, encode)

@@ -110,7 +110,7 @@ def _iq2_s(b: Blocks, out: NDArray[np.float32]) -> None:
     scale(_look_up("IQ2_S", high.astype(np.uint16) << 8 | b["qs"]) * signs, _sixteenths(b), None, out)
 
 
-def _sixteenths(b: Blocks) -> NDArray[np.float32]:
+def _sixteenths(b: Blocks) -> NDArray[Any]:
     """Return the scales of the sixteen sub-blocks of an IQ2_XS or IQ2_S block."""
     return as_float(b["d"]) * (_nibbles(b["scales"]).astype(np.float32) + np.float32(0.5)) * np.float32(0.25)
 

@@ -28,7 +28,7 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.bitwise_and(fields, (1 << bits) - 1, out=fields)
 
 
-def scale(q: NDArray[Any], d: NDArray[np.float32], m: NDArray[np.float32] | None, out: NDArray[np.float32]) -> None:
+def scale(q: NDArray[Any], d: NDArray[Any], m: NDArray[np.float32] | None, out: NDArray[np.float32]) -> None:
     """Write `d * q - m`: d and m are `(n, sub-blocks)`, q and out `(n, sub-blocks * width)` in any grouping."""
     y = out.reshape(*d.shape, -1)
     y[...] = q.reshape(y.shape)
