@@ -21,6 +21,7 @@ from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.checkpoint.tower import tower_path, written_tower
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
@@ -49,7 +50,7 @@ def convert(
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
-    A GGUF file of a multimodal Gemma 3 holds its decoder only: llama.cpp reads vision towers from another kind of file.
+    The vision tower of a Gemma 3 becomes a second GGUF file, `mmproj-` and the name of the first, as for llama.cpp.
 
     Args:
         source: A checkpoint in any format.
@@ -74,8 +75,24 @@ def convert(
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
     write = _write_gguf if to == "gguf" else _write_huggingface
     check_new(target)
+    _check_suffix(target, to)
+    if to == "gguf" and checkpoint.config.vision:
+        check_new(tower_path(target))
     write(checkpoint, checkpoint.vocabulary(), target, dtype, progress)
     return checkpoint
+
+
+def _check_suffix(target: Path, to: Format) -> None:
+    """Check that the name of a target is one for its format, so that other programs open it, too.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    suffix = target.suffix.lower()
+    if to == "gguf" and suffix != ".gguf":
+        raise CheckpointError(f"{target} is no name for a GGUF file; choose one that ends in .gguf.")
+    if to == "huggingface" and suffix in (".gguf", ".safetensors", ".npz", ".bin"):
+        raise CheckpointError(f"{target} is no name for a folder, which huggingface needs; leave out {suffix}.")
 
 
 def check_new(target: Path) -> None:
@@ -89,7 +106,7 @@ def check_new(target: Path) -> None:
     except OSError as error:  # a name that is too long, a folder without access
         raise file_error(target, f"cannot be written ({error.strerror})", "choose another place") from error
     if exists:
-        raise CheckpointError(f"{target} exists; remove it or choose another name.")
+        raise CheckpointError(f"{target} exists; choose another name.")
 
 
 def _source_dtype(checkpoint: Checkpoint) -> str:
@@ -206,7 +223,8 @@ def _write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, file: Path, dtyp
         for path, tensor in mapping.items()
     ]
     metadata = _make_gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
-    write_gguf(file, metadata, tensors)
+    with written_tower(checkpoint, file, dtype):
+        write_gguf(file, metadata, tensors)
 
 
 def _decoder_mapping(checkpoint: Checkpoint, config: Config) -> Mapping[str, TensorMapping]:

@@ -29,9 +29,7 @@ def convert(
 
     path = find(source, may_download=False)
     with Bar(f"Converting {Path(source).name}") as bar:
-        converted = convert_checkpoint(path, target, to, dtype, variant, bar)
-    if to == "gguf" and converted.config.vision:
-        render.warn("The vision tower was not written: GGUF files hold the decoder only.")
+        convert_checkpoint(path, target, to, dtype, variant, bar)
     render.write(f"{target}\n")
 
 
