@@ -248,7 +248,7 @@ def test_no_existing_target_is_advised_to_be_removed(to: Any, target: str, tmp_p
         convert(source, Path(target), to)
 
 
-@pytest.mark.parametrize(("to", "name"), [("gguf", "x.txt"), ("gguf", "x"), ("huggingface", "y.gguf")])
+@pytest.mark.parametrize(("to", "name"), [("gguf", "x.txt"), ("gguf", "x.bin"), ("huggingface", "y.gguf")])
 def test_a_name_for_another_format_is_refused(to: Any, name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{name} is no name for a (GGUF file|folder)"):
         convert(write_model(tmp_path / "source"), tmp_path / name, to)

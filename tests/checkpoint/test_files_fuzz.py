@@ -22,6 +22,8 @@ CASES = int(os.environ.get("FUZZ", "100"))
 MAX_HEADER = 20_000
 """Bytes at the start of a file in which most damage is done."""
 
+SIZES = (0, 1, 2**31, 2**32, 2**63, 2**64 - 1)
+
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
     """Return content with bytes changed, removed, repeated or cut."""
@@ -36,7 +38,7 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
             case 2:
                 data[at:at] = data[at : at + int(random.integers(1, 40))]
             case 3:
-                data[at : at + 8] = int(random.choice([0, 1, 2**31, 2**32, 2**63, 2**64 - 1])).to_bytes(8, "little")
+                data[at : at + 8] = SIZES[int(random.integers(len(SIZES)))].to_bytes(8, "little")
             case 4:
                 data[at : at + 4] = int(random.integers(16)).to_bytes(4, "little")
             case _:

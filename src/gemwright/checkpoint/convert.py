@@ -89,7 +89,7 @@ def _check_suffix(target: Path, to: Format) -> None:
         CheckpointError: It is not.
     """
     suffix = target.suffix.lower()
-    if to == "gguf" and suffix != ".gguf":
+    if to == "gguf" and suffix not in ("", ".gguf"):
         raise CheckpointError(f"{target} is no name for a GGUF file; choose one that ends in .gguf.")
     if to == "huggingface" and suffix in (".gguf", ".safetensors", ".npz", ".bin"):
         raise CheckpointError(f"{target} is no name for a folder, which huggingface needs; leave out {suffix}.")
