@@ -166,6 +166,34 @@ def test_a_disk_that_fills_up_is_one_sentence(write: str, tmp_path: Path) -> Non
     assert done.stdout.endswith("['other']\n")
 
 
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from gemwright import cli
+from gemwright.checkpoint.files.atomic import create_folder, replace_file
+from gemwright.cli import app
+
+def command(**_):
+    with replace_file(Path(sys.argv[1]) / "file") as file, create_folder(Path(sys.argv[1]) / "folder"):
+        file.write(bytes(99))
+        print("ready", flush=True)
+        time.sleep(60)
+
+app.app = command
+cli.main()
+"""
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", TERMINATED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert len(names(tmp_path)) == 2
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+    assert not names(tmp_path)
+
+
 def test_free_bytes_of_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     expected = shutil.disk_usage(tmp_path).free
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(expected, rel=0.1)
