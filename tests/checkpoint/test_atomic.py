@@ -97,7 +97,7 @@ def test_the_last_of_two_writers_of_a_folder_is_refused(tmp_path: Path) -> None:
             with create_folder(tmp_path / "target") as second:
                 (second / "file").write_bytes(b"second")
 
-    with pytest.raises(CheckpointError, match=r"target: exists; remove it or choose another name\.$"):
+    with pytest.raises(CheckpointError, match=r"target: exists; choose another name\.$"):
         write_both()
     assert (tmp_path / "target" / "file").read_bytes() == b"second"
     assert names(tmp_path) == ["target"]
@@ -164,6 +164,34 @@ def test_a_disk_that_fills_up_is_one_sentence(write: str, tmp_path: Path) -> Non
     )
     assert "are free; make room or choose another disk." in done.stdout
     assert done.stdout.endswith("['other']\n")
+
+
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from gemwright import cli
+from gemwright.checkpoint.files.atomic import create_folder, replace_file
+from gemwright.cli import app
+
+def command(**_):
+    with replace_file(Path(sys.argv[1]) / "file") as file, create_folder(Path(sys.argv[1]) / "folder"):
+        file.write(bytes(99))
+        print("ready", flush=True)
+        time.sleep(60)
+
+app.app = command
+cli.main()
+"""
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", TERMINATED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert len(names(tmp_path)) == 2
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+    assert not names(tmp_path)
 
 
 def test_free_bytes_of_a_folder_that_does_not_exist(tmp_path: Path) -> None:

@@ -236,8 +236,26 @@ def test_values_too_large_for_float16_are_refused(tmp_path: Path) -> None:
 def test_an_existing_target_is_refused(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     for target, to in ((source, "huggingface"), (source / "config.json", "gguf")):
-        with pytest.raises(CheckpointError, match=f"{target} exists; remove it or choose another name"):
+        with pytest.raises(CheckpointError, match=f"{target} exists; choose another name"):
             convert(source, target, to)
+
+
+@pytest.mark.parametrize("to", ["gguf", "huggingface"])
+@pytest.mark.parametrize("target", ["/", "/dev/null", ".", "..", "~user-file"])
+def test_no_existing_target_is_advised_to_be_removed(to: Any, target: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    if target == "~user-file":
+        target = str(tmp_path / "file.gguf")
+        Path(target).write_text("of the user")
+    with pytest.raises(CheckpointError, match=r"exists; choose another name\.$"):
+        convert(source, Path(target), to)
+
+
+@pytest.mark.parametrize(("to", "name"), [("gguf", "x.txt"), ("gguf", "x.bin"), ("huggingface", "y.gguf")])
+def test_a_name_for_another_format_is_refused(to: Any, name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name} is no name for a (GGUF file|folder)"):
+        convert(write_model(tmp_path / "source"), tmp_path / name, to)
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(("to", "dtype"), [("gguf", "int4"), ("huggingface", "q8_0")])
@@ -343,7 +361,8 @@ def test_two_processes_with_one_target_leave_a_complete_one(to: Any, tmp_path: P
     """The last file replaces the first; the last folder is refused. A user's file with a similar name is unchanged."""
     source = write_model(tmp_path / "source")
     (tmp_path / "made").mkdir()
-    target, users = tmp_path / "made" / "target", tmp_path / "made" / "target.partial"
+    name = "target.gguf" if to == "gguf" else "target"
+    target, users = tmp_path / "made" / name, tmp_path / "made" / f"{name}.partial"
     users.write_text("of the user")
     processes = [
         subprocess.Popen([sys.executable, "-c", MEET, str(source), str(target), to, dtype], stderr=subprocess.PIPE)
@@ -353,14 +372,14 @@ def test_two_processes_with_one_target_leave_a_complete_one(to: Any, tmp_path: P
     codes = sorted(process.returncode for process in processes)
     assert codes == ([0, 0] if to == "gguf" else [0, 1])
     if to == "huggingface":
-        assert f"{target}: exists; remove it or choose another name." in "".join(errors)
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["target", "target.partial"]
+        assert f"{target}: exists; choose another name." in "".join(errors)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [name, f"{name}.partial"]
     assert users.read_text() == "of the user"
     found = contents(target)
     for dtype in ("float32", "bfloat16"):
         (tmp_path / dtype).mkdir()
-        convert(source, tmp_path / dtype / "target", to, dtype)
-    assert found in [contents(tmp_path / dtype / "target") for dtype in ("float32", "bfloat16")]
+        convert(source, tmp_path / dtype / name, to, dtype)
+    assert found in [contents(tmp_path / dtype / name) for dtype in ("float32", "bfloat16")]
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright import tree
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
@@ -19,17 +18,18 @@ from gemwright.checkpoint.files.atomic import create_folder, file_error
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_shards
 from gemwright.checkpoint.imatrix import Importance, read_imatrix
-from gemwright.checkpoint.load import Progress, read_weights, row_chunks
+from gemwright.checkpoint.load import Progress, row_chunks
+from gemwright.checkpoint.merge import read_merged, with_updates
 from gemwright.checkpoint.mixtures import MIXTURES, choose_encoding
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
-from gemwright.checkpoint.updates import Updates, merge, read_all, replacement, update_config
+from gemwright.checkpoint.tower import tower_path, written_tower
+from gemwright.checkpoint.updates import Updates, read_all
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
-from gemwright.model.params import param_specs
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ def convert(
 ) -> Checkpoint:
     """Write a checkpoint in another format, with its configuration, tokenizer and generation settings.
 
-    A GGUF file of a multimodal Gemma 3 holds its decoder only: llama.cpp reads vision towers from another kind of file.
+    The vision tower of a Gemma 3 becomes a second GGUF file, `mmproj-` and the name of the first, as for llama.cpp.
 
     Args:
         source: A checkpoint in any format.
@@ -81,6 +81,9 @@ def convert(
     if imatrix is not None and dtype in DTYPES:
         raise CheckpointError(f"An importance matrix has no use for {dtype}; choose a quantized dtype, such as q4_k_m.")
     check_new(target)
+    _check_suffix(target, to)
+    if to == "gguf" and checkpoint.config.vision:
+        check_new(tower_path(target))
     updates = read_all(adapters, checkpoint.config)
     vocabulary, merged = checkpoint.vocabulary(), with_updates(checkpoint, updates)
     if to == "gguf":
@@ -91,35 +94,17 @@ def convert(
     return checkpoint
 
 
-def with_updates(checkpoint: Checkpoint, updates: Sequence[Updates]) -> Checkpoint:
-    """Return the checkpoint with a head of its own if the updates need one."""
-    config = update_config(checkpoint.config, updates)
-    if config == checkpoint.config:
-        return checkpoint
-    return replace(checkpoint, config=config, mapping={**checkpoint.mapping, "head": checkpoint.mapping["embed"]})
+def _check_suffix(target: Path, to: Format) -> None:
+    """Check that the name of a target is one for its format, so that other programs open it, too.
 
-
-def _read_merged(
-    checkpoint: Checkpoint,
-    mapping: Mapping[str, TensorMapping],
-    config: Config,
-    dtype: np.dtype[Any],
-    updates: Sequence[Updates],
-    progress: Progress,
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Iterate over weights with the updates merged, in a dtype."""
-    if not updates:
-        return read_weights(checkpoint.file, mapping, config, dtype, progress)
-    params = tree.flatten(param_specs(config))
-    kept = [path for path in params if replacement(path, updates) is None]
-    weights = read_weights(checkpoint.file, mapping, config, np.float32, progress, kept)
-
-    def read(path: str) -> NDArray[Any]:
-        whole = replacement(path, updates)
-        values = next(weights)[1] if whole is None else whole[: params[path].shape[0]].reshape(params[path].shape)
-        return merge(path, values, updates).astype(dtype)
-
-    return ((path, read(path)) for path in params)
+    Raises:
+        CheckpointError: It is not.
+    """
+    suffix = target.suffix.lower()
+    if to == "gguf" and suffix not in ("", ".gguf"):
+        raise CheckpointError(f"{target} is no name for a GGUF file; choose one that ends in .gguf.")
+    if to == "huggingface" and suffix in (".gguf", ".safetensors", ".npz", ".bin"):
+        raise CheckpointError(f"{target} is no name for a folder, which huggingface needs; leave out {suffix}.")
 
 
 def check_new(target: Path) -> None:
@@ -133,7 +118,7 @@ def check_new(target: Path) -> None:
     except OSError as error:  # a name that is too long, a folder without access
         raise file_error(target, f"cannot be written ({error.strerror})", "choose another place") from error
     if exists:
-        raise CheckpointError(f"{target} exists; remove it or choose another name.")
+        raise CheckpointError(f"{target} exists; choose another name.")
 
 
 def _source_dtype(checkpoint: Checkpoint) -> str:
@@ -152,7 +137,7 @@ def _write_huggingface(
     progress: Progress,
 ) -> None:
     mapping = map_huggingface(checkpoint.config)
-    weights = _read_merged(checkpoint, checkpoint.mapping, checkpoint.config, DTYPES[dtype], updates, progress)
+    weights = read_merged(checkpoint, checkpoint.mapping, checkpoint.config, DTYPES[dtype], updates, progress)
 
     def produce(path: str, tensor: TensorMapping) -> NDArray[Any]:
         read, values = next(weights)
@@ -250,7 +235,7 @@ def _write_gguf(
     mapping = map_gguf(config)
     # Read as float32, the dtype of the norms' gains whatever that of the matrices.
     decoder = _decoder_mapping(checkpoint, config)
-    weights = _read_merged(checkpoint, decoder, config, np.dtype(np.float32), updates, progress)
+    weights = read_merged(checkpoint, decoder, config, np.dtype(np.float32), updates, progress)
 
     def chunks(path: str, tensor: TensorMapping) -> Iterator[NDArray[Any]]:
         read, values = next(weights)
@@ -272,7 +257,8 @@ def _write_gguf(
 
     tensors = [describe(path, tensor) for path, tensor in mapping.items()]
     metadata = _make_gguf_metadata(checkpoint, described, vocabulary, dtype, file.stem)
-    write_gguf(file, metadata, tensors)
+    with written_tower(checkpoint, file, dtype, updates):
+        write_gguf(file, metadata, tensors)
 
 
 def _decoder_mapping(checkpoint: Checkpoint, config: Config) -> Mapping[str, TensorMapping]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from gemwright.checkpoint.files import formats
-from gemwright.checkpoint.files.formats import GGUF, NPZ, SAFETENSORS, Format, gguf_keys, is_gguf, list_files
+from gemwright.checkpoint.files.formats import GGUF, NPZ, PART, SAFETENSORS, Format, gguf_keys, is_gguf, list_files
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.shards import is_adapter_file
-from gemwright.checkpoint.gguf_model import PART, is_tower
+from gemwright.checkpoint.gguf_model import is_tower
 from gemwright.errors import CheckpointError
 
 ORBAX = Format("an Orbax folder", "")

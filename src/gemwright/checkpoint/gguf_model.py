@@ -4,7 +4,6 @@ Source: ggml-org/llama.cpp `tools/gguf-split` (names and keys of parts), `tools/
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.checkpoint.files.atomic import file_error
-from gemwright.checkpoint.files.formats import gguf_keys, is_gguf, list_files
+from gemwright.checkpoint.files.formats import PART, gguf_keys, is_gguf, list_files
 from gemwright.checkpoint.files.gguf import GgufFile, open_gguf
 from gemwright.checkpoint.ollama import find_projector
 
-PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.ASCII | re.IGNORECASE)
-"""The number of a part, from 1, and the number of parts in a name."""
 MAX_PARTS = 1000
 """Maximum number of parts of a split model."""
 TOWER = "clip"
@@ -91,9 +88,8 @@ def _find_tower(file: GgufFile) -> GgufFile | None:
     candidates = [projector] if projector else [path for path in paths if is_gguf(path) and is_tower(path)]
     towers = [tower for path in candidates if _fits(tower := open_gguf(path), file)]
     if len(towers) > 1 and any(not np.array_equal(_norm(tower), _norm(towers[0])) for tower in towers):
-        _log.warning(
-            "%s: several vision towers fit (%s); none is used", file.path, ", ".join(str(t.path) for t in towers)
-        )
+        names = ", ".join(tower.path.name for tower in towers)
+        _log.warning("%s: several vision towers fit (%s); none is used", file.path, names)
         return None
     return towers[0] if towers else None
 

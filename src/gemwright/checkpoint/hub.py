@@ -9,11 +9,13 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemwright.checkpoint.files.atomic import free_bytes
+from gemwright.checkpoint.files.formats import PART
 from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
         disable_progress_bars()
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    wanted = {name: size for name, size in sizes.items() if (name == file if file else _is_selected(name))}
+    patterns = _select_files(file)["allow_patterns"]
+    wanted = {name: size for name, size in sizes.items() if _is_selected(name, patterns, below=file is not None)}
     if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
         ggufs = [f"{repo}:{name}" for name in sizes if name.endswith(".gguf")]
         remedy = f"choose from {', '.join(ggufs)}" if ggufs else "use another repository"
@@ -91,11 +94,12 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
 
 
 def _select_files(file: str | None) -> dict[str, Any]:
-    return {"allow_patterns": [file]} if file else _FOLDER
+    """Return the patterns of the files to download; of a part of a split GGUF model, those of all parts."""
+    return {"allow_patterns": [PART.sub(r"-?????-of-\2", file)]} if file else _FOLDER
 
 
-def _is_selected(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _FOLDER["allow_patterns"])
+def _is_selected(name: str, patterns: Iterable[str], *, below: bool) -> bool:
+    return (below or "/" not in name) and any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def cached(repo_id: str, revision: str | None = None) -> Path | None:

@@ -120,14 +120,18 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} does not exist; give a file, a folder, a name from `gemwright models` or a hub id."
         )
-    if (base := adapter_base(path)) is not None:
-        raise CheckpointError(f"{path} is an adapter for {base}, not a whole model; give the model that it adapts.")
+    _refuse_adapter(path)
     kind, place = find_weights(path)
     if kind is GGUF:
         return open_gguf_checkpoint(open_gguf_model(place))
     if kind is SAFETENSORS:
         return _open_huggingface(place)
     return _open_npz(place, variant) if kind is NPZ else _open_orbax(place, variant)
+
+
+def _refuse_adapter(path: Path) -> None:
+    if (base := adapter_base(path)) is not None:
+        raise CheckpointError(f"{path} is an adapter for {base}, not a whole model; give the model that it adapts.")
 
 
 def _open_huggingface(path: Path) -> Checkpoint:
@@ -189,6 +193,8 @@ def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
         CheckpointError: The file does not hold a whole Gemma model.
     """
     path = file.path
+    if file.metadata.get("general.type") == "adapter":
+        _refuse_adapter(path)
     config = from_gguf(file.metadata, file.tensors, str(path))
     mapping = map_gguf(config, {name: info.shape for name, info in file.tensors.items()})
     templates = gguf_chat_templates(file.metadata)
@@ -217,8 +223,10 @@ def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:
 
 
 def _open_npz(path: Path, variant: str | None) -> Checkpoint:
-    config = _find_variant(path, "an .npz", variant, family="PaliGemma")
     file = open_npz(path)
+    if any(name.startswith(("model.", "layers.")) for name in file.tensors):
+        raise CheckpointError(f"{path} is an .npz file of MLX; use the model's safetensors folder or a GGUF file.")
+    config = _find_variant(path, "an .npz", variant, family="PaliGemma")
     mapping = map_big_vision(config, {name: info.shape for name, info in file.tensors.items()})
     return Checkpoint(path, "npz", file, config, mapping, {}, None)
 

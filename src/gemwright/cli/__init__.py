@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 
 from gemwright.cli import render
@@ -12,8 +13,10 @@ def main() -> None:
     """Run `gemwright` with the process's arguments; does not return.
 
     Exit codes: 0 on success; 1 after a broken pipe; 2 after an error that the user can fix, with one sentence on
-    standard error; 130 after Ctrl-C.
+    standard error; 130 after Ctrl-C; 143 after SIGTERM.
     """
+    # Leave `with` blocks, which remove unfinished files.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if sys.stdout is None:
         _fail("Standard output is closed; redirect it to a file or to /dev/null.")
     for stream in (sys.stdout, sys.stderr):

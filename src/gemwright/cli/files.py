@@ -55,9 +55,7 @@ def convert(
         return
     _, updates = find_model(path, o.adapters(adapter))
     with Bar(f"Converting {Path(source).name}") as bar:
-        converted = convert_checkpoint(path, target, to, dtype, variant, bar, updates, imatrix)
-    if to == "gguf" and converted.config.vision:
-        render.warn("The vision tower was not written: GGUF files hold the decoder only.")
+        convert_checkpoint(path, target, to, dtype, variant, bar, updates, imatrix)
     render.write(f"{target}\n")
 
 

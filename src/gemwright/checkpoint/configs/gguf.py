@@ -125,6 +125,8 @@ def _unsupported(metadata: Mapping[str, Any], where: str) -> CheckpointError:
     keys, kind = ConfigReader(metadata, where), metadata.get("general.architecture")
     if kind == "clip":
         return CheckpointError(f"{where} is a vision tower (mmproj), not a model; give the model's file in its folder.")
+    if metadata.get("general.type") == "imatrix":
+        return CheckpointError(f"{where} is an importance matrix, not a model; give the model's file.")
     if not isinstance(kind, str):
         return keys.error("general.architecture", f"a supported one: {', '.join(_ARCHITECTURES)}")
     return keys.unsupported(f"the architecture {kind!r:.40}", _ARCHITECTURES)

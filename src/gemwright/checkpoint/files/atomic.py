@@ -125,5 +125,5 @@ def _write_error(target: Path, folder: Path, nbytes: int, error: OSError) -> Che
         problem += f": it needs {nbytes:,} bytes, and {free_bytes(folder):,} are free"
         remedy = "make room or choose another disk"
     if error.errno == errno.ENOTEMPTY:  # another process made the folder first
-        problem, remedy = "exists", "remove it or choose another name"
+        problem, remedy = "exists", "choose another name"
     return file_error(target, problem, remedy)

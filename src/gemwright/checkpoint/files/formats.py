@@ -16,6 +16,9 @@ HEAD_BYTES = 1 << 16
 MAX_LISTED = 4096
 """Maximum number of files of a folder that are looked at."""
 
+PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.ASCII | re.IGNORECASE)
+"""The number of a part of a split GGUF model, from 1, and the number of parts in a name."""
+
 _ELSEWHERE = "use the model's safetensors folder or a GGUF file, from https://huggingface.co or Kaggle"
 _AGAIN = "download the model again, logged in if its licence must be accepted"
 
