@@ -26,6 +26,7 @@ def convert(
     variant: o.VariantOption = None,
 ) -> None:
     """Convert a checkpoint and its tokenizer to another format."""
+    render.status(f"Converting {Path(source).name} ...")
     import_jax()
     from gemwright.checkpoint.convert import convert as convert_checkpoint
     from gemwright.cli.loading import Bar, find
@@ -47,6 +48,7 @@ def quantize(
     variant: o.VariantOption = None,
 ) -> None:
     """Quantise a checkpoint to 8-bit or 4-bit weights."""
+    render.status(f"Quantising {Path(source).name} ...")
     import_jax()
     from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
     from gemwright.cli.loading import Bar, find
@@ -61,6 +63,7 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="NAME", help="Name listed by `gemwright models`, or hub id.")],
 ) -> None:
     """Download a model from the hub and print its path."""
+    render.status(f"Looking for {model} ...")
     from gemwright.cli.loading import find
 
     render.write(f"{find(model)}\n")

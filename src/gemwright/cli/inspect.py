@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ def inspect(
     as_json: o.JsonOption = False,
 ) -> None:
     """Describe a checkpoint and its memory needs, without loading it."""
+    render.status(f"Reading {Path(model).name} ...")
     import_jax()
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.cli.loading import find
