@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,56 @@ def test_speculation_gives_the_same_text(run, tiny, tiny_model, how):
 def test_standard_input_is_one_prompt_without_its_last_newline(run, tiny, tiny_model):
     result = run("generate", "-m", tiny, "--temperature", 0, "--max-tokens", 12, stdin=b"the\nhen\n")
     assert result.out == tiny_model.generate("the\nhen", **GREEDY).text + "\n"
+
+
+def test_prompts_of_files(run, tiny, tiny_model, tmp_path: Path):
+    (tmp_path / "prompt.txt").write_bytes(b"the\r\nhen\r\n")
+    options = ("-m", tiny, "--temperature", 0, "--max-tokens", 12)
+    result = run("generate", "-", "--file", tmp_path / "prompt.txt", *options, stdin=b"hello\r\n")
+    assert result.out == "".join(tiny_model.generate(text, **GREEDY).text + "\n" for text in ("hello", "the\r\nhen"))
+    assert run("generate", "--file", "-", *options, stdin=b"hello").out == result.out.splitlines()[0] + "\n"
+
+
+def test_prompt_is_echoed_on_request(run, tiny, tiny_model):
+    result = run("generate", "hello", "-m", tiny, "--temperature", 0, "--max-tokens", 12, "--echo")
+    assert result.out == "hello" + tiny_model.generate("hello", **GREEDY).text + "\n"
+
+
+def test_chat_template_on_request(run, tiny, tiny_model):
+    options = ("-m", tiny, "--temperature", 0, "--max-tokens", 12, "--chat")
+    hello = [{"role": "user", "content": "hello"}]
+    result = run("generate", "hello", *options)
+    assert (result.out, result.err) == (tiny_model.chat(hello, **GREEDY).text + "\n", "")
+    system = [{"role": "system", "content": "be good"}]
+    texts = [tiny_model.chat([*system, {"role": "user", "content": text}], **GREEDY).text for text in ("hello", "hen")]
+    result = run("generate", "hello", "hen", *options, "--system", "be good")
+    assert result.out == "".join(f"{text}\n" for text in texts)
+
+
+@pytest.mark.parametrize("prompt", ["Is it a hen?", "write a poem"])
+def test_question_to_a_chat_model_gets_a_hint(run, tiny, prompt: str):
+    result = run("generate", prompt, "-m", tiny, "--max-tokens", 1)
+    assert (result.code, result.err.count("\n")) == (0, 1)
+    assert result.err.endswith("is a chat model, and the prompt is continued as text; add --chat for an answer.\n")
+
+
+def test_samples_use_consecutive_seeds(run, tiny):
+    options = ("-m", tiny, "--max-tokens", 8, "--seed", 5, "--json")
+    records = [json.loads(line) for line in run("generate", "the", "-n", 3, *options).out.splitlines()]
+    assert [record["settings"]["seed"] for record in records] == [5, 6, 7]
+    assert len({record["text"] for record in records}) == 3
+    chats = [json.loads(line) for line in run("generate", "the", "-n", 2, "--chat", *options).out.splitlines()]
+    assert [record["settings"]["seed"] for record in chats] == [5, 6]
+    assert chats[0]["text"] != chats[1]["text"]
+
+
+def test_penalties(run, tiny, tiny_model):
+    if "presence_penalty" not in type(tiny_model.defaults).__dataclass_fields__:
+        pytest.skip("Sampling has no such field yet")
+    options = ("-m", tiny, "--temperature", 0, "--max-tokens", 12, "--presence-penalty", 1.5, "--frequency-penalty", 2)
+    expected = tiny_model.generate("hello", **GREEDY, presence_penalty=1.5, frequency_penalty=2.0).text
+    assert run("generate", "hello", *options).out == expected + "\n"
+    assert expected != tiny_model.generate("hello", **GREEDY).text
 
 
 def test_several_prompts_one_after_another(run, tiny, tiny_model):
@@ -143,11 +194,21 @@ def test_score(run, tiny, tiny_model, tmp_path: Path):
     assert run("score", "-m", tiny, stdin=b"the hen\n").out.splitlines() == lines
 
 
+def test_score_in_windows(run, tiny, tiny_model):
+    if "windows" not in inspect.signature(tiny_model.score).parameters:
+        pytest.skip("score has no windows yet")
+    record = json.loads(run("score", "-", "-m", tiny, "--stride", 512, "--json", stdin=b"the hen " * 2000).out)
+    expected = tiny_model.score("the hen " * 2000, stride=512)
+    assert record["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
+
+
 def test_infill_at_a_position_in_a_file(run, tiny, tiny_model, tmp_path: Path):
     (tmp_path / "code.py").write_text("def f():\n    return \n\nf()\n")
     result = run("infill", tmp_path / "code.py", "--line", 2, "-m", tiny, "--max-tokens", 9)
     middle = tiny_model.infill("def f():\n    return ", "\n\nf()\n", max_tokens=9).text
     assert result.out == middle + "\n"
+    code = (tmp_path / "code.py").read_bytes()
+    assert run("infill", "-", "--line", 2, "-m", tiny, "--max-tokens", 9, stdin=code).out == result.out
     ends = ("--before", "def f():\n    return ", "--after", "\n\nf()\n")
     assert json.loads(run("infill", *ends, "-m", tiny, "--max-tokens", 9, "--json").out)["text"] == middle
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,12 @@ def test_doctor_suggests_a_fix(run, monkeypatch, tmp_path: Path):
         jax.config.update("jax_compilation_cache_dir", folder)
     assert report["compilation cache"] is None
     assert any("set XDG_CACHE_HOME" in warning for warning in report["warnings"])
+
+
+def test_inspect_shows_the_memory_as_stored(run, tiny):
+    if not native_enabled():
+        pytest.skip("needs the native kernels")
+    record = json.loads(run("inspect", tiny, "--json").out)
+    assert [need["dtype"] for need in record["memory"]][::2] == ["stored", "float32", "bfloat16"]
+    assert record["memory"][0]["weights"] == record["bytes"]
+    assert re.search(r"memory +as stored +[\d.]+ [MG]B for 1,024 tokens \(default\)\n", run("inspect", tiny).out)

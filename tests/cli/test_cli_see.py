@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gemwright.images.drawing import save_image
 from tests.cli.conftest import Run
 from tests.tiny.hf import write_model
 
@@ -39,6 +40,24 @@ def test_answer_is_drawn(run: Run, paligemma: Path, photo: Path, tmp_path: Path)
         assert drawn.size == (90, 60)
     plain = run("see", photo, "detect cat", "--model", paligemma, "--max-tokens", 8)
     assert plain.out == record["text"] + "\n"
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("JPG", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_drawing_has_the_format_of_its_suffix(suffix: str, kind: str, tmp_path: Path):
+    path = tmp_path / f"drawing.{suffix}"
+    (tmp_path / f"drawing.{suffix}.partial").write_text("mine")
+    save_image(np.full((40, 60, 3), 200, np.uint8), path)
+    with Image.open(path) as drawn:
+        assert (drawn.format, drawn.size) == (kind, (60, 40))
+        assert abs(int(np.asarray(drawn.convert("RGB")).mean()) - 200) <= 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.partial"]
+
+
+def test_image_of_standard_input(run: Run, paligemma: Path, photo: Path, tmp_path: Path):
+    options = ("detect cat", "--model", paligemma, "--max-tokens", 4, "--json")
+    plain, piped = run("see", photo, *options), run("see", "-", *options, stdin=photo.read_bytes())
+    assert (piped.code, piped.err) == (0, "")
+    assert json.loads(piped.out)["tokens"] == json.loads(plain.out)["tokens"]
 
 
 def test_chat_with_an_image(run: Run, gemma3: Path, photo: Path):

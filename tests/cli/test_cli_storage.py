@@ -1,5 +1,6 @@
 """`gemwright list`, `rm`, `du`, `models` and `tokenize`."""
 
+import hashlib
 import json
 import os
 import pty
@@ -22,13 +23,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     for repo, file in (("google--gemma-3-1b-it", "model.safetensors"), ("me--tiny", "q.gguf"), ("me--none", "a.txt")):
-        place = folder / f"models--{repo}"
+        place, commit = folder / f"models--{repo}", hashlib.sha1(repo.encode()).hexdigest()
         (place / "blobs").mkdir(parents=True)
         (place / "blobs" / "blob").write_bytes(b"x" * 1000)
-        (place / "snapshots" / "1" / "").mkdir(parents=True)
-        (place / "snapshots" / "1" / file).symlink_to("../../blobs/blob")
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / file).symlink_to("../../blobs/blob")
         (place / "refs").mkdir()
-        (place / "refs" / "main").write_text("1")
+        (place / "refs" / "main").write_text(commit)
     return folder
 
 
@@ -53,7 +54,7 @@ def test_list(run, hub: Path, ollama: Path):
     found = listed(run)
     assert found.keys() == {"gemma-3-270m", "gemma-3-1b-it", "me/tiny:q.gguf", "ollama:gemma3:1b"}
     assert found["gemma-3-1b-it"].items() >= {"bytes": 1000, "source": "hub"}.items()
-    assert found["gemma-3-1b-it"]["path"] == str(hub / "models--google--gemma-3-1b-it" / "snapshots" / "1")
+    assert Path(found["gemma-3-1b-it"]["path"]).parent == hub / "models--google--gemma-3-1b-it" / "snapshots"
     assert found["ollama:gemma3:1b"].items() >= {"bytes": 7, "source": "ollama"}.items()
     text = run("list").out
     assert all(name in text and record["path"] in text for name, record in found.items())

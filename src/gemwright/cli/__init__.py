@@ -45,11 +45,15 @@ def _run() -> int:
     Raises:
         GemwrightError: An option or argument is wrong, or as the command.
     """
+    import typer
+
     from gemwright.cli.app import app
     from gemwright.cli.usage import UsageError, explain
 
     try:
         return app(prog_name="gemwright", standalone_mode=False) or 0
+    except typer.Abort:  # Ctrl-C or Ctrl-D at a question
+        return 130
     except UsageError as error:
         raise GemwrightError(explain(error)) from error
     finally:

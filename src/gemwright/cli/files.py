@@ -40,6 +40,7 @@ def convert(
 
     A model is written with its --adapter merged.
     """
+    render.status(f"Converting {Path(source).name} ...")
     import_jax()
     from gemwright.checkpoint.adapters import find_model, is_adapter
     from gemwright.checkpoint.convert import convert as convert_checkpoint
@@ -68,6 +69,7 @@ def quantize(
     variant: o.VariantOption = None,
 ) -> None:
     """Quantise a checkpoint to 8-bit or 4-bit weights."""
+    render.status(f"Quantising {Path(source).name} ...")
     import_jax()
     from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
     from gemwright.cli.loading import Bar, find
@@ -82,6 +84,7 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="NAME", help="Name listed by `gemwright models`, or hub id.")],
 ) -> None:
     """Download a model from the hub and print its path."""
+    render.status(f"Looking for {model} ...")
     from gemwright.cli.loading import find
 
     render.write(f"{find(model)}\n")

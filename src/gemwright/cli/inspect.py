@@ -35,6 +35,7 @@ def inspect(
     as_json: o.JsonOption = False,
 ) -> None:
     """Describe a checkpoint and its memory needs, or a LoRA adapter, without loading it."""
+    render.status(f"Reading {Path(model).name} ...")
     import_jax()
     from gemwright.checkpoint.adapters import is_adapter
     from gemwright.checkpoint.open import open_checkpoint

