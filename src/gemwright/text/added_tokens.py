@@ -28,11 +28,11 @@ def parse_added_token(entry: Any) -> AddedToken:
     Raises:
         CheckpointError: It has no text, or its matching is not supported.
     """
-    entry: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    content, special = entry.get("content"), entry.get("special", True)
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    content, special = fields.get("content"), fields.get("special", True)
     if not isinstance(content, str) or not content or not isinstance(special, bool):
         raise CheckpointError(f"An added token is not valid ({str(entry)[:100]}): fetch the file again.")
-    if not special and any(entry.get(flag, False) for flag in ("lstrip", "rstrip", "single_word")):
+    if not special and any(fields.get(flag, False) for flag in ("lstrip", "rstrip", "single_word")):
         raise CheckpointError(
             f"The added token {content!r:.80} has lstrip, rstrip or single_word, which is not supported; set them to "
             "false."
