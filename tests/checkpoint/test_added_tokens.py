@@ -231,6 +231,7 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "negative id": ("added_tokens.json", {"<x>": -1}, "does not give an id for each token"),
     "no id": ("added_tokens.json", {"<x>": "7"}, "does not give an id for each token"),
     "two names": ("added_tokens.json", {"<pad>": SIZE}, "duplicate piece"),
+    "long": ("added_tokens.json", {"x" * 10**6: SIZE}, "piece of more than 256 characters"),
     "a list": ("added_tokens.json", [], "does not hold a JSON object"),
     "decoder a list": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "no object of tokens by id"),
     "decoder without ids": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "no object of tokens by id"),

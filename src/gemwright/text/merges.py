@@ -1,7 +1,7 @@
 """BPE merges: the form in which files without scores give the order of merging."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +41,21 @@ def rank_pieces(pieces: Sequence[str], merges: Sequence[str]) -> NDArray[np.floa
         raise CheckpointError("A merge of the vocabulary is not a pair of pieces: convert the model again.")
     formed = [merge.replace(" ", "") for merge in merges]
     ranks = dict(zip(reversed(formed), range(len(formed) - 1, -1, -1), strict=True))
-    known = set(pieces)
+    known, listed = set(pieces), set(merges)
     # Symbols share a score, and their merges are not in runs.
-    runs = sum(left != right for left, right in itertools.pairwise(formed))
-    last = len(formed) - _SAMPLES
-    sampled = {piece for index, piece in enumerate(formed) if index % max(1, last // _SAMPLES) == 0 or index >= last}
-    listed = set(merges)
-    complete = all(
-        f"{piece[:cut]} {piece[cut:]}" in listed
-        for piece in sampled
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
-    )
-    if not ranks.keys() <= known or not complete or runs > 1.01 * len(ranks) + 2000:
+    in_runs = sum(left != right for left, right in itertools.pairwise(formed)) < 1.01 * len(ranks) + 2000
+    if not (in_runs and ranks.keys() <= known and all(_lists_all(piece, known, listed) for piece in _sample(formed))):
         raise CheckpointError("The merges are not those of a SentencePiece vocabulary, as every Gemma has: use one.")
     return np.array([ranks.get(piece, np.inf) for piece in pieces])
+
+
+def _sample(formed: Sequence[str]) -> set[str]:
+    """Return some of the pieces that merges form, and the last ones, which a fine-tune may have added."""
+    last = max(0, len(formed) - _SAMPLES)
+    return {*formed[: last : max(1, last // _SAMPLES)], *formed[last:]}
+
+
+def _lists_all(piece: str, known: Set[str], listed: Set[str]) -> bool:
+    """Return whether every pair of known pieces that forms a piece is listed."""
+    pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+    return all(f"{left} {right}" in listed for left, right in pairs if left in known and right in known)

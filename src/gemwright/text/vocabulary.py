@@ -47,6 +47,11 @@ MARKERS = frozenset(
 )
 """Control tokens of the family: files may type them as text, and then a user's text could open a turn."""
 
+MAX_PIECE = 256
+"""Maximum length of a piece in characters; the longest published one has about fifty."""
+_MAX_SYMBOLS = 1 << 14
+"""Maximum number of symbols at the end of a vocabulary that are found by their text; Gemma 3 has 6,145."""
+
 _TEXT_LIKE = re.compile(rf"\n+|\t+|{SPACE}+|<loc[0-9]{{4}}>|<seg[0-9]{{3}}>")
 # Kind of a symbol by the kind in its file; some converters call symbols NORMAL.
 _SYMBOL_KINDS = np.array([0, USER_DEFINED, CONTROL, CONTROL, USER_DEFINED, CONTROL, CONTROL], np.uint8)
@@ -221,24 +226,24 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
         kinds: As read; symbols may be NORMAL too.
     """
     pieces = _check_pieces(pieces, scores, kinds)
-    ids = {piece: index for index, piece in enumerate(pieces)}
-    if "" in ids or len(ids) < len(pieces):
+    distinct = set(pieces)
+    if "" in distinct or len(distinct) < len(pieces):
         raise CheckpointError("The vocabulary has an empty or a duplicate piece: download the file again.")
-    missing = [piece for piece in SPECIAL if piece not in ids]
+    missing = [piece for piece in SPECIAL if piece not in distinct]
     if missing:
         raise CheckpointError(f"The vocabulary lacks {', '.join(missing)}, so it is not a Gemma tokenizer: use one.")
 
-    learned = _find_learned(pieces, ids, kinds)
+    learned = _find_learned(pieces, distinct, kinds)
     kinds = np.where(learned, kinds, _SYMBOL_KINDS[kinds])
     for index in np.flatnonzero(~learned).tolist():
         if _BYTE_PIECE.fullmatch(pieces[index]):
             kinds[index] = BYTE
         elif _TEXT_LIKE.fullmatch(pieces[index]):
             kinds[index] = USER_DEFINED
-    markers = [ids[piece] for piece in MARKERS & ids.keys()]
+    markers = [pieces.index(piece) for piece in MARKERS & distinct]
     slots = [slot for slot, names in INFILL_SLOTS.items() if slot < len(pieces) and pieces[slot] in names]
     kinds[markers + slots] = CONTROL
-    kinds[ids["<unk>"]] = UNKNOWN
+    kinds[pieces.index("<unk>")] = UNKNOWN
 
     normal = kinds == NORMAL
     if scores is None:
@@ -258,10 +263,12 @@ def _check_pieces(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
         text.encode()
     except (TypeError, UnicodeEncodeError) as error:
         raise CheckpointError("The vocabulary has a piece that is not text: download the file again.") from error
+    if max(map(len, pieces), default=0) > MAX_PIECE:
+        raise CheckpointError(f"The vocabulary has a piece of more than {MAX_PIECE} characters: use another file.")
     return [spell(piece) if " " in piece else piece for piece in pieces] if " " in text else pieces
 
 
-def _find_learned(pieces: list[str], ids: Mapping[str, int], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _find_learned(pieces: list[str], distinct: set[str], kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return a mask of the learned pieces: a contiguous range between the byte pieces and the symbols at the end.
 
     The kinds in a file do not suffice: some converters mark every piece NORMAL that is not special, and a
@@ -274,14 +281,14 @@ def _find_learned(pieces: list[str], ids: Mapping[str, int], kinds: NDArray[np.u
         return bool(
             not learned[index]
             or (_TEXT_LIKE.fullmatch(piece) and piece != SPACE)
-            or (len(piece) > 1 and not any(left in ids and right in ids for left, right in splits))
+            or (len(piece) > 1 and not any(left in distinct and right in distinct for left, right in splits))
         )
 
     learned = (kinds == NORMAL) | (kinds == UNUSED)
-    learned[[ids[piece] for piece in SPECIAL]] = False
-    first = ids.get("<0xFF>", -1) + 1
+    learned[[pieces.index(piece) for piece in SPECIAL]] = False
+    first = pieces.index("<0xFF>") + 1 if "<0xFF>" in distinct else 0
     last = len(pieces)
-    while last > first and is_symbol(last - 1):
+    while last > max(first, len(pieces) - _MAX_SYMBOLS) and is_symbol(last - 1):
         last -= 1
     learned[:first] = learned[last:] = False
     return learned
