@@ -429,6 +429,13 @@ def test_a_model_with_a_chat_template_is_tuned(tmp_path: Path, model: gemwright.
     assert not model.tuned
 
 
+def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path: Path):
+    """Also if the file names no other end than `<eos>`."""
+    template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}<unused7>{% endfor %}"
+    tuned = gemwright.load(write_tiny_gguf(tmp_path / "tuned.gguf", chat_template=template))
+    assert set(tuned.chat_stop_ids) == {tuned.tokenizer.eos_id, tuned.tokenizer.id_of("<unused7>")}
+
+
 def test_progress_reaches_the_end(tmp_path: Path):
     seen: list[tuple[int, int]] = []
     gemwright.load(write_tiny_gguf(tmp_path / "tiny.gguf"), progress=lambda done, total: seen.append((done, total)))

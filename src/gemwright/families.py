@@ -69,8 +69,7 @@ class Family:
         name: Its name.
         matches: Return whether a config is of this family, or of one that comes earlier in `FAMILIES`.
         names: The table of tensor names that its checkpoints use, see `gemwright.checkpoint.names`.
-        chat_format: Name of its chat format, which also has the stop token of an answer; see
-            `gemwright.text.chat.FORMATS`.
+        chat_format: Name of its format for checkpoints without a chat template; see `gemwright.text.chat.FORMATS`.
         text_model: Names of the decoder in transformers; None if it is that of another family.
         vision_model: Names of the model with images in transformers; None if it has none.
         gguf: The architecture in GGUF files; None if the format has none.
