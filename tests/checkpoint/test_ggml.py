@@ -229,7 +229,7 @@ def test_important_columns_get_smaller_errors(encoding: str) -> None:
 @given(data=st.data())
 def test_any_finite_values_encode_to_finite_ones(encoding: str, data: st.DataObject) -> None:
     number = st.floats(-1e5, 1e5, width=32).map(lambda x: x if abs(x) > 1e-15 else 0.0)
-    values = data.draw(hnp.arrays(np.float32, (2, 256), elements=number))
+    values = np.tile(data.draw(hnp.arrays(np.float32, 32, elements=number)), (1, 8))
     raw = ggml.encode(encoding, values)
     ours = decoded(encoding, raw, values.shape)
     np.testing.assert_array_equal(reference_values(encoding, raw), ours.reshape(-1))
