@@ -60,7 +60,7 @@ bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or
 
 clean:  ## Delete .venv, builds and caches
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis bench/.cache native/build
-	cd native && rm -rf CMakeCache.txt CMakeFiles CMakeInit.txt cmake_install.cmake build.ninja .ninja_* python/*/*.so
+	cd native && rm -rf .cmake CMakeCache.txt CMakeFiles CMakeInit.txt cmake_install.cmake build.ninja .ninja_* python/*/*.so
 
 .venv/python.installed:
 	@echo "Creating .venv ..."
