@@ -87,7 +87,8 @@ def test_draw_locations(run, tmp_path: Path):
 def test_notebook(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())
     assert (notebook["nbformat"], {cell["cell_type"] for cell in notebook["cells"]}) == (4, {"code", "markdown"})
-    (tmp_path / "gemma-3-270m").symlink_to(tiny)
+    (tmp_path / "gemma-3-270m").mkdir()
+    (tmp_path / "gemma-3-270m" / "model.gguf").symlink_to(tiny)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for cell in notebook["cells"]:
