@@ -44,7 +44,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
         CheckpointError: The architecture is not supported, or a key is missing or has a value that is not allowed.
     """
     kind = metadata.get("general.architecture")
-    if kind not in _ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise _unsupported(metadata, where)
     prefix = f"{kind}."
     keys = ConfigReader({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, where, prefix)
@@ -129,7 +129,7 @@ def _unsupported(metadata: Mapping[str, Any], where: str) -> CheckpointError:
         return CheckpointError(f"{where} is an importance matrix, not a model; give the model's file.")
     if not isinstance(kind, str):
         return keys.error("general.architecture", f"a supported one: {', '.join(_ARCHITECTURES)}")
-    return keys.unsupported(f"the architecture {kind!r:.40}", _ARCHITECTURES)
+    return keys.unsupported(f"the architecture {kind[:40]!r}", _ARCHITECTURES)
 
 
 def _number(keys: ConfigReader, key: str, default: float) -> float:

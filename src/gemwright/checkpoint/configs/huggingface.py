@@ -66,7 +66,7 @@ def _unsupported_model(keys: ConfigReader) -> CheckpointError:
     kind, supported = keys.data.get("model_type"), ", ".join(MODEL_CLASSES)
     if not isinstance(kind, str):
         return keys.error("model_type", f"a supported architecture: {supported}")
-    return keys.unsupported(f"the model_type {kind!r:.40}", MODEL_CLASSES)
+    return keys.unsupported(f"the model_type {kind[:40]!r}", MODEL_CLASSES)
 
 
 def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
@@ -76,8 +76,10 @@ def _check_purpose(keys: ConfigReader, *, bidirectional: bool = False) -> None:
     if not isinstance(classes, list):
         raise keys.error("architectures", f"a list of {', '.join(supported)}")
     for name in classes:
+        if not isinstance(name, str):
+            raise keys.error("architectures", f"a list of {', '.join(supported)}")
         if name not in supported:
-            raise keys.unsupported(f"the class {name!s:.60}", supported)
+            raise keys.unsupported(f"the class {name[:60]}", supported)
     keys.choice("attention_bias", False)
     if not bidirectional and keys.data.get("use_bidirectional_attention") is True:
         raise keys.unsupported("bidirectional attention (EmbeddingGemma)", ("models that generate text",))
