@@ -73,9 +73,15 @@ def _weights(x: Floats, importance: Floats | None, default: Floats) -> Floats:
 
 
 def _to_q4_0(x: Floats, importance: Floats | None) -> Blocks:
-    w = _weights(x, importance, np.ones_like(x))
-    d, q = _symmetric(x, w, Levels(-8, 7), (-8, -8.6, -8.3, -7.7, -7.4, -7, -6.6, 8, 7.7, 7.4, 7.1, 6.7))
     blocks = np.empty(len(x), LAYOUTS["Q4_0"].block)
+    if importance is None:  # the value of the largest magnitude is exact, as in llama.cpp
+        extreme = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+        d = extreme / np.float32(-8)
+        q = np.minimum((x * inverse(d) + np.float32(8.5)).astype(np.uint8), 15)
+        blocks["d"], blocks["qs"] = d[:, 0], q[:, :16] | q[:, 16:] << 4
+        return blocks
+    w = _weigh(x, importance)
+    d, q = _symmetric(x, w, Levels(-8, 7), (-8, -8.6, -8.3, -7.7, -7.4, -7, -6.6, 8, 7.7, 7.4, 7.1, 6.7))
     blocks["d"], blocks["qs"] = d, _pack(_rows(q, 8), 4, 1, 2, 16)
     return blocks
 
