@@ -264,7 +264,6 @@ def test_none_is_the_default_and_numbers_of_numpy_are_numbers(model: gemwright.M
         (lambda model: gemwright.load("x.gguf", dtyp="float32"), "no option 'dtyp'; did you mean dtype"),
         (lambda model: gemwright.load("x.gguf", device="cuda"), "JAX_PLATFORMS"),
     ],
-    ids=str,
 )
 def test_wrong_calls_have_one_sentence(model: gemwright.Model, call: Any, message: str):
     with pytest.raises(gemwright.GemwrightError, match=message):

@@ -49,6 +49,18 @@ def locate_ollama(name: str) -> Path:
     raise CheckpointError(f"Ollama has no model {name:.200}; {there}; fetch it with `ollama pull {name:.200}`.")
 
 
+def list_ollama() -> Iterator[tuple[str, Path]]:
+    """Yield the name and the file of every model that is whole."""
+    for folder in _folders():
+        for manifest in _manifests(folder):
+            try:
+                blob = _blob(folder, manifest, MODEL)
+            except CheckpointError:  # damaged, or not downloaded to its end
+                continue
+            if blob is not None:
+                yield f"{PREFIX}{_name_of(folder, manifest)}", blob
+
+
 def find_projector(blob: Path) -> Path | None:
     """Return the separate file with the vision tower of a model in Ollama's `blobs`, or None if there is none.
 

@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -98,13 +98,15 @@ def generate(
         announce_settings(loaded.model, wanted)
     _advise(loaded, prompts, chat=chat)
     show = Show(echo=sys.stdout.isatty() if echo is None else echo, as_json=as_json, verbose=verbose)
+    each = wanted.options(len(prompts))
     if len(prompts) == 1:
         inputs = _converse(prompts[0], system) if chat else prompts[0]
         completions = [_stream(loaded, prompts[0], inputs, wanted, show)]
     elif chat:
-        completions = _chat_each(loaded, [_converse(text, system) for text in prompts], wanted, verbose=verbose)
+        conversations = [_converse(text, system) for text in prompts]
+        completions = _timed(loaded, lambda: loaded.model.chat(conversations, **each), verbose=verbose)
     else:
-        completions = _batch(loaded, prompts, wanted, verbose=verbose)
+        completions = _timed(loaded, lambda: loaded.model.generate(prompts, **each), verbose=verbose)
     for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
         if as_json:
             render.write_json({"prompt": text} | record(loaded, completion, wanted, index))
@@ -192,18 +194,6 @@ def _stream(
     return completion
 
 
-def _chat_each(
-    loaded: "Loaded", conversations: "Sequence[list[Message]]", wanted: o.Settings, *, verbose: bool
-) -> "list[Completion]":
-    start = time.perf_counter()
-    completions = [
-        loaded.model.chat(messages, **wanted.options(index=index)) for index, messages in enumerate(conversations)
-    ]
-    if verbose:
-        announce_speed(loaded, completions, None, time.perf_counter() - start)
-    return completions
-
-
 def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | None" = None) -> "Completion":
     """Write the pieces of a stream as they arrive, unless silent; if `loaded` is given, print the speed."""
     start = time.perf_counter()
@@ -223,9 +213,10 @@ def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | No
     return stream.completion
 
 
-def _batch(loaded: "Loaded", prompts: Sequence[str], wanted: o.Settings, *, verbose: bool) -> "list[Completion]":
+def _timed(loaded: "Loaded", run: "Callable[[], list[Completion]]", *, verbose: bool) -> "list[Completion]":
+    """Run a batch, and print its speed if asked."""
     start = time.perf_counter()
-    completions = loaded.model.generate(prompts, **wanted.options(len(prompts)))
+    completions = run()
     if verbose:
         announce_speed(loaded, completions, None, time.perf_counter() - start)
     return completions

