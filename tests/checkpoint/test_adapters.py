@@ -26,6 +26,7 @@ from gemwright.loading.model import load_model
 from gemwright.model.transformer import forward, logits
 from tests.helpers import assert_close, random_ids
 from tests.tiny.hf import make_model, write_model
+from tests.tiny.vocabulary import make_vocabulary
 
 # PEFT 0.21 with transformers 5.23.
 pytestmark = [
@@ -230,3 +231,25 @@ def test_damaged_tensors_are_refused_with_a_sentence(data: st.DataObject, base: 
     (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
     with pytest.raises(GemwrightError):
         read_updates(open_adapter(folder), open_checkpoint(base).config)
+
+
+def test_a_folder_may_bring_tokens_and_a_chat_template(base: Path, tmp_path: Path) -> None:
+    """The tables of an adapter have a row for a token that only its own tokenizer has."""
+    theirs = make_model("gemma3_text")
+    vocabulary = make_vocabulary()
+    theirs.resize_token_embeddings(vocabulary.size + 1, mean_resizing=False)
+    options = {"r": 4, "target_modules": LINEAR, "modules_to_save": ["embed_tokens", "lm_head"]}
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(**options, init_lora_weights=False)).eval()
+    wrapped.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary.tokenizer_json()))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": vocabulary.size}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}<|im_end|>")
+    model = gemwright.load(base, dtype="float32", adapter=tmp_path)
+    ids = np.concatenate([IDS, np.full((2, 1), vocabulary.size)], axis=1)
+    assert_close(our_logits(model, ids), their_logits(wrapped, ids), 1e-5)
+    assert model.encode_chat([{"role": "user", "content": "a"}]) == [*model.tokenizer.encode("a"), vocabulary.size]
+    convert(base, tmp_path / "merged", "huggingface", adapters={tmp_path: 1.0})
+    merged = gemwright.load(tmp_path / "merged", dtype="float32")
+    assert_close(our_logits(merged, ids), their_logits(wrapped, ids), 1e-5)
+    assert merged.tokenizer.id_of("<|im_end|>") == vocabulary.size

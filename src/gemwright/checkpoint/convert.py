@@ -19,14 +19,14 @@ from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_shards
 from gemwright.checkpoint.imatrix import Importance, read_imatrix
 from gemwright.checkpoint.load import Progress, row_chunks
-from gemwright.checkpoint.merge import read_merged, with_updates
+from gemwright.checkpoint.merge import adapt, read_merged
 from gemwright.checkpoint.mixtures import MIXTURES, choose_encoding
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.tower import tower_path, written_tower
-from gemwright.checkpoint.updates import Updates, read_all
+from gemwright.checkpoint.updates import Updates
 from gemwright.checkpoint.vocabulary import add_control_tokens
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
@@ -84,8 +84,8 @@ def convert(
     _check_suffix(target, to)
     if to == "gguf" and checkpoint.config.vision:
         check_new(tower_path(target))
-    updates = read_all(adapters, checkpoint.config)
-    vocabulary, merged = checkpoint.vocabulary(), with_updates(checkpoint, updates)
+    merged, updates = adapt(checkpoint, adapters)
+    vocabulary = merged.vocabulary()
     if to == "gguf":
         importance = {} if imatrix is None else read_imatrix(imatrix)
         _write_gguf(merged, vocabulary, target, dtype, updates, progress, importance)

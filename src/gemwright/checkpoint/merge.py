@@ -2,26 +2,51 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemwright import tree
+from gemwright.checkpoint.chat_templates import read_chat_templates, read_special_tokens
 from gemwright.checkpoint.load import Progress, read_weights
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint
-from gemwright.checkpoint.updates import Updates, merge, replacement, update_config
+from gemwright.checkpoint.updates import Updates, merge, read_all, replacement, update_config
+from gemwright.checkpoint.vocabulary import TOKENIZER_FILES
 from gemwright.model.config import Config
 from gemwright.model.params import param_specs
 
 
-def with_updates(checkpoint: Checkpoint, updates: Sequence[Updates]) -> Checkpoint:
-    """Return the checkpoint with a head of its own if the updates need one."""
-    config = update_config(checkpoint.config, updates)
-    if config == checkpoint.config:
-        return checkpoint
-    return replace(checkpoint, config=config, mapping={**checkpoint.mapping, "head": checkpoint.mapping["embed"]})
+def adapt(checkpoint: Checkpoint, adapters: Mapping[Path, float]) -> tuple[Checkpoint, tuple[Updates, ...]]:
+    """Return the checkpoint with the config and the text files of its adapters, and their updates.
+
+    A PEFT folder may have a tokenizer with added tokens and a chat template; those of the last adapter count.
+
+    Args:
+        checkpoint: The base model.
+        adapters: Path and weight of each adapter.
+
+    Raises:
+        CheckpointError: An adapter cannot be read, or is for another model.
+    """
+    updates = read_all(adapters, checkpoint.config)
+    config, mapping = update_config(checkpoint.config, updates), checkpoint.mapping
+    if not config.tied and "head" not in mapping:
+        mapping = {**mapping, "head": mapping["embed"]}
+    checkpoint = replace(checkpoint, config=config, mapping=mapping)
+    for folder in filter(Path.is_dir, adapters):
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
+            checkpoint = replace(checkpoint, tokenizer=folder)
+        if templates := read_chat_templates(folder):
+            checkpoint = replace(
+                checkpoint,
+                chat_template=templates.get("default"),
+                chat_templates=templates,
+                special_tokens=read_special_tokens(folder),
+            )
+    return checkpoint, updates
 
 
 def read_merged(

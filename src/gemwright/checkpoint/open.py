@@ -58,6 +58,7 @@ class Checkpoint:
         chat_template: The usual chat template; None for a pretrained model.
         chat_templates: All chat templates by name.
         special_tokens: Names of special tokens, by their variables in templates, such as `bos_token`.
+        tokenizer: Folder of the tokenizer; None if it is that of the checkpoint.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Checkpoint:
     chat_template: str | None
     chat_templates: Mapping[str, str] = field(default_factory=dict[str, str])
     special_tokens: Mapping[str, str] = field(default_factory=lambda: dict(SPECIAL_TOKENS))
+    tokenizer: Path | None = None
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {self.family.name}, {self.format})"
@@ -79,7 +81,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The tokenizer is missing, damaged, or that of another model.
         """
-        return load_vocabulary(self.path, self.file, self.config)
+        return load_vocabulary(self.tokenizer or self.path, self.file, self.config)
 
     def check_vocabulary(self, size: int, is_control: Callable[[int], bool], path: Path) -> None:
         """Check that a vocabulary read from `path` fits the model.

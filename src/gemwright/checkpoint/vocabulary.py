@@ -29,16 +29,17 @@ def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
     """Load the vocabulary of a checkpoint from its GGUF file, or from the tokenizer next to its weights.
 
     Args:
-        path: The checkpoint, a file or a folder.
-        file: Its open weights.
-        config: Its model.
+        path: The checkpoint, a file or a folder; or a folder with another tokenizer.
+        file: The open weights.
+        config: The model.
 
     Raises:
         CheckpointError: The tokenizer is missing, damaged, or that of another model.
     """
-    source = path if isinstance(file, GgufFile) else find_tokenizer(path, file)
+    in_file = isinstance(file, GgufFile) and not path.is_dir()
+    source = path if in_file else find_tokenizer(path, file)
     try:
-        vocabulary = _read_vocabulary(source, file)
+        vocabulary = Vocabulary.from_gguf(file.metadata) if in_file else _read_vocabulary(source)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except OSError as error:
@@ -49,9 +50,7 @@ def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
     return vocabulary
 
 
-def _read_vocabulary(source: Path, file: TensorFile) -> Vocabulary:
-    if isinstance(file, GgufFile):
-        return Vocabulary.from_gguf(file.metadata)
+def _read_vocabulary(source: Path) -> Vocabulary:
     if source.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"the tokenizer is larger than {MAX_JSON_BYTES:,} bytes; fetch it again.")
     is_model = source.suffix == ".model"

@@ -15,9 +15,9 @@ from gemwright import memory
 from gemwright.api import Model
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
+from gemwright.checkpoint.merge import adapt
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
-from gemwright.checkpoint.updates import read_all, update_config
 from gemwright.errors import GemwrightError
 from gemwright.generate.drafts import refuse_recurrent
 from gemwright.generate.engine import Engine
@@ -66,16 +66,18 @@ def load_model(
     )
     precision = choose_precision(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
+    checkpoint, updates = adapt(checkpoint, adapters)
+    config = checkpoint.config
     repacked = prefetch.repacked() if prefetch and precision == "stored" else None
     # Making the tokenizer keeps one core busy, while reading weights mostly waits.
     with startup.paused(), ThreadPoolExecutor(1) as pool:
-        pending = prefetch.tokenizer if prefetch else pool.submit(lambda: Tokenizer(checkpoint.vocabulary()))
-        updates = read_all(adapters, checkpoint.config)
-        config = update_config(checkpoint.config, updates)
-        mapping = checkpoint.mapping if config.tied else {"head": checkpoint.mapping["embed"], **checkpoint.mapping}
-        params = load_weights(checkpoint.file, mapping, config, precision, progress, repacked, updates)
+        cached = prefetch.tokenizer if prefetch and checkpoint.tokenizer is None else None
+        pending = cached or pool.submit(lambda: Tokenizer(checkpoint.vocabulary()))
+        params = load_weights(
+            checkpoint.file, checkpoint.mapping, config, precision, progress, repacked, updates=updates
+        )
         tokenizer = pending.result()
-    checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.path)
+    checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.tokenizer or checkpoint.path)
     vocabulary = min(tokenizer.size, config.vocab)
     loaded = Model(
         name=str(model),
