@@ -1,6 +1,7 @@
 """RecurrentGemma, PaliGemma and Gemma 3 with its tower: files of transformers, Orbax and big_vision."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,18 +255,19 @@ def test_places_and_masks_are_added_to_gemmas_vocabulary(tmp_path: Path) -> None
     tokenizer = AutoProcessor.from_pretrained(tmp_path / "ours").tokenizer
     assert tokenizer.convert_tokens_to_ids(["<loc0000>", "<seg127>", "<image>"]) == [base, base + 1151, base + 1152]
     assert tokenizer("<loc0007><seg003>", add_special_tokens=False)["input_ids"] == [base + 7, base + 1024 + 3]
-    assert open_checkpoint(tmp_path / "ours").vocabulary().pieces == ours.pieces
+    assert open_checkpoint(tmp_path / "ours").vocabulary().pieces == (*ours.pieces, "<image>")
 
 
-def test_a_gemma3_with_vision_becomes_a_gguf_of_its_decoder(tmp_path: Path) -> None:
+def test_a_gemma3_with_vision_becomes_two_gguf_files(tmp_path: Path) -> None:
     source = write_model(tmp_path / "theirs", "gemma3")
-    convert(source, tmp_path / "text.gguf", "gguf")
-    whole, text = open_checkpoint(source), open_checkpoint(tmp_path / "text.gguf")
-    assert text.config.vision is None
-    weights = dict(read_weights(text.file, text.mapping, text.config, np.float32))
+    convert(source, tmp_path / "model.gguf", "gguf")
+    whole, both = open_checkpoint(source), open_checkpoint(tmp_path / "model.gguf")
+    assert both.config == whole.config
+    weights = dict(read_weights(both.file, both.mapping, both.config, np.float32))
     for path, value in read_weights(whole.file, whole.mapping, whole.config, np.float32):
-        if not path.startswith("vision."):
-            np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
+    (tmp_path / "mmproj-model.gguf").unlink()
+    assert open_checkpoint(tmp_path / "model.gguf").config == replace(whole.config, vision=None)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("recurrent_gemma", "RecurrentGemma"), ("paligemma2", "PaliGemma 2")])

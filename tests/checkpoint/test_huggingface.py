@@ -207,14 +207,12 @@ SOUND = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96
         ("query_pre_attn_scalar", -256),
         ("rope_theta", 10**31),
         ("rope_theta", False),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 8.0}),
         ("rope_scaling", {"rope_type": "linear"}),
         ("rope_scaling", {"rope_type": "linear", "factor": 0}),
         ("rope_scaling", {"factor": 8.0}),
         ("rope_scaling", {"rope_type": "linear", "factor": 8.0, "beta_fast": 1}),
         ("rope_scaling", "linear"),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}),
-        ("rope_parameters", {GLOBAL: {"rope_type": "llama3"}}),
         ("layer_types", [LOCAL] * 5),
         ("layer_types", ["chunked_attention"] * 6),
         ("layer_types", "full"),
@@ -222,14 +220,12 @@ SOUND = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96
         ("sliding_window", 0),
         ("sliding_window_pattern", 0),
         ("attention_bias", True),
-        ("use_bidirectional_attention", True),
         ("partial_rotary_factor", 0.5),
         ("hidden_activation", "gelu"),
         ("hidden_act", "silu"),
         ("attn_logit_softcapping", 50.0),
         ("final_logit_softcapping", 0.0),
         ("tie_word_embeddings", 1),
-        ("architectures", ["Gemma3ForSequenceClassification"]),
         ("architectures", "Gemma3ForCausalLM"),
     ],
 )
@@ -256,12 +252,35 @@ def test_the_sizes_are_required(key: str) -> None:
         from_huggingface({k: v for k, v in SOUND.items() if k != key}, "config.json")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3n", None, 3, ["gemma"]])
-def test_an_unknown_architecture_is_named_beside_the_known(kind: Any) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"key 'model_type' is .* gemma2, gemma3_text, gemma3, paligemma, recurrent_gemma;"
-    ):
+KNOWN = "gemma, gemma2, vaultgemma, gemma3_text, gemma3, paligemma, recurrent_gemma"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3n"])
+def test_an_unsupported_architecture_is_named_with_the_supported(kind: str) -> None:
+    message = f"config.json: the model_type '{kind}' is not supported yet; supported are {KNOWN}."
+    with pytest.raises(CheckpointError) as error:
         from_huggingface({"model_type": kind}, "config.json")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("kind", [None, 3, ["gemma"]])
+def test_a_missing_architecture_is_named(kind: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"key 'model_type' is .* a supported architecture: {KNOWN};"):
+        from_huggingface({"model_type": kind}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "feature"),
+    [
+        ("rope_scaling", {"rope_type": "yarn", "factor": 8.0}, "YaRN"),
+        ("rope_parameters", {GLOBAL: {"rope_type": "llama3"}}, "RoPE scaling of type 'llama3'"),
+        ("use_bidirectional_attention", True, r"bidirectional attention \(EmbeddingGemma\)"),
+        ("architectures", ["Gemma3ForSequenceClassification"], "the class Gemma3ForSequenceClassification"),
+    ],
+)
+def test_an_unsupported_feature_is_named(key: str, value: Any, feature: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json: {feature} is not supported yet; supported are "):
+        from_huggingface(SOUND | {key: value}, "config.json")
 
 
 def test_the_text_config_is_named_in_messages() -> None:

@@ -29,13 +29,14 @@ SPECIAL_TOKENS = {
 """Special tokens of a Gemma tokenizer that names no others."""
 
 _PREFIX = "tokenizer.chat_template"
-_GGUF_IDS = {
+GGUF_IDS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
+"""Keys of the same in a GGUF file, after `tokenizer.ggml.`."""
 _GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
 
 
@@ -116,7 +117,7 @@ def gguf_special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of the special tokens of a GGUF file, by their variables such as `bos_token`."""
     pieces = metadata.get("tokenizer.ggml.tokens", ())
     tokens = dict(SPECIAL_TOKENS)
-    for variable, key in _GGUF_IDS.items():
+    for variable, key in GGUF_IDS.items():
         token = metadata.get(f"tokenizer.ggml.{key}")
         if _is_id(token) and isinstance(pieces, Sequence) and token < len(pieces):
             tokens[variable] = str(pieces[token])

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemwright.checkpoint.chat_templates import GGUF_IDS
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
@@ -175,6 +176,9 @@ def write_folder(
     Raises:
         CheckpointError: A tensor or the folder cannot be written.
     """
+    if checkpoint.config.vision:
+        missing = processor.missing_tokens(checkpoint.family, vocabulary)
+        vocabulary = add_control_tokens(vocabulary, *missing)
     tensors, documents = list(tensors), _make_documents(checkpoint, vocabulary, config)
     with create_folder(folder, sum(tensor.nbytes for tensor in tensors)) as temporary:
         write_shards(temporary, tensors)
@@ -191,9 +195,9 @@ def _make_documents(
     """Return the JSON files of a folder by name."""
     config, special = dict(config), _find_special_ids(checkpoint, vocabulary)
     settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
+    settings |= _name_special_tokens(checkpoint, vocabulary)
     if vision := checkpoint.config.vision:
         family = checkpoint.family
-        vocabulary = add_control_tokens(vocabulary, *processor.missing_tokens(family, vocabulary))
         config |= processor.token_ids(family, vocabulary)
         settings |= processor.tokenizer_keys(family)
         documents = processor.processor_documents(family, vision)
@@ -204,6 +208,13 @@ def _make_documents(
         "tokenizer_config.json": settings,
         **documents,
     }
+
+
+def _name_special_tokens(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, str]:
+    """Return the names of BOS, EOS and so on, which may be others than Gemma's in a fine-tune."""
+    known = set(vocabulary.pieces)
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    return {name: token for name in names if (token := checkpoint.special_tokens.get(name)) in known}
 
 
 def _find_special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -279,6 +290,8 @@ def _make_gguf_metadata(
     }
     if checkpoint.chat_template is not None:
         metadata["tokenizer.chat_template"] = checkpoint.chat_template
-    if checkpoint.chat_template is not None and GEMMA.turn_end in vocabulary.pieces:
+    for special, token in _name_special_tokens(checkpoint, vocabulary).items():
+        metadata[f"tokenizer.ggml.{GGUF_IDS[special]}"] = vocabulary.pieces.index(token)
+    if GEMMA.turn_end in (checkpoint.chat_template or "") and GEMMA.turn_end in vocabulary.pieces:
         metadata["tokenizer.ggml.eot_token_id"] = vocabulary.pieces.index(GEMMA.turn_end)
     return metadata

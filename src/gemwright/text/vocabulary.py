@@ -248,7 +248,7 @@ def _canonicalize(pieces: list[str], scores: NDArray[np.float32] | None, kinds: 
     normal = kinds == NORMAL
     if scores is None:
         scores = (1 - np.cumsum(normal)).astype(np.float32)
-    scores = np.where(normal, scores, np.float32(0))
+    scores = np.where(normal, scores, np.float32(0)) + np.float32(0)  # no negative zero
     if not np.all(np.isfinite(scores)):
         raise CheckpointError("The vocabulary has a score that is not a finite number: download the file again.")
     return Vocabulary(tuple(pieces), scores, kinds.astype(np.uint8))
