@@ -56,8 +56,22 @@ def test_a_user_without_a_home_has_a_folder(tmp_path: Path, monkeypatch: pytest.
     folder = cache_dir.cache_folder()
     assert folder == tmp_path / f"gemwright-{os.getuid()}"
     assert cache_dir.writable(folder / "xla")
+    cache_dir.ensure_home()
+    assert Path("~").expanduser() == folder
     folder.chmod(0o777)  # another user could exchange compiled programs
     assert not cache_dir.writable(folder / "xla")
+    monkeypatch.delenv("HOME")
+    cache_dir.ensure_home()
+    assert Path("~").expanduser() != folder
+    assert Path("~").expanduser().parent == tmp_path
+
+
+def test_relative_folders_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "relative")
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    cache_dir.ensure_home()
+    assert os.environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
+    assert "XDG_CACHE_HOME" not in os.environ
     folder.chmod(0o700)
     (folder / "linked").symlink_to(tmp_path)
     assert not cache_dir.writable(folder / "linked")

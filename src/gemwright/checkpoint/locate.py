@@ -8,7 +8,7 @@ from pathlib import Path
 from gemwright.checkpoint.hub import cached, download, is_repo_id
 from gemwright.checkpoint.ollama import PREFIX, locate_ollama
 from gemwright.errors import CheckpointError
-from gemwright.runtime.cache_dir import cache_folder
+from gemwright.runtime.cache_dir import cache_folder, ensure_home
 from gemwright.variants import VARIANTS
 
 DEMO = "gemma-3-270m"
@@ -33,6 +33,7 @@ def locate(model: str, *, may_download: bool = True) -> Path:
     Raises:
         CheckpointError: The model cannot be found or downloaded.
     """
+    ensure_home()
     try:
         path = Path(model).expanduser()
         if path.exists():

@@ -7,6 +7,7 @@ import sys
 
 from gemwright.cli import render
 from gemwright.errors import GemwrightError
+from gemwright.runtime import cache_dir
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
+        cache_dir.ensure_home()
         sys.exit(_run())
     except GemwrightError as error:
         _fail(str(error))

@@ -24,9 +24,25 @@ def cache_folder() -> Path:
     if base.is_absolute():
         return base / "gemwright"
     home = _home()
-    return (
-        home / ".cache" / "gemwright" if home else Path(tempfile.gettempdir()).absolute() / f"gemwright-{os.getuid()}"
-    )
+    return home / ".cache" / "gemwright" if home else _temporary_folder()
+
+
+def ensure_home() -> None:
+    """Set `HOME` for libraries that need one, if it is missing or relative, and unset a relative `XDG_CACHE_HOME`.
+
+    Without a home, as for the unknown users of some containers, it is a folder of the user among temporary files.
+    """
+    if not Path(os.environ.get("HOME", "")).is_absolute():
+        home, own = _home(), _temporary_folder()
+        if home is None:
+            home = own if writable(own) else tempfile.mkdtemp(prefix="gemwright-")
+        os.environ["HOME"] = str(home)
+    if not Path(os.environ.get("XDG_CACHE_HOME", "/")).is_absolute():
+        del os.environ["XDG_CACHE_HOME"]
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()).absolute() / f"gemwright-{os.getuid()}"
 
 
 def _home() -> Path | None:
