@@ -64,6 +64,9 @@ def test_a_user_without_a_home_has_a_folder(tmp_path: Path, monkeypatch: pytest.
     cache_dir.ensure_home()
     assert Path("~").expanduser() != folder
     assert Path("~").expanduser().parent == tmp_path
+    folder.chmod(0o700)
+    (folder / "linked").symlink_to(tmp_path)
+    assert not cache_dir.writable(folder / "linked")
 
 
 def test_relative_folders_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch):
@@ -72,9 +75,6 @@ def test_relative_folders_of_the_environment_are_replaced(monkeypatch: pytest.Mo
     cache_dir.ensure_home()
     assert os.environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
     assert "XDG_CACHE_HOME" not in os.environ
-    folder.chmod(0o700)
-    (folder / "linked").symlink_to(tmp_path)
-    assert not cache_dir.writable(folder / "linked")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run as another user")
