@@ -143,12 +143,13 @@ def _write_huggingface(
     def produce(path: str, tensor: TensorMapping) -> NDArray[Any]:
         read, values = next(weights)
         assert read == path
-        if not np.isfinite(values).all():
+        stored = tensor.as_stored(values)
+        if not all(np.isfinite(stored[rows]).all() for rows in row_chunks(stored.shape)):
             raise CheckpointError(
                 f"{folder}: tensor {tensor.name} has values that are not finite, or too large for {dtype}; "
                 "repair the model or choose float32."
             )
-        return tensor.as_stored(values)
+        return stored
 
     tensors = [
         SafetensorsTensor(tensor.name, tensor.shape, DTYPES[dtype], lambda p=path, t=tensor: produce(p, t))
@@ -181,9 +182,12 @@ def write_folder(
         vocabulary = add_control_tokens(vocabulary, *missing)
     tensors, documents = list(tensors), _make_documents(checkpoint, vocabulary, config)
     with create_folder(folder, sum(tensor.nbytes for tensor in tensors)) as temporary:
+        while documents:  # the tokenizer takes some hundred megabytes until it is written
+            name, document = documents.popitem()
+            with (temporary / name).open("x", encoding="utf-8") as file:
+                json.dump(document, file, indent=2, ensure_ascii=False)
+            del document
         write_shards(temporary, tensors)
-        for name, document in documents.items():
-            (temporary / name).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
         if checkpoint.config.vision and checkpoint.chat_template is not None:  # processors read it from this file
             (temporary / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         (temporary / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
