@@ -18,9 +18,12 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
+from gemwright.checkpoint.convert_adapter import convert_adapter
+from gemwright.checkpoint.open import open_checkpoint
 from gemwright.cli import main
 from gemwright.cli.app import app
 from tests.documents import PAGES, ROOT, read_blocks
+from tests.tiny.adapter import write_tiny_adapter
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import write_model
 
@@ -46,7 +49,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tiny_gguf(folder / name / "model.gguf", chat_template="{{ messages }}")
     for name, kind in TINY_VISION.items():
         write_model(folder / name, kind)
-    write_tiny_gguf(folder / "model.gguf")
+    config = open_checkpoint(write_tiny_gguf(folder / "model.gguf")).config
+    for seed, name in enumerate(("my-adapter", "style", "facts")):
+        write_tiny_adapter(folder / name, config, "gemma-3-270m", seed)
+    convert_adapter(folder / "style", folder / "downloaded.gguf", "gguf", str(folder / "model.gguf"))
     for name in ("photo.jpg", "one.jpg", "two.jpg"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / name)
     for name in ("essay.txt", "report.txt"):

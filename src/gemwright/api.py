@@ -307,8 +307,8 @@ class Model:
 
     def _run(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> OutputBatch:
         require_not_forked()
-        top_logprobs, stop = options.get("top_logprobs"), options.get("stop") or ()
-        stops = [stop] if isinstance(stop, str) else stop
+        top_logprobs, stop = options.get("top_logprobs"), options.get("stop")
+        stops = [stop] if isinstance(stop, str) else stop or ()
         if top_logprobs is None and options.get("logprobs"):
             top_logprobs = 0
         samplings = self._samplings(options, len(prompts))

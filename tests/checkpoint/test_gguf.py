@@ -460,8 +460,8 @@ def test_refuses_values_gguf_cannot_hold(tmp_path: Path, value: Any) -> None:
     ("bad", "message"),
     [
         (
-            [GgufTensor("t", (2, 32), "Q4_K", [])],
-            "cannot be written as Q4_K; choose from F32, F16, BF16, Q4_0, Q8_0",
+            [GgufTensor("t", (2, 256), "IQ1_S", [])],
+            "cannot be written as IQ1_S; choose from F32, F16, BF16, Q4_0",
         ),
         ([GgufTensor("t", (2, 48), "Q8_0", [])], r"shape \(2, 48\) cannot be written as Q8_0"),
         ([GgufTensor("t", (), "F32", [])], "cannot be written as F32"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from gemwright import tree
+from gemwright.checkpoint.adapters import open_adapter
 from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.gguf_model import open_gguf_model
@@ -17,7 +19,7 @@ from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
-from gemwright.errors import CheckpointError
+from gemwright.errors import CheckpointError, GemwrightError
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import write_model
 from tests.tiny.tower import STYLES, Style, ollama_keys, tower_tensors, write_mmproj
@@ -311,3 +313,14 @@ def test_a_damaged_manifest_is_one_sentence(manifest: str, models: Path) -> None
     with pytest.raises(CheckpointError, match="4b") as raised:
         locate("ollama:gemma3:4b")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.zeros(0, bool), np.zeros(3, np.int32), ["gemma3", "gemma3"], 3, True])
+@pytest.mark.parametrize("key", ["general.type", "general.architecture", "split.count", "adapter.type"])
+def test_metadata_of_another_type_are_no_crash(key: str, value: Any, tmp_path: Path) -> None:
+    file = open_gguf(write_tiny_gguf(tmp_path / "model.gguf"))
+    tensors = [GgufTensor(name, info.shape, "F32", [file.read(name)]) for name, info in file.tensors.items()]
+    write_gguf(tmp_path / "changed.gguf", {**file.metadata, key: value}, tensors)
+    for read in (open_checkpoint, open_adapter):
+        with suppress(GemwrightError):
+            read(tmp_path / "changed.gguf")

@@ -51,7 +51,7 @@ def test_every_weight_of_a_folder_arrives_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["[2, D, F]", "[2, F, D]"])
-@pytest.mark.parametrize("kind", TEXT_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in TEXT_KINDS if kind != "vaultgemma"])
 def test_a_flax_tree_loads_as_the_folder_of_the_same_weights(kind: str, swapped: bool, tmp_path: Path) -> None:
     folder = open_checkpoint(write_model(tmp_path / "folder", kind))
     mixer = folder.config.layers[0].mixer

@@ -39,7 +39,8 @@ def test_inspect_json(run, tiny):
     assert record["tensors"]["token_embd.weight"]["shape"] == [config.vocab, config.width]
     needs = {(need["dtype"], need["tokens"]): need["total"] for need in record["memory"]}
     assert needs[("bfloat16", 4096)] == memory.forecast(config, "bfloat16", capacity=4096).total
-    assert needs.keys() == {(dtype, tokens) for dtype in ("float32", "bfloat16") for tokens in (1024, 4096)}
+    dtypes = ("stored", "float32", "bfloat16") if native_enabled() else ("float32", "bfloat16")
+    assert needs.keys() == {(dtype, tokens) for dtype in dtypes for tokens in (1024, 4096)}
 
 
 def test_inspect_text(run, tiny):

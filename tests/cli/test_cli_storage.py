@@ -33,16 +33,19 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
+DIGEST = "12ab" * 16
+
+
 @pytest.fixture
 def ollama(tmp_path: Path, hub: Path) -> Path:
     folder = tmp_path / "ollama"
     manifest = folder / "manifests" / "registry.ollama.ai" / "library" / "gemma3" / "1b"
     manifest.parent.mkdir(parents=True)
-    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:12ab", "size": 7}]
+    layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{DIGEST}", "size": 7}]
     manifest.write_text(json.dumps({"layers": layers}))
     (manifest.parent / "4b").write_text("damaged")
     (folder / "blobs").mkdir()
-    (folder / "blobs" / "sha256-12ab").write_bytes(b"GGUFxxx")
+    (folder / "blobs" / f"sha256-{DIGEST}").write_bytes(b"GGUFxxx")
     return folder
 
 

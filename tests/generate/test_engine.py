@@ -192,7 +192,7 @@ def test_a_caller_may_stop_asking(engine: Engine):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "empty"), ([1] * 256, "256"), ([VOCAB], f"between 0 and {VOCAB - 1}"), ([-1], "between 0")],
+    [([], "empty"), ([1] * 257, "256"), ([VOCAB], f"between 0 and {VOCAB - 1}"), ([-1], "between 0")],
     ids=["empty", "longer than the context", "id too high", "negative id"],
 )
 def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str):
@@ -200,6 +200,12 @@ def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str
         _steps(engine, [[1], prompt], 3)
     with pytest.raises(GemwrightError, match=message):
         engine.score([prompt])
+
+
+def test_a_text_as_long_as_the_context_is_scored_and_not_continued(engine: Engine):
+    assert len(engine.score([[1] * 256])[0]) == 255
+    with pytest.raises(GemwrightError, match="256"):
+        _steps(engine, [[1] * 256], 3)
 
 
 @pytest.mark.parametrize(

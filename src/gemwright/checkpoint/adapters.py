@@ -131,14 +131,14 @@ def _open_folder(folder: Path) -> Adapter:
 def _open_file(path: Path) -> Adapter:
     file = open_gguf(path)
     metadata = file.metadata
-    if metadata.get("general.type") != "adapter":
+    if file.text("general.type") != "adapter":
         raise file_error(path, "is no adapter", "use it as the model")
-    if metadata.get("adapter.type") != "lora":
-        kind = metadata.get("adapter.type")
+    if file.text("adapter.type") != "lora":
+        kind = file.text("adapter.type")
         raise file_error(path, f"is an adapter of type {kind!r:.40}, which is not supported", "use a LoRA adapter")
     alpha = metadata.get("adapter.lora.alpha", 0.0)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise file_error(path, "has no valid adapter.lora.alpha")
-    url = metadata.get("general.base_model.0.repo_url")
-    base = url.removeprefix(HUB) if isinstance(url, str) and url.startswith(HUB) else None
+    url = file.text("general.base_model.0.repo_url") or ""
+    base = url.removeprefix(HUB) if url.startswith(HUB) else None
     return Adapter(path, "gguf", base, file, metadata)

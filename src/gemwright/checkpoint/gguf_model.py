@@ -35,10 +35,10 @@ def open_gguf_model(path: Path) -> GgufFile:
         CheckpointError: A file is missing, damaged, or not one of the model's.
     """
     file = open_gguf(path)
-    count = file.metadata.get("split.count")
-    if isinstance(count, int) and count > 1:
+    count = file.integer("split.count") or 0
+    if count > 1:
         file = _open_parts(file, count)
-    if file.metadata.get("general.architecture") != "gemma3" or any(name.startswith("v.") for name in file.tensors):
+    if file.text("general.architecture") != "gemma3" or any(name.startswith("v.") for name in file.tensors):
         return file
     tower = _find_tower(file)
     if tower is None:
@@ -66,11 +66,11 @@ def _open_parts(given: GgufFile, count: int) -> GgufFile:
     parts = [given if part == path else open_gguf(part) for part in paths]
     file = parts[0]
     for number, part in enumerate(parts):
-        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+        if (part.integer("split.no"), part.integer("split.count")) != (number, count):
             raise file_error(part.path, f"is not part {number + 1} of {count}, as its name says")
         file = file if part is file else _join(file, part, file.metadata)
-    total = file.metadata.get("split.tensors.count")
-    if isinstance(total, int) and total != len(file.tensors):
+    total = file.integer("split.tensors.count")
+    if total is not None and total != len(file.tensors):
         raise file_error(file.path, f"its {count} parts have {len(file.tensors)} tensors instead of {total}")
     return replace(file, path=path)
 
@@ -96,7 +96,7 @@ def _find_tower(file: GgufFile) -> GgufFile | None:
 
 def _fits(tower: GgufFile, model: GgufFile) -> bool:
     """Return whether a tower is a Gemma 3's and projects to the width of a model."""
-    kinds = [tower.metadata.get(f"clip.{key}projector_type") for key in ("", "vision.")]
+    kinds = [tower.text(f"clip.{key}projector_type") for key in ("", "vision.")]
     projection = tower.tensors.get(PROJECTION)
     ours = all(name.startswith(("v.", "mm.")) for name in tower.tensors)
     return (
@@ -104,7 +104,7 @@ def _fits(tower: GgufFile, model: GgufFile) -> bool:
         and ours
         and PROJECTION_NORM in tower.tensors
         and projection is not None
-        and projection.shape[-1:] == (model.metadata.get("gemma3.embedding_length"),)
+        and projection.shape[-1:] == (model.integer("gemma3.embedding_length"),)
     )
 
 

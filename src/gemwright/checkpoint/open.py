@@ -195,7 +195,7 @@ def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
         CheckpointError: The file does not hold a whole Gemma model.
     """
     path = file.path
-    if file.metadata.get("general.type") == "adapter":
+    if file.text("general.type") == "adapter":
         _refuse_adapter(path)
     config = from_gguf(file.metadata, file.tensors, str(path))
     mapping = map_gguf(config, {name: info.shape for name, info in file.tensors.items()})

@@ -36,10 +36,10 @@ def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
     Raises:
         CheckpointError: The tokenizer is missing, damaged, or that of another model.
     """
-    in_file = isinstance(file, GgufFile) and not path.is_dir()
-    source = path if in_file else find_tokenizer(path, file)
+    gguf = file if isinstance(file, GgufFile) and not path.is_dir() else None
+    source = path if gguf else find_tokenizer(path, file)
     try:
-        vocabulary = Vocabulary.from_gguf(file.metadata) if in_file else _read_vocabulary(source)
+        vocabulary = Vocabulary.from_gguf(gguf.metadata) if gguf else _read_vocabulary(source)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except OSError as error:

@@ -36,9 +36,9 @@ def convert(
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
-    """Convert a checkpoint and its tokenizer, or a LoRA adapter, to another format.
+    """Convert a checkpoint or an adapter to another format.
 
-    A model is written with its --adapter merged.
+    A checkpoint is written with its tokenizer, and with each --adapter merged.
     """
     render.status(f"Converting {Path(source).name} ...")
     import_jax()

@@ -34,7 +34,7 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="Also list all tensors.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Describe a checkpoint and its memory needs, or a LoRA adapter, without loading it."""
+    """Describe a checkpoint or an adapter without loading it."""
     render.status(f"Reading {Path(model).name} ...")
     import_jax()
     from gemwright.checkpoint.adapters import is_adapter

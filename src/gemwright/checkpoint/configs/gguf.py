@@ -123,12 +123,13 @@ def to_gguf(config: Config) -> dict[str, Any]:
 def _unsupported(metadata: Mapping[str, Any], where: str) -> CheckpointError:
     """Return the error for a file that is not a model of a supported architecture."""
     keys, kind = ConfigReader(metadata, where), metadata.get("general.architecture")
-    if kind == "clip":
-        return CheckpointError(f"{where} is a vision tower (mmproj), not a model; give the model's file in its folder.")
-    if metadata.get("general.type") == "imatrix":
+    content = metadata.get("general.type")
+    if isinstance(content, str) and content == "imatrix":
         return CheckpointError(f"{where} is an importance matrix, not a model; give the model's file.")
     if not isinstance(kind, str):
         return keys.error("general.architecture", f"a supported one: {', '.join(_ARCHITECTURES)}")
+    if kind == "clip":
+        return CheckpointError(f"{where} is a vision tower (mmproj), not a model; give the model's file in its folder.")
     return keys.unsupported(f"the architecture {kind[:40]!r}", _ARCHITECTURES)
 
 

@@ -71,6 +71,16 @@ class GgufFile:
     tensors: Mapping[str, TensorInfo]
     maps: Mapping[str, mmap.mmap]
 
+    def text(self, key: str) -> str | None:
+        """Return a string of the metadata; None if it is absent or something else, such as an array."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def integer(self, key: str) -> int | None:
+        """Return an integer of the metadata; None if it is absent or something else."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's bytes, `(nbytes,)`, as a read-only view of the mapped file."""
         info = self.tensors[name]
