@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= gemma-3-270m
-PROMPT ?= Once upon a time
 # The AMX kernels of this llama.cpp release crash; without them it uses those for AVX-512.
 WITHOUT_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
+# Cases of each test of `make fuzz`.
+FUZZ ?= 10000
 # Two processes; each runs whole files, so that fixtures are set up once.
 IN_PARALLEL ?= -n 2 --dist loadfile
 CPP := $(wildcard native/*.cc native/tests/*.cc native/src/*/*.cc native/src/*/*.h)
@@ -14,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test test-slow test-peers test-sanitized test-neon check format bench bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-peers test-sanitized test-neon check format bench bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -25,6 +26,12 @@ demo: .venv/demo.installed  ## Install and generate text with Gemma 3 270M (the 
 
 test: .venv/dev.installed  ## Run the test suite
 	$(BIN)/pytest $(IN_PARALLEL)
+
+fuzz: .venv/dev.installed  ## Run the tests of damaged input on many more cases
+	FUZZ=$(FUZZ) $(BIN)/pytest -n 2 -q tests/checkpoint/test_files_fuzz.py tests/checkpoint/test_tokenizer_fuzz.py \
+		tests/checkpoint/test_dequantize_refusals.py::test_damage_raises_or_decodes \
+		tests/checkpoint/test_adapters.py::test_damaged_tensors_are_refused_with_a_sentence \
+		tests/text/test_jinja.py tests/text/test_chat_template.py::test_no_text_becomes_a_control_token
 
 test-sanitized:  ## Test the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	native/tests/sanitize.sh

@@ -1,6 +1,7 @@
 """LoRA adapters against PEFT."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_settings_are_checked(
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=int(os.environ.get("FUZZ", "60")), deadline=None)
 def test_damaged_tensors_are_refused_with_a_sentence(data: st.DataObject, base: Path, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     source = base.parent / "plain-0"

@@ -1,6 +1,7 @@
 """Quantised folders that cannot be decoded are refused before any weight is read, whatever is wrong in them."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def damaged(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 @settings(
-    max_examples=100,
+    max_examples=int(os.environ.get("FUZZ", "100")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

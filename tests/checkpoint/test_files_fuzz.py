@@ -1,4 +1,4 @@
-"""Damaged files of every kind give a checkpoint or one sentence. More cases: `FUZZ=30000 pytest` this file."""
+"""Damaged files of every kind give a checkpoint or one sentence. More cases: `make fuzz`."""
 
 import json
 import os

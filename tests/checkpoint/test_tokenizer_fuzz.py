@@ -1,6 +1,6 @@
 """Damaged tokenizer files: a vocabulary or one sentence, in bounded time.
 
-For more cases: GEMWRIGHT_FUZZ_CASES=20000 pytest tests/checkpoint/test_tokenizer_fuzz.py -n0
+For more cases: make fuzz
 """
 
 import functools
@@ -21,7 +21,7 @@ from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
 from tests.tiny.vocabulary import make_vocabulary
 
-CASES = int(os.environ.get("GEMWRIGHT_FUZZ_CASES", "400"))
+CASES = int(os.environ.get("FUZZ", "400"))
 SECONDS = 2.0
 """Maximum processor time of a case."""
 MEGABYTES = 300

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -245,7 +246,7 @@ def hostile_talk(texts: list[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=int(os.environ.get("FUZZ", "300")) // 10)
 @given(texts=st.lists(HOSTILE, min_size=7, max_size=7))
 def test_no_text_becomes_a_control_token(style: str, ours: Any, tokenizer: Tokenizer, texts: list[str]) -> None:
     template = ours(STYLES[style])

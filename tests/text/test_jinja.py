@@ -1,5 +1,6 @@
 """Templates are untrusted code: what they cost and reach is limited."""
 
+import os
 import resource
 import threading
 import time
@@ -137,7 +138,7 @@ _PIECES = (
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=int(os.environ.get("FUZZ", "150")))
 @given(st.lists(st.sampled_from(_PIECES), max_size=25).map(" ".join))
 def test_any_template_renders_or_is_one_sentence(source: str) -> None:
     with suppress(GemwrightError):
