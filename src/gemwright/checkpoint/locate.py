@@ -8,7 +8,7 @@ from pathlib import Path
 from gemwright.checkpoint.hub import cached, download, is_repo_id
 from gemwright.checkpoint.ollama import PREFIX, locate_ollama
 from gemwright.errors import CheckpointError
-from gemwright.runtime.cache_dir import cache_folder, ensure_home
+from gemwright.runtime.cache_dir import cache_folder, ensure_home, temporary_folder, writable
 from gemwright.variants import VARIANTS
 
 DEMO = "gemma-3-270m"
@@ -97,11 +97,14 @@ def _packaged() -> Path | None:
         return None
     try:
         size = sum(part.stat().st_size for part in package.chunk_paths())
-        target = cache_folder().with_name(package.__name__) / package.MODEL_NAME
-        for copy in (target, Path("~/.cache").expanduser() / package.__name__ / package.MODEL_NAME):
+        name, usual = package.__name__, Path("~/.cache").expanduser()
+        cache = cache_folder().with_name(name)
+        if not writable(cache) and writable(temporary_folder() / name):  # as in a read-only container
+            cache = temporary_folder() / name
+        target = cache / package.MODEL_NAME
+        for copy in (target, usual / name / package.MODEL_NAME):
             if copy.is_file() and copy.stat().st_size == size:
                 return copy  # assembling checked its digest
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Each process has its own folder, so that two never write to one file.
         with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
             package.assemble(Path(folder) / target.name).replace(target)

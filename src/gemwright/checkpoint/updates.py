@@ -100,11 +100,11 @@ def read_updates(adapter: Adapter, config: Config) -> Updates:
         match = _NAMES[adapter.format].fullmatch(name)
         module = plain_name(match[1]) if match else ""
         if match is None or module not in modules:
-            raise file_error(adapter.path, f"has {name:.120}, which is not for this model", "use the model it names")
+            raise _error(adapter, f"has {name:.120}, which is not for this model", "use the model it names")
         path, tensor = modules[module]
         values = np.asarray(adapter.file.read(name), np.float32)
         if not np.isfinite(values).all():
-            raise file_error(adapter.path, f"{name:.120} has values that are not finite", "train it again")
+            raise _error(adapter, f"has values in {name:.120} that are not finite", "train it again")
         if match[2] in ("weight", "base_layer"):
             whole = _check_replaced(adapter, name, values, tensor)
             if match[2] == "weight" or vocab > config.vocab:  # else PEFT's copy of the base's table
@@ -112,7 +112,7 @@ def read_updates(adapter: Adapter, config: Config) -> Updates:
             continue
         part = (_TABLE_PARTS if path == "embed" else _PARTS)[adapter.format].get(match[2])
         if part is None:
-            raise file_error(adapter.path, f"has {name:.120}, which is not supported", "merge it with PEFT first")
+            raise _error(adapter, f"has {name:.120}, which is not supported", "merge it with PEFT first")
         parts.setdefault(module, {})[part] = values
     low_rank = {modules[module][0]: _join(adapter, module, *modules[module], found) for module, found in parts.items()}
     return Updates(low_rank, replaced, vocab)
@@ -154,7 +154,7 @@ def _join(
 ) -> LowRank:
     """Check the factors of a matrix against each other and its shape, and find their scale."""
     if not {"a", "b"} <= parts.keys():
-        raise file_error(adapter.path, f"has only one of the two factors of {module:.120}", "save the adapter again")
+        raise _error(adapter, f"has only one of the two factors of {module:.120}", "save the adapter again")
     a, b, magnitude = parts["a"], parts["b"], parts.get("magnitude")
     if path == "embed":
         a, b = a.T, b if adapter.format == "gguf" else b.T
@@ -165,9 +165,13 @@ def _join(
     return LowRank(a, b, _scale(adapter, module, len(a)), None if magnitude is None else magnitude.reshape(-1))
 
 
+def _error(adapter: Adapter, problem: str, remedy: str) -> CheckpointError:
+    return file_error(adapter.path, f"the adapter for {adapter.base or 'an unnamed model'} {problem}", remedy)
+
+
 def _shape_error(adapter: Adapter, name: str, found: object, needed: object) -> CheckpointError:
-    problem = f"{name:.120} has shape {found} where the model needs {needed}"
-    return file_error(adapter.path, problem, "use the model that it was trained on")
+    problem = f"has {name:.120} of shape {found} where the model needs {needed}"
+    return _error(adapter, problem, "use the model that it was trained on")
 
 
 def _scale(adapter: Adapter, module: str, rank: int) -> float:
@@ -180,7 +184,7 @@ def _scale(adapter: Adapter, module: str, rank: int) -> float:
     patterns = patterns if isinstance(patterns, Mapping) else {}
     alpha = next((alpha for key, alpha in patterns.items() if _matches(key, module)), settings.get("lora_alpha", 8))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise file_error(adapter.path, f"has an alpha for {module} that is not a number", "save the adapter again")
+        raise _error(adapter, f"has an alpha for {module} that is not a number", "save the adapter again")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 

@@ -24,7 +24,7 @@ def cache_folder() -> Path:
     if base.is_absolute():
         return base / "gemwright"
     home = _home()
-    return home / ".cache" / "gemwright" if home else _temporary_folder()
+    return home / ".cache" / "gemwright" if home else temporary_folder()
 
 
 def ensure_home() -> None:
@@ -33,7 +33,7 @@ def ensure_home() -> None:
     Without a home, as for the unknown users of some containers, it is a folder of the user among temporary files.
     """
     if not Path(os.environ.get("HOME", "")).is_absolute():
-        home, own = _home(), _temporary_folder()
+        home, own = _home(), temporary_folder()
         if home is None:
             home = own if writable(own) else tempfile.mkdtemp(prefix="gemwright-")
         os.environ["HOME"] = str(home)
@@ -41,7 +41,8 @@ def ensure_home() -> None:
         del os.environ["XDG_CACHE_HOME"]
 
 
-def _temporary_folder() -> Path:
+def temporary_folder() -> Path:
+    """Return the user's own folder among temporary files, for a user or a container without a home."""
     return Path(tempfile.gettempdir()).absolute() / f"gemwright-{os.getuid()}"
 
 

@@ -16,5 +16,5 @@ class TrimAtEnd:
     """The last field of an object that holds much memory: it is deleted after the other fields, and trims the heap."""
 
     def __del__(self):
-        if not sys.is_finalizing():
+        if sys is not None and not sys.is_finalizing():  # a module's globals are None at the end of the process
             trim()
