@@ -26,6 +26,7 @@ from gemwright.errors import GemwrightError
 from gemwright.loading.model import load_model
 from gemwright.model.transformer import forward, logits
 from tests.helpers import assert_close, random_ids
+from tests.tiny.adapter import write_tiny_adapter
 from tests.tiny.hf import make_model, write_model
 from tests.tiny.vocabulary import make_vocabulary
 
@@ -86,6 +87,11 @@ def our_logits(model: gemwright.Model, ids: np.ndarray) -> np.ndarray:
     engine = model.engine
     hidden, _ = forward(engine.config, engine.params, jnp.asarray(ids))
     return np.asarray(logits(engine.config, engine.params, hidden))
+
+
+@pytest.fixture(scope="module")
+def sound(base: Path) -> Path:
+    return write_tiny_adapter(base.parent / "sound", open_checkpoint(base).config, str(base))
 
 
 IDS = random_ids(60, (2, 12))
@@ -208,9 +214,9 @@ def test_settings_are_checked(
 
 @given(data=st.data())
 @settings(max_examples=int(os.environ.get("FUZZ", "60")), deadline=None)
-def test_damaged_tensors_are_refused_with_a_sentence(data: st.DataObject, base: Path, tmp_path_factory: Any) -> None:
-    folder = tmp_path_factory.mktemp("damaged")
-    source = base.parent / "plain-0"
+def test_damaged_tensors_are_refused_with_a_sentence(data: st.DataObject, base: Path, sound: Path) -> None:
+    source, folder = sound, base.parent / "damaged"
+    folder.mkdir(exist_ok=True)
     tensors = load_file(source / "adapter_model.safetensors")
     name = data.draw(st.sampled_from(sorted(tensors)))
     values = tensors.pop(name)

@@ -121,7 +121,9 @@ def damaged(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             case 2:
                 leaves[leaf] = array[: draw(st.integers(0, 3))] if array.ndim else array
             case 3:
-                leaves[leaf] = np.resize(array.reshape(-1).view(np.uint8), draw(st.integers(0, 99))).view(np.int8)
+                leaves[leaf] = np.resize(
+                    np.ascontiguousarray(array).reshape(-1).view(np.uint8), draw(st.integers(0, 99))
+                ).view(np.int8)
             case _:
                 leaves[leaf] = array.reshape(-1)[::-1].reshape(array.shape)
         if not leaves:

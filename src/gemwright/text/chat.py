@@ -9,6 +9,11 @@ from typing import Any, Literal, TypeAlias, cast
 
 from gemwright.errors import GemwrightError
 
+
+class RefusedError(GemwrightError):
+    """A chat template refuses a conversation, as those without a system role do."""
+
+
 Role = Literal["system", "developer", "user", "assistant", "model", "tool"]
 
 

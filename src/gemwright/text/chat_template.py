@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gemwright.errors import GemwrightError
+from gemwright.text.chat import RefusedError
 from gemwright.text.control_tokens import ControlTokens
 from gemwright.text.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ class ChatTemplate:
         given = {**(variables or {}), "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
             pieces = template.render(messages, given)
-        except GemwrightError as error:
+        except RefusedError as error:
             merged = _merge_system(messages)
             if merged is None:
                 raise

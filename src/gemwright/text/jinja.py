@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from gemwright.errors import GemwrightError
+from gemwright.text.chat import RefusedError
 from gemwright.text.template_limits import (
     LimitError,
     charge,
@@ -253,7 +254,7 @@ def _explained(what: str) -> Generator[None]:
     try:
         yield
     except RefusalError as error:
-        raise GemwrightError(f"The chat template refuses the conversation: {_sentence(error)}.") from error
+        raise RefusedError(f"The chat template refuses the conversation: {_sentence(error)}.") from error
     except Exception as error:  # a template may raise anything
         raise GemwrightError(
             f"The chat template {what}: {_sentence(error)}; use another template or other messages."
