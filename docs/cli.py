@@ -24,6 +24,15 @@ texts for each prompt; each uses the seed after that of the one before, and `--j
 
 In `chat` on a terminal, `/help` lists the commands; `/save`, `/load` and `--session` use JSON files with a list of
 messages (`role`, `content` and the paths of `images`). If standard input is not a terminal, each line is a message.
+
+![A session of gemwright chat](images/chat.png)
+
+`see --draw FILE` draws the boxes and masks of PaliGemma's answer:
+
+![Two objects with their boxes and masks](images/boxes.png)
+
+*Screenshots by [screenshots.py](screenshots.py): a session with the packaged base model, and a painted scene with the
+boxes and masks of its objects.*
 """
 
 

@@ -236,3 +236,13 @@ def test_real_weights(run, demo_gguf: Path):
     result = run("generate", "Monday, Tuesday, Wednesday,", "--temperature", 0, "--max-tokens", 1)
     assert (result.code, result.err) == (0, "")  # the terms are printed once
     assert result.out == " Thursday\n"
+
+
+def test_token_ids_as_a_prompt(run, tiny, tiny_model):
+    ids = tiny_model.encode("the hen")
+    options = ("-m", tiny, "--temperature", 0, "--max-tokens", 12)
+    expected = tiny_model.generate("the hen", **GREEDY).text + "\n"
+    assert run("generate", "--ids", " ".join(map(str, ids)), *options).out == expected
+    assert run("generate", "--ids", ", ".join(map(str, ids)), str(ids[0]), *options).out.startswith(expected)
+    assert "is not a list of token ids" in run("generate", "--ids", "the hen", "-m", tiny).err
+    assert "leave out --chat" in run("generate", "--ids", "2", "--chat", "-m", tiny).err

@@ -31,6 +31,9 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Apply the chat template to each prompt (-it models).")] = False,
     system: o.SystemOption = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Each prompt is a list of token ids, such as '2 818 5279'; no BOS is added.")
+    ] = False,
     model: o.ModelOption = "gemma-3-270m",
     max_tokens: o.MaxTokensOption = 256,
     temperature: o.TemperatureOption = None,
@@ -66,7 +69,10 @@ def generate(
     """
     if system is not None and not chat:
         raise GemwrightError("--system is part of the chat template; add --chat to apply it.")
+    if ids and chat:
+        raise GemwrightError("--ids are not changed by a chat template; leave out --chat.")
     prompts = [text for text in _read_prompts(prompt, file) for _ in range(samples)]
+    inputs = [_parse_ids(text) if ids else _converse(text, system) if chat else text for text in prompts]
     from gemwright.cli.loading import load, reading
 
     with reading(model, dtype) as prefetch:
@@ -99,14 +105,11 @@ def generate(
     _advise(loaded, prompts, chat=chat)
     show = Show(echo=sys.stdout.isatty() if echo is None else echo, as_json=as_json, verbose=verbose)
     each = wanted.options(len(prompts))
+    run: Any = loaded.model.chat if chat else loaded.model.generate
     if len(prompts) == 1:
-        inputs = _converse(prompts[0], system) if chat else prompts[0]
-        completions = [_stream(loaded, prompts[0], inputs, wanted, show)]
-    elif chat:
-        conversations = [_converse(text, system) for text in prompts]
-        completions = _timed(loaded, lambda: loaded.model.chat(conversations, **each), verbose=verbose)
+        completions = [_stream(loaded, prompts[0], inputs[0], wanted, show)]
     else:
-        completions = _timed(loaded, lambda: loaded.model.generate(prompts, **each), verbose=verbose)
+        completions = _timed(loaded, lambda: run(inputs, **each), verbose=verbose)
     for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
         if as_json:
             render.write_json({"prompt": text} | record(loaded, completion, wanted, index))
@@ -155,6 +158,14 @@ def _converse(prompt: str, system: str | None) -> "list[Message]":
     return [*before, Message("user", prompt)]
 
 
+def _parse_ids(text: str) -> list[int]:
+    """Return the token ids of a prompt, separated by spaces or commas."""
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise GemwrightError(f"{text!r:.80} is not a list of token ids; use numbers, such as '2 818 5279'.") from None
+
+
 _INSTRUCTION = re.compile(
     r"(what|who|where|when|why|how|which|can you|could you|please|write|explain|describe|list|name|give|tell"
     r"|summari[sz]e|translate|create|make|generate|compare|suggest|compose|draft|define|solve|calculate)\b",
@@ -181,7 +192,7 @@ def _echo(prompt: str, show: Show) -> None:
 
 
 def _stream(
-    loaded: "Loaded", prompt: str, inputs: "str | list[Message]", wanted: o.Settings, show: Show
+    loaded: "Loaded", prompt: str, inputs: "str | list[int] | list[Message]", wanted: o.Settings, show: Show
 ) -> "Completion":
     if not show.as_json:
         _echo(prompt, show)
