@@ -18,6 +18,7 @@ from gemwright.errors import CheckpointError
 from gemwright.loading.model import load_model
 from gemwright.runtime import machine
 from gemwright.text.tokenizer import Tokenizer
+from tests.helpers import run_in_new_process
 
 
 def weights(model: gemwright.Model) -> dict[str, np.ndarray]:
@@ -26,11 +27,15 @@ def weights(model: gemwright.Model) -> dict[str, np.ndarray]:
 
 def test_prefetched_weights_and_tokenizer_equal_those_read_later(demo_gguf: Path) -> None:
     """Bit by bit, in the same layout, with every piece of the tokenizer."""
-    later = load_model(demo_gguf)
-    with GgufPrefetch(demo_gguf, native=True) as read:
+    run_in_new_process(check_prefetch, demo_gguf)
+
+
+def check_prefetch(path: Path) -> None:
+    later = load_model(path)
+    with GgufPrefetch(path, native=True) as read:
         repacked = read._repacked.result()
         assert {name for name, info in read.file.result().tensors.items() if len(info.shape) == 2} == set(repacked)
-        sooner = load_model(demo_gguf, prefetch=read)
+        sooner = load_model(path, prefetch=read)
     assert sooner.tokenizer.pieces == later.tokenizer.pieces
     assert jax.tree.structure(sooner.engine.params) == jax.tree.structure(later.engine.params)
     expected = weights(later)
