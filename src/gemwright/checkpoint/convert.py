@@ -296,6 +296,9 @@ def _make_gguf_metadata(
         metadata["tokenizer.chat_template"] = checkpoint.chat_template
     for special, token in _name_special_tokens(checkpoint, vocabulary).items():
         metadata[f"tokenizer.ggml.{GGUF_IDS[special]}"] = vocabulary.pieces.index(token)
+    ends = [token for token in checkpoint.stop_ids if token != metadata["tokenizer.ggml.eos_token_id"]]
     if GEMMA.turn_end in (checkpoint.chat_template or "") and GEMMA.turn_end in vocabulary.pieces:
-        metadata["tokenizer.ggml.eot_token_id"] = vocabulary.pieces.index(GEMMA.turn_end)
+        ends.append(vocabulary.pieces.index(GEMMA.turn_end))
+    if ends and ends[0] < vocabulary.size:
+        metadata["tokenizer.ggml.eot_token_id"] = ends[0]
     return metadata
