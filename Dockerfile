@@ -9,7 +9,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY native native
 COPY src src
 RUN python -m venv /opt/gemwright \
-    && /opt/gemwright/bin/pip install --no-cache-dir '.[demo]' ./native
+    && /opt/gemwright/bin/pip install --no-cache-dir '.[demo]'
 
 FROM python:3.12-slim
 COPY --from=build /opt/gemwright /opt/gemwright
