@@ -15,6 +15,7 @@ from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.state import DecodeState, MixerState, Positions
 from gemwright.typing import Array, Bool, Float, Int
+from gemwright.weights import Weight
 
 
 @tree.node
@@ -52,12 +53,8 @@ def forward(
     Returns:
         The hidden states after the final norm, and the state after these tokens (None if there was none).
     """
-    positions = _positions(tokens, state, valid, segments, soft_tokens)
-    x = weights.rows(params.embed, jnp.maximum(tokens, 0))
-    scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
-    x = x * jnp.asarray(scale, x.dtype)  # rounded to the activations' dtype, as in training
-    if soft_tokens is not None:
-        x = jnp.where(tokens[:, :, None] < 0, soft_tokens.embeddings.astype(x.dtype), x)
+    positions = find_positions(tokens, state, valid, segments, soft_tokens)
+    x = embed(config, params.embed, tokens, soft_tokens)
     states = [None] * len(config.layers) if state is None else state.layers
     after: list[MixerState | None] = []
     for layer, layer_params, layer_state in zip(config.layers, params.layers, states, strict=True):
@@ -68,6 +65,18 @@ def forward(
         return x, None
     lengths = state.lengths + jnp.sum(positions.indices >= 0, axis=1)
     return x, DecodeState(lengths, cast("tuple[MixerState, ...]", tuple(after)))  # None for a layer without a state
+
+
+def embed(
+    config: Config, table: Weight, tokens: Int[Array, "B T"], soft_tokens: SoftTokens | None = None
+) -> Float[Array, "B T D"]:
+    """Return the scaled embeddings of tokens, and those of images in place of negative tokens."""
+    x = weights.rows(table, jnp.maximum(tokens, 0))
+    scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
+    x = x * jnp.asarray(scale, x.dtype)  # rounded to the activations' dtype, as in training
+    if soft_tokens is None:
+        return x
+    return jnp.where(tokens[:, :, None] < 0, soft_tokens.embeddings.astype(x.dtype), x)
 
 
 def logits(config: Config, params: ModelWeights, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
@@ -85,13 +94,14 @@ def top_logits(
     return ops.soft_cap(values, config.final_soft_cap), ids
 
 
-def _positions(
+def find_positions(
     tokens: Int[Array, "B T"],
     state: DecodeState | None,
     valid: Bool[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
     soft_tokens: SoftTokens | None,
 ) -> Positions:
+    """Return the positions of tokens; the arguments are those of `forward`."""
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     lengths = jnp.zeros(tokens.shape[:1], jnp.int32) if state is None else state.lengths
     order = jnp.cumsum(valid, axis=1) - 1

@@ -1,0 +1,108 @@
+"""The cross-entropy of next tokens, without ever holding the logits of all tokens.
+
+The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
+logits are forgotten. Only labelled tokens are multiplied by the head.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
+
+from gemwright import ops, tree, weights
+from gemwright.model.config import Config
+from gemwright.typing import Array, Bool, Float, Int
+from gemwright.weights import Weight
+
+LOGITS = 1 << 25
+"""Maximum number of logits in memory, 256 MB."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cross_entropy(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    learned: Bool[Array, " N"],
+) -> Float[Array, ""]:
+    """Return the sum of -log p(target) over labelled tokens, in float32.
+
+    Its gradients are with respect to the hidden states and the head, and are computed with the loss.
+
+    Args:
+        config: The model.
+        head: The head [V, D].
+        hidden: Hidden states after the final norm.
+        targets: The token after each.
+        learned: Whether the loss covers the token's target.
+    """
+    return _forward(config, head, None, hidden, targets, learned)[0]
+
+
+def _forward(
+    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array
+) -> tuple[Array, Array, Any]:
+    """Return the loss and its gradients with respect to the hidden states and the trained leaves of the head.
+
+    Args:
+        config: The model.
+        head: The head, with None for each trained leaf.
+        trained: The trained leaves, with None for all others; None for no gradient.
+        hidden: See `cross_entropy`.
+        targets: See `cross_entropy`.
+        learned: See `cross_entropy`.
+    """
+    size, width = hidden.shape
+    chunk = max(1, min(size, LOGITS // config.vocab))
+    count = jnp.sum(learned, dtype=jnp.int32)
+    # Labelled tokens first, in order, so that the loop ends with them.
+    order = jnp.pad(jnp.argsort(~learned, stable=True), (0, -size % chunk))
+
+    def logits(trained: Any, hidden: Array) -> Array:
+        full = head if trained is None else tree.combine(trained, head)
+        return ops.soft_cap(weights.matmul(hidden, full, out=jnp.float32), config.final_soft_cap)
+
+    def step(index: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        total, gradient, head_gradient = carry
+        places = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+        wanted = index * chunk + jnp.arange(chunk) < count
+        target = targets[places]
+        scores, pull = jax.vjp(logits, trained, hidden[places])
+        log_total = jax.nn.logsumexp(scores, axis=-1)
+        of_target = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
+        total += jnp.sum(jnp.where(wanted, log_total - of_target, 0.0))
+        probability = jnp.where(wanted[:, None], jnp.exp(scores - log_total[:, None]), 0.0)
+        of_trained, of_hidden = pull(probability.at[jnp.arange(chunk), target].add(-wanted.astype(jnp.float32)))
+        # A padded place repeats token 0, whose gradient would be overwritten.
+        gradient = gradient.at[jnp.where(wanted, places, size)].set(of_hidden, mode="drop")
+        return total, gradient, jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_trained)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
+    start = (jnp.float32(0), jnp.zeros((size, width), hidden.dtype), zeros)
+    return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
+
+
+def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
+    """Return the loss, and as residuals its gradients with respect to what is differentiated."""
+    trained = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, head, is_leaf=_is_primal)
+    frozen = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, head, is_leaf=_is_primal)
+    trained = trained if jax.tree.leaves(trained) else None
+    arguments = (leaf.value for leaf in (hidden, targets, learned))
+    loss, gradient, head_gradient = _forward(config, frozen, trained, *arguments)
+    return loss, (gradient, head_gradient)
+
+
+def _backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
+    del config
+    gradient, head_gradient = jax.tree.map(lambda leaf: (leaf * cotangent).astype(leaf.dtype), residuals)
+    return head_gradient, gradient, None, None
+
+
+cross_entropy.defvjp(_with_residuals, _backward, symbolic_zeros=True)

@@ -1,0 +1,153 @@
+"""The weights of repeated layers stacked along a leading axis, and a forward pass that scans over them.
+
+Training uses it: the program does not grow with depth, and XLA's CPU backend frees the activations of a
+rematerialized layer only inside a loop.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemwright import ops, tree
+from gemwright.model import block, transformer
+from gemwright.model.config import Config, Layer, stages
+from gemwright.model.params import LayerWeights, ModelWeights, VisionWeights, param_specs
+from gemwright.model.transformer import SoftTokens
+from gemwright.typing import Array, Float, Int
+from gemwright.weights import Weight
+
+Remat: TypeAlias = Literal["none", "products", "layers"]
+"""What a forward pass keeps for the gradient: everything, the results of linear maps, or the inputs of layers."""
+POLICIES: Mapping[Remat, Callable[..., Any]] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@tree.node
+class StackedWeights:
+    """Weights of a model as in `ModelWeights`, but the layers of each stage stacked.
+
+    A stage is a pattern of layers that is repeated, such as (local, global) x 13; `stages[s][i]` has the weights of its
+    i-th layer, each with the repeats as its first axis.
+    """
+
+    embed: Weight
+    stages: tuple[tuple[LayerWeights, ...], ...]
+    final_norm: Array
+    head: Weight | None
+    vision: VisionWeights | None
+
+
+def layout(layers: Iterable[Any]) -> list[list[list[int]]]:
+    """Return the numbers of the layers that are stacked: of each stage, of each layer of its pattern, the repeats."""
+    numbers, found = itertools.count(), list[list[list[int]]]()
+    for pattern, repeats in stages(tuple(layers)):
+        order = [[next(numbers) for _ in pattern] for _ in range(repeats)]
+        found.append([list(same) for same in zip(*order, strict=True)])
+    return found
+
+
+def stacked_paths(config: Config) -> dict[str, list[str]]:
+    """Return the paths in `ModelWeights` of the leaves that are stacked, by path in `StackedWeights`.
+
+    `stages.0.1.mixer.q` -> [`layers.1.mixer.q`, `layers.7.mixer.q`]; a leaf outside the layers has its own path.
+    """
+    specs = param_specs(config)
+    paths = {path: [path] for path in tree.flatten(replace(specs, layers=()))}
+    for s, stage in enumerate(layout(config.layers)):
+        for i, numbers in enumerate(stage):
+            for path in tree.flatten(specs.layers[numbers[0]]):
+                paths[f"stages.{s}.{i}.{path}"] = [f"layers.{n}.{path}" for n in numbers]
+    return paths
+
+
+def stacked_specs(config: Config) -> StackedWeights:
+    """Return the abstract stacked weights of a model, with `ParamSpec` leaves."""
+    specs = param_specs(config)
+
+    def join(numbers: list[int]) -> LayerWeights:
+        return jax.tree.map(
+            lambda spec: replace(spec, shape=(len(numbers), *spec.shape), axes=("repeats", *spec.axes)),
+            specs.layers[numbers[0]],
+        )
+
+    stacked = tuple(tuple(join(same) for same in stage) for stage in layout(config.layers))
+    return StackedWeights(specs.embed, stacked, specs.final_norm, specs.head, specs.vision)
+
+
+def stack(config: Config, params: ModelWeights) -> StackedWeights:
+    """Return the weights of a model stacked; layers whose leaves differ in kind or encoding are of different stages."""
+    keys = [
+        (layer, jax.tree.structure(weights)) for layer, weights in zip(config.layers, params.layers, strict=True)
+    ]
+
+    def join(numbers: list[int]) -> LayerWeights:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params.layers[n] for n in numbers))
+
+    stacked = tuple(tuple(join(same) for same in stage) for stage in layout(keys))
+    return StackedWeights(params.embed, stacked, params.final_norm, params.head, params.vision)
+
+
+def unstack(params: StackedWeights) -> ModelWeights:
+    """Return stacked weights layer by layer."""
+    layers: list[LayerWeights] = []
+    for stage in params.stages:
+        for repeat in range(count_repeats(stage)):
+            layers += [jax.tree.map(lambda leaf: leaf[repeat], layer) for layer in stage]  # noqa: B023
+    return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, params.vision)
+
+
+def count_repeats(stage: tuple[LayerWeights, ...]) -> int:
+    """Return how many times the pattern of a stage is repeated."""
+    return int(np.shape(stage[0].mixer_norm)[0])
+
+
+def forward(
+    config: Config,
+    params: StackedWeights,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    soft_tokens: SoftTokens | None = None,
+    remat: Remat = "products",
+) -> Float[Array, "B T D"]:
+    """Run the decoder over packed documents, as `transformer.forward` does without a state.
+
+    Args:
+        config: The model.
+        params: Its weights; activations have the dtype of the embedding.
+        tokens: Token ids; negative for soft tokens.
+        segments: The document of each token; 0 for padding.
+        soft_tokens: Embeddings of images, if there are any.
+        remat: What is kept for the gradient; the rest is computed again.
+
+    Returns:
+        The hidden states after the final norm.
+    """
+    positions = transformer.find_positions(tokens, None, segments > 0, segments, soft_tokens)
+    x = transformer.embed(config, params.embed, tokens, soft_tokens)
+    first = 0
+    for stage in params.stages:
+        pattern = config.layers[first : first + len(stage)]
+        first += len(stage) * count_repeats(stage)
+
+        def apply(layer: Layer, weights: LayerWeights, x: Array) -> Array:
+            return block.apply(layer, weights, x, positions, None, config.norm_eps)[0]
+
+        def repeat(
+            x: Array, weights: tuple[LayerWeights, ...], pattern: tuple[Layer, ...] = pattern
+        ) -> tuple[Array, None]:
+            for layer, layer_weights in zip(pattern, weights, strict=True):
+                x = jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False, static_argnums=0)(
+                    layer, layer_weights, x
+                )
+            return x, None
+
+        x, _ = jax.lax.scan(repeat, x, stage)
+    return ops.rms_norm(x, params.final_norm, config.norm_eps)

@@ -1,0 +1,1 @@
+"""Training: tune a model on documents of tokens."""
