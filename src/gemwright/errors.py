@@ -9,5 +9,9 @@ class CheckpointError(GemwrightError):
     """An error in reading or writing a checkpoint, its configuration or its tokenizer."""
 
 
+class DataError(GemwrightError):
+    """An error in training data; the message names the file and the line."""
+
+
 class NotFiniteError(GemwrightError):
     """A model computed infinite or undefined logits."""

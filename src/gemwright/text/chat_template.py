@@ -53,22 +53,42 @@ class ChatTemplate:
             GemwrightError: The template refuses the conversation, fails or exceeds a limit, or writes another number of
                 images.
         """
+        return self._encode(self.render(messages, tools, variables), images)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        prompt: bool = True,
+    ) -> "Pieces":
+        """Return the texts and the ids of control tokens of a conversation.
+
+        Args:
+            messages: As for `encode`.
+            tools: As for `encode`.
+            variables: As for `encode`.
+            prompt: Whether the model's next turn begins at the end.
+
+        Raises:
+            GemwrightError: As for `encode`.
+        """
         if not messages:
             raise GemwrightError("The conversation does not end with a user message: add one for the model to answer.")
         template = self._with_tools if tools else self._default
         messages = self._name_roles(messages)
-        given = {**(variables or {}), "tools": tools, "documents": None, "add_generation_prompt": True}
+        given = {**(variables or {}), "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            pieces = template.render(messages, given)
+            return template.render(messages, given)
         except RefusedError as error:
             merged = _merge_system(messages)
             if merged is None:
                 raise
             try:
-                pieces = template.render(merged, given)
+                return template.render(merged, given)
             except GemwrightError:
                 raise error from None
-        return self._encode(pieces, images)
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:

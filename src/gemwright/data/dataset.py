@@ -1,0 +1,316 @@
+"""The documents of training data, tokenized: `open_dataset`.
+
+All ids are in memory, at 5 bytes each: a billion tokens take 5 GB.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.data.documents import Document, Encoder
+from gemwright.data.records import Example, Form, Kind, find_kind, form, read_examples
+from gemwright.data.sources import Place, Record, digest, find_files, read_records
+from gemwright.errors import DataError, GemwrightError
+from gemwright.text.chat_template import ChatTemplate
+from gemwright.text.tokenizer import Tokenizer
+
+TooLong: TypeAlias = Literal["split", "drop", "refuse"]
+"""How a document that is longer than a row is treated."""
+TOO_LONG: tuple[TooLong, ...] = ("split", "drop", "refuse")
+_NAMED = 3
+"""Number of places that a message names."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The size of training data.
+
+    Attributes:
+        records: Number of records.
+        documents: Number of documents, after long ones were split.
+        tokens: Number of tokens of all documents.
+        learned: Number of tokens that the loss covers.
+        longest: Number of tokens of the longest document.
+    """
+
+    records: int
+    documents: int
+    tokens: int
+    learned: int
+    longest: int
+
+
+class Documents:
+    """A sequence of documents, stored as flat arrays.
+
+    Attributes:
+        ids: [tokens] ids of all documents.
+        learned: [tokens] whether the loss covers an id.
+        offsets: [documents + 1] start of each document in `ids`, and the end.
+        records: [documents] index of the record of each document.
+    """
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        learned: NDArray[np.bool_],
+        offsets: NDArray[np.int64],
+        records: NDArray[np.int32],
+    ):
+        self.ids, self.learned, self.offsets, self.records = ids, learned, offsets, records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Document:
+        """Return a document, as views."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return Document(self.ids[part], self.learned[part])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of ids of each document."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training data, tokenized; `open_dataset` makes one.
+
+    Attributes:
+        files: The files, in order.
+        kind: The kind of the records; several, joined by commas, if files differ.
+        form: How they are encoded: "text", "prompted" or "chat".
+        documents: Their documents.
+        statistics: Their size.
+        notes: Sentences about all that was split, dropped or not learned.
+        digest: SHA-256 of the files.
+    """
+
+    files: tuple[Path, ...]
+    kind: str
+    form: Form
+    documents: Documents
+    statistics: Statistics
+    notes: tuple[str, ...]
+    digest: str
+    _places: "_Places" = field(repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the documents, which also changes with the tokenizer, the template and the options."""
+        total = hashlib.sha256()
+        for array in (self.documents.ids, self.documents.learned, self.documents.offsets):
+            total.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return total.hexdigest()
+
+    def place(self, record: int) -> Place:
+        """Return the place of a record, by its index."""
+        return self._places[record]
+
+
+class _Places:
+    """The places of records, stored as arrays."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, Place]] = []  # index of the first record of each file
+        self._numbers = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 8
+
+    def append(self, place: Place) -> None:
+        if not self._first or self._first[-1][1].path != place.path:
+            self._first.append((len(self), place))
+        self._numbers += np.int64(place.number).tobytes()
+
+    def __getitem__(self, index: int) -> Place:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = next(place for first, place in reversed(self._first) if first <= index)
+        return Place(place.path, int(np.frombuffer(self._numbers, np.int64)[index]), place.unit)
+
+
+def open_dataset(
+    paths: str | Path | Iterable[str | Path],
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    *,
+    max_length: int,
+    chat: bool | None = None,
+    tuned: bool = False,
+    too_long: TooLong = "split",
+) -> Dataset:
+    """Read and tokenize training data.
+
+    Args:
+        paths: A file or folder, or several.
+        tokenizer: The model's tokenizer.
+        chat_template: The model's chat template.
+        max_length: Number of positions of a row. A document of one id more fits, as its last id is only predicted.
+        chat: Whether a prompt and its completion are a conversation; by default if the model is tuned on them.
+        tuned: Whether the model is tuned on conversations.
+        too_long: How a longer document is treated: "split" into documents that begin with BOS, "drop" or "refuse".
+
+    Raises:
+        DataError: The data cannot be read, are empty, malformed or of mixed kinds, hold nothing to learn, or have a
+            document that is too long and refused.
+    """
+    if max_length < 1 or too_long not in TOO_LONG:
+        raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
+    files = find_files(paths)
+    builder = _Builder(Encoder(tokenizer, chat_template), max_length, too_long)
+    for record, examples in _read_all(files, builder, tuned if chat is None else chat):
+        builder.add(record, examples)
+    return builder.finish(files)
+
+
+def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
+    """Yield the records and their examples, those of a file of one kind and all of one form."""
+    first: dict[Path, tuple[Kind, Place]] = {}
+    for record in read_records(files):
+        kind = find_kind(record)
+        known, place = first.setdefault(record.place.path, (kind, record.place))
+        if kind is not known:
+            raise _mixed(known.name, place, kind.name, record.place)
+        examples = read_examples(kind, record, chat)
+        for example in examples:
+            builder.check_form(form(example), kind.name, record.place)
+        yield record, examples
+
+
+def _mixed(first: str, where: Place, second: str, there: Place) -> DataError:
+    return DataError(
+        f"The records are of mixed kinds: {first} ({where}) and {second} ({there}); train on one kind at a time."
+    )
+
+
+class _Builder:
+    """Documents that are being collected."""
+
+    def __init__(self, encoder: Encoder, max_length: int, too_long: TooLong):
+        self.encoder, self.max_length, self.too_long = encoder, max_length, too_long
+        self.places = _Places()
+        self.kinds: dict[str, tuple[Form, Place]] = {}
+        self.ids, self.learned = bytearray(), bytearray()
+        self.lengths, self.records = bytearray(), bytearray()
+        self.unlearned = _Counter()
+        self.split, self.dropped, self.separate = _Counter(), _Counter(), _Counter()
+
+    def check_form(self, found: Form, kind: str, place: Place) -> None:
+        """Refuse records of another form than the first."""
+        for other, (known, where) in self.kinds.items():
+            if known != found:
+                raise _mixed(other, where, kind, place)
+        self.kinds.setdefault(kind, (found, place))
+
+    def add(self, record: Record, examples: Iterable[Example]) -> None:
+        """Add the documents of a record."""
+        index = len(self.places)
+        self.places.append(record.place)
+        try:
+            documents = [self.encoder.encode(example) for example in examples]
+        except DataError:
+            raise
+        except GemwrightError as error:
+            raise record.place.error(str(error)) from error
+        if any(len(parts) > 1 for parts in documents):
+            self.separate.add(record.place)
+        learning = [document for parts in documents for document in parts if document.learned.any()]
+        if not learning:
+            self.unlearned.add(record.place)
+        for document in learning:
+            for part in self._fit(document, record.place):
+                self._append(part, index)
+
+    def _fit(self, document: Document, place: Place) -> list[Document]:
+        """Return a document, or the parts of a long one in which something is learned."""
+        length = len(document.ids)
+        if length - 1 <= self.max_length:
+            return [document]
+        if self.too_long == "refuse":
+            raise place.error(
+                f"the document has {length:,} tokens, and {self.max_length + 1:,} fit; use a larger length, or split "
+                "or drop long documents."
+            )
+        if self.too_long == "drop":
+            self.dropped.add(place)
+            return []
+        self.split.add(place)
+        parts: list[Document] = []
+        for start in range(1, length, self.max_length):
+            part = slice(start, start + self.max_length)
+            if document.learned[part].any():
+                ids = np.append(document.ids[:1], document.ids[part])
+                parts.append(Document(ids, np.append(False, document.learned[part])))
+        return parts
+
+    def _append(self, document: Document, record: int) -> None:
+        self.ids += document.ids.astype(np.int32).tobytes()
+        self.learned += document.learned.astype(bool).tobytes()
+        self.lengths += np.int64(len(document.ids)).tobytes()
+        self.records += np.int32(record).tobytes()
+
+    def finish(self, files: list[Path]) -> Dataset:
+        """Return the dataset."""
+        if not len(self.places):
+            names = ", ".join(map(str, files[:_NAMED]))
+            raise DataError(f"The training data are empty: {names} has no record.")
+        if not self.records:
+            raise DataError(self._nothing())
+        lengths = np.frombuffer(self.lengths, np.int64)
+        documents = Documents(
+            np.frombuffer(self.ids, np.int32),
+            np.frombuffer(self.learned, bool),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.frombuffer(self.records, np.int32),
+        )
+        learned = int(np.count_nonzero(documents.learned))
+        size = Statistics(len(self.places), len(documents), len(documents.ids), learned, int(lengths.max()))
+        found = next(iter(self.kinds.values()))[0]
+        kind = ", ".join(self.kinds)
+        return Dataset(tuple(files), kind, found, documents, size, self._notes(), digest(files), self.places)
+
+    def _nothing(self) -> str:
+        if self.dropped.count:
+            return f"All documents are longer than {self.max_length:,} tokens and were dropped; use a larger length."
+        return (
+            f"No record has a token to learn ({self.unlearned}): give every record an answer of the model, or a text "
+            "that is not empty."
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        pairs = (
+            (self.unlearned, "have no token to learn and are left out"),
+            (self.dropped, f"have a document of more than {self.max_length + 1:,} tokens, which is dropped"),
+            (self.split, f"have a document of more than {self.max_length + 1:,} tokens, which is split"),
+            (self.separate, "have one document per turn of the model, as the chat template changes earlier turns"),
+        )
+        return tuple(
+            f"Of the records, {counter.count:,} {text} ({counter})." for counter, text in pairs if counter.count
+        )
+
+
+class _Counter:
+    """The number of records, and the first of their places."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._places: list[Place] = []
+
+    def add(self, place: Place) -> None:
+        if self._places[-1:] != [place]:
+            self.count += 1
+            self._places[_NAMED:] = [place]
+
+    def __str__(self) -> str:
+        named = "; ".join(map(str, self._places[:_NAMED]))
+        return f"{named}; ..." if self.count > _NAMED else named

@@ -1,0 +1,166 @@
+"""Encode examples as documents: ids, and which of them are learned.
+
+Every document begins with exactly one BOS. The ids before a learned turn are those of the prompt at inference, and the
+learned ids are those that the model would have to generate, the one that ends the turn included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.data.records import Chat, Example, Prompted, Text
+from gemwright.errors import GemwrightError
+from gemwright.text.chat_template import ChatTemplate
+from gemwright.text.tokenizer import Tokenizer
+
+TEXT_CHUNK = 1 << 20
+"""Characters of a text that are tokenized at once."""
+_NOTHING = np.empty(0, np.int32)
+
+
+class Document(NamedTuple):
+    """A document.
+
+    Attributes:
+        ids: [n] token ids, of which the first is BOS.
+        learned: [n] whether the loss covers an id.
+    """
+
+    ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+
+
+class _Turn(NamedTuple):
+    """A turn of the model: the ids before it, its own, and whether a conversation may go on after it."""
+
+    prompt: list[int]
+    answer: list[int]
+    may_go_on: bool
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder of examples.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        chat_template: Its chat template.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+
+    def encode(self, example: Example) -> list[Document]:
+        """Return the documents of an example; several if its chat template changes earlier turns later.
+
+        Raises:
+            GemwrightError: The chat template refuses the conversation or is not suitable for training.
+        """
+        match example:
+            case Text(text):
+                return [self._document([], self._encode_text(text) if text.strip() else _NOTHING)]
+            case Prompted(prompt, completion, system):
+                before = f"{system}\n\n{prompt}" if system else prompt
+                answer = self._encode_text(completion) if completion.strip() else _NOTHING
+                return [self._document(self.tokenizer.encode(before), answer)]
+            case Chat():
+                return list(self._encode_chat(example))
+
+    def _document(self, prompt: Sequence[int], answer: NDArray[np.int32]) -> Document:
+        """Return BOS, an unlearned prompt, an answer and EOS; nothing is learned without an answer."""
+        before = np.array([self.tokenizer.bos_id, *prompt], np.int32)
+        ids = np.concatenate([before, answer, np.array([self.tokenizer.eos_id], np.int32)])
+        return Document(ids, (np.arange(len(ids)) >= len(before)) & (len(answer) > 0))
+
+    def _encode_text(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text, which is cut between lines if it is long, to bound the memory of tokenization."""
+        parts = [_NOTHING]
+        start = 0
+        while start < len(text):
+            stop = start + TEXT_CHUNK
+            if stop < len(text):
+                stop = _cut(text, start, stop)
+            parts.append(np.array(self.tokenizer.encode(text[start:stop]), np.int32))
+            start = stop
+        return np.concatenate(parts)
+
+    def _encode_chat(self, chat: Chat) -> Iterator[Document]:
+        """Yield one document for as many turns as the prompt of each begins with the document so far."""
+        ids: list[int] = []
+        learned: list[bool] = []
+        may_go_on = True
+        for index in np.flatnonzero(chat.learned).tolist():
+            turn = self._encode_turn(chat, index)
+            if ids and not (may_go_on and turn.prompt[: len(ids)] == ids):
+                yield Document(np.array(ids, np.int32), np.array(learned))
+                ids, learned = [], []
+            learned += [False] * (len(turn.prompt) - len(ids)) + [True] * len(turn.answer)
+            ids = turn.prompt + turn.answer
+            may_go_on = turn.may_go_on
+        if not ids:
+            ids, learned = [self.tokenizer.bos_id], [False]
+        yield Document(np.array(ids, np.int32), np.array(learned))
+
+    def _encode_turn(self, chat: Chat, index: int) -> _Turn:
+        """Return a turn of the model, as the difference of two renderings."""
+        before = self.chat_template.render(chat.messages[:index], chat.tools)
+        after = self.chat_template.render(chat.messages[: index + 1], chat.tools, prompt=False)
+        answer = _remove_prefix(before, after)
+        if answer is None:
+            raise GemwrightError(
+                f"the chat template begins message {index + 1} in another way than its prompt for the model does; use "
+                "another chat template."
+            )
+        prompt = self.tokenizer.with_bos(self._ids(before))
+        ends = [place for place, piece in enumerate(answer) if piece in self._ends]
+        if ends:
+            ids = self._ids(answer[: ends[-1] + 1])
+        else:  # the template does not end the turn, so EOS does
+            ids = [*self._ids([piece.rstrip() if isinstance(piece, str) else piece for piece in answer])]
+            ids.append(self.tokenizer.eos_id)
+        if self.tokenizer.bos_id in (*prompt[1:], *ids):
+            raise GemwrightError("the chat template writes BOS inside the conversation; use another chat template.")
+        return _Turn(prompt, ids, bool(ends))
+
+    @cached_property
+    def _ends(self) -> frozenset[Any]:
+        return frozenset((self.tokenizer.eos_id, *self.chat_template.end_ids))
+
+    def _ids(self, pieces: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self.tokenizer.encode(piece) if isinstance(piece, str) else [piece]
+        return ids
+
+
+def _remove_prefix(prefix: Sequence[str | int], pieces: Sequence[str | int]) -> list[str | int] | None:
+    """Return the pieces after a prefix, whose last text may be the beginning of a piece; None if they differ."""
+    *first, last = prefix
+    same = list(pieces[: len(first)]) == first and len(pieces) > len(first)
+    place = len(first)
+    if same and pieces[place] == last:
+        return list(pieces[place + 1 :])
+    if same and isinstance(last, str) and str(pieces[place]).startswith(last) and isinstance(pieces[place], str):
+        return [str(pieces[place])[len(last) :], *pieces[place + 1 :]]
+    return None
+
+
+def _cut(text: str, start: int, stop: int) -> int:
+    """Return a place at or before `stop` between a line break and another character, or else between words.
+
+    No piece of the vocabulary spans such a place: line breaks merge with line breaks alone, and a space with the word
+    after it.
+    """
+    place = text.rfind("\n", start, stop)
+    while place > start and text[place + 1 : place + 2] == "\n":
+        place = text.rfind("\n", start, place)
+    if place > start:
+        return place + 1
+    place = text.rfind(" ", start + 1, stop)
+    while place > start and text[place - 1] == " ":
+        place -= 1
+    return place if place > start else stop

@@ -1,0 +1,276 @@
+"""Pack documents into rows, and rows into batches with an exact position: `batches`.
+
+The documents are packed once, by grain's packers, in an order that is shuffled with the seed; every epoch has the same
+rows in another order. So the number of steps is known, and the position is one number.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.data.dataset import Dataset, Documents
+from gemwright.errors import DataError, GemwrightError
+
+Packing: TypeAlias = Literal["best-fit", "first-fit", "concatenate", "none"]
+PACKINGS: tuple[Packing, ...] = ("best-fit", "first-fit", "concatenate", "none")
+"""Ways to fill a row: with whole documents, with consecutive documents that are cut at its end, or with one."""
+POOL_TOKENS = 1 << 20
+"""Positions of the rows that are filled at the same time."""
+
+
+class Batch(NamedTuple):
+    """A batch of packed rows; every array is [B, T].
+
+    Attributes:
+        tokens: int32 ids; 0 in padding.
+        targets: int32 ids of the next tokens of the same documents.
+        learned: Whether the loss covers a target.
+        segments: int32 number of the document in its row, from 1; 0 in padding.
+        records: int32 index of the record; -1 in padding.
+    """
+
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    segments: NDArray[np.int32]
+    records: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of pieces of documents.
+
+    Attributes:
+        starts, stops: [pieces] range of the inputs of each piece in the ids of all documents. A target is the next id.
+        offsets: [rows + 1] first piece of each row, and the number of pieces.
+    """
+
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows:
+    """Pack documents into rows of `length` positions.
+
+    Raises:
+        GemwrightError: The packing is not known.
+        DataError: A document is longer than a row, and would not be cut.
+    """
+    if packing not in PACKINGS:
+        raise GemwrightError(f"The packing {packing!r} is not known; use one of {', '.join(PACKINGS)}.")
+    longest = int(documents.lengths.max())
+    if packing != "concatenate" and longest - 1 > length:
+        raise DataError(
+            f"A document has {longest:,} tokens, and {length + 1:,} fit into a row; use a larger length, or open the "
+            "data with this length as max_length."
+        )
+    order = np.random.default_rng((seed, 0)).permutation(len(documents))
+    starts, stops = documents.offsets[:-1][order], documents.offsets[1:][order] - 1
+    if packing == "none":
+        return Rows(starts, stops, np.arange(len(starts) + 1))
+    return _pack_with_grain(starts, stops, length, packing)
+
+
+def _pack_with_grain(starts: NDArray[np.int64], stops: NDArray[np.int64], length: int, packing: Packing) -> Rows:
+    """Pack ranges of ids; a row of grain holds the indices of its ids."""
+    from grain import MapDataset, ReadOptions
+    from grain import experimental as grain
+
+    ranges = MapDataset.source(_Ranges(starts, stops)).to_iter_dataset(ReadOptions(num_threads=0))
+    if packing == "concatenate":
+        packed = grain.ConcatThenSplitIterDataset(ranges, length_struct={"ids": length})
+    else:
+        packer = grain.BestFitPackIterDataset if packing == "best-fit" else grain.FirstFitPackIterDataset
+        bins = max(1, min(len(starts), POOL_TOKENS // length))
+        packed = packer(ranges, length_struct={"ids": length}, num_packing_bins=bins, shuffle_bins=False)
+    pieces: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for row in packed:
+        filled = np.flatnonzero(row["ids_segment_ids"])
+        first = filled[np.flatnonzero(np.diff(row["ids_segment_ids"][filled], prepend=0))]
+        last = np.append(first[1:], len(filled)) - 1
+        pieces.append((row["ids"][first], row["ids"][last] + 1))
+    counts = [len(first) for first, _ in pieces]
+    begin, end = zip(*pieces, strict=True)
+    return Rows(np.concatenate(begin), np.concatenate(end), np.concatenate([[0], np.cumsum(counts)]))
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """A source for grain: the indices of the inputs of each document."""
+
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
+        return {"ids": np.arange(self.starts[index], self.stops[index])}
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches; `batches` makes one.
+
+    The last batch of an epoch is filled up with rows of padding.
+
+    Attributes:
+        steps_per_epoch: Number of batches of an epoch.
+        steps: Number of batches of all epochs.
+        padding: Share of padding in the positions of an epoch.
+        step: Number of batches that were returned.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: Rows,
+        *,
+        batch_size: int,
+        length: int,
+        seed: int,
+        epochs: int,
+        process: tuple[int, int],
+        made_with: Mapping[str, Any],
+    ):
+        self._documents, self._rows = dataset.documents, rows
+        self._batch_size, self._length, self._seed = batch_size, length, seed
+        self._process, self._made_with = process, dict(made_with)
+        self.steps_per_epoch = -(-len(rows) // batch_size)
+        self.steps = self.steps_per_epoch * epochs
+        positions = self.steps_per_epoch * batch_size * length
+        self.padding = 1 - float(np.sum(rows.stops - rows.starts)) / positions
+        self.step = 0
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        if self.step >= self.steps:
+            raise StopIteration
+        batch = self[self.step]
+        self.step += 1
+        return batch
+
+    def __getitem__(self, step: int) -> Batch:
+        """Return the batch of a step, without moving."""
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        index, count = self._process
+        size = self._batch_size // count
+        first = place * self._batch_size + index * size
+        return self._gather(self._epoch(epoch)[first : first + size], size)
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the order of the rows in an epoch."""
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self._seed, 1, epoch)).permutation(len(self._rows))
+        return self._order[1]
+
+    def _gather(self, rows: NDArray[np.int64], size: int) -> Batch:
+        """Return the batch of some rows, padded to `size`."""
+        documents, shape = self._documents, (size, self._length)
+        batch = Batch(
+            tokens=np.zeros(shape, np.int32),
+            targets=np.zeros(shape, np.int32),
+            learned=np.zeros(shape, bool),
+            segments=np.zeros(shape, np.int32),
+            records=np.full(shape, -1, np.int32),
+        )
+        for row, index in enumerate(rows.tolist()):
+            begin = 0
+            pieces = range(int(self._rows.offsets[index]), int(self._rows.offsets[index + 1]))
+            for segment, piece in enumerate(pieces, 1):
+                start, stop = int(self._rows.starts[piece]), int(self._rows.stops[piece])
+                place = row, slice(begin, begin + stop - start)
+                batch.tokens[place] = documents.ids[start:stop]
+                batch.targets[place] = documents.ids[start + 1 : stop + 1]
+                batch.learned[place] = documents.learned[start + 1 : stop + 1]
+                batch.segments[place] = segment
+                document = int(np.searchsorted(documents.offsets, start, side="right")) - 1
+                batch.records[place] = documents.records[document]
+                begin += stop - start
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position, as values of JSON."""
+        return {"step": self.step, "made_with": self._made_with}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Move to a position that `get_state` returned.
+
+        Raises:
+            DataError: The state is of other data or options.
+        """
+        made_with, step = state.get("made_with"), state.get("step")
+        if made_with != self._made_with:
+            given: Mapping[str, Any] = made_with if isinstance(made_with, Mapping) else {}
+            changed = [name for name, value in self._made_with.items() if given.get(name) != value]
+            raise DataError(
+                f"The position is of other training data or options ({', '.join(changed) or 'unknown'}); continue with "
+                "the same ones."
+            )
+        if not isinstance(step, int) or not 0 <= step <= self.steps:
+            raise DataError(
+                f"The position {step!r:.40} is not one of {self.steps:,} steps; continue with the same epochs."
+            )
+        self.step = step
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    length: int,
+    packing: Packing = "best-fit",
+    seed: int = 0,
+    epochs: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Return the batches of a dataset.
+
+    Args:
+        dataset: The data.
+        batch_size: Number of rows of a batch, over all processes.
+        length: Number of positions of a row.
+        packing: How rows are filled; see `PACKINGS`.
+        seed: Seed of the order of documents and rows.
+        epochs: Number of passes over the data.
+        process_index: Index of this process, which gets its share of the rows of each batch.
+        process_count: Number of processes, which divides `batch_size`.
+
+    Raises:
+        GemwrightError: A number is out of range, or the packing is not known.
+        DataError: A document is longer than a row.
+    """
+    if min(batch_size, length, epochs, process_count) < 1 or seed < 0:
+        raise GemwrightError("batch_size, length and epochs must be positive, and seed at least 0.")
+    if batch_size % process_count or not 0 <= process_index < process_count:
+        raise GemwrightError(f"batch_size is {batch_size}; use a multiple of the number of processes, {process_count}.")
+    made_with = {
+        "data": dataset.fingerprint,
+        "batch_size": batch_size,
+        "length": length,
+        "packing": packing,
+        "seed": seed,
+    }
+    return Batches(
+        dataset,
+        pack(dataset.documents, length, packing, seed),
+        batch_size=batch_size,
+        length=length,
+        seed=seed,
+        epochs=epochs,
+        process=(process_index, process_count),
+        made_with=made_with,
+    )

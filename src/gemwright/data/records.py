@@ -1,0 +1,310 @@
+"""Recognize the kind of records, and read each as texts, prompts with completions, or conversations.
+
+The kinds are a table, `KINDS`. Values of None count as absent, and fields that a kind does not name are ignored.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+from gemwright.data.sources import Record
+from gemwright.errors import DataError, GemwrightError
+from gemwright.text.chat import read_messages
+
+Fields: TypeAlias = Mapping[str, Any]
+Form: TypeAlias = Literal["text", "prompted", "chat"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is learned as a whole."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt and its completion, of which the completion is learned."""
+
+    prompt: str
+    completion: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation.
+
+    Attributes:
+        messages: Its messages, as `gemwright.text.chat.read_messages` returns them.
+        learned: Whether each message is learned; only those of the model can be.
+        tools: Functions that the model may call.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    learned: tuple[bool, ...]
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+Example: TypeAlias = Text | Prompted | Chat
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of record.
+
+    Attributes:
+        name: Its name in messages.
+        required: Fields that a record of the kind has, each with its alternative names.
+        read: Returns the examples of a record.
+    """
+
+    name: str
+    required: tuple[tuple[str, ...], ...]
+    read: Callable[[Fields], Sequence[Example]]
+
+    def fits(self, fields: Fields) -> bool:
+        """Return whether a record has the fields of this kind."""
+        return all(any(fields.get(name) is not None for name in names) for names in self.required)
+
+
+def find_kind(record: Record) -> Kind:
+    """Return the kind of a record.
+
+    Raises:
+        DataError: It is of no kind.
+    """
+    kind = next((kind for kind in KINDS if kind.fits(record.fields)), None)
+    if kind is None:
+        names = ", ".join(map(str, list(record.fields)[:10])) or "no fields"
+        known = "; ".join(" and ".join("/".join(names) for names in kind.required) for kind in KINDS)
+        raise record.place.error(f"the kind of record is not recognized (it has {names:.200}); use one of: {known}.")
+    return kind
+
+
+def read_examples(kind: Kind, record: Record, chat: bool) -> Sequence[Example]:
+    """Return the examples of a record.
+
+    Args:
+        kind: Its kind.
+        record: The record.
+        chat: Whether a prompt and its completion are a conversation.
+
+    Raises:
+        DataError: A field has another type or text that is not valid.
+    """
+    try:
+        examples = kind.read(record.fields)
+        return [_as_chat(example) if chat and isinstance(example, Prompted) else example for example in examples]
+    except DataError:
+        raise
+    except GemwrightError as error:
+        raise record.place.error(str(error)) from error
+
+
+def form(example: Example) -> Form:
+    """Return how an example is encoded."""
+    return "text" if isinstance(example, Text) else "prompted" if isinstance(example, Prompted) else "chat"
+
+
+def check_text(text: Any, name: str) -> str:
+    """Return a text of a record.
+
+    Raises:
+        GemwrightError: It is not a string, or has a NUL or half of a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise GemwrightError(f'"{name}" must be a string, not {type(text).__name__}; correct the record.')
+    if "\0" in text:
+        raise GemwrightError(f'"{name}" has a NUL character; remove it from the record.')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GemwrightError(f'"{name}" has half of a surrogate pair; correct the record.') from None
+    return text
+
+
+def _field(fields: Fields, *names: str) -> str:
+    """Return the text of the first field that is present, else nothing."""
+    name = next((name for name in names if fields.get(name) is not None), None)
+    return "" if name is None else check_text(fields[name], name)
+
+
+def _system(fields: Fields) -> str:
+    return _field(fields, "system", "system_prompt")
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    """Return a list of mappings."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise GemwrightError(f'"{name}" must be a list of objects; correct the record.')
+    return value
+
+
+def _as_chat(example: Prompted) -> Chat:
+    return _talk([("system", example.system), ("user", example.prompt), ("assistant", example.completion)])
+
+
+def _talk(turns: Sequence[tuple[str, str]]) -> Chat:
+    """Return a conversation of roles and texts, less an empty system message."""
+    kept = [{"role": role, "content": text} for role, text in turns if text or role != "system"]
+    return _chat(kept)
+
+
+def _chat(
+    messages: Sequence[Mapping[str, Any]], learned: Sequence[bool] | None = None, tools: Any = None, start: int = 0
+) -> Chat:
+    """Return a conversation, with the model's messages from `start` on learned unless they say otherwise."""
+    for message in messages:
+        _check_strings(message)
+    read, images = read_messages(cast(Any, messages))
+    if images:
+        raise GemwrightError("images in records are not supported; remove them from the messages.")
+    given = [True] * len(read) if learned is None else learned
+    flags = [
+        index >= start and flag and message["role"] == "assistant" and not _is_empty(message)
+        for index, (message, flag) in enumerate(zip(read, given, strict=True))
+    ]
+    return Chat(read, tuple(flags), None if tools is None else _list(tools, "tools") or None)
+
+
+def _check_strings(value: Any) -> None:
+    """Check all texts of a message."""
+    if isinstance(value, str):
+        check_text(value, "content")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_strings(key)
+            _check_strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
+
+
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    """Return whether there is nothing to learn in a message of the model."""
+    content = message.get("content")
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])
+    return not (text.strip() or message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _read_messages(fields: Fields) -> list[Example]:
+    messages = _list(fields["messages"], "messages")
+    system = _system(fields)
+    leading = [{"role": "system", "content": system}] if system else []
+    weights = [message.get("weight", 1) for message in messages]
+    if any(weight not in (0, 1) for weight in weights):
+        raise GemwrightError('"weight" of a message must be 0 or 1; correct the record.')
+    plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    return [_chat(leading + plain, [True] * len(leading) + [bool(weight) for weight in weights], fields.get("tools"))]
+
+
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+}
+"""Roles by their names in other formats."""
+
+
+def _role(name: Any) -> str:
+    if name not in _ROLES:
+        raise GemwrightError(f"the author of a message is {name!r:.40}; use one of {', '.join(_ROLES)}.")
+    return _ROLES[name]
+
+
+def _read_conversations(fields: Fields) -> list[Example]:
+    """Read the format of ShareGPT: `from` and `value`."""
+    turns = [
+        (_role(turn.get("from")), check_text(turn.get("value"), "value"))
+        for turn in _list(fields["conversations"], "conversations")
+    ]
+    return [_talk([("system", _system(fields)), *turns])]
+
+
+def _read_prompted(fields: Fields) -> list[Example]:
+    prompt, completion = fields["prompt"], fields.get("completion", fields.get("response"))
+    if isinstance(prompt, list) or isinstance(completion, list):
+        before, after = _list(prompt, "prompt"), _list(completion, "completion")
+        return [_chat([*before, *after], tools=fields.get("tools"), start=len(before))]
+    return [Prompted(check_text(prompt, "prompt"), check_text(completion, "completion"), _system(fields))]
+
+
+def _instruct(fields: Fields, given: str, answer: str) -> Chat:
+    """Return an instruction, its input after an empty line, and the answer."""
+    instruction = _field(fields, "instruction", "question")
+    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return _talk([("system", _system(fields)), ("user", asked), ("assistant", answer)])
+
+
+def _read_instruction(fields: Fields) -> list[Example]:
+    return [_instruct(fields, _field(fields, "input", "context"), _field(fields, "output", "response", "answer"))]
+
+
+def _read_instances(fields: Fields) -> list[Example]:
+    return [
+        _instruct(fields, _field(instance, "input"), _field(instance, "output"))
+        for instance in _list(fields["instances"], "instances")
+    ]
+
+
+def _read_tree(fields: Fields) -> list[Example]:
+    """Read a message tree of OpenAssistant: every question of the user, with the best-ranked answers.
+
+    Each path from the root to a last answer is a conversation. An answer that several have is learned in the first.
+    """
+    examples: list[Example] = []
+    seen: set[int] = set()
+    for path in _paths(fields["prompt"]):
+        turns = [(_role(node.get("role")), check_text(node.get("text"), "text")) for node in path]
+        learned = [id(node) not in seen for node in path]
+        seen |= {id(node) for node in path}
+        examples.append(_chat([{"role": role, "content": text} for role, text in turns], learned))
+    return examples
+
+
+def _paths(root: Any) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the paths of a message tree that end with an answer."""
+    pending: list[list[Mapping[str, Any]]] = [_list([root], "prompt")]
+    while pending:
+        path = pending.pop()
+        replies = [
+            reply
+            for reply in _list(path[-1].get("replies") or [], "replies")
+            if not reply.get("deleted") and reply.get("review_result") is not False
+        ]
+        if _role(path[-1].get("role")) == "user":
+            pending += [[*path, reply] for reply in sorted(replies, key=_rank)[:1]]
+        else:
+            answered = [reply for reply in replies if any(True for _ in _list(reply.get("replies") or [], "replies"))]
+            pending += [[*path, reply] for reply in reversed(answered)]
+            if not answered:
+                yield path
+
+
+def _rank(reply: Mapping[str, Any]) -> float:
+    rank = reply.get("rank")
+    return float(rank) if isinstance(rank, int) else float("inf")
+
+
+def _read_plain(fields: Fields) -> list[Example]:
+    return [Text(check_text(fields["text"], "text"))]
+
+
+KINDS = (
+    Kind("messages", (("messages",),), _read_messages),
+    Kind("conversations", (("conversations",),), _read_conversations),
+    Kind("message tree", (("message_tree_id",), ("prompt",)), _read_tree),
+    Kind("prompt and completion", (("prompt",), ("completion", "response")), _read_prompted),
+    Kind("instances", (("instruction",), ("instances",)), _read_instances),
+    Kind("instruction", (("instruction",), ("output", "response")), _read_instruction),
+    Kind("question and answer", (("question",), ("answer", "response")), _read_instruction),
+    Kind("text", (("text",),), _read_plain),
+)
+"""All kinds of records; a record is of the first whose fields it has."""
