@@ -42,7 +42,10 @@ def convert_adapter(source: Path, target: Path, to: Literal["huggingface", "gguf
     path = find_model(base or source)[0]
     config = open_checkpoint(path).config
     updates = read_updates(adapter, config)
-    (_write_gguf if to == "gguf" else _write_peft)(target, adapter, updates, config, base or adapter.base)
+    if to == "gguf":
+        _write_gguf(target, adapter, updates, config, base or adapter.base)
+    else:
+        write_peft(target, updates, config, base or adapter.base)
 
 
 def _modules(adapter_format: str, config: Config) -> dict[str, str]:
@@ -80,7 +83,18 @@ def _write_gguf(target: Path, adapter: Adapter, updates: Updates, config: Config
     write_gguf(target, metadata, tensors)
 
 
-def _write_peft(target: Path, adapter: Adapter, updates: Updates, config: Config, base: str | None) -> None:
+def write_peft(target: Path, updates: Updates, config: Config, base: str | None) -> None:
+    """Write updates as a PEFT folder, completely or not at all.
+
+    Args:
+        target: The folder to make.
+        updates: The updates.
+        config: The model they are for.
+        base: The name or path of the model.
+
+    Raises:
+        CheckpointError: The folder exists or cannot be written.
+    """
     modules = _modules("peft", config)
     prefix = "model.language_model." if config.vision else "model."  # the names of transformers 5
     names = {path: modules[path].replace("model.", prefix, 1) for path in updates.low_rank}

@@ -16,6 +16,7 @@ from gemwright.cli.score import score
 from gemwright.cli.see import see
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
+from gemwright.cli.tune import tune
 
 app = typer.Typer(
     name="gemwright",
@@ -48,5 +49,6 @@ def _gemwright(
 for command in (generate, chat, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
+app.command()(tune)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)

@@ -83,7 +83,7 @@ def load_model(
         name=str(model),
         engine=Engine(config, params, vocabulary, jnp.dtype(cache_dtype(precision))),
         tokenizer=tokenizer,
-        chat_template=_chat_template(checkpoint, tokenizer),
+        chat_template=make_chat_template(checkpoint, tokenizer),
         defaults=default_sampling(checkpoint),
         stop_ids=checkpoint.stop_ids or (tokenizer.eos_id,),
         tuned=bool(checkpoint.chat_templates),
@@ -139,7 +139,7 @@ def default_sampling(checkpoint: Checkpoint) -> Sampling:
     return replace(Sampling(temperature=1.0, top_k=50), **given)
 
 
-def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+def make_chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
     """Return the checkpoint's chat template, or that of its family."""
     sources = checkpoint.chat_templates or {"default": FORMATS[checkpoint.family.chat_format].template}
     return ChatTemplate(tokenizer, sources, checkpoint.special_tokens)

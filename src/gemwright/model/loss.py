@@ -39,11 +39,11 @@ def cross_entropy(
         targets: The token after each.
         learned: Whether the loss covers the token's target.
     """
-    return _forward(config, head, None, hidden, targets, learned)[0]
+    return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
 
 
 def _forward(
-    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array
+    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
 ) -> tuple[Array, Array, Any]:
     """Return the loss and its gradients with respect to the hidden states and the trained leaves of the head.
 
@@ -54,6 +54,7 @@ def _forward(
         hidden: See `cross_entropy`.
         targets: See `cross_entropy`.
         learned: See `cross_entropy`.
+        differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
     chunk = max(1, min(size, LOGITS // config.vocab))
@@ -70,10 +71,12 @@ def _forward(
         places = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
         wanted = index * chunk + jnp.arange(chunk) < count
         target = targets[places]
-        scores, pull = jax.vjp(logits, trained, hidden[places])
+        scores, pull = jax.vjp(logits, trained, hidden[places])  # without `pull`, only the logits are computed
         log_total = jax.nn.logsumexp(scores, axis=-1)
         of_target = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
         total += jnp.sum(jnp.where(wanted, log_total - of_target, 0.0))
+        if not differentiate:
+            return total, gradient, head_gradient
         probability = jnp.where(wanted[:, None], jnp.exp(scores - log_total[:, None]), 0.0)
         of_trained, of_hidden = pull(probability.at[jnp.arange(chunk), target].add(-wanted.astype(jnp.float32)))
         # A padded place repeats token 0, whose gradient would be overwritten.
@@ -95,7 +98,7 @@ def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learne
     frozen = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, head, is_leaf=_is_primal)
     trained = trained if jax.tree.leaves(trained) else None
     arguments = (leaf.value for leaf in (hidden, targets, learned))
-    loss, gradient, head_gradient = _forward(config, frozen, trained, *arguments)
+    loss, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
     return loss, (gradient, head_gradient)
 
 

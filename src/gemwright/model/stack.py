@@ -84,9 +84,7 @@ def stacked_specs(config: Config) -> StackedWeights:
 
 def stack(config: Config, params: ModelWeights) -> StackedWeights:
     """Return the weights of a model stacked; layers whose leaves differ in kind or encoding are of different stages."""
-    keys = [
-        (layer, jax.tree.structure(weights)) for layer, weights in zip(config.layers, params.layers, strict=True)
-    ]
+    keys = [(layer, jax.tree.structure(weights)) for layer, weights in zip(config.layers, params.layers, strict=True)]
 
     def join(numbers: list[int]) -> LayerWeights:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params.layers[n] for n in numbers))

@@ -10,9 +10,7 @@ from gemwright.checkpoint.open import Checkpoint
 from gemwright.model.stack import StackedWeights, stack, stacked_paths, stacked_specs
 
 
-def load_stacked(
-    checkpoint: Checkpoint, dtype: str, progress: Progress = lambda done, total: None
-) -> StackedWeights:
+def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = lambda done, total: None) -> StackedWeights:
     """Load the weights of a checkpoint onto the device, in a dtype, stacked.
 
     Memory never holds more than the stacked weights and one weight of a layer.

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from gemwright.data.packing import Packing
 from gemwright.errors import GemwrightError
 from gemwright.model.stack import Remat
 
@@ -53,7 +54,7 @@ class Recipe:
     accumulation: int = 1
     epochs: int = 1
     steps: int | None = None
-    packing: str = "best-fit"
+    packing: Packing = "best-fit"
     ema: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "products"
