@@ -16,7 +16,7 @@ from gemwright.model.config import Config
 from gemwright.typing import Array, Bool, Float, Int
 from gemwright.weights import Weight
 
-LOGITS = 1 << 25
+LOGITS = 1 << 26
 """Maximum number of logits in memory, 256 MB."""
 
 
@@ -62,9 +62,13 @@ def _forward(
     # Labelled tokens first, in order, so that the loop ends with them.
     order = jnp.pad(jnp.argsort(~learned, stable=True), (0, -size % chunk))
 
+    # Of two large matrices XLA's CPU backend packs the second in every call, so a plain head is the first.
+    axis = 0 if isinstance(head if trained is None else trained, Array) else 1
+
     def logits(trained: Any, hidden: Array) -> Array:
         full = head if trained is None else tree.combine(trained, head)
-        return ops.soft_cap(weights.matmul(hidden, full, out=jnp.float32), config.final_soft_cap)
+        pair = (full, hidden) if axis == 0 else (hidden, full)
+        return ops.soft_cap(weights.matmul(*pair, out=jnp.float32), config.final_soft_cap)
 
     def step(index: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
         total, gradient, head_gradient = carry
@@ -72,13 +76,14 @@ def _forward(
         wanted = index * chunk + jnp.arange(chunk) < count
         target = targets[places]
         scores, pull = jax.vjp(logits, trained, hidden[places])  # without `pull`, only the logits are computed
-        log_total = jax.nn.logsumexp(scores, axis=-1)
-        of_target = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
-        total += jnp.sum(jnp.where(wanted, log_total - of_target, 0.0))
+        log_total = jax.nn.logsumexp(scores, axis=axis, keepdims=True)
+        of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis)
+        total += jnp.sum(jnp.where(wanted, (log_total - of_target).reshape(-1), 0.0))
         if not differentiate:
             return total, gradient, head_gradient
-        probability = jnp.where(wanted[:, None], jnp.exp(scores - log_total[:, None]), 0.0)
-        of_trained, of_hidden = pull(probability.at[jnp.arange(chunk), target].add(-wanted.astype(jnp.float32)))
+        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
+        difference = jnp.exp(scores - log_total) - is_target
+        of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
         # A padded place repeats token 0, whose gradient would be overwritten.
         gradient = gradient.at[jnp.where(wanted, places, size)].set(of_hidden, mode="drop")
         return total, gradient, jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_trained)
