@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def read_records(files: Sequence[Path]) -> Iterator[Record]:
     for file in files:
         try:
             yield from READERS[_suffix(file)](file)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} cannot be read ({error}); check the file.") from error
 
 
