@@ -158,8 +158,8 @@ def test_a_malformed_row_is_named(text: str, problem: str, tmp_path: Path) -> No
         list(read_records([tmp_path / "a.csv"]))
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".txt"])
-@settings(deadline=None, max_examples=int(os.environ.get("FUZZ", "100")))
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".txt"])
+@settings(deadline=None, max_examples=int(os.environ.get("FUZZ", "60")))
 @given(data=st.data())
 def test_damaged_files_raise_one_error(suffix: str, data: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = write_records(tmp_path_factory.mktemp("fuzz"), suffix if suffix != ".txt" else ".jsonl")

@@ -98,7 +98,10 @@ def _windows(ranges: _Ranges) -> Iterator[_Ranges]:
 
 def _pack_with_grain(ranges: _Ranges, length: int, packing: Packing) -> Iterator[_Ranges]:
     """Yield the ranges of each row. An element of grain holds the indices of its ids, of which a row is made."""
-    from grain import MapDataset, ReadOptions, experimental
+    try:
+        from grain import MapDataset, ReadOptions, experimental
+    except ImportError:
+        raise GemwrightError("Packing needs grain; run: pip install grain") from None
 
     def indices(piece: int) -> dict[str, NDArray[np.int64]]:
         return {"ids": np.arange(*ranges[piece])}
