@@ -221,6 +221,8 @@ def test_a_refusal_of_the_template_names_the_record(write: Any, read: Any) -> No
     talk = [{"role": "assistant", "content": "the"}, {"role": "assistant", "content": "the"}]
     with pytest.raises(DataError, match=r"data\.jsonl, line 2: "):
         read(write(RECORDS["messages"][0], {"messages": [{"role": "user", "content": "a"}, *talk]}))
+    with pytest.raises(DataError, match="line 1: the conversation begins with the model"):
+        read(write({"messages": talk[:1]}))
 
 
 def test_long_documents_are_split_without_loss(write: Any, read: Any, tokenizer: Tokenizer) -> None:

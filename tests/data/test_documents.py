@@ -132,6 +132,13 @@ def test_a_turn_that_the_template_does_not_end_ends_with_eos(tokenizer: Tokenize
     assert tokenizer.eos_id not in second.ids[:-1]
 
 
+def test_templates_that_write_little_do_not_fail(tokenizer: Tokenizer) -> None:
+    source = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+    first, second = encoder(tokenizer, source).encode(chat(TALK))
+    assert learned_texts(tokenizer, first) == ["the hen<eos>"]
+    assert learned_texts(tokenizer, second) == ["an end.<eos>"]
+
+
 @pytest.mark.parametrize("start", ["", "{{ bos_token }}", "{{ bos_token + bos_token }}"])
 def test_a_document_has_one_bos(start: str, tokenizer: Tokenizer) -> None:
     source = start + TURNS.removeprefix("{{ bos_token }}")

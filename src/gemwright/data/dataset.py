@@ -310,7 +310,7 @@ class _Builder:
             (self.unlearned, "have no token to learn and are left out"),
             (self.dropped, f"have a document of more than {self.max_length + 1:,} tokens, which is dropped"),
             (self.split, f"have a document of more than {self.max_length + 1:,} tokens, which is split"),
-            (self.separate, "have one document per turn of the model, as the chat template changes earlier turns"),
+            (self.separate, "have several documents, as the chat template changes or does not end earlier turns"),
         )
         return tuple(
             f"Of the records, {counter.count:,} {text} ({counter})." for counter, text in pairs if counter.count

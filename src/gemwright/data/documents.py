@@ -107,6 +107,8 @@ class Encoder:
 
     def _encode_turn(self, chat: Chat, index: int) -> _Turn:
         """Return a turn of the model, as the difference of two renderings."""
+        if index == 0:
+            raise GemwrightError("the conversation begins with the model; begin with a message of the user.")
         before = self.chat_template.render(chat.messages[:index], chat.tools)
         after = self.chat_template.render(chat.messages[: index + 1], chat.tools, prompt=False)
         answer = _remove_prefix(before, after)
@@ -144,6 +146,8 @@ def _strip_end(piece: str | int) -> str | int:
 
 def _remove_prefix(prefix: Sequence[str | int], pieces: Sequence[str | int]) -> list[str | int] | None:
     """Return the pieces after a prefix, whose last text may be the beginning of a piece; None if they differ."""
+    if not prefix:
+        return list(pieces)
     *first, last = prefix
     same = list(pieces[: len(first)]) == first and len(pieces) > len(first)
     place = len(first)

@@ -73,12 +73,16 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             both training and test files.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    files = [file for path in map(Path, given) for file in (_list_folder(path) if path.is_dir() else [path])]
+    try:
+        files = [file for path in map(Path, given) for file in (_list_folder(path) if path.is_dir() else [path])]
+        missing = [file for file in files if not file.is_file()]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); check the path.") from error
     if not files:
         raise DataError("There are no training data: pass a file or a folder.")
+    if missing:
+        raise DataError(f"{missing[0]} does not exist or is not a file; check the path of the training data.")
     for file in files:
-        if not file.is_file():
-            raise DataError(f"{file} does not exist; check the path of the training data.")
         if _suffix(file) not in READERS:
             raise DataError(f"{file} is of a format that is not supported; use one of {', '.join(READERS)}.")
     return files
@@ -92,7 +96,7 @@ def _list_folder(folder: Path) -> list[Path]:
     files = [file for file in found if READERS[_suffix(file)] is not _read_text]
     files = files or [file for file in found if not file.stem.upper().startswith(("README", "LICENSE"))]
     if not files:
-        raise DataError(f"{folder} has no training data; it needs files of one of {', '.join(READERS)}.")
+        raise DataError(f"{folder} has no training data; it needs files that end with one of {', '.join(READERS)}.")
     splits = {split for file in files for split in _SPLITS if file.stem.lower().startswith(split)}
     if "train" in splits and len(splits) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
