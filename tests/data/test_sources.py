@@ -5,6 +5,8 @@ import csv
 import gzip
 import json
 import os
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,29 @@ def test_formats_give_the_same_records(suffix: str, places: list[str], tmp_path:
     records = list(read_records([path]))
     assert [dict(record.fields) for record in records] == RECORDS
     assert [str(record.place) for record in records] == [f"{path}, {place}" for place in places]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="needs pyarrow; run: pip install pyarrow"):
+        list(read_records([tmp_path / "a.parquet"]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_one_record_at_a_time_is_in_memory(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    record, start, between, end = {
+        ".jsonl": ('{"text": "' + "x" * 1000 + '"}', "", "\n", "\n"),
+        ".json": ('{"text": "' + "x" * 1000 + '"}', "[", ",", "]"),
+        ".csv": ("x" * 1000, "text\n", "\n", "\n"),
+    }[suffix]
+    path.write_text(start + between.join([record] * 5000) + end)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_records([path])) == 5000
+        assert tracemalloc.get_traced_memory()[1] < 500_000  # of a file of 5 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:

@@ -2,6 +2,5 @@
 
 from gemwright.data.dataset import Dataset, Statistics, open_dataset
 from gemwright.data.packing import Batch, Batches, batches
-from gemwright.data.show import show
 
-__all__ = ["Batch", "Batches", "Dataset", "Statistics", "batches", "open_dataset", "show"]
+__all__ = ["Batch", "Batches", "Dataset", "Statistics", "batches", "open_dataset"]

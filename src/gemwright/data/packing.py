@@ -4,6 +4,7 @@ The documents are packed once, by grain's packers, in an order that is shuffled 
 rows in another order. So the number of steps is known, and the position is one number.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -60,6 +61,11 @@ class Rows:
         return [(start, stop) for start, stop in self.ranges[self.offsets[row] : self.offsets[row + 1]].tolist()]
 
     @property
+    def fingerprint(self) -> str:
+        """Return a digest of the rows, in hexadecimal."""
+        return hashlib.sha256(self.ranges.tobytes() + self.offsets.tobytes()).hexdigest()
+
+    @property
     def tokens(self) -> int:
         """Return the number of inputs of all rows."""
         return int(np.sum(self.ranges[:, 1] - self.ranges[:, 0]))
@@ -80,13 +86,18 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
             f"A document has {longest:,} tokens, and {length + 1:,} fit into a row; use a larger length, or open the "
             "data with this length as max_length."
         )
-    order = np.random.default_rng((seed, 0)).permutation(len(documents))
-    ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1)[order]
+    ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1)
+    ranges = ranges[_shuffle(len(documents), seed, 0)]
     if packing == "none":
         return Rows(ranges, np.arange(len(ranges) + 1))
     parts = [ranges] if packing == "concatenate" else _windows(ranges)
     rows = [row for part in parts for row in _pack_with_grain(part, length, packing)]
     return Rows(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+def _shuffle(count: int, *seed: int) -> NDArray[np.int64]:
+    """Return a random order, which is the same with every version of NumPy (its permutations are not)."""
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")
 
 
 def _windows(ranges: _Ranges) -> Iterator[_Ranges]:
@@ -178,7 +189,7 @@ class Batches(Iterator[Batch]):
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the rows in an epoch."""
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self._seed, 1, epoch)).permutation(len(self._rows))
+            self._order = epoch, _shuffle(len(self._rows), self._seed, 1, epoch)
         return self._order[1]
 
     def _gather(self, rows: NDArray[np.int64], size: int) -> Batch:
@@ -262,16 +273,18 @@ def batches(
         raise GemwrightError("batch_size, length and epochs must be positive, and seed at least 0.")
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise GemwrightError(f"batch_size is {batch_size}; use a multiple of the number of processes, {process_count}.")
+    rows = pack(dataset.documents, length, packing, seed)
     made_with = {
         "data": dataset.fingerprint,
         "batch_size": batch_size,
         "length": length,
         "packing": packing,
         "seed": seed,
+        "rows": rows.fingerprint,
     }
     return Batches(
         dataset,
-        pack(dataset.documents, length, packing, seed),
+        rows,
         batch_size=batch_size,
         length=length,
         seed=seed,
