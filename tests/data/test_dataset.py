@@ -1,10 +1,14 @@
 """Records of every kind, as documents with the tokens that are learned."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from gemwright.data.records import KINDS
 from gemwright.errors import DataError
 from gemwright.text.tokenizer import Tokenizer
 
@@ -135,3 +139,147 @@ def test_a_record_without_learned_tokens_is_counted_and_named(write: Any, read: 
 def test_empty_data_are_refused(write: Any, read: Any) -> None:
     with pytest.raises(DataError, match="empty"):
         read(write())
+
+
+TREE = {
+    "message_tree_id": "1",
+    "prompt": {
+        "role": "prompter",
+        "text": "Hi",
+        "replies": [
+            {"role": "assistant", "text": "worse", "rank": 1, "replies": []},
+            {
+                "role": "assistant",
+                "text": "the",
+                "rank": 0,
+                "replies": [
+                    {
+                        "role": "prompter",
+                        "text": "and",
+                        "replies": [{"role": "assistant", "text": "end", "rank": 0, "replies": []}],
+                    },
+                    {"role": "prompter", "text": "no answer", "replies": []},
+                    {
+                        "role": "prompter",
+                        "text": "in",
+                        "replies": [
+                            {"role": "assistant", "text": "gone", "rank": 0, "deleted": True},
+                            {"role": "assistant", "text": "here", "rank": None},
+                        ],
+                    },
+                ],
+            },
+        ],
+    },
+}
+
+
+def test_a_message_tree_gives_the_best_ranked_answers_once(write: Any, read: Any, tokenizer: Tokenizer) -> None:
+    dataset = read(write(TREE))
+    first, second = (spans(tokenizer, document) for document in dataset.documents)
+    again = "\n<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
+    assert first[0] == (PROMPT.format("Hi"), False)
+    assert first[1:] == [("the<end_of_turn>", True), (again.format("and"), False), ("end<end_of_turn>", True)]
+    before = PROMPT.format("Hi") + "the<end_of_turn>" + again.format("in")
+    assert second == [(before, False), ("here<end_of_turn>", True)]
+
+
+def test_a_message_of_weight_0_is_not_learned(write: Any, read: Any, tokenizer: Tokenizer) -> None:
+    turns = [("user", "Hi", None), ("assistant", "the", 0), ("user", "and", None), ("assistant", "end", 1)]
+    messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
+    [document] = read(write({"messages": messages})).documents
+    assert [text for text, learned in spans(tokenizer, document) if learned] == ["end<end_of_turn>"]
+
+
+def test_completions_of_messages_leave_the_answers_of_the_prompt_out(
+    write: Any, read: Any, tokenizer: Tokenizer
+) -> None:
+    talk = RECORDS["several turns"][0]["messages"]
+    [document] = read(write({"prompt": talk[:3], "completion": talk[3:]})).documents
+    assert [text for text, learned in spans(tokenizer, document) if learned] == ["end<end_of_turn>"]
+
+
+def test_files_of_different_kinds_may_all_be_conversations(write: Any, read: Any) -> None:
+    first = write({"question": "Hi", "answer": "the"}, name="a.jsonl")
+    second = write({"instruction": "Hi", "output": "the"}, name="b.jsonl")
+    dataset = read([first, second])
+    assert dataset.kind == "question and answer, instruction"
+    assert [str(dataset.place(index)) for index in range(2)] == [f"{first}, line 1", f"{second}, line 1"]
+    third = write({"text": "the"}, name="c.jsonl")
+    with pytest.raises(DataError, match=r"mixed kinds: question and answer \(.*a\.jsonl, .*\) and text \(.*c\.jsonl"):
+        read([first, third])
+
+
+def test_records_that_cannot_be_as_asked_are_refused(write: Any, read: Any) -> None:
+    with pytest.raises(DataError, match=r"line 1: a text cannot be a conversation"):
+        read(write({"text": "the"}), chat=True)
+    with pytest.raises(DataError, match=r"line 1: the record is a conversation"):
+        read(write({"question": "the", "answer": "hen"}), chat=False)
+
+
+def test_a_refusal_of_the_template_names_the_record(write: Any, read: Any) -> None:
+    talk = [{"role": "assistant", "content": "the"}, {"role": "assistant", "content": "the"}]
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: "):
+        read(write(RECORDS["messages"][0], {"messages": [{"role": "user", "content": "a"}, *talk]}))
+    with pytest.raises(DataError, match="line 1: the conversation begins with the model"):
+        read(write({"messages": talk[:1]}))
+
+
+def test_long_documents_are_split_without_loss(write: Any, read: Any, tokenizer: Tokenizer) -> None:
+    text = "abcdefgh" * 5
+    dataset = read(write({"text": text}), max_length=8)
+    parts = list(dataset.documents)
+    assert all(part.ids[0] == tokenizer.bos_id and len(part.ids) <= 9 for part in parts)
+    assert np.concatenate([part.ids[1:] for part in parts]).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+    assert all(part.learned[1:].all() and not part.learned[0] for part in parts)
+    assert "1 have a document of more than 9 tokens, which is split" in dataset.notes[0]
+
+
+def test_the_mask_of_a_split_document_is_kept(write: Any, read: Any) -> None:
+    record = {"prompt": "a " * 20, "completion": "bcdefghij" * 3}
+    [whole] = read(write(record)).documents
+    parts = list(read(write(record), max_length=8).documents)
+    assert np.concatenate([part.ids[part.learned] for part in parts]).tolist() == whole.ids[whole.learned].tolist()
+    assert all(part.learned.any() for part in parts)
+
+
+def test_long_documents_are_dropped_or_refused(write: Any, read: Any) -> None:
+    path = write({"text": "abc"}, {"text": "abcdefgh" * 5})
+    dataset = read(path, max_length=8, too_long="drop")
+    assert len(dataset.documents) == 1
+    assert "1 have a document of more than 9 tokens, which is dropped (" in dataset.notes[0]
+    with pytest.raises(DataError, match=r"line 2: the document has 42 tokens, and 9 fit"):
+        read(path, max_length=8, too_long="refuse")
+    with pytest.raises(DataError, match="All documents are longer"):
+        read(write({"text": "abcdefgh" * 5}), max_length=8, too_long="drop")
+
+
+def test_a_document_that_just_fits_is_whole(write: Any, read: Any) -> None:
+    """Of 9 ids 8 are inputs: the last is only predicted."""
+    assert len(read(write({"text": "abcdefg"}), max_length=8, too_long="refuse").documents) == 1
+
+
+def test_the_fingerprint_follows_the_documents(write: Any, read: Any) -> None:
+    first = read(write({"prompt": "the", "completion": "hen"}))
+    assert read(write({"prompt": "the", "completion": "hen"})).fingerprint == first.fingerprint
+    assert read(write({"prompt": "the", "completion": "hens"})).fingerprint != first.fingerprint
+    assert read(write({"prompt": "the", "completion": "hen"}), tuned=True).fingerprint != first.fingerprint
+    assert read(write({"prompt": "the", "completion": "hen", "x": 1})).digest != first.digest
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "the", "user", "assistant", "\0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "replies", "text"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = sorted({name for kind in KINDS for names in kind.required for name in names} | {"tools", "system", "input"})
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
+def test_records_of_other_types_raise_one_error(fields: Any, write: Any, read: Any) -> None:
+    with contextlib.suppress(DataError):
+        assert len(read(write(fields), tuned=True).documents) > 0

@@ -25,6 +25,11 @@ TooLong: TypeAlias = Literal["split", "drop", "refuse"]
 TOO_LONG: tuple[TooLong, ...] = ("split", "drop", "refuse")
 _NAMED = 3
 """Number of places that a message names."""
+_REFUSED: dict[bool, Form] = {True: "text", False: "chat"}
+_NOT_ASKED = {
+    True: "a text cannot be a conversation; give messages, or leave out chat=True.",
+    False: "the record is a conversation; give a prompt and its completion, or leave out chat=False.",
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class Documents:
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return Document(self.ids[part], self.learned[part])
 
+    def record_at(self, place: int) -> int:
+        """Return the index of the record of an id, by its place in `ids`."""
+        return int(self.records[np.searchsorted(self.offsets, place, side="right") - 1])
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of ids of each document."""
@@ -115,6 +124,13 @@ class Dataset:
     def place(self, record: int) -> Place:
         """Return the place of a record, by its index."""
         return self._places[record]
+
+    def name_records(self, records: NDArray[np.int32]) -> str:
+        """Return the places of the records of a batch, the first few."""
+        counter = _Counter()
+        for record in np.unique(records[records >= 0]).tolist():
+            counter.add(self.place(record))
+        return str(counter)
 
 
 class _Places:
@@ -169,6 +185,8 @@ def open_dataset(
     files = find_files(paths)
     builder = _Builder(Encoder(tokenizer, chat_template), max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
+        if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
+            raise record.place.error(_NOT_ASKED[chat])
         builder.add(record, examples)
     return builder.finish(files)
 
@@ -292,7 +310,7 @@ class _Builder:
             (self.unlearned, "have no token to learn and are left out"),
             (self.dropped, f"have a document of more than {self.max_length + 1:,} tokens, which is dropped"),
             (self.split, f"have a document of more than {self.max_length + 1:,} tokens, which is split"),
-            (self.separate, "have one document per turn of the model, as the chat template changes earlier turns"),
+            (self.separate, "have several documents, as the chat template changes or does not end earlier turns"),
         )
         return tuple(
             f"Of the records, {counter.count:,} {text} ({counter})." for counter, text in pairs if counter.count

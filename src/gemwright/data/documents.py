@@ -107,24 +107,27 @@ class Encoder:
 
     def _encode_turn(self, chat: Chat, index: int) -> _Turn:
         """Return a turn of the model, as the difference of two renderings."""
+        if index == 0:
+            raise GemwrightError("the conversation begins with the model; begin with a message of the user.")
         before = self.chat_template.render(chat.messages[:index], chat.tools)
         after = self.chat_template.render(chat.messages[: index + 1], chat.tools, prompt=False)
         answer = _remove_prefix(before, after)
         if answer is None:
             raise GemwrightError(
                 f"the chat template begins message {index + 1} in another way than its prompt for the model does; use "
-                "another chat template."
+                "another template."
             )
+        stop = next((place for place, piece in enumerate(answer) if piece in self._ends), None)
+        if stop is not None and any(isinstance(piece, str) and piece.strip() for piece in answer[stop + 1 :]):
+            raise GemwrightError(f"the chat template ends message {index + 1} before its text; use another template.")
         prompt = self.tokenizer.with_bos(self._ids(before))
-        ends = [place for place, piece in enumerate(answer) if piece in self._ends]
-        if ends:
-            ids = self._ids(answer[: ends[-1] + 1])
+        if stop is not None:
+            ids = self._ids(answer[: stop + 1])
         else:  # the template does not end the turn, so EOS does
-            ids = [*self._ids([piece.rstrip() if isinstance(piece, str) else piece for piece in answer])]
-            ids.append(self.tokenizer.eos_id)
-        if self.tokenizer.bos_id in (*prompt[1:], *ids):
-            raise GemwrightError("the chat template writes BOS inside the conversation; use another chat template.")
-        return _Turn(prompt, ids, bool(ends))
+            ids = [*self._ids([*answer[:-1], *(_strip_end(piece) for piece in answer[-1:])]), self.tokenizer.eos_id]
+        if self.tokenizer.bos_id in prompt[1:] or self.tokenizer.bos_id in ids:
+            raise GemwrightError("the chat template writes BOS inside the conversation; use another template.")
+        return _Turn(prompt, ids, stop is not None)
 
     @cached_property
     def _ends(self) -> frozenset[Any]:
@@ -137,8 +140,14 @@ class Encoder:
         return ids
 
 
+def _strip_end(piece: str | int) -> str | int:
+    return piece.rstrip() if isinstance(piece, str) else piece
+
+
 def _remove_prefix(prefix: Sequence[str | int], pieces: Sequence[str | int]) -> list[str | int] | None:
     """Return the pieces after a prefix, whose last text may be the beginning of a piece; None if they differ."""
+    if not prefix:
+        return list(pieces)
     *first, last = prefix
     same = list(pieces[: len(first)]) == first and len(pieces) > len(first)
     place = len(first)
@@ -152,8 +161,8 @@ def _remove_prefix(prefix: Sequence[str | int], pieces: Sequence[str | int]) -> 
 def _cut(text: str, start: int, stop: int) -> int:
     """Return a place at or before `stop` between a line break and another character, or else between words.
 
-    No piece of the vocabulary spans such a place: line breaks merge with line breaks alone, and a space with the word
-    after it.
+    No piece of Gemma's vocabulary spans such a place: a line break merges with line breaks alone, and a word with the
+    space before it.
     """
     place = text.rfind("\n", start, stop)
     while place > start and text[place + 1 : place + 2] == "\n":
@@ -161,6 +170,6 @@ def _cut(text: str, start: int, stop: int) -> int:
     if place > start:
         return place + 1
     place = text.rfind(" ", start + 1, stop)
-    while place > start and text[place - 1] == " ":
-        place -= 1
+    while place > start and not text[place - 1].isalnum():
+        place = text.rfind(" ", start + 1, place)
     return place if place > start else stop

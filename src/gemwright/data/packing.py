@@ -4,6 +4,7 @@ The documents are packed once, by grain's packers, in an order that is shuffled 
 rows in another order. So the number of steps is known, and the position is one number.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,10 +16,11 @@ from gemwright.data.dataset import Dataset, Documents
 from gemwright.errors import DataError, GemwrightError
 
 Packing: TypeAlias = Literal["best-fit", "first-fit", "concatenate", "none"]
+_Ranges: TypeAlias = NDArray[np.int64]
 PACKINGS: tuple[Packing, ...] = ("best-fit", "first-fit", "concatenate", "none")
 """Ways to fill a row: with whole documents, with consecutive documents that are cut at its end, or with one."""
-POOL_TOKENS = 1 << 20
-"""Positions of the rows that are filled at the same time."""
+WINDOW_TOKENS = 1 << 20
+"""Tokens of the documents that are packed together, the longest first."""
 
 
 class Batch(NamedTuple):
@@ -41,19 +43,32 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of pieces of documents.
+    """Rows of documents and parts of documents.
 
     Attributes:
-        starts, stops: [pieces] range of the inputs of each piece in the ids of all documents. A target is the next id.
+        ranges: [pieces, 2] range of the inputs of each piece in the ids of all documents; a target is the next id.
         offsets: [rows + 1] first piece of each row, and the number of pieces.
     """
 
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    ranges: _Ranges
     offsets: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> list[tuple[int, int]]:
+        """Return the ranges of a row."""
+        return [(start, stop) for start, stop in self.ranges[self.offsets[row] : self.offsets[row + 1]].tolist()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of the rows, in hexadecimal."""
+        return hashlib.sha256(self.ranges.tobytes() + self.offsets.tobytes()).hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of inputs of all rows."""
+        return int(np.sum(self.ranges[:, 1] - self.ranges[:, 0]))
 
 
 def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows:
@@ -71,48 +86,49 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
             f"A document has {longest:,} tokens, and {length + 1:,} fit into a row; use a larger length, or open the "
             "data with this length as max_length."
         )
-    order = np.random.default_rng((seed, 0)).permutation(len(documents))
-    starts, stops = documents.offsets[:-1][order], documents.offsets[1:][order] - 1
+    ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1)
+    ranges = ranges[_shuffle(len(documents), seed, 0)]
     if packing == "none":
-        return Rows(starts, stops, np.arange(len(starts) + 1))
-    return _pack_with_grain(starts, stops, length, packing)
+        return Rows(ranges, np.arange(len(ranges) + 1))
+    parts = [ranges] if packing == "concatenate" else _windows(ranges)
+    rows = [row for part in parts for row in _pack_with_grain(part, length, packing)]
+    return Rows(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
 
-def _pack_with_grain(starts: NDArray[np.int64], stops: NDArray[np.int64], length: int, packing: Packing) -> Rows:
-    """Pack ranges of ids; a row of grain holds the indices of its ids."""
-    from grain import MapDataset, ReadOptions
-    from grain import experimental as grain
+def _shuffle(count: int, *seed: int) -> NDArray[np.int64]:
+    """Return a random order, which is the same with every version of NumPy (its permutations are not)."""
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")
 
-    ranges = MapDataset.source(_Ranges(starts, stops)).to_iter_dataset(ReadOptions(num_threads=0))
+
+def _windows(ranges: _Ranges) -> Iterator[_Ranges]:
+    """Yield the ranges of about `WINDOW_TOKENS` tokens at a time, the longest first, which leaves little padding."""
+    lengths = ranges[:, 1] - ranges[:, 0]
+    for window in np.split(ranges, np.flatnonzero(np.diff(np.cumsum(lengths) // WINDOW_TOKENS)) + 1):
+        yield window[np.argsort(window[:, 0] - window[:, 1], kind="stable")]
+
+
+def _pack_with_grain(ranges: _Ranges, length: int, packing: Packing) -> Iterator[_Ranges]:
+    """Yield the ranges of each row. An element of grain holds the indices of its ids, of which a row is made."""
+    try:
+        from grain import MapDataset, ReadOptions, experimental
+    except ImportError:
+        raise GemwrightError("Packing needs grain; run: pip install grain") from None
+
+    def indices(piece: int) -> dict[str, NDArray[np.int64]]:
+        return {"ids": np.arange(*ranges[piece])}
+
+    elements = MapDataset.range(len(ranges)).map(indices).to_iter_dataset(ReadOptions(num_threads=0))
     if packing == "concatenate":
-        packed = grain.ConcatThenSplitIterDataset(ranges, length_struct={"ids": length})
+        packed = experimental.ConcatThenSplitIterDataset(elements, length_struct={"ids": length})
     else:
-        packer = grain.BestFitPackIterDataset if packing == "best-fit" else grain.FirstFitPackIterDataset
-        bins = max(1, min(len(starts), POOL_TOKENS // length))
-        packed = packer(ranges, length_struct={"ids": length}, num_packing_bins=bins, shuffle_bins=False)
-    pieces: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        packer = experimental.BestFitPackIterDataset if packing == "best-fit" else experimental.FirstFitPackIterDataset
+        rows = 2 * (int(np.sum(ranges[:, 1] - ranges[:, 0])) // length + 1)  # two rows together are more than one full
+        packed = packer(elements, length_struct={"ids": length}, num_packing_bins=rows, shuffle_bins=False)
     for row in packed:
-        filled = np.flatnonzero(row["ids_segment_ids"])
-        first = filled[np.flatnonzero(np.diff(row["ids_segment_ids"][filled], prepend=0))]
-        last = np.append(first[1:], len(filled)) - 1
-        pieces.append((row["ids"][first], row["ids"][last] + 1))
-    counts = [len(first) for first, _ in pieces]
-    begin, end = zip(*pieces, strict=True)
-    return Rows(np.concatenate(begin), np.concatenate(end), np.concatenate([[0], np.cumsum(counts)]))
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """A source for grain: the indices of the inputs of each document."""
-
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
-        return {"ids": np.arange(self.starts[index], self.stops[index])}
+        segments = row["ids_segment_ids"]
+        firsts = np.flatnonzero(np.diff(segments, prepend=0) > 0)
+        lasts = np.append(firsts[1:], np.count_nonzero(segments)) - 1
+        yield np.stack([row["ids"][firsts], row["ids"][lasts] + 1], axis=1)
 
 
 class Batches(Iterator[Batch]):
@@ -145,7 +161,7 @@ class Batches(Iterator[Batch]):
         self.steps_per_epoch = -(-len(rows) // batch_size)
         self.steps = self.steps_per_epoch * epochs
         positions = self.steps_per_epoch * batch_size * length
-        self.padding = 1 - float(np.sum(rows.stops - rows.starts)) / positions
+        self.padding = 1 - rows.tokens / positions
         self.step = 0
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -173,7 +189,7 @@ class Batches(Iterator[Batch]):
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the rows in an epoch."""
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self._seed, 1, epoch)).permutation(len(self._rows))
+            self._order = epoch, _shuffle(len(self._rows), self._seed, 1, epoch)
         return self._order[1]
 
     def _gather(self, rows: NDArray[np.int64], size: int) -> Batch:
@@ -188,31 +204,31 @@ class Batches(Iterator[Batch]):
         )
         for row, index in enumerate(rows.tolist()):
             begin = 0
-            pieces = range(int(self._rows.offsets[index]), int(self._rows.offsets[index + 1]))
-            for segment, piece in enumerate(pieces, 1):
-                start, stop = int(self._rows.starts[piece]), int(self._rows.stops[piece])
-                place = row, slice(begin, begin + stop - start)
+            for segment, (start, stop) in enumerate(self._rows[index], 1):
+                place = row, slice(begin, begin := begin + stop - start)
                 batch.tokens[place] = documents.ids[start:stop]
                 batch.targets[place] = documents.ids[start + 1 : stop + 1]
                 batch.learned[place] = documents.learned[start + 1 : stop + 1]
                 batch.segments[place] = segment
-                document = int(np.searchsorted(documents.offsets, start, side="right")) - 1
-                batch.records[place] = documents.records[document]
-                begin += stop - start
+                batch.records[place] = documents.record_at(start)
         return batch
 
     def get_state(self) -> dict[str, Any]:
         """Return the position, as values of JSON."""
         return {"step": self.step, "made_with": self._made_with}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any], *, allow_changes: bool = False) -> None:
         """Move to a position that `get_state` returned.
 
+        Args:
+            state: The position.
+            allow_changes: Whether to accept a position of other data or options, at the same step.
+
         Raises:
-            DataError: The state is of other data or options.
+            DataError: The state is not valid, or of other data or options.
         """
         made_with, step = state.get("made_with"), state.get("step")
-        if made_with != self._made_with:
+        if made_with != self._made_with and not allow_changes:
             given: Mapping[str, Any] = made_with if isinstance(made_with, Mapping) else {}
             changed = [name for name, value in self._made_with.items() if given.get(name) != value]
             raise DataError(
@@ -257,16 +273,18 @@ def batches(
         raise GemwrightError("batch_size, length and epochs must be positive, and seed at least 0.")
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise GemwrightError(f"batch_size is {batch_size}; use a multiple of the number of processes, {process_count}.")
+    rows = pack(dataset.documents, length, packing, seed)
     made_with = {
         "data": dataset.fingerprint,
         "batch_size": batch_size,
         "length": length,
         "packing": packing,
         "seed": seed,
+        "rows": rows.fingerprint,
     }
     return Batches(
         dataset,
-        pack(dataset.documents, length, packing, seed),
+        rows,
         batch_size=batch_size,
         length=length,
         seed=seed,

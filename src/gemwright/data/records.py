@@ -3,6 +3,7 @@
 The kinds are a table, `KINDS`. Values of None count as absent, and fields that a kind does not name are ignored.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -11,6 +12,8 @@ from gemwright.data.sources import Record
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat import read_messages
 
+MAX_MESSAGES = 1000
+"""Maximum number of messages of a conversation, and of conversations of a record."""
 Fields: TypeAlias = Mapping[str, Any]
 Form: TypeAlias = Literal["text", "prompted", "chat"]
 
@@ -76,7 +79,8 @@ def find_kind(record: Record) -> Kind:
     """
     kind = next((kind for kind in KINDS if kind.fits(record.fields)), None)
     if kind is None:
-        names = ", ".join(map(str, list(record.fields)[:10])) or "no fields"
+        present = [str(name) for name, value in record.fields.items() if value is not None]
+        names = ", ".join(present[:10]) or "no field"
         known = "; ".join(" and ".join("/".join(names) for names in kind.required) for kind in KINDS)
         raise record.place.error(f"the kind of record is not recognized (it has {names:.200}); use one of: {known}.")
     return kind
@@ -155,6 +159,8 @@ def _chat(
     messages: Sequence[Mapping[str, Any]], learned: Sequence[bool] | None = None, tools: Any = None, start: int = 0
 ) -> Chat:
     """Return a conversation, with the model's messages from `start` on learned unless they say otherwise."""
+    if len(messages) > MAX_MESSAGES:
+        raise GemwrightError(f"the conversation has more than {MAX_MESSAGES:,} messages; split it.")
     for message in messages:
         _check_strings(message)
     read, images = read_messages(cast(Any, messages))
@@ -192,8 +198,8 @@ def _read_messages(fields: Fields) -> list[Example]:
     messages = _list(fields["messages"], "messages")
     system = _system(fields)
     leading = [{"role": "system", "content": system}] if system else []
-    weights = [message.get("weight", 1) for message in messages]
-    if any(weight not in (0, 1) for weight in weights):
+    weights = [1 if message.get("weight") is None else message["weight"] for message in messages]
+    if any(isinstance(weight, list | dict) or weight not in (0, 1) for weight in weights):
         raise GemwrightError('"weight" of a message must be 0 or 1; correct the record.')
     plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     return [_chat(leading + plain, [True] * len(leading) + [bool(weight) for weight in weights], fields.get("tools"))]
@@ -214,15 +220,15 @@ _ROLES = {
 
 
 def _role(name: Any) -> str:
-    if name not in _ROLES:
+    if not isinstance(name, str) or name not in _ROLES:
         raise GemwrightError(f"the author of a message is {name!r:.40}; use one of {', '.join(_ROLES)}.")
     return _ROLES[name]
 
 
 def _read_conversations(fields: Fields) -> list[Example]:
-    """Read the format of ShareGPT: `from` and `value`."""
+    """Read the format of ShareGPT: `from` and `value`, or `role` and `content`."""
     turns = [
-        (_role(turn.get("from")), check_text(turn.get("value"), "value"))
+        (_role(turn.get("from", turn.get("role"))), check_text(turn.get("value", turn.get("content")), "value"))
         for turn in _list(fields["conversations"], "conversations")
     ]
     return [_talk([("system", _system(fields)), *turns])]
@@ -263,6 +269,8 @@ def _read_tree(fields: Fields) -> list[Example]:
     seen: set[int] = set()
     for path in _paths(fields["prompt"]):
         turns = [(_role(node.get("role")), check_text(node.get("text"), "text")) for node in path]
+        if len(examples) == MAX_MESSAGES:
+            raise GemwrightError(f"the tree has more than {MAX_MESSAGES:,} conversations; split it.")
         learned = [id(node) not in seen for node in path]
         seen |= {id(node) for node in path}
         examples.append(_chat([{"role": role, "content": text} for role, text in turns], learned))
@@ -290,7 +298,7 @@ def _paths(root: Any) -> Iterator[list[Mapping[str, Any]]]:
 
 def _rank(reply: Mapping[str, Any]) -> float:
     rank = reply.get("rank")
-    return float(rank) if isinstance(rank, int) else float("inf")
+    return rank if isinstance(rank, int | float) else math.inf
 
 
 def _read_plain(fields: Fields) -> list[Example]:

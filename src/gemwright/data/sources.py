@@ -7,6 +7,9 @@ import csv
 import gzip
 import hashlib
 import json
+import mmap
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,13 @@ MAX_RECORD_BYTES = 16 << 20
 """Maximum size of a line of a file of records, in bytes."""
 MAX_TEXT_BYTES = 256 << 20
 """Maximum size of a text file, which is one document, in bytes."""
+MAX_DEPTH = 200
+"""Maximum nesting of the items of a JSON list."""
+_TABLE_ROWS = 64
+"""Rows of a Parquet file that are decoded at once."""
+_BOM = b"\xef\xbb\xbf"
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{},]', re.DOTALL)
+"""The strings and brackets of JSON, in linear time."""
 _SPLITS = ("train", "test", "dev", "val", "eval")
 
 
@@ -63,12 +73,16 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             both training and test files.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    files = [file for path in map(Path, given) for file in (_list_folder(path) if path.is_dir() else [path])]
+    try:
+        files = [file for path in map(Path, given) for file in (_list_folder(path) if path.is_dir() else [path])]
+        missing = [file for file in files if not file.is_file()]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); check the path.") from error
     if not files:
         raise DataError("There are no training data: pass a file or a folder.")
+    if missing:
+        raise DataError(f"{missing[0]} does not exist or is not a file; check the path of the training data.")
     for file in files:
-        if not file.is_file():
-            raise DataError(f"{file} does not exist; check the path of the training data.")
         if _suffix(file) not in READERS:
             raise DataError(f"{file} is of a format that is not supported; use one of {', '.join(READERS)}.")
     return files
@@ -82,7 +96,7 @@ def _list_folder(folder: Path) -> list[Path]:
     files = [file for file in found if READERS[_suffix(file)] is not _read_text]
     files = files or [file for file in found if not file.stem.upper().startswith(("README", "LICENSE"))]
     if not files:
-        raise DataError(f"{folder} has no training data; it needs files of one of {', '.join(READERS)}.")
+        raise DataError(f"{folder} has no training data; it needs files that end with one of {', '.join(READERS)}.")
     splits = {split for file in files for split in _SPLITS if file.stem.lower().startswith(split)}
     if "train" in splits and len(splits) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
@@ -92,7 +106,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 def _first_character(file: Path) -> bytes:
     with file.open("rb") as opened:
-        return opened.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        return opened.read(4096).removeprefix(_BOM).lstrip()[:1]
 
 
 def _suffix(file: Path) -> str:
@@ -117,7 +131,7 @@ def read_records(files: Sequence[Path]) -> Iterator[Record]:
     for file in files:
         try:
             yield from READERS[_suffix(file)](file)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} cannot be read ({error}); check the file.") from error
 
 
@@ -136,7 +150,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[Place, bytes]]:
         place = Place(path, number)
         if len(line) > MAX_RECORD_BYTES:
             raise place.error(f"the line has more than {MAX_RECORD_BYTES:,} bytes; split the record.")
-        yield place, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        yield place, line.removeprefix(_BOM) if number == 1 else line
         number += 1
 
 
@@ -172,6 +186,57 @@ def _name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
+def _read_json(path: Path) -> Iterator[Record]:
+    """Yield the objects of a list; a file that begins with an object holds lines."""
+    if _first_character(path) != b"[":
+        yield from _read_json_lines(path)
+        return
+    for place, item in _items(path):
+        yield _as_record(place, _parse(place, item))
+
+
+def _items(path: Path) -> Iterator[tuple[Place, bytes]]:
+    """Yield the items of a JSON list with their places, without reading the whole file into memory."""
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    place, depth, start = Place(path, 1, "item"), 0, 0
+    for token in _TOKENS.finditer(data):
+        character, stop = data[token.start()], token.start()
+        if stop - start > MAX_RECORD_BYTES or depth > MAX_DEPTH:
+            raise place.error(f"the item has more than {MAX_RECORD_BYTES:,} bytes or {MAX_DEPTH} levels; split it.")
+        if depth == 1 and character in b",]":
+            item = data[start:stop]
+            if character == ord(b",") or item.strip() or place.number > 1:
+                yield place, item
+            place, start = Place(path, place.number + 1, "item"), stop + 1
+        if character in b"[{":
+            depth += 1
+            start = stop + 1 if depth == 1 else start
+        elif character in b"]}":
+            depth -= 1
+        if depth == 0 and character != ord(b'"'):
+            break
+    if depth or data[start:].strip():
+        raise place.error("the list does not end as JSON does; correct the file.")
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"Reading {path} needs pyarrow; run: pip install pyarrow") from None
+    number = 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            for rows in file.iter_batches(_TABLE_ROWS):
+                for row in rows.to_pylist():
+                    yield Record(Place(path, number, "row"), row)
+                    number += 1
+    except (ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise Place(path, number, "row").error(f"the row cannot be read ({reason:.200}); check the file.") from error
+
+
 def _read_table(path: Path) -> Iterator[Record]:
     """Yield the rows of comma- or tab-separated values, whose first line has the names of the columns."""
     places: list[Place] = []
@@ -202,12 +267,14 @@ def _read_text(path: Path) -> Iterator[Record]:
     place = Place(path, 1)
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise DataError(f"{path} has more than {MAX_TEXT_BYTES:,} bytes; split the document into several files.")
-    yield Record(place, {"text": _decode(place, path.read_bytes().removeprefix(b"\xef\xbb\xbf"))})
+    yield Record(place, {"text": _decode(place, path.read_bytes().removeprefix(_BOM))})
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _read_json_lines,
     ".jsonl.gz": _read_json_lines,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
     ".csv": _read_table,
     ".tsv": _read_table,
     ".txt": _read_text,
