@@ -1,8 +1,10 @@
 """Tokenizers of fine-tunes against transformers: added tokens in every file that may hold them."""
 
+import functools
 import json
 import logging
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -17,6 +22,7 @@ from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
+from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.sentencepiece_model import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import MARKERS, Vocabulary
@@ -113,6 +119,73 @@ def test_added_tokens_of_every_file_equal_transformers(kind: str, folder: Path) 
     tokenizer = Tokenizer(open_checkpoint(folder).vocabulary())
     assert tokenizer.size == SIZE + len(ADDED)
     assert_as_transformers(tokenizer, AutoTokenizer.from_pretrained(folder))
+
+
+FLAGS = [
+    {"lstrip": True},
+    {"rstrip": True},
+    {"single_word": True},
+    {"lstrip": True, "rstrip": True},
+    {"single_word": True, "lstrip": True, "rstrip": True},
+]
+
+
+@functools.cache
+def contextual_tokenizers(which: int, normalized: bool) -> tuple[Tokenizer, tokenizers.Tokenizer, Any]:
+    """Return tokenizers with an added token with flags, ours and the reference."""
+    _, document, _ = published()
+    tokens = [entry("<x>", normalized=normalized, **FLAGS[which]), entry("\n\n", normalized=False), entry("the man")]
+    document["added_tokens"] += [token | {"id": SIZE + index} for index, token in enumerate(tokens)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        file.write_text(json.dumps(document))
+        vocabulary = Vocabulary.from_tokenizer_json(file)
+    reference = tokenizers.Tokenizer.from_str(json.dumps(document))
+    reference.encode_special_tokens = True  # no text becomes a control token
+    return Tokenizer(vocabulary), reference, document
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("which", range(len(FLAGS)))
+@given(
+    st.lists(
+        st.sampled_from(["<x>", " ", "\n", "\n\n", "\t", "\xa0", "a", "é", "_", "\u0301", "<b>", "the man", "<bos>"])
+    )
+)
+@settings(max_examples=60)
+def test_matches_that_depend_on_the_text_around_equal_tokenizers(
+    which: int, normalized: bool, parts: list[str]
+) -> None:
+    ours, theirs, _ = contextual_tokenizers(which, normalized)
+    text = "".join(parts)
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == theirs.decode(ids)
+    assert not any(map(ours.is_control, ids))
+
+
+def test_contextual_tokens_are_written() -> None:
+    tokenizer, _, document = contextual_tokenizers(3, normalized=True)
+    written = {token["content"]: token for token in tokenizer.vocabulary.tokenizer_json()["added_tokens"]}
+    assert written["<x>"] == next(token for token in document["added_tokens"] if token["content"] == "<x>")
+
+
+@pytest.mark.parametrize("content", ["hello", " hello", "\n\nhello", " \n\n hello ", "<x>  hello"])
+def test_control_tokens_of_a_template_take_whitespace(content: str, folder: Path) -> None:
+    _, document, config = published()
+    flags = {"lstrip": True, "rstrip": True, "normalized": False}
+    tokens = [entry("<|im_start|>", **flags), entry("\n\n", normalized=False), entry("<x>", **flags)]
+    document["added_tokens"] += [token | {"id": SIZE + index} for index, token in enumerate(tokens)]
+    config["chat_template"] = (
+        "{% for m in messages %}\n <|im_start|> \n{{ m.role }}\n{{ m.content }}{% endfor %}<|im_start|>"
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    template = ChatTemplate(Tokenizer(checkpoint.vocabulary()), checkpoint.chat_templates, checkpoint.special_tokens)
+    messages = [{"role": "user", "content": content}]
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, return_dict=False)
+    assert template.encode(messages) == expected
 
 
 def test_conversion_keeps_added_tokens(folder: Path, tmp_path: Path) -> None:
@@ -236,10 +309,10 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "decoder a list": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "no object of tokens by id"),
     "decoder without ids": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "no object of tokens by id"),
     "no content": ("tokenizer_config.json", {"added_tokens_decoder": {str(SIZE): {}}}, "is not valid"),
-    "whitespace": (
+    "a flag that is none": (
         "tokenizer_config.json",
-        {"added_tokens_decoder": {str(SIZE): entry("covidish", lstrip=True)}},
-        "'covidish' has lstrip, rstrip or single_word, which is not supported",
+        {"added_tokens_decoder": {str(SIZE): entry("covidish", lstrip="yes")}},
+        "is not valid",
     ),
     "special map": ("special_tokens_map.json", 7, "does not hold a JSON object"),
 }

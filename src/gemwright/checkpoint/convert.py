@@ -1,6 +1,7 @@
 """Convert a checkpoint of any format to Hugging Face safetensors or GGUF, one tensor at a time."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from gemwright.model.config import Config
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
+_LOG = logging.getLogger(__name__)
 Format = Literal["huggingface", "gguf"]
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -240,6 +242,9 @@ def _write_gguf(
     progress: Progress,
     importance: Importance,
 ) -> None:
+    if vocabulary.contextual:
+        names = ", ".join(token.content for token in vocabulary.contextual.values())
+        _LOG.warning("%s: lstrip, rstrip and single_word of %.200s are left out; GGUF cannot record them.", file, names)
     # llama.cpp requires one row per token of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
     described = to_gguf(replace(checkpoint.config, vocab=size))

@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,13 @@ def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     return pieces, added
 
 
-def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the make_document as published with Gemma models; arguments as for `sentencepiece_model.serialize`."""
+def make_document(
+    pieces: Sequence[str],
+    scores: NDArray[np.float32],
+    kinds: NDArray[np.uint8],
+    contextual: Mapping[int, AddedToken] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the document as published with Gemma models; arguments as for `Vocabulary`."""
     pieces = list(pieces)
     if "\t" not in pieces and _TAB_BYTE in pieces:
         pieces[pieces.index(_TAB_BYTE)] = "\t"
@@ -67,7 +74,10 @@ def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDA
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_make_added_token(index, pieces[index], kinds[index] != USER_DEFINED) for index in whole],
+        "added_tokens": [
+            _make_added_token(index, pieces[index], kinds[index] != USER_DEFINED, contextual.get(index))
+            for index in whole
+        ],
         "normalizer": {"type": "Replace", "pattern": space, "content": SPACE},
         "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
         "post_processor": {
@@ -133,7 +143,9 @@ def _parse_vocab(data: bytes) -> dict[int, str]:
     return dict(zip(pieces_and_ids[1::2], pieces_and_ids[0::2], strict=True))
 
 
-def _make_added_token(index: int, piece: str, special: Any) -> dict[str, Any]:
+def _make_added_token(index: int, piece: str, special: Any, contextual: AddedToken | None) -> dict[str, Any]:
+    if contextual is not None:
+        return {"id": index, **asdict(contextual), "special": bool(special)}
     # As spelled, a piece with spaces is only found in normalized text. Runs of spaces are as published.
     normalized = SPACE in piece and bool(piece.strip(SPACE))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized}
