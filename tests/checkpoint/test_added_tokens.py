@@ -1,6 +1,7 @@
 """Tokenizers of fine-tunes against transformers: added tokens in every file that may hold them."""
 
 import functools
+import itertools
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
+from gemwright.text import tokenizer_json
 from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.sentencepiece_model import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer import Tokenizer
@@ -242,6 +244,49 @@ def test_merges_of_a_gguf_give_the_order(scores: float | None, type_of_all: int 
     ours, theirs = Tokenizer(read), Tokenizer(expected)
     for text in (*TEXTS, "the thing and the thinner one, in there"):
         assert ours.encode(text) == theirs.encode(text)
+
+
+def reordered(pairs: list[list[str]], how: str) -> list[list[str]]:
+    """Return merges in another order, with all pairs of a piece together."""
+    groups = [list(group) for _, group in itertools.groupby(pairs, "".join)]
+    match how:
+        case "reversed":
+            groups.reverse()
+        case "two swapped":
+            groups[0], groups[1] = groups[1], groups[0]
+        case _:
+            pass
+    return [pair for group in groups for pair in group]
+
+
+@pytest.mark.parametrize("parts", [64, 4])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("how", ["same", "reversed", "two swapped"])
+def test_merges_in_another_order_are_followed(
+    how: str, text: bool, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a small file is read whole or, as a large one, in parts."""
+    monkeypatch.setattr(tokenizer_json, "_PARTS", parts)
+    monkeypatch.setattr(tokenizer_json, "_PART_BYTES", 200 if parts == 4 else 1 << 12)
+    _, document, _ = published()
+    pairs = reordered([list(pair) for pair in document["model"]["merges"]], how)
+    document["model"]["merges"] = [" ".join(pair) for pair in pairs] if text else pairs
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(document, indent=2, ensure_ascii=text))
+    ours, theirs = Tokenizer(Vocabulary.from_tokenizer_json(file)), tokenizers.Tokenizer.from_file(str(file))
+    for sample in ("the thing and the thinner one, in there", "theand ing on the", "whether then or here", *TEXTS[-1:]):
+        assert ours.encode(sample) == theirs.encode(sample, add_special_tokens=False).ids, sample
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"), [("th e", "not those of a SentencePiece"), ("i n", "forms 1 pieces, such as 'in'")]
+)
+def test_merges_that_no_order_of_pieces_gives_are_refused(left_out: str, message: str, tmp_path: Path) -> None:
+    _, document, _ = published()
+    document["model"]["merges"] = [pair for pair in document["model"]["merges"] if " ".join(pair) != left_out]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=message):
+        Vocabulary.from_tokenizer_json(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 
 from gemwright.errors import CheckpointError
+from gemwright.text.merges import list_merges
 from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
@@ -131,7 +132,9 @@ def test_every_layout_of_tokenizer_json_is_read(
         "\x01",
     ]
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *texts]
-    model = {"byte_fallback": True, "vocab": {text: index for index, text in enumerate(pieces)}, "merges": [["a", "b"]]}
+    ids = {text: index for index, text in enumerate(pieces)}
+    merges = list_merges(ids, -np.arange(len(ids), dtype=np.float32))
+    model = {"byte_fallback": True, "vocab": ids, "merges": merges}
     document = {"added_tokens": [{"id": 4, "content": '"'}, {"id": len(pieces), "content": "added"}], "model": model}
     if reverse:
         document["model"] = dict(reversed(model.items()))

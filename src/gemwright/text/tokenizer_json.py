@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,20 @@ from gemwright.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 SPACE = "\u2581"
 """Character that SentencePiece writes for a space."""
 
+Merges: TypeAlias = list[tuple[str, str]]
+"""Pairs of pieces, best first."""
+
 _TAB_BYTE = "<0x09>"
+_PARTS, _PART_BYTES = 64, 1 << 12
+"""Number of the parts of the merges that are read, and the size of each."""
+_CHARACTER = r'(?:[^"\\]|\\.)'
+_MERGE = re.compile(rf'\[\s*"({_CHARACTER}+)"\s*,\s*"({_CHARACTER}+)"\s*\]|"([^"\s]+) ([^"\s]+)"')
 
 
 def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     """Parse the pieces of a `tokenizer.json`.
 
-    The merges, most of the file, are skipped: they are all pairs of pieces that form a learned piece, ordered by the id
-    of that piece.
+    The merges, most of the file, are skipped; see `sample_merges`.
 
     Returns:
         Pieces by id, and the added tokens by id.
@@ -53,6 +59,41 @@ def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     if "\t" in pieces and _TAB_BYTE not in pieces:
         pieces[pieces.index("\t")] = _TAB_BYTE  # renamed in the files of Gemma 1 and 2, so that runs of tabs can merge
     return pieces, added
+
+
+def sample_merges(data: bytes) -> list[Merges]:
+    """Return runs of the merges of a `tokenizer.json` in order: all of a small file, else parts of it.
+
+    A part that begins inside of a piece may start with merges that are none.
+    """
+    section = _find_sections(data).get("merges", b"")
+    if len(section) <= _PARTS * _PART_BYTES:
+        return [read_merges(data)] if section else []
+    starts = np.linspace(0, len(section) - _PART_BYTES, _PARTS, dtype=np.int64).tolist()
+    parts = [section[start : start + _PART_BYTES].decode(errors="ignore") for start in starts]
+    try:
+        return [[_parse_merge(match) for match in _MERGE.finditer(part)] for part in parts]
+    except ValueError:
+        return [read_merges(data)]
+
+
+def read_merges(data: bytes) -> Merges:
+    """Return the merges of a `tokenizer.json`.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    try:
+        merges = json.JSONDecoder().raw_decode(_find_sections(data)["merges"].decode())[0]
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        return [(str(left), str(right)) for left, right in pairs]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("The merges of the tokenizer.json are damaged: download the file again.") from error
+
+
+def _parse_merge(match: re.Match[str]) -> tuple[str, str]:
+    left, right = (json.loads(f'"{part}"') for part in match.groups() if part is not None)
+    return left, right
 
 
 def make_document(
@@ -118,7 +159,6 @@ def _find_sections(data: bytes) -> dict[str, bytes]:
         if found is not None:
             begins[name] = found.end()
     ends = [*begins.values(), len(data)]
-    begins.pop("merges", None)
     return {name: data[begin : min(end for end in ends if end > begin)] for name, begin in begins.items()}
 
 
