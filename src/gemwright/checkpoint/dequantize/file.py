@@ -17,6 +17,7 @@ from gemwright.checkpoint.configs.reader import ConfigReader
 from gemwright.checkpoint.dequantize import bitsandbytes, compressed_tensors, fp8, gptq, mlx
 from gemwright.checkpoint.dequantize.module import Matrix, Module
 from gemwright.checkpoint.dequantize.numbers import DTYPES
+from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.safetensors import SafetensorsFile
 from gemwright.checkpoint.files.tensor_file import TensorFile, TensorInfo
 from gemwright.errors import CheckpointError
@@ -74,6 +75,8 @@ METHODS = {
     ),
 }
 """Method of each `quant_method`."""
+OLDER = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Method of files beside `config.json`: of Model Optimizer, AutoGPTQ and AutoAWQ."""
 UNUSED = re.compile(r"(.*\.)?((input|output|[kvq])_(scale|global_scale|zero_point)|activation_scale|input_scale_ub)")
 """Tensors of quantised activations and caches, which are floats here."""
 
@@ -156,8 +159,14 @@ def dequantize(file: SafetensorsFile, settings: Mapping[str, Any], where: str) -
         CheckpointError: The method is not supported, or a tensor does not have its layout.
     """
     found = _find_method(settings, where)
+    if found is None and (name := _quantized_tensor(file)):
+        found = _find_older(Path(where).parent)
+        if found is None:
+            raise CheckpointError(
+                f"{where}: has no 'quantization_config', although tensor {name:.200} is part of a quantized matrix; "
+                "use the config.json of the same folder."
+            )
     if found is None:
-        _refuse_unexplained(file, where)
         return file
     method, config = found
     method.check(config)
@@ -194,6 +203,19 @@ def _find_method(settings: Mapping[str, Any], where: str) -> tuple[Method, Confi
     return None
 
 
+def _find_older(folder: Path) -> tuple[Method, ConfigReader] | None:
+    """Return the method and keys of a file beside `config.json`, as earlier releases of some libraries write it."""
+    for name, method in OLDER.items():
+        if not (folder / name).is_file():
+            continue
+        keys = read_json(folder / name)
+        keys = keys.get("quantization", {}) if method == "modelopt" else keys
+        method = "awq" if isinstance(keys, Mapping) and {"w_bit", "zero_point"} & keys.keys() else method
+        described = {"quant_method": method, **keys} if isinstance(keys, Mapping) else keys
+        return _find_method({"quantization_config": described}, str(folder / name))
+    return None
+
+
 def _unsupported(where: str, name: Any) -> CheckpointError:
     shown = repr(name)[:80] if isinstance(name, str) else "unknown"
     return CheckpointError(
@@ -222,11 +244,7 @@ def _check_plain(file: SafetensorsFile, plain: Mapping[str, TensorInfo], method:
             raise module.error(f"has a '{part}' of {info.encoding} and no '{method.markers[0]}'")
 
 
-def _refuse_unexplained(file: SafetensorsFile, where: str) -> None:
-    """Raise if a file has quantised modules although its config names no method."""
+def _quantized_tensor(file: SafetensorsFile) -> str | None:
+    """Return the name of a tensor of a quantized module, if there is one."""
     suffixes = tuple(f".{marker}" for method in METHODS.values() for marker in method.markers)
-    if name := next((name for name in file.tensors if name.endswith(suffixes)), None):
-        raise CheckpointError(
-            f"{where}: has no 'quantization_config', although tensor {name:.200} is part of a quantised matrix; "
-            "use the config.json of the same folder."
-        )
+    return next((name for name in file.tensors if name.endswith(suffixes)), None)
