@@ -1,4 +1,4 @@
-"""Quantised Hugging Face folders: values bit for bit, and a whole model against transformers."""
+"""Quantized Hugging Face folders: values bit for bit, and a whole model against transformers."""
 
 import json
 from functools import partial

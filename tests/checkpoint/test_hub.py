@@ -270,9 +270,9 @@ def test_gates(hub: Hub, home: Path) -> None:
     assert fail_each(hub, home, *((token, "google/gemma") for token in tokens)) == [
         f"google/gemma: {sentence}."
         for sentence in (
-            f"requires accepting its licence; accept it at {PAGE} and {give_token}",
+            f"requires accepting its license; accept it at {PAGE} and {give_token}",
             f"the hub rejects this token, which may be wrong or expired; {give_token}",
-            f"the owner of this token has not accepted its licence; accept it at {PAGE}",
+            f"the owner of this token has not accepted its license; accept it at {PAGE}",
             f"this token may not read gated repositories; allow it in its settings at {settings}",
             f"its authors have not answered your request for access yet; see {PAGE}",
         )

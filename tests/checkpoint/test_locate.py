@@ -166,10 +166,10 @@ def test_a_model_in_the_cache_is_found(cache: Path, monkeypatch: pytest.MonkeyPa
     fetched = asked(monkeypatch)
     folder = put(cache, "google/gemma-2-2b", "model.safetensors")
     assert locate("gemma-2-2b", may_download=False) == folder
-    folder = put(cache, "someone/quantised", "m.gguf")
-    assert locate("someone/quantised:m.gguf", may_download=False) == folder / "m.gguf"
+    folder = put(cache, "someone/quantized", "m.gguf")
+    assert locate("someone/quantized:m.gguf", may_download=False) == folder / "m.gguf"
     with pytest.raises(CheckpointError, match="is not on this machine"):
-        locate("someone/quantised:other.gguf", may_download=False)
+        locate("someone/quantized:other.gguf", may_download=False)
     assert not fetched
 
 

@@ -146,7 +146,7 @@ def test_every_layout_of_tokenizer_json_is_read(
     assert vocabulary.kinds[[4, -1]].tolist() == [CONTROL, CONTROL]
 
 
-def test_symbols_that_a_converter_calls_normal_are_recognised(small_vocabulary: Vocabulary) -> None:
+def test_symbols_that_a_converter_calls_normal_are_recognized(small_vocabulary: Vocabulary) -> None:
     metadata = small_vocabulary.gguf_metadata()
     kinds = metadata["tokenizer.ggml.token_type"]
     metadata["tokenizer.ggml.token_type"] = np.where(kinds == BYTE, kinds, NORMAL)

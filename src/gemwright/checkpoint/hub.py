@@ -62,7 +62,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         The folder with the weights, configuration and tokenizer, or the GGUF file.
 
     Raises:
-        CheckpointError: The name, network, token, licence, server or disk prevents it.
+        CheckpointError: The name, network, token, license, server or disk prevents it.
     """
     import httpx2
 
@@ -193,13 +193,13 @@ def _explain_answer(error: "HfHubHTTPError", repo: str, revision: str) -> str:
         case _ if status == 401 and has_token:
             return f"the hub rejects this token, which may be wrong or expired; {give_token}"
         case errors.GatedRepoError() if not has_token:
-            return f"requires accepting its licence; accept it at {page} and {give_token}"
+            return f"requires accepting its license; accept it at {page} and {give_token}"
         case errors.GatedRepoError() if "fine-grained" in said:
             return f"this token may not read gated repositories; allow it in its settings at {TOKENS}"
         case errors.GatedRepoError() if "awaiting" in said:
             return f"its authors have not answered your request for access yet; see {page}"
         case errors.GatedRepoError():
-            return f"the owner of this token has not accepted its licence; accept it at {page}"
+            return f"the owner of this token has not accepted its license; accept it at {page}"
         case errors.RepositoryNotFoundError() if has_token:
             return f"there is no such repository, or this token may not read it; check the name at {page}"
         case errors.RepositoryNotFoundError():
