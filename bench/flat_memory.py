@@ -25,7 +25,7 @@ BLOCK = 64
 """Tokens over which time is averaged: several decode calls, each of which returns up to 8 tokens at once."""
 CHART = Path(__file__).parent.parent / "docs" / "flat-memory.png"
 LABELS = {"griffin": "RecurrentGemma's layers", "attention": "global attention in every layer"}
-COLOURS = {"griffin": "#0b7a75", "attention": "#c8553d"}
+COLORS = {"griffin": "#0b7a75", "attention": "#c8553d"}
 
 
 def make_config(kind: str) -> Any:
@@ -115,7 +115,7 @@ def draw(found: dict[str, list[dict[str, float]]]) -> None:
     ):
         for kind, (_, *rows) in found.items():
             tokens, values = [row["tokens"] for row in rows], [scale * row[key] for row in rows]
-            axes.plot(tokens, values, color=COLOURS[kind], linewidth=2, drawstyle="steps-pre", label=LABELS[kind])
+            axes.plot(tokens, values, color=COLORS[kind], linewidth=2, drawstyle="steps-pre", label=LABELS[kind])
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("tokens generated")
         axes.set_xlim(0, TOKENS)

@@ -21,7 +21,7 @@ from gemwright.variants import VARIANTS
 PACKAGES = ("gemwright", "jax", "llama_cpp_python", "transformers", "torch", "numpy")
 CHART = Path(__file__).parent.parent / "docs" / "decode-context.png"
 SPLIT = ("gemwright", "Q8_0")
-COLOURS = {"gemwright": "#0b7a75", "llama.cpp": "#c8553d"}
+COLORS = {"gemwright": "#0b7a75", "llama.cpp": "#c8553d"}
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def draw(figures: Sequence[Figure], found: Found) -> None:
     chart, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     for engine in figures[0].engines:
         rates = [found[figure, engine, "rate"] for figure in figures]
-        axes.plot(tokens, [statistics.median(r) for r in rates], "o-", color=COLOURS[engine], label=engine)
-        axes.fill_between(tokens, [min(r) for r in rates], [max(r) for r in rates], color=COLOURS[engine], alpha=0.15)
+        axes.plot(tokens, [statistics.median(r) for r in rates], "o-", color=COLORS[engine], label=engine)
+        axes.fill_between(tokens, [min(r) for r in rates], [max(r) for r in rates], color=COLORS[engine], alpha=0.15)
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
     axes.minorticks_off()

@@ -29,7 +29,7 @@ COLUMNS, LINES = 96, 40
 MARGIN, BAR, FONT_SIZE = 24, 44, 22
 """In pixels: around the text, height of the title bar, and of the letters."""
 BACKGROUND, FOREGROUND, FAINT = (24, 26, 32), (222, 224, 230), (138, 142, 154)
-COLOURS = {"cyan": (86, 196, 214), "green": (126, 204, 120), "red": (236, 110, 110), "brown": (222, 184, 92)}
+COLORS = {"cyan": (86, 196, 214), "green": (126, 204, 120), "red": (236, 110, 110), "brown": (222, 184, 92)}
 CHAT = ["Tell me a short story about a lighthouse.", "/help"]
 SECONDS_QUIET = 0.5
 """Seconds without output after which a program waits for input."""
@@ -74,13 +74,13 @@ def paint(screen: pyte.Screen, title: str, path: Path) -> None:
     count = max(rows, default=0) + 1
     image = Image.new("RGB", (2 * MARGIN + COLUMNS * width, BAR + MARGIN + count * height + MARGIN // 2), BACKGROUND)
     canvas = ImageDraw.Draw(image)
-    for index, colour in enumerate(((236, 106, 94), (244, 191, 79), (97, 197, 84))):
-        canvas.ellipse((MARGIN + 26 * index, 16, MARGIN + 26 * index + 14, 30), fill=colour)
+    for index, color in enumerate(((236, 106, 94), (244, 191, 79), (97, 197, 84))):
+        canvas.ellipse((MARGIN + 26 * index, 16, MARGIN + 26 * index + 14, 30), fill=color)
     canvas.text((image.width / 2, BAR / 2), title, FAINT, fonts[False], anchor="mm")
     for row in range(count):
         for column, cell in screen.buffer[row].items():
-            colour = COLOURS.get(cell.fg, FOREGROUND)
-            canvas.text((MARGIN + column * width, BAR + row * height), cell.data, colour, fonts[cell.bold])
+            color = COLORS.get(cell.fg, FOREGROUND)
+            canvas.text((MARGIN + column * width, BAR + row * height), cell.data, color, fonts[cell.bold])
     image.save(path)
 
 
@@ -90,16 +90,16 @@ def paint_scene(side: int = 640) -> tuple[NDArray[np.uint8], list[NDArray[np.boo
     canvas = ImageDraw.Draw(image)
     canvas.rectangle((0, side * 0.52, side, side), fill=(176, 142, 108))
     shapes = {
-        "ball": lambda pen, colour: pen.ellipse((90, 210, 270, 390), fill=colour),
-        "mug": lambda pen, colour: (
-            pen.rounded_rectangle((360, 200, 500, 400), 22, fill=colour),
-            pen.arc((440, 240, 550, 350), -90, 90, fill=colour, width=22),
+        "ball": lambda pen, color: pen.ellipse((90, 210, 270, 390), fill=color),
+        "mug": lambda pen, color: (
+            pen.rounded_rectangle((360, 200, 500, 400), 22, fill=color),
+            pen.arc((440, 240, 550, 350), -90, 90, fill=color, width=22),
         ),
     }
     masks: list[NDArray[np.bool_]] = []
     answers: list[str] = []
-    for (name, shape), colour in zip(shapes.items(), ((204, 78, 66), (66, 108, 176)), strict=True):
-        shape(canvas, colour)
+    for (name, shape), color in zip(shapes.items(), ((204, 78, 66), (66, 108, 176)), strict=True):
+        shape(canvas, color)
         mask = Image.new("1", image.size)
         shape(ImageDraw.Draw(mask), 1)
         masks.append(np.asarray(mask, bool))

@@ -8,7 +8,7 @@ from gemwright.variants import VARIANTS, Variant
 
 PAGE = Path(__file__).with_name("which-model.md")
 BITS = {"4-bit": 4.5, "8-bit": 8.5, "bfloat16": 16.0}
-"""Bits per weight, with the scales of quantised weights, by the header of a column."""
+"""Bits per weight, with the scales of quantized weights, by the header of a column."""
 LONG = 8192
 """Tokens of the last column."""
 

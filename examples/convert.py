@@ -1,4 +1,4 @@
-"""Convert a checkpoint, or quantise it, and print its size before and after.
+"""Convert a checkpoint, or quantize it, and print its size before and after.
 
 python examples/convert.py model.gguf folder --bits 8
 """
@@ -14,10 +14,10 @@ from gemwright.checkpoint.quantize import quantize
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Convert or quantise a checkpoint.")
+    parser = argparse.ArgumentParser(description="Convert or quantize a checkpoint.")
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, help="new folder")
-    parser.add_argument("--bits", type=int, choices=(8, 4), help="quantise; default: keep the dtype")
+    parser.add_argument("--bits", type=int, choices=(8, 4), help="quantize; default: keep the dtype")
     options = parser.parse_args()
 
     if options.bits:

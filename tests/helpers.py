@@ -35,7 +35,7 @@ def random_ids(vocabulary: int, shape: int | tuple[int, ...], seed: int = 0) -> 
 
 def english_text() -> str:
     """Return 120 distinct sentences of plain English: about 2,700 tokens of Gemma."""
-    who = ["The miller", "A young clerk", "My neighbour", "The old captain", "Her sister", "The baker's boy", "Nobody"]
+    who = ["The miller", "A young clerk", "My neighbor", "The old captain", "Her sister", "The baker's boy", "Nobody"]
     did = ["carried", "counted", "forgot", "painted", "sold", "found again", "wrote about", "dreamed of"]
     what = ["the brass lamp", "seven letters", "a map of the coast", "the broken clock", "two white horses"]
     when = [

@@ -80,7 +80,7 @@ class Family:
         processor: The processor in transformers.
         added_pieces: Tokens that follow those of the tokenizer file.
         fill_in_the_middle: Special tokens of fill-in-the-middle prompts.
-        licence: Name of the licence of the weights.
+        license: Name of the license of the weights.
         terms: URL of its text.
     """
 
@@ -100,7 +100,7 @@ class Family:
     processor: Processor | None = None
     added_pieces: tuple[str, ...] = ()
     fill_in_the_middle: FillInTheMiddle | None = None
-    licence: str = "Gemma Terms of Use"
+    license: str = "Gemma Terms of Use"
     terms: str = TERMS
 
     def resampling(self, checkpoint_format: str) -> Resample:

@@ -19,7 +19,7 @@ class Variant:
         family: Name of its family, see `gemwright.families`.
         config: The shape.
         parameters: The published parameter count, with a tied embedding counted once.
-        checkpoints: Names on the hub, in the organisation `google`.
+        checkpoints: Names on the hub, in the organization `google`.
     """
 
     family: str

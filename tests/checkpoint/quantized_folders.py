@@ -1,4 +1,4 @@
-"""Quantised matrices of other programs, packed bit by bit from the description of each format."""
+"""Quantized matrices of other programs, packed bit by bit from the description of each format."""
 
 import json
 from collections.abc import Callable
@@ -307,7 +307,7 @@ def write_matrix(folder: Path, leaves: Leaves, config: dict[str, Any], module: s
 
 
 def write_quantized(folder: Path, scheme: Scheme) -> PreTrainedModel:
-    """Write a tiny Gemma 3 whose matrices are quantised, and return transformers' model with the same values."""
+    """Write a tiny Gemma 3 whose matrices are quantized, and return transformers' model with the same values."""
     model, rng = make_model("gemma3_text"), np.random.default_rng(1)
     tensors: dict[str, torch.Tensor] = {}
     with torch.no_grad():

@@ -179,7 +179,7 @@ def test_peft_reads_what_was_gguf(make: Callable[..., Any], base: Path, tmp_path
     assert_close(their_logits(again, IDS), their_logits(theirs, IDS), 1e-6)
 
 
-def test_adapters_are_recognised(make: Callable[..., Any], base: Path, tmp_path: Path) -> None:
+def test_adapters_are_recognized(make: Callable[..., Any], base: Path, tmp_path: Path) -> None:
     folder, _ = make()
     convert_adapter(folder, tmp_path / "adapter.gguf", "gguf")
     assert is_adapter(folder)

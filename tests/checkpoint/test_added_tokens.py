@@ -1,8 +1,11 @@
 """Tokenizers of fine-tunes against transformers: added tokens in every file that may hold them."""
 
+import functools
+import itertools
 import json
 import logging
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -17,6 +23,8 @@ from gemwright.checkpoint.convert import convert
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError
+from gemwright.text import tokenizer_json
+from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.sentencepiece_model import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import MARKERS, Vocabulary
@@ -115,6 +123,73 @@ def test_added_tokens_of_every_file_equal_transformers(kind: str, folder: Path) 
     assert_as_transformers(tokenizer, AutoTokenizer.from_pretrained(folder))
 
 
+FLAGS = [
+    {"lstrip": True},
+    {"rstrip": True},
+    {"single_word": True},
+    {"lstrip": True, "rstrip": True},
+    {"single_word": True, "lstrip": True, "rstrip": True},
+]
+
+
+@functools.cache
+def contextual_tokenizers(which: int, normalized: bool) -> tuple[Tokenizer, tokenizers.Tokenizer, Any]:
+    """Return tokenizers with an added token with flags, ours and the reference."""
+    _, document, _ = published()
+    tokens = [entry("<x>", normalized=normalized, **FLAGS[which]), entry("\n\n", normalized=False), entry("the man")]
+    document["added_tokens"] += [token | {"id": SIZE + index} for index, token in enumerate(tokens)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        file.write_text(json.dumps(document))
+        vocabulary = Vocabulary.from_tokenizer_json(file)
+    reference = tokenizers.Tokenizer.from_str(json.dumps(document))
+    reference.encode_special_tokens = True  # no text becomes a control token
+    return Tokenizer(vocabulary), reference, document
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("which", range(len(FLAGS)))
+@given(
+    st.lists(
+        st.sampled_from(["<x>", " ", "\n", "\n\n", "\t", "\xa0", "a", "é", "_", "\u0301", "<b>", "the man", "<bos>"])
+    )
+)
+@settings(max_examples=60)
+def test_matches_that_depend_on_the_text_around_equal_tokenizers(
+    which: int, normalized: bool, parts: list[str]
+) -> None:
+    ours, theirs, _ = contextual_tokenizers(which, normalized)
+    text = "".join(parts)
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == theirs.decode(ids)
+    assert not any(map(ours.is_control, ids))
+
+
+def test_contextual_tokens_are_written() -> None:
+    tokenizer, _, document = contextual_tokenizers(3, normalized=True)
+    written = {token["content"]: token for token in tokenizer.vocabulary.tokenizer_json()["added_tokens"]}
+    assert written["<x>"] == next(token for token in document["added_tokens"] if token["content"] == "<x>")
+
+
+@pytest.mark.parametrize("content", ["hello", " hello", "\n\nhello", " \n\n hello ", "<x>  hello"])
+def test_control_tokens_of_a_template_take_whitespace(content: str, folder: Path) -> None:
+    _, document, config = published()
+    flags = {"lstrip": True, "rstrip": True, "normalized": False}
+    tokens = [entry("<|im_start|>", **flags), entry("\n\n", normalized=False), entry("<x>", **flags)]
+    document["added_tokens"] += [token | {"id": SIZE + index} for index, token in enumerate(tokens)]
+    config["chat_template"] = (
+        "{% for m in messages %}\n <|im_start|> \n{{ m.role }}\n{{ m.content }}{% endfor %}<|im_start|>"
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    template = ChatTemplate(Tokenizer(checkpoint.vocabulary()), checkpoint.chat_templates, checkpoint.special_tokens)
+    messages = [{"role": "user", "content": content}]
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, return_dict=False)
+    assert template.encode(messages) == expected
+
+
 def test_conversion_keeps_added_tokens(folder: Path, tmp_path: Path) -> None:
     write_tokenizer(folder, "json, stale model")
     convert(folder, tmp_path / "model.gguf", "gguf")
@@ -169,6 +244,49 @@ def test_merges_of_a_gguf_give_the_order(scores: float | None, type_of_all: int 
     ours, theirs = Tokenizer(read), Tokenizer(expected)
     for text in (*TEXTS, "the thing and the thinner one, in there"):
         assert ours.encode(text) == theirs.encode(text)
+
+
+def reordered(pairs: list[list[str]], how: str) -> list[list[str]]:
+    """Return merges in another order, with all pairs of a piece together."""
+    groups = [list(group) for _, group in itertools.groupby(pairs, "".join)]
+    match how:
+        case "reversed":
+            groups.reverse()
+        case "two swapped":
+            groups[0], groups[1] = groups[1], groups[0]
+        case _:
+            pass
+    return [pair for group in groups for pair in group]
+
+
+@pytest.mark.parametrize("parts", [64, 4])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("how", ["same", "reversed", "two swapped"])
+def test_merges_in_another_order_are_followed(
+    how: str, text: bool, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a small file is read whole or, as a large one, in parts."""
+    monkeypatch.setattr(tokenizer_json, "_PARTS", parts)
+    monkeypatch.setattr(tokenizer_json, "_PART_BYTES", 200 if parts == 4 else 1 << 12)
+    _, document, _ = published()
+    pairs = reordered([list(pair) for pair in document["model"]["merges"]], how)
+    document["model"]["merges"] = [" ".join(pair) for pair in pairs] if text else pairs
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(document, indent=2, ensure_ascii=text))
+    ours, theirs = Tokenizer(Vocabulary.from_tokenizer_json(file)), tokenizers.Tokenizer.from_file(str(file))
+    for sample in ("the thing and the thinner one, in there", "theand ing on the", "whether then or here", *TEXTS[-1:]):
+        assert ours.encode(sample) == theirs.encode(sample, add_special_tokens=False).ids, sample
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"), [("th e", "not those of a SentencePiece"), ("i n", "forms 1 pieces, such as 'in'")]
+)
+def test_merges_that_no_order_of_pieces_gives_are_refused(left_out: str, message: str, tmp_path: Path) -> None:
+    _, document, _ = published()
+    document["model"]["merges"] = [pair for pair in document["model"]["merges"] if " ".join(pair) != left_out]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=message):
+        Vocabulary.from_tokenizer_json(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
@@ -236,10 +354,10 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "decoder a list": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "no object of tokens by id"),
     "decoder without ids": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "no object of tokens by id"),
     "no content": ("tokenizer_config.json", {"added_tokens_decoder": {str(SIZE): {}}}, "is not valid"),
-    "whitespace": (
+    "a flag that is none": (
         "tokenizer_config.json",
-        {"added_tokens_decoder": {str(SIZE): entry("covidish", lstrip=True)}},
-        "'covidish' has lstrip, rstrip or single_word, which is not supported",
+        {"added_tokens_decoder": {str(SIZE): entry("covidish", lstrip="yes")}},
+        "is not valid",
     ),
     "special map": ("special_tokens_map.json", 7, "does not hold a JSON object"),
 }

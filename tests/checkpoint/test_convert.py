@@ -197,6 +197,35 @@ def test_settings_survive_every_conversion(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == TEMPLATE
 
 
+def test_named_chat_templates_survive_every_conversion(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    (source / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (source / "additional_chat_templates" / f"{name}.jinja").write_text(f"{TEMPLATE}{name}")
+    expected = AutoTokenizer.from_pretrained(source).chat_template
+    assert set(expected) == {"default", "tool_use", "rag"}
+    convert(source, tmp_path / "again", "huggingface")
+    convert(source, tmp_path / "model.gguf", "gguf")
+    convert(tmp_path / "model.gguf", tmp_path / "back", "huggingface")
+    for made in ("again", "model.gguf", "back"):
+        assert open_checkpoint(tmp_path / made).chat_templates == expected
+        if made != "model.gguf":
+            assert AutoTokenizer.from_pretrained(tmp_path / made).chat_template == expected
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert sorted(fields["tokenizer.chat_templates"].contents()) == ["rag", "tool_use"]
+
+
+def test_names_of_chat_templates_are_no_paths(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    rows = [{"name": name, "template": name} for name in ("default", "../../up", "a b", "/etc/x")]
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
+    convert(source, tmp_path / "made", "huggingface")
+    written = {str(file.relative_to(tmp_path / "made")) for file in (tmp_path / "made").rglob("*.jinja")}
+    names = ("______up", "a_b", "_etc_x")
+    assert written == {"chat_template.jinja", *(f"additional_chat_templates/{name}.jinja" for name in names)}
+
+
 def test_a_gguf_has_exactly_one_row_per_token(tmp_path: Path) -> None:
     """llama.cpp takes the vocabulary's size from the tokenizer; releases pad the table."""
     source, vocab = write_model(tmp_path / "source"), make_vocabulary().size

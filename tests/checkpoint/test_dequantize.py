@@ -1,4 +1,4 @@
-"""Quantised Hugging Face folders: values bit for bit, and a whole model against transformers."""
+"""Quantized Hugging Face folders: values bit for bit, and a whole model against transformers."""
 
 import json
 from functools import partial
@@ -15,6 +15,7 @@ from gemwright.checkpoint.files.safetensors import open_safetensors
 from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import open_checkpoint
+from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.transformer import forward, logits
@@ -54,6 +55,35 @@ def test_values_are_exact(name: str, tmp_path: Path) -> None:
         stored.view(DTYPES[info.encoding]), expected.reshape(-1).astype(DTYPES[info.encoding])
     )
     file.release("m.weight")
+
+
+OLDER = {
+    "gptq, 4 bits": ("quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": False, "sym": False}),
+    "gptq, version 2": ("quantize_config.json", {"bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"}),
+    "awq": ("quant_config.json", {"w_bit": 4, "q_group_size": 32, "version": "GEMM", "zero_point": True}),
+    "modelopt, fp8": ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}),
+    "modelopt, nvfp4": ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}),
+}
+"""Files that describe the quantization instead of `config.json`."""
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_settings_in_a_file_of_their_own_are_read(name: str, tmp_path: Path) -> None:
+    leaves, expected = SCHEMES[name].make(np.random.default_rng(0), ROWS, WIDTH)
+    write_matrix(tmp_path, leaves, {})
+    file, document = OLDER[name]
+    (tmp_path / file).write_text(json.dumps(document))
+    np.testing.assert_array_equal(open_folder(tmp_path).read("m.weight"), expected)
+
+
+def test_settings_of_another_algorithm_are_refused(tmp_path: Path) -> None:
+    leaves, _ = SCHEMES["modelopt, fp8"].make(np.random.default_rng(0), ROWS, WIDTH)
+    write_matrix(tmp_path, leaves, {})
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
+    with pytest.raises(
+        CheckpointError, match=r"hf_quant_config\.json.*quant_algo' is 'W4A8_AWQ', and it must be FP8 or NVFP4"
+    ):
+        open_folder(tmp_path)
 
 
 WHOLE = (

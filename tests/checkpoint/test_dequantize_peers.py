@@ -1,4 +1,4 @@
-"""Quantised matrices written by the libraries that own the formats, against their own dequantisation."""
+"""Quantized matrices written by the libraries that own the formats, against their own dequantization."""
 
 import importlib.util
 from pathlib import Path

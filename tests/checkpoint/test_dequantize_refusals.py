@@ -1,4 +1,4 @@
-"""Quantised folders that cannot be decoded are refused before any weight is read, whatever is wrong in them."""
+"""Quantized folders that cannot be decoded are refused before any weight is read, whatever is wrong in them."""
 
 import json
 import os

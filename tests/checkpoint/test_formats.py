@@ -1,4 +1,4 @@
-"""Files are recognised by their content, whatever their names, and a refusal says what the file is and what to use."""
+"""Files are recognized by their content, whatever their names, and a refusal says what the file is and what to use."""
 
 import gzip
 import io
@@ -119,7 +119,7 @@ def test_a_gguf_opens_under_any_name(name: str, tmp_path: Path) -> None:
         assert prefetch is not None
 
 
-def test_the_supported_formats_are_recognised_under_any_name(tmp_path: Path) -> None:
+def test_the_supported_formats_are_recognized_under_any_name(tmp_path: Path) -> None:
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a.bin")
     np.savez(tmp_path / "b", x=np.zeros(2, np.float32))
     assert recognize(tmp_path / "a.bin") is SAFETENSORS

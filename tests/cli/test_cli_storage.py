@@ -137,7 +137,7 @@ def test_names_are_never_cut_on_a_narrow_terminal(spawn):
     assert process.wait(60) == 0
     words = text.decode().split()
     assert {name for variant in VARIANTS.values() for name in variant.checkpoints} <= set(words)
-    assert "\x1b[3" not in text.decode()  # no colour
+    assert "\x1b[3" not in text.decode()  # no color
 
 
 def test_tokenize(run, tiny, tiny_model):

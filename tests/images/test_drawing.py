@@ -21,7 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "draw_locations.py"
 SEG = "<seg001>" * 16
 
 
-def grey(height: int, width: int) -> NDArray[np.uint8]:
+def gray(height: int, width: int) -> NDArray[np.uint8]:
     return np.full((height, width, 3), 128, np.uint8)
 
 
@@ -29,7 +29,7 @@ def changed(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (image != 128).any(axis=2)
 
 
-def colour_at(image: NDArray[np.uint8], y: int, x: int) -> tuple[int, ...]:
+def color_at(image: NDArray[np.uint8], y: int, x: int) -> tuple[int, ...]:
     return tuple(image[y, x].tolist())
 
 
@@ -41,34 +41,34 @@ def test_without_objects_the_image_is_unchanged():
 
 
 def test_a_box_is_drawn_at_its_location():
-    image = grey(200, 300)
+    image = gray(200, 300)
     drawn = draw(image, [Found("", Box(0.25, 0.2, 0.75, 0.8))])
-    np.testing.assert_array_equal(image, grey(200, 300))
+    np.testing.assert_array_equal(image, gray(200, 300))
     top, left, bottom, right = 50, 60, 150, 240
-    colour = colour_at(drawn, top, left)
-    assert max(colour) - min(colour) > 100  # not a grey
+    color = color_at(drawn, top, left)
+    assert max(color) - min(color) > 100  # not a gray
     for y, x in ((top, 150), (bottom - 1, 150), (100, left), (100, right - 1), (bottom - 1, right - 1)):
-        assert colour_at(drawn, y, x) == colour
+        assert color_at(drawn, y, x) == color
     assert not changed(drawn)[top + 5 : bottom - 5, left + 5 : right - 5].any()
     outside = changed(drawn)
     outside[top - 2 : bottom + 2, left - 2 : right + 2] = False
     assert not outside.any()
 
 
-def test_every_object_has_its_own_colour():
+def test_every_object_has_its_own_color():
     boxes = [Box(0.1, 0.04 + 0.08 * n, 0.9, 0.1 + 0.08 * n) for n in range(12)]
-    drawn = draw(grey(400, 1200), [Found("", box) for box in boxes])
-    colours = np.array([colour_at(drawn, 200, int(box.x_min * 1200)) for box in boxes], np.int64)
-    apart = np.abs(colours[:, None] - colours[None]).sum(axis=2)
+    drawn = draw(gray(400, 1200), [Found("", box) for box in boxes])
+    colors = np.array([color_at(drawn, 200, int(box.x_min * 1200)) for box in boxes], np.int64)
+    apart = np.abs(colors[:, None] - colors[None]).sum(axis=2)
     assert apart[~np.eye(12, dtype=bool)].min() > 40
 
 
 def test_line_width_scales_with_the_image():
     widths = []
     for side in (100, 1000, 4000):
-        drawn = draw(grey(side, side), [Found("", Box(0.25, 0.25, 0.75, 0.75))])
-        colour = drawn[side // 4, side // 4]
-        widths.append(int((drawn[side // 2, : side // 2] == colour).all(axis=1).sum()))
+        drawn = draw(gray(side, side), [Found("", Box(0.25, 0.25, 0.75, 0.75))])
+        color = drawn[side // 4, side // 4]
+        widths.append(int((drawn[side // 2, : side // 2] == color).all(axis=1).sum()))
     assert widths[0] == 1
     assert 3 <= widths[1] <= 8
     assert 12 <= widths[2] <= 24
@@ -78,23 +78,23 @@ def test_line_width_scales_with_the_image():
     "box", [Box(0.0, 0.0, 1.0, 1.0), Box(0.0, 0.9, 0.05, 1.0), Box(0.95, 0.95, 1.0, 1.0), Box(0.5, 0.5, 0.5, 0.5)]
 )
 def test_a_label_is_complete_at_every_box(box: Box):
-    drawn, plain = (draw(grey(300, 300), [Found(label, box)]) for label in ("a label", ""))
+    drawn, plain = (draw(gray(300, 300), [Found(label, box)]) for label in ("a label", ""))
     rows, columns = np.nonzero((drawn != plain).any(axis=2))
-    alone = draw(grey(300, 300), [Found("a label", Box(0.5, 0.2, 0.9, 0.21))])
-    base = draw(grey(300, 300), [Found("", Box(0.5, 0.2, 0.9, 0.21))])
+    alone = draw(gray(300, 300), [Found("a label", Box(0.5, 0.2, 0.9, 0.21))])
+    base = draw(gray(300, 300), [Found("", Box(0.5, 0.2, 0.9, 0.21))])
     free_rows, free_columns = np.nonzero((alone != base).any(axis=2))
-    # Part of a tag may overlap a frame of its own colour; it is never cut off by the edge of the image.
+    # Part of a tag may overlap a frame of its own color; it is never cut off by the edge of the image.
     assert abs(int(np.ptp(rows)) - int(np.ptp(free_rows))) <= 4
     assert abs(int(np.ptp(columns)) - int(np.ptp(free_columns))) <= 4
 
 
 def test_labels_do_not_cover_each_other():
     boxes = [Box(0.4, 0.3, 0.8, 0.6)] * 3
-    drawn = draw(grey(300, 300), [Found("mmmm", box) for box in boxes])
-    below = draw(grey(300, 300), [Found("", box) for box in boxes])
+    drawn = draw(gray(300, 300), [Found("mmmm", box) for box in boxes])
+    below = draw(gray(300, 300), [Found("", box) for box in boxes])
     tags = (drawn != below).any(axis=2)
-    one = draw(grey(300, 300), [Found("mmmm", boxes[0])])
-    single = (one != draw(grey(300, 300), [Found("", boxes[0])])).any(axis=2)
+    one = draw(gray(300, 300), [Found("mmmm", boxes[0])])
+    single = (one != draw(gray(300, 300), [Found("", boxes[0])])).any(axis=2)
     assert tags.sum() > 2.5 * single.sum()
 
 
@@ -102,20 +102,20 @@ def test_a_label_is_complete_without_free_space():
     box = Box(0.95, 0.0, 1.0, 0.05)
     crowd = [Found("mmmm", box)] * 20
     silent = [Found("", box)] * 20
-    crowded, alone = (draw(grey(60, 100), [*others, Found("mmmm", box)]) for others in (crowd, silent))
-    colours, counts = np.unique(alone[changed(alone)], axis=0, return_counts=True)
-    colour = colours[counts.argmax()]  # of the last tag
-    assert (crowded == colour).all(axis=2).sum() > 0.8 * counts.max()
+    crowded, alone = (draw(gray(60, 100), [*others, Found("mmmm", box)]) for others in (crowd, silent))
+    colors, counts = np.unique(alone[changed(alone)], axis=0, return_counts=True)
+    color = colors[counts.argmax()]  # of the last tag
+    assert (crowded == color).all(axis=2).sum() > 0.8 * counts.max()
 
 
 def test_a_mask_tints_only_its_inside():
     mask = np.zeros((200, 200), np.bool_)
     mask[40:160, 40:160] = True
     found = [Found("", Box(0.0, 0.0, 1.0, 1.0)), Found("", Box(0.0, 0.0, 1.0, 1.0))]
-    drawn = draw(grey(200, 200), found, iter([None, mask]))
-    plain = draw(grey(200, 200), found)
-    colour = np.array(colour_at(plain, 100, 0), float)  # of the last object, whose frame is on top
-    np.testing.assert_allclose(drawn[100, 100], 128 + (colour - 128) * 105 / 255, atol=1.5)
+    drawn = draw(gray(200, 200), found, iter([None, mask]))
+    plain = draw(gray(200, 200), found)
+    color = np.array(color_at(plain, 100, 0), float)  # of the last object, whose frame is on top
+    np.testing.assert_allclose(drawn[100, 100], 128 + (color - 128) * 105 / 255, atol=1.5)
     tinted = (drawn != plain).any(axis=2)
     assert tinted[40:160, 40:160].all()
     tinted[35:165, 35:165] = False
@@ -144,7 +144,7 @@ OBJECTS = st.builds(Found, LABELS, st.builds(Box, FRACTIONS, FRACTIONS, FRACTION
 @given(SIDES, SIDES, st.lists(OBJECTS, max_size=4), st.randoms())
 def test_any_input_is_drawn(height: int, width: int, found: list[Found], random: object):
     mask = np.arange(height * width).reshape(height, width) % 7 < 3
-    drawn = draw(grey(height, width), found, [mask, ~mask, np.zeros_like(mask)])
+    drawn = draw(gray(height, width), found, [mask, ~mask, np.zeros_like(mask)])
     assert drawn.shape == (height, width, 3)
     assert drawn.dtype == np.uint8
 
@@ -170,7 +170,7 @@ def run_example(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_draws_and_prints(tmp_path: Path):
     photo, output, weights = tmp_path / "photo.png", tmp_path / "out.png", tmp_path / "vae-oid.npz"
-    save_png(grey(100, 200), photo)
+    save_png(gray(100, 200), photo)
     text = f"<loc0256><loc0256><loc0767><loc0767>{SEG} cat"
 
     bare = run_example(photo, text, output)

@@ -34,23 +34,23 @@ def encode(image: Image.Image | NDArray[Any], kind: str = "PNG", **options: Any)
     return file.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, values: bytes) -> bytes:
-    """Return a PNG written without Pillow; colour 0 is grey, 2 is RGB, 4 is grey with alpha, 6 is RGBA."""
+def png(width: int, height: int, bits: int, color: int, values: bytes) -> bytes:
+    """Return a PNG written without Pillow; color 0 is gray, 2 is RGB, 4 is gray with alpha, 6 is RGBA."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(values)) + chunk(b"IEND", b"")
 
 
-def png_rows(array: NDArray[np.uint16], colour: int) -> bytes:
+def png_rows(array: NDArray[np.uint16], color: int) -> bytes:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    return png(array.shape[1], array.shape[0], 16, colour, rows)
+    return png(array.shape[1], array.shape[0], 16, color, rows)
 
 
 def tiff(width: int, height: int, data: bytes, order: str = "<", **tags: int) -> bytes:
-    """Return a grey TIFF written without Pillow: the data, then one directory."""
+    """Return a gray TIFF written without Pillow: the data, then one directory."""
     numbers = {"bits": 258, "compression": 259, "photometric": 262, "tile_width": 322, "tile_height": 323}
     entries = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1} | {numbers[k]: v for k, v in tags.items()}
     start, length = (324, 325) if "tile_width" in tags else (273, 279)
@@ -65,7 +65,7 @@ def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.float64]:
     return rgba[..., :3] * alpha + 255 * (1 - alpha)
 
 
-def grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def gray(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(values[..., None], 3, axis=-1)
 
 
@@ -104,17 +104,17 @@ def test_jpeg_is_loaded_within_its_quality() -> None:
 def test_one_bit_and_palettes() -> None:
     bits = IMAGE[..., 0] > 127
     for kind in ("PNG", "BMP", "TIFF", "GIF"):
-        np.testing.assert_array_equal(load_image(encode(bits, kind)), grey(bits * np.uint8(255)))
-    colours, indices = RANDOM.integers(0, 256, (16, 3), np.uint8), IMAGE[..., 0] % 16
+        np.testing.assert_array_equal(load_image(encode(bits, kind)), gray(bits * np.uint8(255)))
+    colors, indices = RANDOM.integers(0, 256, (16, 3), np.uint8), IMAGE[..., 0] % 16
     image = Image.fromarray(indices, "L").convert("P")
     image.putdata(indices.ravel().tolist())
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     for kind in ("PNG", "BMP", "TIFF", "GIF"):
-        np.testing.assert_array_equal(load_image(encode(image, kind)), colours[indices])
+        np.testing.assert_array_equal(load_image(encode(image, kind)), colors[indices])
     opacity = np.linspace(0, 255, 16).astype(np.uint8)
-    expected = over_white(np.concatenate([colours, opacity[:, None]], axis=-1)[indices])
+    expected = over_white(np.concatenate([colors, opacity[:, None]], axis=-1)[indices])
     np.testing.assert_allclose(load_image(encode(image, transparency=opacity.tobytes())), expected, rtol=0, atol=0.51)
-    expected = np.where(indices[..., None] == 5, 255, colours[indices])
+    expected = np.where(indices[..., None] == 5, 255, colors[indices])
     for kind in ("PNG", "GIF"):
         np.testing.assert_array_equal(load_image(encode(image, kind, transparency=5)), expected)
 
@@ -123,25 +123,25 @@ def test_transparency_is_composited_on_white() -> None:
     for source in (encode(RGBA), encode(RGBA, "TIFF"), encode(RGBA, "WEBP", lossless=True, exact=True)):
         np.testing.assert_allclose(load_image(source), over_white(RGBA), rtol=0, atol=0.51)
     two = np.concatenate([RGBA[..., :1], ALPHA], axis=-1)
-    expected = over_white(np.concatenate([grey(two[..., 0]), ALPHA], axis=-1))
+    expected = over_white(np.concatenate([gray(two[..., 0]), ALPHA], axis=-1))
     np.testing.assert_allclose(load_image(encode(Image.fromarray(two))), expected, rtol=0, atol=0.51)
     key = IMAGE[4, 4]
     expected = np.where((key == IMAGE).all(-1, keepdims=True), 255, IMAGE)
     np.testing.assert_array_equal(load_image(encode(IMAGE, transparency=tuple(key.tolist()))), expected)
     for mode in ("La", "RGBa"):  # premultiplied alpha: rounded once more in each direction
         image = Image.fromarray(two if mode == "La" else RGBA).convert(mode)
-        expected = over_white(np.concatenate([grey(two[..., 0]), ALPHA], axis=-1) if mode == "La" else RGBA)
+        expected = over_white(np.concatenate([gray(two[..., 0]), ALPHA], axis=-1) if mode == "La" else RGBA)
         np.testing.assert_allclose(load_image(image), expected, rtol=0, atol=1.51)
 
 
 def test_sixteen_bits_become_their_high_bytes() -> None:
     values = np.linspace(0, 65535, 640).astype(np.uint16).reshape(20, 32)
-    expected = grey((values >> 8).astype(np.uint8))
-    colours = np.repeat(values[..., None], 3, axis=-1)
+    expected = gray((values >> 8).astype(np.uint8))
+    colors = np.repeat(values[..., None], 3, axis=-1)
     np.testing.assert_array_equal(load_image(png_rows(values, 0)), expected)
-    np.testing.assert_array_equal(load_image(png_rows(colours, 2)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(colors, 2)), expected)
     opaque = np.full((20, 32, 1), 65535, np.uint16)
-    np.testing.assert_array_equal(load_image(png_rows(np.concatenate([colours, opaque], axis=-1), 6)), expected)
+    np.testing.assert_array_equal(load_image(png_rows(np.concatenate([colors, opaque], axis=-1), 6)), expected)
     np.testing.assert_array_equal(load_image(png_rows(np.concatenate([values[..., None], opaque], -1), 4)), expected)
     for order in "<>":
         data = values.astype(order + "u2").tobytes()

@@ -51,19 +51,19 @@ def test_gemma3_equals_the_reference_bit_by_bit(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(480, 641), (60, 90)], ids=str)
 def test_bilinear_is_the_antialiased_filter_of_jax(shape: tuple[int, int]) -> None:
-    # Pillow rounds to a grey level (2/255) after each of its two passes, an error of half a level each; JAX does not.
+    # Pillow rounds to a gray level (2/255) after each of its two passes, an error of half a level each; JAX does not.
     image = make_image(*shape)
     exact = jax.image.resize(image.astype(np.float32), (224, 224, 3), "linear") / 127.5 - 1
     np.testing.assert_allclose(resize_square(image, 224, "bilinear"), exact, rtol=0, atol=1.01 * 2 / 255)
 
 
 def test_black_is_minus_one_and_white_is_one() -> None:
-    greys = np.arange(256, dtype=np.uint8)
-    image = np.broadcast_to(greys[:, None, None], (256, 256, 3))
+    grays = np.arange(256, dtype=np.uint8)
+    image = np.broadcast_to(grays[:, None, None], (256, 256, 3))
     result = resize_square(image, 256, "bicubic")
     assert (result[0] == -1).all()
     assert (result[-1] == 1).all()
-    np.testing.assert_allclose(result[:, 0, 0], (greys - 127.5) / 127.5, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(result[:, 0, 0], (grays - 127.5) / 127.5, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(300, 900), (1400, 520), (400, 1000), (640, 800), (512, 512), (257, 3000)], ids=str)

@@ -182,7 +182,7 @@ def test_packed_documents_equal_separate_ones(name: str):
     ends = [(3, 4, 4 + 2 * WINDOW), (WINDOW, 2 * WINDOW, 3 * WINDOW), (1, 2, LENGTH - 1)]
     segments = np.zeros((3, LENGTH), int)
     for row, cuts in enumerate(ends):
-        segments[row] = np.repeat([5, 0, 2, 1], np.diff([0, *cuts, LENGTH]))  # neighbours differ, no order
+        segments[row] = np.repeat([5, 0, 2, 1], np.diff([0, *cuts, LENGTH]))  # neighbors differ, no order
     packed, _ = _forward(config, params, TOKENS, segments=segments)
     for document in (5, 0, 2, 1):
         own = segments == document

@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 
 from gemwright.errors import CheckpointError
+from gemwright.text.merges import list_merges
 from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.text.vocabulary import Vocabulary
@@ -131,7 +132,9 @@ def test_every_layout_of_tokenizer_json_is_read(
         "\x01",
     ]
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *texts]
-    model = {"byte_fallback": True, "vocab": {text: index for index, text in enumerate(pieces)}, "merges": [["a", "b"]]}
+    ids = {text: index for index, text in enumerate(pieces)}
+    merges = list_merges(ids, -np.arange(len(ids), dtype=np.float32))
+    model = {"byte_fallback": True, "vocab": ids, "merges": merges}
     document = {"added_tokens": [{"id": 4, "content": '"'}, {"id": len(pieces), "content": "added"}], "model": model}
     if reverse:
         document["model"] = dict(reversed(model.items()))
@@ -143,7 +146,7 @@ def test_every_layout_of_tokenizer_json_is_read(
     assert vocabulary.kinds[[4, -1]].tolist() == [CONTROL, CONTROL]
 
 
-def test_symbols_that_a_converter_calls_normal_are_recognised(small_vocabulary: Vocabulary) -> None:
+def test_symbols_that_a_converter_calls_normal_are_recognized(small_vocabulary: Vocabulary) -> None:
     metadata = small_vocabulary.gguf_metadata()
     kinds = metadata["tokenizer.ggml.token_type"]
     metadata["tokenizer.ggml.token_type"] = np.where(kinds == BYTE, kinds, NORMAL)

@@ -18,8 +18,8 @@ class Pool {
   virtual void schedule(std::function<void()> task) = 0;
 };
 
-// Tasks 0 to count - 1. Each thread first runs a contiguous range of its own, because neighbouring tasks mostly read
-// neighbouring memory, then takes what is left of the others' ranges.
+// Tasks 0 to count - 1. Each thread first runs a contiguous range of its own, because neighboring tasks mostly read
+// neighboring memory, then takes what is left of the others' ranges.
 class Loop {
  public:
   using Body = void (*)(const void* context, int64_t task);

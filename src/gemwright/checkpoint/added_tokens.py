@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def add_folder_tokens(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
     for content in named | listed:
         index = ids.get(spell(content))
         if index is not None and (content in named or (index not in added and vocabulary.kinds[index] == NORMAL)):
-            added[index] = AddedToken(content, special=True)
+            token = added.get(index) or vocabulary.contextual.get(index) or AddedToken(content, special=True)
+            added[index] = replace(token, special=True)
     return vocabulary.with_added_tokens(added)
 
 

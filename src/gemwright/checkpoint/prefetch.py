@@ -79,7 +79,7 @@ class GgufPrefetch:
                     raw,
                     info.shape,
                     allocate=arena.allocate,
-                    on_rows_read=self._raise_if_cancelled,
+                    on_rows_read=self._raise_if_canceled,
                     head=name == head,
                     spare_cores=1,
                 )
@@ -88,7 +88,7 @@ class GgufPrefetch:
         file.release(head)
         return repacked
 
-    def _raise_if_cancelled(self) -> None:
+    def _raise_if_canceled(self) -> None:
         if self._cancel.is_set():
             raise CancelledError
 

@@ -1,6 +1,7 @@
 """Find the tokenizer of a checkpoint, load its vocabulary and add the tokens that its file lacks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,9 @@ def add_control_tokens(vocabulary: Vocabulary, *markers: str) -> Vocabulary:
 
 
 def _add_tokens(vocabulary: Vocabulary, pieces: Sequence[str], kind: int) -> Vocabulary:
-    return Vocabulary(
-        (*vocabulary.pieces, *pieces),
-        np.append(vocabulary.scores, np.zeros(len(pieces), np.float32)),
-        np.append(vocabulary.kinds, np.full(len(pieces), kind, np.uint8)),
+    return replace(
+        vocabulary,
+        pieces=(*vocabulary.pieces, *pieces),
+        scores=np.append(vocabulary.scores, np.zeros(len(pieces), np.float32)),
+        kinds=np.append(vocabulary.kinds, np.full(len(pieces), kind, np.uint8)),
     )

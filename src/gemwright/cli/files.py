@@ -23,7 +23,7 @@ def convert(
         typer.Option(
             help="float32, float16 or bfloat16; for GGUF also q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, "
             "q4_1, q4_0, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s or q2_k. Default: that of the source, or float32 if "
-            "it is quantised."
+            "it is quantized."
         ),
     ] = None,
     adapter: o.AdapterOption = None,
@@ -32,7 +32,7 @@ def convert(
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (.dat or .gguf), for a quantised GGUF file."),
+        typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (.dat or .gguf), for a quantized GGUF file."),
     ] = None,
     variant: o.VariantOption = None,
 ) -> None:
@@ -68,14 +68,14 @@ def quantize(
     ] = "8",
     variant: o.VariantOption = None,
 ) -> None:
-    """Quantise a checkpoint to 8-bit or 4-bit weights."""
-    render.status(f"Quantising {Path(source).name} ...")
+    """Quantize a checkpoint to 8-bit or 4-bit weights."""
+    render.status(f"Quantizing {Path(source).name} ...")
     import_jax()
     from gemwright.checkpoint.quantize import quantize as quantize_checkpoint
     from gemwright.cli.loading import Bar, find
 
     path = find(source, may_download=False)
-    with Bar(f"Quantising {Path(source).name}") as bar:
+    with Bar(f"Quantizing {Path(source).name}") as bar:
         quantize_checkpoint(path, target, 8 if bits == "8" else 4, variant, bar)
     render.write(f"{target}\n")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 _MAX_LABEL: Final = 120  # characters; longer labels never fit
@@ -38,7 +38,7 @@ class _Area(NamedTuple):
 def draw(
     image: NDArray[np.uint8], found: Sequence[Found], masks: Iterable[NDArray[np.bool_] | None] = ()
 ) -> NDArray[np.uint8]:
-    """Draw every object in its own colour; lines and letters scale with the image.
+    """Draw every object in its own color; lines and letters scale with the image.
 
     Args:
         image: [height, width, 3] RGB, not modified.
@@ -57,13 +57,13 @@ def draw(
     line = max(1, round(scale / 220))
     font = ImageFont.load_default(max(12, min(round(scale / 34), canvas.height // 5)))
     assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
-    colours = [_choose_colour(index) for index in range(len(found))]
+    colors = [_choose_color(index) for index in range(len(found))]
     areas = [_to_area(item.box, canvas) for item in found]
-    for colour, mask in zip(colours, masks, strict=False):
+    for color, mask in zip(colors, masks, strict=False):
         if mask is not None:
-            _draw_mask(canvas, mask, colour, line)
-    _draw_boxes(canvas, areas, colours, line)
-    _draw_labels(canvas, [item.label for item in found], areas, colours, font)
+            _draw_mask(canvas, mask, color, line)
+    _draw_boxes(canvas, areas, colors, line)
+    _draw_labels(canvas, [item.label for item in found], areas, colors, font)
     return np.asarray(canvas).copy()
 
 
@@ -120,15 +120,15 @@ def _save(image: NDArray[np.uint8], path: Path, file_format: str) -> None:
         raise GemwrightError(f"{path} cannot be written ({error.strerror or error}): choose another path.") from error
 
 
-def _choose_colour(index: int) -> Colour:
-    """Return the colour of an object; hues are a golden angle apart, so that neighbours differ most."""
+def _choose_color(index: int) -> Color:
+    """Return the color of an object; hues are a golden angle apart, so that neighbors differ most."""
     red, green, blue = colorsys.hls_to_rgb((0.94 + index * 0.381966) % 1, 0.60, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _choose_ink(colour: Colour) -> Colour:
-    """Return dark or white, whichever is more legible on a colour."""
-    red, green, blue = ((part / 255) ** 2.2 for part in colour)
+def _choose_ink(color: Color) -> Color:
+    """Return dark or white, whichever is more legible on a color."""
+    red, green, blue = ((part / 255) ** 2.2 for part in color)
     return _DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.25 else _WHITE
 
 
@@ -139,7 +139,7 @@ def _to_area(box: Box, canvas: "Image") -> _Area:
     return _Area(left, top, max(right, left + 1), max(bottom, top + 1))
 
 
-def _draw_mask(canvas: "Image", mask: NDArray[np.bool_], colour: Colour, line: int) -> None:
+def _draw_mask(canvas: "Image", mask: NDArray[np.bool_], color: Color, line: int) -> None:
     """Tint the inside of a mask and draw its edge, smoothed against aliasing."""
     from PIL import Image, ImageFilter
 
@@ -151,11 +151,11 @@ def _draw_mask(canvas: "Image", mask: NDArray[np.bool_], colour: Colour, line: i
     inside = whole.crop((left, top, right, bottom))
     deep = np.asarray(inside.filter(ImageFilter.BoxBlur(line)))
     opacity = np.where(np.asarray(inside) == 0, 0, np.where(deep == 255, _FILL, _OUTLINE)).astype(np.uint8)
-    canvas.paste(colour, (left, top), Image.fromarray(opacity).filter(ImageFilter.GaussianBlur(max(0.6, line / 3))))
+    canvas.paste(color, (left, top), Image.fromarray(opacity).filter(ImageFilter.GaussianBlur(max(0.6, line / 3))))
 
 
-def _draw_boxes(canvas: "Image", areas: Sequence[_Area], colours: Sequence[Colour], line: int) -> None:
-    """Draw frames over a shadow that separates them from an image of the same colour."""
+def _draw_boxes(canvas: "Image", areas: Sequence[_Area], colors: Sequence[Color], line: int) -> None:
+    """Draw frames over a shadow that separates them from an image of the same color."""
     from PIL import Image, ImageDraw
 
     shadow = Image.new("L", canvas.size)
@@ -166,24 +166,24 @@ def _draw_boxes(canvas: "Image", areas: Sequence[_Area], colours: Sequence[Colou
         pen.rectangle(outer, outline=_SHADOW, width=line + 2 * margin)
     canvas.paste(_DARK, (0, 0), shadow)
     pen = ImageDraw.Draw(canvas)
-    for (left, top, right, bottom), colour in zip(areas, colours, strict=True):
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
+    for (left, top, right, bottom), color in zip(areas, colors, strict=True):
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
 
 
 def _draw_labels(
-    canvas: "Image", labels: Sequence[str], areas: Sequence[_Area], colours: Sequence[Colour], font: "FreeTypeFont"
+    canvas: "Image", labels: Sequence[str], areas: Sequence[_Area], colors: Sequence[Color], font: "FreeTypeFont"
 ) -> None:
     """Draw each label on a tag at its box, off other tags if possible."""
     taken = np.zeros((canvas.height, canvas.width), np.bool_)
-    for label, area, colour in zip(labels, areas, colours, strict=True):
-        tag = _make_tag(label, colour, font, canvas.width)
+    for label, area, color in zip(labels, areas, colors, strict=True):
+        tag = _make_tag(label, color, font, canvas.width)
         if tag is not None and 3 * tag.height <= canvas.height:
             left, top = _place_tag(tag, area, taken)
             canvas.paste(tag, (left, top), tag)
             taken[top : top + tag.height, left : left + tag.width] = True
 
 
-def _make_tag(label: str, colour: Colour, font: "FreeTypeFont", max_width: int) -> "Image | None":
+def _make_tag(label: str, color: Color, font: "FreeTypeFont", max_width: int) -> "Image | None":
     """Return a label on a filled tag with round corners, or None if no text fits."""
     from PIL import Image, ImageDraw
 
@@ -195,8 +195,8 @@ def _make_tag(label: str, colour: Colour, font: "FreeTypeFont", max_width: int) 
     fine = 4  # Pillow does not antialias round corners, so they are drawn larger and reduced
     shape = Image.new("L", (size[0] * fine, size[1] * fine))
     ImageDraw.Draw(shape).rounded_rectangle((0, 0, shape.width - 1, shape.height - 1), height * fine // 5, fill=255)
-    tag = Image.new("RGB", size, colour)
-    ImageDraw.Draw(tag).text((margin, baseline), text, _choose_ink(colour), font, anchor="ls")
+    tag = Image.new("RGB", size, color)
+    ImageDraw.Draw(tag).text((margin, baseline), text, _choose_ink(color), font, anchor="ls")
     tag.putalpha(shape.reduce(fine))
     return tag
 

@@ -35,7 +35,7 @@ _PILLOW_ERRORS = (
 def load_image(source: "str | Path | bytes | Image.Image | NDArray[np.uint8]") -> NDArray[np.uint8]:
     """Load an image: its first frame, oriented by its EXIF data, with transparency composited on white.
 
-    16-bit values are reduced to their high bytes. Colour profiles are not applied.
+    16-bit values are reduced to their high bytes. Color profiles are not applied.
 
     Args:
         source: A path or the content of a file (PNG, JPEG, WebP, GIF, BMP or TIFF), a Pillow image, or an array.

@@ -16,7 +16,7 @@ from gemwright.api import Model
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.merge import adapt
-from gemwright.checkpoint.open import Checkpoint, open_checkpoint, open_gguf_checkpoint
+from gemwright.checkpoint.open import Checkpoint, check_variant, open_checkpoint, open_gguf_checkpoint
 from gemwright.checkpoint.prefetch import GgufPrefetch
 from gemwright.errors import GemwrightError
 from gemwright.generate.drafts import refuse_recurrent
@@ -64,6 +64,7 @@ def load_model(
     checkpoint = (
         open_gguf_checkpoint(prefetch.file.result()) if prefetch else open_checkpoint(locate(str(model)), variant)
     )
+    check_variant(checkpoint, variant)
     precision = choose_precision(dtype)
     memory.require(forecast(checkpoint, precision), str(model))
     checkpoint, updates = adapt(checkpoint, adapters)

@@ -6,6 +6,8 @@ from typing import Any
 
 from gemwright.errors import CheckpointError
 
+FLAGS = ("lstrip", "rstrip", "single_word")
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -14,10 +16,22 @@ class AddedToken:
     Attributes:
         content: Its text.
         special: Whether it is a control token, which decoded text omits.
+        lstrip, rstrip: Whether a match takes the whitespace before it, or after it.
+        single_word: Whether a letter or digit beside it prevents a match.
+        normalized: Whether it is matched after spaces have become U+2581, which is no whitespace.
     """
 
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def contextual(self) -> bool:
+        """Whether the text around it changes its match."""
+        return self.lstrip or self.rstrip or self.single_word
 
 
 def parse_added_token(entry: Any) -> AddedToken:
@@ -26,15 +40,15 @@ def parse_added_token(entry: Any) -> AddedToken:
     It is special if it does not say: a text must not become a token that may be special.
 
     Raises:
-        CheckpointError: It has no text, or its matching is not supported.
+        CheckpointError: It has no text, or a field of another type.
     """
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     content, special = fields.get("content"), fields.get("special", True)
-    if not isinstance(content, str) or not content or not isinstance(special, bool):
+    flags = {name: fields.get(name, False) for name in FLAGS} | {"normalized": fields.get("normalized", not special)}
+    if (
+        not isinstance(content, str)
+        or not content
+        or not all(type(flag) is bool for flag in (special, *flags.values()))
+    ):
         raise CheckpointError(f"An added token is not valid ({str(entry)[:100]}): fetch the file again.")
-    if not special and any(fields.get(flag, False) for flag in ("lstrip", "rstrip", "single_word")):
-        raise CheckpointError(
-            f"The added token {content!r:.80} has lstrip, rstrip or single_word, which is not supported; set them to "
-            "false."
-        )
-    return AddedToken(content, special)
+    return AddedToken(content, special, **flags)

@@ -132,11 +132,9 @@ class ChatTemplate:
                 f"The chat template writes {found} images for {len(images)}; put them into user messages."
             )
         rest = iter(images)
-        ids: list[int] = []
-        for piece in pieces:
-            ids += (
-                self.tokenizer.encode(piece) if isinstance(piece, str) else next(rest) if piece == marker else [piece]
-            )
+        ids = self.tokenizer.join(pieces)
+        if images:
+            ids = [token for piece in ids for token in (next(rest) if piece == marker else [piece])]
         if not ids:
             raise GemwrightError("The chat template writes nothing for this conversation; use another template.")
         return ids

@@ -49,6 +49,40 @@ def rank_pieces(pieces: Sequence[str], merges: Sequence[str]) -> NDArray[np.floa
     return np.array([ranks.get(piece, np.inf) for piece in pieces])
 
 
+def follow_ids(parts: Sequence[Sequence[tuple[str, str]]], pieces: Sequence[str], learned: NDArray[np.bool_]) -> bool:
+    """Return whether merges form the learned pieces in the order of their ids, each piece from all its pairs.
+
+    Args:
+        parts: Runs of merges in order. One is all of them; else the first and last piece of each may be incomplete.
+        pieces: Text of every id.
+        learned: Whether each piece has to be formed in order.
+    """
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    last, whole = -1, len(parts) == 1
+    for part in parts:
+        groups = [(piece, len(list(pairs))) for piece, pairs in itertools.groupby(part, "".join)]
+        for place, (piece, count) in enumerate(groups):
+            index = ids.get(piece, -1)
+            if index < 0:
+                return False
+            if not learned[index]:
+                continue
+            inside = 0 < place < len(groups) - 1
+            left_out = range(last + 1, index if inside or whole else 0)
+            if index < last or ((inside or whole) and count != _count_pairs(piece, ids)):
+                return False
+            if any(learned[between] and _count_pairs(pieces[between], ids) for between in left_out):
+                return False
+            last = index
+    return not whole or not any(
+        learned[index] and _count_pairs(pieces[index], ids) for index in range(last + 1, len(pieces))
+    )
+
+
+def _count_pairs(piece: str, ids: Mapping[str, int]) -> int:
+    return sum(piece[:cut] in ids and piece[cut:] in ids for cut in range(1, len(piece)))
+
+
 def _sample(formed: Sequence[str]) -> set[str]:
     """Return some of the pieces that merges form, and the last ones, which a fine-tune may have added."""
     last = max(0, len(formed) - _SAMPLES)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.text import sentencepiece_model
+from gemwright.text.added_token_matcher import AddedTokenMatcher
 from gemwright.text.vocabulary import INFILL_SLOTS, SPACE, Vocabulary
 
 
@@ -32,8 +33,16 @@ class Tokenizer:
 
         # Our markers are CONTROL, which SentencePiece never produces from text. In published files they are
         # user-defined symbols, which it does produce.
+        self._matcher: AddedTokenMatcher | None = None
+        self._visible: frozenset[int] = frozenset()
         if isinstance(source, Vocabulary):
-            source = sentencepiece_model.serialize(source.pieces, source.scores, source.kinds)
+            kinds = source.kinds
+            if source.contextual:
+                self._matcher = _make_matcher(source)
+                self._visible = frozenset(index for index, token in source.contextual.items() if not token.special)
+                kinds = kinds.copy()
+                kinds[list(self._visible)] = sentencepiece_model.CONTROL  # matched by us
+            source = sentencepiece_model.serialize(source.pieces, source.scores, kinds)
         try:
             self._processor = SentencePieceProcessor(model_proto=source)
         except RuntimeError as error:
@@ -49,14 +58,15 @@ class Tokenizer:
 
     @property
     def model(self) -> bytes:
-        """Serialized SentencePiece model, from which another tokenizer can be made."""
+        """Serialized SentencePiece model, from which another tokenizer can be made, but for `Vocabulary.contextual`."""
         return self._processor.serialized_model_proto()
 
     @property
     def vocabulary(self) -> Vocabulary:
         """Vocabulary of the tokenizer, parsed from `model`."""
         pieces, scores, kinds = sentencepiece_model.parse(self.model)
-        return Vocabulary(tuple(pieces), scores, kinds)
+        kinds[list(self._visible)] = sentencepiece_model.USER_DEFINED
+        return Vocabulary(tuple(pieces), scores, kinds, self._matcher.tokens if self._matcher else {})
 
     @cached_property
     def kinds(self) -> NDArray[np.uint8]:
@@ -74,12 +84,12 @@ class Tokenizer:
         """Id of every control or unknown piece by name."""
         ids = list(range(self.size))
         flags = zip(ids, self._processor.is_control(ids), self._processor.is_unknown(ids), strict=True)
-        found = [token for token, control, unknown in flags if control or unknown]
+        found = [token for token, control, unknown in flags if (control or unknown) and token not in self._visible]
         return dict(zip(self._processor.id_to_piece(found), found, strict=True))
 
     def is_control(self, token: int) -> bool:
         """Return whether an id below `size` is a control or unknown piece, not text."""
-        return self._processor.is_control(token) or self._processor.is_unknown(token)
+        return (self._processor.is_control(token) and token not in self._visible) or self._processor.is_unknown(token)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and without control tokens.
@@ -90,8 +100,20 @@ class Tokenizer:
         try:
             encoded = text.encode()
         except UnicodeEncodeError:
-            encoded = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        return self._processor.encode(encoded)
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            encoded = text.encode()
+        if self._matcher is None:
+            return self._processor.encode(encoded)
+        parts = self._matcher.split(text)
+        return [
+            token for part in parts for token in (self._processor.encode(part) if isinstance(part, str) else [part])
+        ]
+
+    def join(self, pieces: Iterable[str | int]) -> list[int]:
+        """Return the ids of texts and control tokens, which may take the whitespace beside them."""
+        pieces = list(pieces)
+        stripped = self._matcher.strip(pieces) if self._matcher else pieces
+        return [token for piece in stripped for token in (self.encode(piece) if isinstance(piece, str) else [piece])]
 
     def id_of(self, piece: str) -> int:
         """Return the id of a control piece such as `<end_of_turn>`.
@@ -153,6 +175,13 @@ class Tokenizer:
     def stream(self) -> "TextStream":
         """Return a decoder that takes one id at a time."""
         return TextStream(self)
+
+
+def _make_matcher(vocabulary: Vocabulary) -> AddedTokenMatcher:
+    whole = np.flatnonzero(vocabulary.kinds == sentencepiece_model.USER_DEFINED).tolist()
+    others = {vocabulary.pieces[index]: index for index in whole if index not in vocabulary.contextual}
+    others = {piece: index for piece, index in others.items() if SPACE not in piece}
+    return AddedTokenMatcher(vocabulary.contextual, others)
 
 
 @final

@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +18,20 @@ from gemwright.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 SPACE = "\u2581"
 """Character that SentencePiece writes for a space."""
 
+Merges: TypeAlias = list[tuple[str, str]]
+"""Pairs of pieces, best first."""
+
 _TAB_BYTE = "<0x09>"
+_PARTS, _PART_BYTES = 64, 1 << 12
+"""Number of the parts of the merges that are read, and the size of each."""
+_CHARACTER = r'(?:[^"\\]|\\.)'
+_MERGE = re.compile(rf'\[\s*"({_CHARACTER}+)"\s*,\s*"({_CHARACTER}+)"\s*\]|"([^"\s]+) ([^"\s]+)"')
 
 
 def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     """Parse the pieces of a `tokenizer.json`.
 
-    The merges, most of the file, are skipped: they are all pairs of pieces that form a learned piece, ordered by the id
-    of that piece.
+    The merges, most of the file, are skipped; see `sample_merges`.
 
     Returns:
         Pieces by id, and the added tokens by id.
@@ -53,8 +61,48 @@ def parse(data: bytes) -> tuple[list[str], dict[int, AddedToken]]:
     return pieces, added
 
 
-def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the make_document as published with Gemma models; arguments as for `sentencepiece_model.serialize`."""
+def sample_merges(data: bytes) -> list[Merges]:
+    """Return runs of the merges of a `tokenizer.json` in order: all of a small file, else parts of it.
+
+    A part that begins inside of a piece may start with merges that are none.
+    """
+    section = _find_sections(data).get("merges", b"")
+    if len(section) <= _PARTS * _PART_BYTES:
+        return [read_merges(data)] if section else []
+    starts = np.linspace(0, len(section) - _PART_BYTES, _PARTS, dtype=np.int64).tolist()
+    parts = [section[start : start + _PART_BYTES].decode(errors="ignore") for start in starts]
+    try:
+        return [[_parse_merge(match) for match in _MERGE.finditer(part)] for part in parts]
+    except ValueError:
+        return [read_merges(data)]
+
+
+def read_merges(data: bytes) -> Merges:
+    """Return the merges of a `tokenizer.json`.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    try:
+        merges = json.JSONDecoder().raw_decode(_find_sections(data)["merges"].decode())[0]
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        return [(str(left), str(right)) for left, right in pairs]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("The merges of the tokenizer.json are damaged: download the file again.") from error
+
+
+def _parse_merge(match: re.Match[str]) -> tuple[str, str]:
+    left, right = (json.loads(f'"{part}"') for part in match.groups() if part is not None)
+    return left, right
+
+
+def make_document(
+    pieces: Sequence[str],
+    scores: NDArray[np.float32],
+    kinds: NDArray[np.uint8],
+    contextual: Mapping[int, AddedToken] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the document as published with Gemma models; arguments as for `Vocabulary`."""
     pieces = list(pieces)
     if "\t" not in pieces and _TAB_BYTE in pieces:
         pieces[pieces.index(_TAB_BYTE)] = "\t"
@@ -67,7 +115,10 @@ def make_document(pieces: Sequence[str], scores: NDArray[np.float32], kinds: NDA
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_make_added_token(index, pieces[index], kinds[index] != USER_DEFINED) for index in whole],
+        "added_tokens": [
+            _make_added_token(index, pieces[index], kinds[index] != USER_DEFINED, contextual.get(index))
+            for index in whole
+        ],
         "normalizer": {"type": "Replace", "pattern": space, "content": SPACE},
         "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
         "post_processor": {
@@ -108,7 +159,6 @@ def _find_sections(data: bytes) -> dict[str, bytes]:
         if found is not None:
             begins[name] = found.end()
     ends = [*begins.values(), len(data)]
-    begins.pop("merges", None)
     return {name: data[begin : min(end for end in ends if end > begin)] for name, begin in begins.items()}
 
 
@@ -133,7 +183,9 @@ def _parse_vocab(data: bytes) -> dict[int, str]:
     return dict(zip(pieces_and_ids[1::2], pieces_and_ids[0::2], strict=True))
 
 
-def _make_added_token(index: int, piece: str, special: Any) -> dict[str, Any]:
+def _make_added_token(index: int, piece: str, special: Any, contextual: AddedToken | None) -> dict[str, Any]:
+    if contextual is not None:
+        return {"id": index, **asdict(contextual), "special": bool(special)}
     # As spelled, a piece with spaces is only found in normalized text. Runs of spaces are as published.
     normalized = SPACE in piece and bool(piece.strip(SPACE))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized}

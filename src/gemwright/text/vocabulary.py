@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gemwright.errors import CheckpointError
 from gemwright.text import sentencepiece_model, tokenizer_json
 from gemwright.text.added_tokens import AddedToken
-from gemwright.text.merges import rank_pieces
+from gemwright.text.merges import follow_ids, rank_pieces
 from gemwright.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from gemwright.text.tokenizer_json import SPACE
 
@@ -70,11 +70,13 @@ class Vocabulary:
         scores: Merge priority of every NORMAL piece, highest first; 0 for all others.
         kinds: SentencePiece type of every id: NORMAL 1, UNKNOWN 2, CONTROL 3, USER_DEFINED 4,
             UNUSED 5, BYTE 6.
+        contextual: The added tokens whose match depends on the text around them, by id; usually none.
     """
 
     pieces: tuple[str, ...]
     scores: NDArray[np.float32]
     kinds: NDArray[np.uint8]
+    contextual: Mapping[int, AddedToken] = dataclasses.field(default_factory=dict[int, AddedToken])
 
     @classmethod
     def from_sentencepiece(cls, source: Path | bytes) -> "Vocabulary":
@@ -127,14 +129,31 @@ class Vocabulary:
     def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
         """Read a Hugging Face `tokenizer.json`.
 
+        Ids are in the order of the merges, as in all published files. If they are not, which samples show, the merges
+        order the pieces.
+
         Raises:
             CheckpointError: The file is damaged or is not a Gemma vocabulary.
         """
-        pieces, added = tokenizer_json.parse(path.read_bytes())
+        data = path.read_bytes()
+        pieces, added = tokenizer_json.parse(data)
         kinds = np.full(len(pieces), NORMAL, np.uint8)
         for index, token in added.items():
             kinds[index] = CONTROL if token.special else USER_DEFINED
-        return _canonicalize(pieces, None, kinds)
+        vocabulary = _canonicalize(pieces, None, kinds)._with_contextual(added)
+        learned, parts = vocabulary.kinds == NORMAL, tokenizer_json.sample_merges(data)
+        if not parts or follow_ids(parts, pieces, learned):
+            return vocabulary
+        merges = tokenizer_json.read_merges(data)
+        ranks = rank_pieces(pieces, [f"{left} {right}" for left, right in merges])
+        unformed = np.flatnonzero(np.isinf(ranks) & learned & (np.fromiter(map(len, pieces), np.int64) > 1))
+        if unformed.size:
+            raise CheckpointError(
+                f"No merge of the tokenizer.json forms {len(unformed)} pieces, such as {pieces[unformed[0]]!r}: "
+                "use the files of the model that was fine-tuned."
+            )
+        scores = -np.minimum(ranks, len(merges)).astype(np.float32)
+        return _canonicalize(pieces, scores, kinds)._with_contextual(added)
 
     def with_added_tokens(self, added: Mapping[int, AddedToken]) -> "Vocabulary":
         """Return the vocabulary with added tokens, each at its id, where it may replace a piece.
@@ -152,7 +171,18 @@ class Vocabulary:
             if kinds[index] not in (UNKNOWN, BYTE):
                 pieces[index], kinds[index] = spell(token.content), CONTROL if token.special else USER_DEFINED
         scores = np.append(self.scores, np.zeros(len(pieces) - self.size, np.float32))
-        return _canonicalize(pieces, scores, np.array(kinds, np.uint8))
+        return _canonicalize(pieces, scores, np.array(kinds, np.uint8))._with_contextual({**self.contextual, **added})
+
+    def _with_contextual(self, added: Mapping[int, AddedToken]) -> "Vocabulary":
+        """Return the vocabulary with the tokens of which the match depends on the text around, special as it says."""
+        return dataclasses.replace(
+            self,
+            contextual={
+                index: dataclasses.replace(token, special=bool(self.kinds[index] != USER_DEFINED))
+                for index, token in added.items()
+                if token.contextual
+            },
+        )
 
     @property
     def size(self) -> int:
@@ -190,7 +220,7 @@ class Vocabulary:
 
     def tokenizer_json(self) -> dict[str, Any]:
         """Return the document of a Hugging Face `tokenizer.json`, as published with Gemma models."""
-        return tokenizer_json.make_document(self.pieces, self.scores, self.kinds)
+        return tokenizer_json.make_document(self.pieces, self.scores, self.kinds, self.contextual)
 
     def tokenizer_config(self, chat_template: str | None = None) -> dict[str, Any]:
         """Return the document of a Hugging Face `tokenizer_config.json`.

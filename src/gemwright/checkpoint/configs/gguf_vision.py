@@ -47,7 +47,7 @@ def read_tower(metadata: Mapping[str, Any], where: str) -> Vision | None:
     clip.choice("clip.use_silu", False)
     for key in ("image_mean", "image_std"):
         if not np.array_equal(np.asarray(keys.data.get(key, [0.5] * 3)), [0.5] * 3):
-            raise keys.error(key, "0.5 for each colour")
+            raise keys.error(key, "0.5 for each color")
     patches = keys.integer("image_size") // keys.integer("patch_size")
     scale = keys.integer("projector.scale_factor", SCALE)
     if patches % scale or not patches:

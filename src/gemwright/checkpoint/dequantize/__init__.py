@@ -1,1 +1,1 @@
-"""Read the quantised Hugging Face folders of other programs, by decoding their matrices to floats."""
+"""Read the quantized Hugging Face folders of other programs, by decoding their matrices to floats."""

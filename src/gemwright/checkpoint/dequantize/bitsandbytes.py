@@ -92,7 +92,7 @@ def _shape(state: ConfigReader) -> tuple[int, int]:
 
 
 def _read_scales(module: Module, state: ConfigReader, count: int) -> Callable[[int, int], NDArray[np.float32]]:
-    """Return a function that reads the scales of blocks `start` to `stop`, which may be quantised themselves."""
+    """Return a function that reads the scales of blocks `start` to `stop`, which may be quantized themselves."""
     nested = "weight.nested_absmax" in module
     stored = module.array("weight.absmax", (count,), "U8" if nested else "F32")
     if not nested:

@@ -1,4 +1,4 @@
-"""Recognise the quantisation of a Hugging Face folder, and decode its matrices to floats when they are read."""
+"""Recognize the quantization of a Hugging Face folder, and decode its matrices to floats when they are read."""
 
 import math
 import os
@@ -17,6 +17,7 @@ from gemwright.checkpoint.configs.reader import ConfigReader
 from gemwright.checkpoint.dequantize import bitsandbytes, compressed_tensors, fp8, gptq, mlx
 from gemwright.checkpoint.dequantize.module import Matrix, Module
 from gemwright.checkpoint.dequantize.numbers import DTYPES
+from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.safetensors import SafetensorsFile
 from gemwright.checkpoint.files.tensor_file import TensorFile, TensorInfo
 from gemwright.errors import CheckpointError
@@ -26,12 +27,12 @@ CHUNK = 1 << 20
 
 
 class Method(NamedTuple):
-    """A quantisation method.
+    """A quantization method.
 
     Attributes:
         name: Name for messages.
-        markers: Leaves of which a quantised module has one.
-        parts: Other leaves that a quantised module may have.
+        markers: Leaves of which a quantized module has one.
+        parts: Other leaves that a quantized module may have.
         read: Return the matrix of a module.
         check: Check the config.
     """
@@ -74,13 +75,15 @@ METHODS = {
     ),
 }
 """Method of each `quant_method`."""
+OLDER = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Method of files beside `config.json`: of Model Optimizer, AutoGPTQ and AutoAWQ."""
 UNUSED = re.compile(r"(.*\.)?((input|output|[kvq])_(scale|global_scale|zero_point)|activation_scale|input_scale_ub)")
-"""Tensors of quantised activations and caches, which are floats here."""
+"""Tensors of quantized activations and caches, which are floats here."""
 
 
 @dataclass(frozen=True, eq=False)
 class DequantizedFile:
-    """A safetensors file whose quantised matrices are decoded when they are read: a `TensorFile`.
+    """A safetensors file whose quantized matrices are decoded when they are read: a `TensorFile`.
 
     Attributes:
         file: The safetensors file.
@@ -143,9 +146,9 @@ class DequantizedFile:
 
 
 def dequantize(file: SafetensorsFile, settings: Mapping[str, Any], where: str) -> TensorFile:
-    """Return a file that decodes quantised matrices, or the file itself if it has none.
+    """Return a file that decodes quantized matrices, or the file itself if it has none.
 
-    As stored, a decoded matrix has 16 bits per weight, as in a folder that is not quantised.
+    As stored, a decoded matrix has 16 bits per weight, as in a folder that is not quantized.
 
     Args:
         file: The open safetensors file. Only headers, shapes and indices are read.
@@ -156,8 +159,14 @@ def dequantize(file: SafetensorsFile, settings: Mapping[str, Any], where: str) -
         CheckpointError: The method is not supported, or a tensor does not have its layout.
     """
     found = _find_method(settings, where)
+    if found is None and (name := _quantized_tensor(file)):
+        found = _find_older(Path(where).parent)
+        if found is None:
+            raise CheckpointError(
+                f"{where}: has no 'quantization_config', although tensor {name:.200} is part of a quantized matrix; "
+                "use the config.json of the same folder."
+            )
     if found is None:
-        _refuse_unexplained(file, where)
         return file
     method, config = found
     method.check(config)
@@ -177,7 +186,7 @@ def dequantize(file: SafetensorsFile, settings: Mapping[str, Any], where: str) -
 
 
 def _find_method(settings: Mapping[str, Any], where: str) -> tuple[Method, ConfigReader] | None:
-    """Return the method that a config names and its keys, or None if the tensors are not quantised or our own."""
+    """Return the method that a config names and its keys, or None if the tensors are not quantized or our own."""
     text = settings.get("text_config")
     for data in (settings, text if isinstance(text, Mapping) else {}):
         for key in ("quantization_config", "quantization"):
@@ -194,11 +203,24 @@ def _find_method(settings: Mapping[str, Any], where: str) -> tuple[Method, Confi
     return None
 
 
+def _find_older(folder: Path) -> tuple[Method, ConfigReader] | None:
+    """Return the method and keys of a file beside `config.json`, as earlier releases of some libraries write it."""
+    for name, method in OLDER.items():
+        if not (folder / name).is_file():
+            continue
+        keys = read_json(folder / name)
+        keys = keys.get("quantization", {}) if method == "modelopt" else keys
+        method = "awq" if isinstance(keys, Mapping) and {"w_bit", "zero_point"} & keys.keys() else method
+        described = {"quant_method": method, **keys} if isinstance(keys, Mapping) else keys
+        return _find_method({"quantization_config": described}, str(folder / name))
+    return None
+
+
 def _unsupported(where: str, name: Any) -> CheckpointError:
     shown = repr(name)[:80] if isinstance(name, str) else "unknown"
     return CheckpointError(
-        f"{where}: the quantisation method {shown} is not supported; use the original model, a GGUF file of it, or one "
-        f"quantised with {', '.join(METHODS)}."
+        f"{where}: the quantization method {shown} is not supported; use the original model, a GGUF file of it, or one "
+        f"quantized with {', '.join(METHODS)}."
     )
 
 
@@ -212,7 +234,7 @@ def _describe(matrix: Matrix) -> TensorInfo:
 
 
 def _check_plain(file: SafetensorsFile, plain: Mapping[str, TensorInfo], method: Method) -> None:
-    """Raise if a tensor that is not decoded is part of a quantised matrix."""
+    """Raise if a tensor that is not decoded is part of a quantized matrix."""
     for name, info in plain.items():
         part = next((part for part in method.parts if name.endswith(f".{part}")), None)
         if part is None and name.endswith(".weight") and info.encoding not in ("F32", "F16", "BF16"):
@@ -222,11 +244,7 @@ def _check_plain(file: SafetensorsFile, plain: Mapping[str, TensorInfo], method:
             raise module.error(f"has a '{part}' of {info.encoding} and no '{method.markers[0]}'")
 
 
-def _refuse_unexplained(file: SafetensorsFile, where: str) -> None:
-    """Raise if a file has quantised modules although its config names no method."""
+def _quantized_tensor(file: SafetensorsFile) -> str | None:
+    """Return the name of a tensor of a quantized module, if there is one."""
     suffixes = tuple(f".{marker}" for method in METHODS.values() for marker in method.markers)
-    if name := next((name for name in file.tensors if name.endswith(suffixes)), None):
-        raise CheckpointError(
-            f"{where}: has no 'quantization_config', although tensor {name:.200} is part of a quantised matrix; "
-            "use the config.json of the same folder."
-        )
+    return next((name for name in file.tensors if name.endswith(suffixes)), None)

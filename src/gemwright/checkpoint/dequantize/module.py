@@ -1,4 +1,4 @@
-"""The tensors of one quantised module in a safetensors file, and the matrix that they encode."""
+"""The tensors of one quantized module in a safetensors file, and the matrix that they encode."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Module:
     Attributes:
         file: The file.
         name: The module, such as `model.layers.0.self_attn.q_proj`.
-        method: The quantisation method, for error messages.
+        method: The quantization method, for error messages.
     """
 
     file: SafetensorsFile
@@ -92,7 +92,7 @@ class Module:
     def error(self, problem: str) -> CheckpointError:
         """Return the error for a module that does not have the layout of the method."""
         return CheckpointError(
-            f"{self.file.path}: {self.name:.200} {problem} ({self.method}); download or quantise the model again."
+            f"{self.file.path}: {self.name:.200} {problem} ({self.method}); download or quantize the model again."
         )
 
 

@@ -22,7 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U32": np.dtype("<u4"),
     "I64": np.dtype("<i8"),
 }
-"""Dtype of each safetensors encoding that a quantised format uses."""
+"""Dtype of each safetensors encoding that a quantized format uses."""
 
 
 def unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -85,10 +85,11 @@ def create_folder(path: Path, nbytes: int = 0) -> Generator[Path]:
 
 
 def sync_files(folder: Path) -> None:
-    """Flush the files of a folder to the disk."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Flush the files of a folder, and of those in it, to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Recognise the format of a file by its first bytes, whatever its name, and explain why another cannot be read.
+"""Recognize the format of a file by its first bytes, whatever its name, and explain why another cannot be read.
 
-Sources: the formats' own documents. ONNX and MessagePack have no magic number and are recognised by their names.
+Sources: the formats' own documents. ONNX and MessagePack have no magic number and are recognized by their names.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gemwright.errors import CheckpointError
 
 HEAD_BYTES = 1 << 16
-"""Bytes of the start of a file, and of the end of a zip, that are read to recognise it."""
+"""Bytes of the start of a file, and of the end of a zip, that are read to recognize it."""
 MAX_LISTED = 4096
 """Maximum number of files of a folder that are looked at."""
 
@@ -20,7 +20,7 @@ PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.ASCII | re.IGNORECASE)
 """The number of a part of a split GGUF model, from 1, and the number of parts in a name."""
 
 _ELSEWHERE = "use the model's safetensors folder or a GGUF file, from https://huggingface.co or Kaggle"
-_AGAIN = "download the model again, logged in if its licence must be accepted"
+_AGAIN = "download the model again, logged in if its license must be accepted"
 
 
 class Format(NamedTuple):

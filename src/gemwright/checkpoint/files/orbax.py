@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gemwright.checkpoint.files.tensor_file import TensorInfo
 from gemwright.errors import CheckpointError, GemwrightError
+from gemwright.runtime.installation import install_command
 
 _ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _WRAPPERS = ("params/", "rlx_networks/policy_network/")
@@ -106,7 +107,7 @@ def _import_orbax() -> Any:
         import orbax.checkpoint
     except ImportError as error:
         raise GemwrightError(
-            "Reading a flax checkpoint needs Orbax, which is not installed; run pip install 'gemwright[orbax]'."
+            f"Reading a flax checkpoint needs Orbax, which is not installed; run {install_command('orbax')}."
         ) from error
     return orbax.checkpoint
 

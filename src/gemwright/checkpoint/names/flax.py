@@ -16,7 +16,7 @@ from gemwright.model.params import ParamSpec, param_specs
 
 # V vocabulary, D width, N heads, K key heads, H head width, Q = N * H, J = K * H, F hidden width of the MLP,
 # R recurrent width, W taps of its convolution, B blocks of its gates, G width of such a block; of the tower:
-# C colours, X rows and Y columns of a patch, P patches, E width, S heads, T head width, M hidden width of the MLP.
+# C colors, X rows and Y columns of a patch, P patches, E width, S heads, T head width, M hidden width of the MLP.
 Entry: TypeAlias = tuple[str, tuple[int, ...], str]
 
 GEMMA: dict[str, Entry] = {

@@ -108,7 +108,7 @@ def scale_loss(x: Floats, w: Floats, levels: Levels, scale: Floats) -> Floats:
 
 
 def refine_scales(x: Floats, w: Floats, levels: Levels, scales: Floats) -> Floats:
-    """Return better scales in float16, by requantising and refitting."""
+    """Return better scales in float16, by requantizing and refitting."""
     best = half(scales)
     least = scale_loss(x, w, levels, best)
     for _ in range(REFITS):
@@ -180,7 +180,7 @@ def fit_affine(x: Floats, w: Floats, highest: int, reaches: Sequence[float], neg
 
 
 def _solve_affine(total: Floats, q: Floats, qq: Floats, x: Floats, qx: Floats, negative: bool) -> tuple[Floats, Floats]:
-    """Solve for the scale and minimum that minimise the loss, given the weighted sums of 1, q, q * q, x and q * x."""
+    """Solve for the scale and minimum that minimize the loss, given the weighted sums of 1, q, q * q, x and q * x."""
     over = inverse(total * qq - q * q)
     scale = (total * qx - x * q) * over
     m = (q * qx - qq * x) * over
@@ -212,7 +212,7 @@ def affine_loss(x: Floats, w: Floats, highest: int, scale: Floats, m: Floats) ->
 
 
 def refine_affine(x: Floats, w: Floats, highest: int, scale: Floats, m: Floats) -> tuple[Floats, Floats]:
-    """Return better scales and minima in float16, by requantising and refitting."""
+    """Return better scales and minima in float16, by requantizing and refitting."""
     best, minimum = half(scale), half(m)
     least = affine_loss(x, w, highest, best, minimum)
     for _ in range(REFITS):
@@ -247,7 +247,7 @@ def fit_integer_affine(
     least = affine_loss(x, w, highest, d * steps, dmin * offsets)
     for _ in range(ROUNDS):
         first, second = steps.copy(), offsets.copy()
-        for change, move in _NEIGHBOURS:
+        for change, move in _NEIGHBORS:
             step, offset = np.clip(first + change, 0, limit), np.clip(second + move, 0, limit)
             loss = affine_loss(x, w, highest, d * step, dmin * offset)
             keep_better(loss < least, (steps, step), (offsets, offset), (least, loss))
@@ -259,7 +259,7 @@ def fit_integer_affine(
     return d, dmin, steps, offsets
 
 
-_NEIGHBOURS = [(np.float32(a), np.float32(b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
+_NEIGHBORS = [(np.float32(a), np.float32(b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
 
 
 def _fit_common(x: Floats, w: Floats, q: Floats, steps: Floats, offsets: Floats) -> tuple[Floats, Floats]:
