@@ -138,7 +138,8 @@ def test_repo_ids(text: str) -> None:
     [
         "", "gemma", "/n", "o/", "a/b/c", "./gemma", "../gemma", "/abs/path", "~/gemma", "o/.n", "o/n.", "o/-n", "o/n-",
         "o/a--b", "o/a..b", "o/n.git", "o/" + "n" * 97, "o/ñ", "o/n ", "o/n\n", "o/n:", "o/n:f.bin", "o/n:.gguf",
-        "o/n:f.gguf.zip", "o/n:../f.gguf", "o/n:*.gguf", "o/n:/f.gguf", "o/n:a:f.gguf", "https://huggingface.co/o/n", "o\\n",
+        "o/n:f.gguf.zip", "o/n:../f.gguf", "o/n:*.gguf", "o/n:/f.gguf", "o/n:a:f.gguf", "o\\n",
+        "https://huggingface.co/o/n",
     ],
 )  # fmt: skip
 def test_invalid_repo_ids(text: str) -> None:

@@ -1,6 +1,6 @@
 """Files that were cut into parts of bytes, such as `model.gguf.part1of2`, mapped as one file without joining them.
 
-Publishers cut files at the size limit of a host. Parts as llama.cpp makes them (`gguf_model`) are GGUF files themselves.
+Publishers cut files at the size limit of a host. Parts made by llama.cpp (`gguf_model`) are GGUF files themselves.
 """
 
 import mmap
