@@ -4,6 +4,7 @@ They are made once and kept in `bench/.cache`, which `make clean` removes.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ from worker import PROMPT
 from gemwright import tree
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.convert import convert
+from gemwright.checkpoint.demo import DEMO
+from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.checkpoint.files.gguf import GgufTensor, open_gguf, write_gguf
+from gemwright.checkpoint.files.parts import find_parts
 from gemwright.checkpoint.load import row_chunks
-from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.model.params import param_specs
@@ -33,8 +37,15 @@ PER_VOCABULARY = ("tokens", "scores", "token_type")
 
 
 def locate_demo() -> Path:
-    """Return the path of the demo weights, Q4_K_M."""
-    return locate(DEMO)
+    """Return one file with the demo weights, Q4_K_M, for all engines; join it from its parts if missing."""
+    path = CACHE / f"{DEMO}-q4_k_m.gguf"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        with replace_file(path) as file:
+            for part in find_parts(locate(DEMO)):
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+    return path
 
 
 def write_prompt() -> None:

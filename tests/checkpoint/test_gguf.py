@@ -147,8 +147,9 @@ def test_plain_tensors_are_read_only_views(peer_file: Path) -> None:
             array[...] = 0
 
 
-def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path) -> None:
-    file, reader = open_gguf(demo_gguf), QuickReader(demo_gguf)
+def test_reads_the_demo_file_like_gguf_py(demo_gguf: Path, joined_demo: Path) -> None:
+    """Ours reads the installed parts, theirs the joined file."""
+    file, reader = open_gguf(demo_gguf), QuickReader(joined_demo)
     assert_reads_like_gguf_py(file, reader)
     assert len(file.metadata["tokenizer.ggml.tokens"]) == 262144
     assert sum(math.prod(info.shape) for info in file.tensors.values()) == 268_098_176
@@ -489,13 +490,13 @@ def test_chunks_must_add_up_to_the_tensor(tmp_path: Path, chunks: list[np.ndarra
 
 
 @pytest.mark.peer
-def test_llama_cpp_runs_a_rewritten_demo(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_cpp_runs_a_rewritten_demo(joined_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With norms in float32 and the rest in 8 bits, the greedy text equals that of the original file."""
     llama_cpp = pytest.importorskip("llama_cpp")
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False  # its AMX kernels crash on some virtual machines
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: parameters)
-    demo = open_gguf(demo_gguf)
+    demo = open_gguf(joined_demo)
 
     def again(name: str, info: TensorInfo) -> GgufTensor:
         rows = range(0, info.shape[0], 4096)
@@ -509,4 +510,4 @@ def test_llama_cpp_runs_a_rewritten_demo(demo_gguf: Path, tmp_path: Path, monkey
         llm = llama_cpp.Llama(str(model), n_ctx=64, n_threads=2, verbose=False)
         return llm("The capital of France is", max_tokens=12, temperature=0)["choices"][0]["text"]
 
-    assert greedy(path) == greedy(demo_gguf)
+    assert greedy(path) == greedy(joined_demo)

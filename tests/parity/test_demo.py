@@ -39,9 +39,9 @@ def long_text(tokenizer: Tokenizer) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def reference(demo_gguf: Path, tokenizer: Tokenizer, long_text: list[int]) -> Reference:
+def reference(joined_demo: Path, tokenizer: Tokenizer, long_text: list[int]) -> Reference:
     prompts = {prompt: tokenizer.with_bos(tokenizer.encode(prompt)) for prompt in PROMPTS}
-    return run_in_new_process(compute_reference, demo_gguf, long_text, prompts)
+    return run_in_new_process(compute_reference, joined_demo, long_text, prompts)
 
 
 @pytest.fixture(scope="module")

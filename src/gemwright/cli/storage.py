@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gemwright.checkpoint.demo import find_copies
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.local import LocalModel, hub_folder, local_models
@@ -61,12 +62,15 @@ def rm(
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete a model from the Hugging Face hub's cache.
+    """Delete a model from the Hugging Face hub's cache, or a copy of the demo weights.
 
     Asks first. Files elsewhere are never deleted.
     """
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
+    if Path(model).absolute() in find_copies():
+        _delete_copy(Path(model).absolute(), yes)
+        return
     repo_id = _repository(model)
     try:
         cache = scan_cache_dir(hub_folder())
@@ -82,6 +86,18 @@ def rm(
         return
     strategy.execute()
     render.write(f"Deleted {repo_id} ({size}).\n")
+
+
+def _delete_copy(copy: Path, yes: bool) -> None:
+    """Delete a copy of the demo weights, and its folder if that becomes empty."""
+    size = render.size(copy.stat().st_size)
+    if not yes and not _confirm(f"Delete {copy} ({size})?"):
+        render.note("Nothing was deleted.")
+        return
+    copy.unlink()
+    if not any(copy.parent.iterdir()):
+        copy.parent.rmdir()
+    render.write(f"Deleted {render.printable(str(copy))} ({size}).\n")
 
 
 def _repository(model: str) -> str:
@@ -122,12 +138,14 @@ def du(
 ) -> None:
     """Show the size of the caches, or clear gemwright's own.
 
-    Those of compiled programs and tokenizers are made again when needed.
+    Those of compiled programs and tokenizers are made again when needed. A copy of the demo weights, which earlier
+    versions made, is deleted by `gemwright rm` and its path.
     """
     if clear:
         clear_caches()
     rows = [("hub", "models of the hub", hub_folder(), _size(hub_folder()))]
     rows += [(name, CACHES[name], cache_folder() / name, nbytes) for name, nbytes in cache_bytes().items()]
+    rows += [("copy", "copy of the demo", copy, copy.stat().st_size) for copy in find_copies()]
     if as_json:
         render.write_json({name: {"path": str(path), "bytes": nbytes} for name, _, path, nbytes in rows})
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gemwright.checkpoint.files.formats import refuse_pointer
+from gemwright.checkpoint.files.parts import find_parts, map_parts
 from gemwright.errors import CheckpointError
 
 
@@ -23,15 +24,18 @@ def file_error(path: Path, problem: str, remedy: str = "fetch or convert the fil
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory, read-only.
+    """Map a file into memory, read-only; all parts of one that was cut, by its first part.
 
     Raises:
-        CheckpointError: It is missing, empty, not a regular file, cannot be read or is a Git LFS pointer.
+        CheckpointError: It is missing, empty, not a regular file, cannot be read or is a Git LFS pointer, or a part is
+            missing or cannot be mapped.
     """
     try:
         if not path.is_file():  # opening a named pipe would wait for its writer
             number = errno.EISDIR if path.is_dir() else errno.ENOENT
             raise OSError(number, os.strerror(number))
+        if len(parts := find_parts(path)) > 1:
+            return map_parts(parts)
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise file_error(path, "is empty")
