@@ -97,7 +97,7 @@ def require(need: Forecast, out: Path) -> None:
         raise GemwrightError(
             f"Training needs {_size(needed)} of memory ({_size(need.weights)} of weights, {_size(need.state)} of "
             f"trained weights and the optimizer, {_size(need.working)} of activations), and {_size(need.free)} are "
-            "free; use shorter sequences, a smaller batch size or more accumulation, a smaller model, or free some memory."
+            "free; use shorter sequences, a smaller batch size, more accumulation or a smaller model."
         )
     free = free_bytes(out)
     if need.state > free:

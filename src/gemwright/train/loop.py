@@ -108,7 +108,7 @@ class Loop:
             steps=self._run.steps,
             loss=float(measures.loss),
             norm=float(measures.norm),
-            learning_rate=float(self._rate(self._batches.step - 1)),
+            learning_rate=float(np.asarray(self._rate(self._batches.step - 1))),
             tokens=int(np.sum(batch.segments > 0)),
             learned=int(measures.learned),
             seconds=seconds,

@@ -1,6 +1,7 @@
 """A description of all that determines a run: its model, data, recipe and machine."""
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 import gemwright
 from gemwright.checkpoint.open import Checkpoint
@@ -67,7 +67,7 @@ def _describe_machine() -> dict[str, Any]:
     threads = os.environ.get(machine.THREADS)
     return {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "device": device.device_kind if device.platform != "cpu" else _processor(),
         "threads": int(threads) if threads else machine.cores(),
     }

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class Metrics:
             raise _write_error(self._folder / LINES, error) from error
         if self._events is not None:
             for name in _LOGGED:
-                if (value := getattr(progress, name)) is not None:
+                if (value := values[name]) is not None and (progress.step or name == "held_out"):
                     self._events.add_scalar(name, value, progress.step)
             for index, text in enumerate(progress.samples):
                 self._events.add_text(f"sample {index}", text, progress.step)
@@ -149,10 +150,16 @@ def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
 
 def _open_events(folder: Path, step: int) -> Any:
     """Return a writer of TensorBoard's events; None without tensorboardX."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        sys.modules["torch"] = None  # pyright: ignore  # tensorboardX would import it, for its types only
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
+    finally:
+        if torch is None:
+            del sys.modules["torch"]
     return SummaryWriter(str(folder), purge_step=step + 1, flush_secs=60)
 
 

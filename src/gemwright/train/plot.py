@@ -1,6 +1,7 @@
 """A plot of losses by step, drawn with Pillow."""
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -66,6 +67,14 @@ class _Axes:
         self._draw_legend()
         return self.image.resize(SIZE, Image.Resampling.LANCZOS)
 
+    def smooth(self, curve: Curve) -> list[tuple[int, float]]:
+        """Return means over the last thirtieth of many points, up to the end of the axis; a few points as they are."""
+        width = max(1, len(curve.points) // 30) if len(curve.points) > MANY else 1
+        sums = list(itertools.accumulate((min(loss, self.high) for _, loss in curve.points), initial=0.0))
+        begins = [max(0, end - width) for end in range(1, len(sums))]
+        means = [(sums[end] - sums[begin]) / (end - begin) for end, begin in enumerate(begins, 1)]
+        return [(step, mean) for (step, _), mean in zip(curve.points, means, strict=True)]
+
     def _draw_grid(self) -> None:
         for loss in _ticks(self.low, self.high, 6):
             (x, y), end = self.place(0, loss), self.place(self.last, loss)
@@ -86,7 +95,7 @@ class _Axes:
         places = [self.place(*point) for point in curve.points]
         self.pen.line(places, fill=pale if many else color, width=(1 if many else 2) * SCALE, joint="curve")
         if many:
-            smooth = [self.place(*point) for point in _smooth(curve.points)]
+            smooth = [self.place(*point) for point in self.smooth(curve)]
             self.pen.line(smooth, fill=color, width=2 * SCALE, joint="curve")
         else:
             radius = 3 * SCALE
@@ -96,7 +105,7 @@ class _Axes:
     def _draw_legend(self) -> None:
         x = (SIZE[0] - RIGHT) * SCALE
         for index, curve in reversed(list(enumerate(self.curves))):
-            name = f"{curve.name} {curve.points[-1][1]:.4g}"
+            name = f"{curve.name} {self.smooth(curve)[-1][1]:.4g}"
             self.text(x, 14 * SCALE, name, "rt")
             x -= self.pen.textlength(name, font=self.font) + 8 * SCALE
             y = 23 * SCALE
@@ -118,15 +127,3 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
     first = math.ceil(low / step)
     return [round(index * step, 10) for index in range(first, math.floor(high / step) + 1)]
-
-
-def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return means over the last thirtieth of the points, and over fewer at the beginning."""
-    width, sums = max(2, len(points) // 30), [0.0]
-    for _, loss in points:
-        sums.append(sums[-1] + loss)
-    begins = [max(0, index - width) for index in range(1, len(sums))]
-    return [
-        (step, (sums[index] - sums[begin]) / (index - begin))
-        for index, ((step, _), begin) in enumerate(zip(points, begins, strict=True), 1)
-    ]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from gemwright import tree
 from gemwright.checkpoint.convert_adapter import write_peft
 from gemwright.errors import DataError
 from gemwright.model.stack import StackedWeights, stacked_specs
@@ -110,7 +111,8 @@ def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainS
     config, recipe = run.checkpoint.config, run.recipe
 
     def shapes(dtype: str) -> StackedWeights:
-        return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), stacked_specs(config))
+        specs = stacked_specs(config)
+        return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), specs)
 
     lora_only = recipe.method == "lora"
     trained: Any = lora.init(config, recipe.rank, recipe.seed) if lora_only else shapes("float32")

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 
@@ -42,7 +42,7 @@ class StopSignal:
             signal.signal(other, signal.SIG_DFL)
         self._note("Stopping after this step; press Ctrl-C again to stop at once.")
 
-    def exit(self) -> None:
+    def exit(self) -> NoReturn:
         """End as the signal asks for.
 
         Raises:
@@ -57,6 +57,6 @@ class StopSignal:
 def wait(array: jax.Array) -> None:
     """Wait for an array in Python, which handles signals meanwhile, as JAX does not."""
     pause = 1e-4
-    while not array.is_ready():
+    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
