@@ -1,7 +1,8 @@
-"""The compiled programs of a run."""
+"""The compiled programs of a run. They are compiled for shapes and dtypes, before any weight is in memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,11 +15,32 @@ from gemwright.model.config import Config
 from gemwright.model.stack import StackedWeights
 from gemwright.runtime import heap
 from gemwright.train.recipe import Recipe
-from gemwright.train.step import Measures, Sequences, TrainState, make_assemble, sum_losses, take_step
+from gemwright.train.step import Sequences, TrainState, make_assemble, sum_losses, take_step
+from gemwright.typing import Array
 
-Step = Callable[[TrainState, StackedWeights | None, Sequences], tuple[TrainState, Measures]]
 CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 """Without it, XLA computes the activations of many layers again before it uses any: three times the memory."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a run: `take_step(state, frozen, batch)` and the loss of `(trained, frozen, batch)`."""
+
+    step: jax.stages.Compiled
+    evaluation: jax.stages.Compiled | None
+
+
+def compile_programs(
+    config: Config,
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: StackedWeights | None,
+    evaluates: bool,
+) -> Programs:
+    """Compile the programs of a run; arguments as for `compile_step`, and whether held-out data are evaluated."""
+    step = compile_step(config, recipe, optimizer, state, frozen)
+    return Programs(step, compile_evaluation(config, recipe, state.trained, frozen) if evaluates else None)
 
 
 def compile_step(
@@ -27,18 +49,42 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     frozen: StackedWeights | None,
-) -> Step:
-    """Compile one step, which takes over the memory of the state."""
+) -> jax.stages.Compiled:
+    """Compile `take_step(state, frozen, batch)`, which takes over the memory of the state.
+
+    Args:
+        config: The model.
+        recipe: The settings.
+        optimizer: The optimizer.
+        state: The state, or its shapes and dtypes.
+        frozen: The frozen weights, or their shapes and dtypes.
+    """
     function = functools.partial(take_step, config, recipe, optimizer)
+    return _compile(jax.jit(function, donate_argnums=0), state, frozen, _batch_shapes(recipe))
+
+
+def compile_evaluation(
+    config: Config, recipe: Recipe, trained: Any, frozen: StackedWeights | None
+) -> jax.stages.Compiled:
+    """Compile `sum_losses` of `(trained, frozen, batch)`; arguments as for `compile_step`."""
+    assemble = make_assemble(recipe)
+
+    def evaluate(trained: Any, frozen: StackedWeights | None, batch: Sequences) -> Array:
+        return sum_losses(config, assemble(trained, frozen), batch, recipe.remat)
+
+    return _compile(jax.jit(evaluate), trained, frozen, _batch_shapes(recipe))
+
+
+def _batch_shapes(recipe: Recipe) -> Sequences:
     shape = recipe.batch_size, recipe.length
-    batch = Sequences(*(jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.int32, bool, jnp.int32)))
-    compiled = jax.jit(function, donate_argnums=0).lower(state, frozen, batch).compile(_options())
+    return Sequences(*(jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.int32, bool, jnp.int32)))  # pyright: ignore
+
+
+def _compile(function: Any, *arguments: Any) -> jax.stages.Compiled:
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    compiled = function.lower(*arguments).compile(options)
     heap.trim()
     return compiled
-
-
-def _options() -> dict[str, Any] | None:
-    return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
 def to_device(batch: Batch) -> Sequences:
@@ -46,16 +92,20 @@ def to_device(batch: Batch) -> Sequences:
     return Sequences(*(jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.learned, batch.segments)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _held_out(
-    config: Config, recipe: Recipe, trained: Any, frozen: StackedWeights | None, batch: Sequences
-) -> jax.Array:
-    return sum_losses(config, make_assemble(recipe)(trained, frozen), batch, recipe.remat)
-
-
 def evaluate(
-    config: Config, recipe: Recipe, trained: Any, frozen: StackedWeights | None, batches: list[Batch]
+    compiled: jax.stages.Compiled | None, trained: Any, frozen: StackedWeights | None, batches: Iterable[Batch]
 ) -> float:
-    """Return the mean loss of the labelled tokens of held-out batches."""
-    total = sum(float(_held_out(config, recipe, trained, frozen, to_device(batch))) for batch in batches)
-    return total / sum(int(np.sum(batch.learned)) for batch in batches)
+    """Return the mean loss of the labelled tokens of batches.
+
+    Args:
+        compiled: See `compile_evaluation`.
+        trained: The trained weights.
+        frozen: The frozen weights.
+        batches: The batches, with a labelled token or more.
+    """
+    assert compiled is not None
+    total, count = 0.0, 0
+    for batch in batches:
+        total += float(compiled(trained, frozen, to_device(batch)))
+        count += int(np.sum(batch.learned))
+    return total / count

@@ -1,197 +1,148 @@
 """A run: from a model and data to an adapter or a tuned model, which can be stopped and continued at any step."""
 
-import json
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
+from gemwright import tree
 from gemwright.checkpoint.convert_adapter import write_peft
-from gemwright.checkpoint.locate import locate
-from gemwright.checkpoint.open import Checkpoint, open_checkpoint
-from gemwright.data import Batches, Dataset, batches, open_dataset
-from gemwright.errors import GemwrightError
-from gemwright.loading.model import make_chat_template
+from gemwright.errors import DataError
+from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
-from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import export, lora
 from gemwright.train.checkpoints import Checkpoints
+from gemwright.train.folder import Note, claim, lock_folder
+from gemwright.train.forecast import forecast, require
 from gemwright.train.load import load_stacked
-from gemwright.train.optimizer import learning_rate, make_optimizer
-from gemwright.train.program import compile_step, to_device
-from gemwright.train.recipe import Recipe
+from gemwright.train.loop import Intervals, Loop, Report
+from gemwright.train.made_with import describe
+from gemwright.train.metrics import Metrics, Progress
+from gemwright.train.optimizer import make_optimizer
+from gemwright.train.prepare import Run, prepare
+from gemwright.train.program import compile_programs
 from gemwright.train.step import TrainState, start
 
+__all__ = ["Progress", "Run", "prepare", "train"]
 
-@dataclass(frozen=True)
-class Progress:
-    """One step of a run, as it is reported.
-
-    Attributes:
-        step: Number of steps taken.
-        steps: Number of steps of the run.
-        loss: Mean loss of labelled tokens.
-        norm: Norm of the gradient before clipping.
-        learning_rate: The step's learning rate.
-        tokens: Number of tokens of the step, without padding.
-        learned: Number of labelled tokens.
-        seconds: Duration of the step.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    norm: float
-    learning_rate: float
-    tokens: int
-    learned: int
-    seconds: float
+CHECKPOINTS = "checkpoints"
+RESULT = "adapter"
+EVALUATIONS = 5
+"""Number of held-out losses on the way."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run is made of, before any weight is loaded.
-
-    Attributes:
-        name: The model as it was given.
-        checkpoint: The model.
-        tokenizer: Its tokenizer.
-        dataset: The data.
-        batches: Its batches.
-        recipe: The settings.
-        out: The folder of the results.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    dataset: Dataset
-    batches: Batches
-    recipe: Recipe
-    out: Path
-
-    @property
-    def steps(self) -> int:
-        """Number of steps."""
-        return len(self.batches)
-
-
-def prepare(
-    model: str | Path,
-    data: str | Path | Iterable[str | Path],
-    out: str | Path,
-    recipe: Recipe,
-    chat: bool | None = None,
-) -> Run:
-    """Open a model and tokenize the data.
-
-    Args:
-        model: A path, a name from `gemwright models`, or a hub id.
-        data: A file or folder of records, or several.
-        out: The folder to write to.
-        recipe: The settings.
-        chat: Whether prompts and completions are conversations; see `gemwright.data.open_dataset`.
-
-    Raises:
-        GemwrightError: The model or the data cannot be read, or do not fit each other.
-    """
-    checkpoint = open_checkpoint(locate(str(model)))
-    tokenizer = Tokenizer(checkpoint.vocabulary())
-    template = make_chat_template(checkpoint, tokenizer)
-    tuned = bool(checkpoint.chat_templates)
-    dataset = open_dataset(data, tokenizer, template, max_length=recipe.length, chat=chat, tuned=tuned)
-    epochs = recipe.epochs
-    made = _batches(dataset, recipe, epochs)
-    if recipe.steps is not None:
-        made = _batches(dataset, recipe, -(-recipe.steps // made.steps_per_epoch))
-        made.steps = recipe.steps
-    return Run(str(model), checkpoint, tokenizer, dataset, made, recipe, Path(out))
-
-
-def _batches(dataset: Dataset, recipe: Recipe, epochs: int) -> Batches:
-    return batches(
-        dataset,
-        batch_size=recipe.batch_size,
-        length=recipe.length,
-        packing=recipe.packing,
-        seed=recipe.seed,
-        epochs=epochs,
-    )
-
-
-def train(run: Run, report: Callable[[Progress], None] = lambda progress: None, save_every: int = 50) -> Path:
+def train(
+    run: Run,
+    report: Report = lambda progress: None,
+    note: Note = lambda sentence: None,
+    *,
+    save_every: int = 50,
+    evaluate_every: int | None = None,
+    accept_changes: bool = False,
+) -> Path:
     """Train to the end, or continue a run that was stopped, and write the result.
 
     Args:
         run: The run.
         report: Called after each step.
+        note: Called with sentences for the user: the forecast, what is continued, what was damaged.
         save_every: Number of steps between checkpoints.
+        evaluate_every: Number of steps between held-out losses and samples; by default a fifth of the run.
+        accept_changes: Continue the folder's run although its data, recipe or model changed.
 
     Returns:
         The folder of the adapter.
 
     Raises:
-        GemwrightError: The loss is not finite, or the folder is of another run.
+        GemwrightError: The folder is of another run or in use, memory or disk space does not suffice, or a loss is not
+            finite.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+        SystemExit: SIGTERM; the state is saved.
     """
     fork.require_not_forked()
     machine.set_threads()
     enable_cache()
-    config, recipe = run.checkpoint.config, run.recipe
-    run.out.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(recipe, run.steps)
-    if recipe.method == "lora":
-        frozen = load_stacked(run.checkpoint, recipe.dtype)
-        trained: Any = lora.init(config, recipe.rank, recipe.seed)
+    with lock_folder(run.out):
+        made_with = describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe)
+        claim(run.out, made_with, accept_changes, note)
+        with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:
+            if checkpoints.newest == run.steps and (run.out / RESULT).exists():
+                note(f"This run is finished: {run.out / RESULT} is its result after {run.steps:,} steps.")
+                return run.out / RESULT
+            intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
+            state = _train(run, checkpoints, intervals, report, note, accept_changes)
+        return _write(run, state)
+
+
+def _train(
+    run: Run, checkpoints: Checkpoints, intervals: Intervals, report: Report, note: Note, accept_changes: bool
+) -> TrainState:
+    """Compile, load or restore, and train; return the last state."""
+    optimizer = make_optimizer(run.recipe, run.steps)
+    abstract, frozen = _abstract(run, optimizer)
+    programs = compile_programs(
+        run.checkpoint.config, run.recipe, optimizer, abstract, frozen, run.held_out is not None
+    )
+    need = forecast(run.dataset, run.batches, frozen, abstract, programs.step)
+    note(str(need))
+    require(need, run.out)
+    if run.recipe.method == "lora":
+        frozen = load_stacked(run.checkpoint, run.recipe.dtype)
+    if checkpoints.newest is None:
+        state = start(optimizer, _first_weights(run), run.recipe)
     else:
-        frozen, trained = None, load_stacked(run.checkpoint, "float32")
-    state = start(optimizer, trained, recipe)
-    del trained
-    checkpoints = Checkpoints(run.out / "checkpoints")
+        state, position = checkpoints.restore(abstract)
+        _move(run, position, accept_changes)
+        note(f"Continuing after step {run.batches.step:,} of {run.steps:,}.")
+    metrics = Metrics(run.out, run.batches.step)
     try:
-        if (found := checkpoints.restore(state)) is not None:
-            state, position = found
-            run.batches.set_state(position)
-        step = compile_step(config, recipe, optimizer, state, frozen)
-        rate = learning_rate(recipe, run.steps)
-        with (run.out / "metrics.jsonl").open("a") as log:
-            for batch in run.batches:
-                begin = time.perf_counter()
-                state, measures = step(state, frozen, to_device(batch))
-                progress = Progress(
-                    step=run.batches.step,
-                    steps=run.steps,
-                    loss=float(measures.loss),
-                    norm=float(measures.norm),
-                    learning_rate=float(rate(run.batches.step - 1)),
-                    tokens=int(np.sum(batch.segments > 0)),
-                    learned=int(measures.learned),
-                    seconds=time.perf_counter() - begin,
-                )
-                if not np.isfinite(progress.loss) or not np.isfinite(progress.norm):
-                    raise GemwrightError(
-                        f"The loss of step {progress.step} is not finite: {_name_records(run, batch.records)}."
-                    )
-                log.write(json.dumps(progress.__dict__) + "\n")
-                log.flush()
-                report(progress)
-                if run.batches.step % save_every == 0 or run.batches.step == run.steps:
-                    checkpoints.save(state, run.batches.get_state())
+        return Loop(run, programs, frozen, checkpoints, metrics, intervals, report, note).train(state)
     finally:
-        checkpoints.close()
-    return _write(run, state)
+        metrics.close()
 
 
-def _name_records(run: Run, records: np.ndarray) -> str:
-    return ", ".join(str(run.dataset.place(int(record))) for record in np.unique(records[records >= 0])[:4])
+def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, StackedWeights | None]:
+    """Return the shapes and dtypes of the state and of the frozen weights."""
+    config, recipe = run.checkpoint.config, run.recipe
+
+    def shapes(dtype: str) -> StackedWeights:
+        specs = stacked_specs(config)
+        return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), specs)
+
+    lora_only = recipe.method == "lora"
+    trained: Any = lora.init(config, recipe.rank, recipe.seed) if lora_only else shapes("float32")
+    state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
+    return state, shapes(recipe.dtype) if lora_only else None
+
+
+def _first_weights(run: Run) -> Any:
+    """Return the trained weights before the first step."""
+    config, recipe = run.checkpoint.config, run.recipe
+    return (
+        lora.init(config, recipe.rank, recipe.seed)
+        if recipe.method == "lora"
+        else load_stacked(run.checkpoint, "float32")
+    )
+
+
+def _move(run: Run, position: Mapping[str, Any], accept_changes: bool) -> None:
+    """Move the batches of a run to the position of a checkpoint."""
+    try:
+        run.batches.set_state(position["batches"])
+    except DataError:
+        if not accept_changes:
+            raise
+        run.batches.step = min(position["step"], run.steps)  # other data: the same number of steps
 
 
 def _write(run: Run, state: TrainState) -> Path:
     recipe, config = run.recipe, run.checkpoint.config
-    target = run.out / "adapter"
+    target = run.out / RESULT
     trained = state.trained if state.average is None else state.average
     updates = export.adapter_updates(config, trained, recipe.alpha / recipe.rank)
     write_peft(target, updates, config, run.name)

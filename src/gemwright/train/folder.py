@@ -1,0 +1,118 @@
+"""The folder of a run: used by one process at a time, and continued only with what the run was made with.
+
+A folder without `run.json` that is not empty is not a run's, and is never written to.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gemwright.checkpoint.files.atomic import replace_file
+from gemwright.errors import GemwrightError
+
+MARKER = "run.json"
+LOCK = "run.lock"
+UNFINISHED = "gemwright-*.partial"
+"""Files and folders whose writing was interrupted; see `checkpoint.files.atomic`."""
+Note = Callable[[str], None]
+"""Called with a sentence for the user."""
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Generator[None]:
+    """Make the folder of a run and hold its lock, which the system releases if the process ends in any way.
+
+    Raises:
+        GemwrightError: The folder is not a run's, cannot be written, or another process holds the lock.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = {path.name for path in folder.iterdir() if not path.match(UNFINISHED)} - {LOCK}
+        if others and MARKER not in others:
+            raise GemwrightError(f"{folder} has files that are not of a run; give an empty or a new folder.")
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise GemwrightError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read(20).strip() or "unknown"
+            raise GemwrightError(
+                f"Another run writes to {folder} (process {owner}); wait for its end or give another folder."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def claim(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note: Note) -> None:
+    """Write what a run is made with to its locked folder, or compare it with what the folder's run was made with.
+
+    Args:
+        folder: The folder.
+        made_with: See `made_with.describe`.
+        accept_changes: Continue the run although something changed.
+        note: Called with what changed.
+
+    Raises:
+        GemwrightError: Something changed, or the folder cannot be read or written.
+    """
+    path = folder / MARKER
+    now = json.loads(json.dumps(made_with))
+    before = _read(path) if path.exists() else now
+    changed = compare(before, now)
+    if changed and not accept_changes:
+        raise GemwrightError(
+            f"{folder} has a run made with something else ({'; '.join(changed)}); use the same again, give another "
+            "folder, or accept the changes with --accept-changes."
+        )
+    if changed:
+        note(f"Continuing with changes: {'; '.join(changed)}.")
+    if before["machine"] != now["machine"]:
+        note("This machine or its software differs from before, so results may differ by rounding.")
+    if not path.exists() or before != now:
+        with replace_file(path) as file:
+            file.write(json.dumps(made_with, indent=1).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        if all(isinstance(found[part], dict) for part in ("model", "data", "held_out", "recipe", "machine")):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise GemwrightError(f"{path} cannot be read or is not of a run; give another folder.")
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what changed in a run, a phrase for each; the machine does not count."""
+    changed: list[str] = []
+    if before["model"].get("digest") != now["model"]["digest"]:
+        changed.append(f"the model was {before['model'].get('name')} and is {now['model']['name']}, other weights")
+    for part, title in (("data", "training"), ("held_out", "held-out")):
+        changed += _compare_data(title, before[part], now[part])
+    for name in sorted({*before["recipe"], *now["recipe"]}):
+        old, new = before["recipe"].get(name), now["recipe"].get(name)
+        if old != new:
+            changed.append(f"{name} was {old} and is {new}")
+    length = before["recipe"].get("length") == now["recipe"].get("length")
+    if not changed and length and before["data"].get("fingerprint") != now["data"]["fingerprint"]:
+        changed.append("the tokenizer, the chat template or how the data are read")
+    return changed
+
+
+def _compare_data(title: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = before.get("files", {}), now["files"]
+    if list(old.values()) == list(new.values()):
+        return []
+    names = [name for name, digest in new.items() if old.get(name) != digest]
+    names += [f"{name} (left out)" for name in old if name not in new]
+    return [f"the {title} data changed: {', '.join(names[:3]) or 'their order'}"]

@@ -1,0 +1,107 @@
+"""Open the model and the data of a run: `prepare`. No weight is loaded yet."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemwright.checkpoint.locate import locate
+from gemwright.checkpoint.open import Checkpoint, open_checkpoint
+from gemwright.data import Batches, Dataset, batches, open_dataset
+from gemwright.loading.model import make_chat_template
+from gemwright.text.tokenizer import Tokenizer
+from gemwright.train import held_out as holding
+from gemwright.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, data and settings.
+
+    Attributes:
+        name: The model as it was given.
+        checkpoint: The model.
+        tokenizer: Its tokenizer.
+        dataset: The training data.
+        batches: Its batches.
+        held_out: Held-out data, if there are any.
+        recipe: The settings.
+        out: The folder of the results.
+        prompts: Prompts that are continued now and then, as samples.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    dataset: Dataset
+    batches: Batches
+    held_out: Dataset | None
+    recipe: Recipe
+    out: Path
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.batches)
+
+
+def prepare(
+    model: str | Path,
+    data: str | Path | Iterable[str | Path],
+    out: str | Path,
+    recipe: Recipe,
+    chat: bool | None = None,
+    held_out: str | Path | float | None = None,
+    prompts: Sequence[str] = (),
+) -> Run:
+    """Open a model and tokenize the data.
+
+    Args:
+        model: A path, a name from `gemwright models`, or a hub id.
+        data: A file or folder of records, or several.
+        out: The folder to write to.
+        recipe: The settings.
+        chat: Whether prompts and completions are conversations; see `gemwright.data.open_dataset`.
+        held_out: A file or folder of held-out records, or the share of the records that is held out, 0 for none; by
+            default see `gemwright.train.held_out`.
+        prompts: Prompts that are continued now and then, as samples.
+
+    Raises:
+        GemwrightError: The model or the data cannot be read, or do not fit each other.
+    """
+    checkpoint = open_checkpoint(locate(str(model)))
+    tokenizer = Tokenizer(checkpoint.vocabulary())
+    template = make_chat_template(checkpoint, tokenizer)
+
+    def read(paths: str | Path | Iterable[str | Path]) -> Dataset:
+        tuned = bool(checkpoint.chat_templates)
+        return open_dataset(paths, tokenizer, template, max_length=recipe.length, chat=chat, tuned=tuned)
+
+    if isinstance(held_out, str | Path):
+        dataset, held = read(data), read(held_out)
+    else:
+        dataset, held = holding.split(read(data), held_out, recipe.seed)
+    made = _batches(dataset, recipe)
+    return Run(str(model), checkpoint, tokenizer, dataset, made, held, recipe, Path(out), tuple(prompts))
+
+
+def _batches(dataset: Dataset, recipe: Recipe) -> Batches:
+    """Return the batches of the recipe's steps, or else of its epochs."""
+    one = pack(dataset, recipe)
+    if recipe.steps is None:
+        return one if recipe.epochs == 1 else pack(dataset, recipe, recipe.epochs)
+    made = pack(dataset, recipe, -(-recipe.steps // one.steps_per_epoch))
+    made.steps = recipe.steps
+    return made
+
+
+def pack(dataset: Dataset, recipe: Recipe, epochs: int = 1) -> Batches:
+    """Return the batches of some epochs."""
+    return batches(
+        dataset,
+        batch_size=recipe.batch_size,
+        length=recipe.length,
+        packing=recipe.packing,
+        seed=recipe.seed,
+        epochs=epochs,
+    )

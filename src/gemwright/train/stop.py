@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM during training: the first ends the run after its step, the second ends the process."""
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+import jax
+
+from gemwright.train.folder import Note
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """A context in which the first Ctrl-C or SIGTERM is remembered, in the main thread.
+
+    Attributes:
+        received: Number of the signal; None if there was none.
+    """
+
+    def __init__(self, note: Note):
+        self.received: int | None = None
+        self._note = note
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in a job in the background of a shell
+                    self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+        self._note("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def exit(self) -> NoReturn:
+        """End as the signal asks for.
+
+        Raises:
+            KeyboardInterrupt: It was Ctrl-C.
+            SystemExit: It was SIGTERM.
+        """
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.received or 0))
+
+
+def wait(array: jax.Array) -> None:
+    """Wait for an array in Python, which handles signals meanwhile, as JAX does not."""
+    pause = 1e-4
+    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)

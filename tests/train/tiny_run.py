@@ -1,0 +1,44 @@
+"""A tiny model, a little data, and runs on them; as a program, one run: `python -m tests.train.tiny_run OUT [JSON]`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gemwright.train.recipe import Recipe
+from gemwright.train.run import Run, prepare, train
+
+RECIPE = {"rank": 2, "length": 32, "batch_size": 2, "steps": 8, "learning_rate": 1e-2, "ema": 0.9}
+WORDS = ["the", "and", "thing", "in", "ring", "hat", "than", "here", "QED", "man"]
+
+
+def write_data(path: Path, records: int = 24, first: int = 0) -> Path:
+    """Write prompts and completions of different lengths."""
+    lines: list[str] = []
+    for index in range(first, first + records):
+        words = [WORDS[(index * index + 3 * place) % len(WORDS)] for place in range(3 + index % 5)]
+        lines.append(json.dumps({"prompt": words[0], "completion": " ".join(words)}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def prepare_tiny(folder: Path, out: Path, held_out: Any = 0.2, prompts: tuple[str, ...] = (), **recipe: Any) -> Run:
+    """Prepare a run on the model and the data in a folder."""
+    settings = Recipe(**RECIPE | recipe)
+    return prepare(folder / "model", folder / "train.jsonl", out, settings, held_out=held_out, prompts=prompts)
+
+
+def main() -> None:
+    folder, out = map(Path, sys.argv[1:3])
+    options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    run = prepare_tiny(folder, out, **options)
+    train(
+        run,
+        lambda progress: print("step", progress.step, flush=True),
+        lambda text: print(text, flush=True),
+        save_every=2,
+    )
+
+
+if __name__ == "__main__":
+    main()
