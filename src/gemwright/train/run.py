@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gemwright.checkpoint.convert_adapter import write_peft
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.data import Batches, Dataset, batches, open_dataset
@@ -18,12 +17,13 @@ from gemwright.loading.model import make_chat_template
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.text.tokenizer import Tokenizer
-from gemwright.train import export, lora
+from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.load import load_stacked
 from gemwright.train.optimizer import learning_rate, make_optimizer
 from gemwright.train.program import compile_step, to_device
 from gemwright.train.recipe import Recipe
+from gemwright.train.result import write_result
 from gemwright.train.step import TrainState, start
 
 
@@ -190,9 +190,6 @@ def _name_records(run: Run, records: np.ndarray) -> str:
 
 
 def _write(run: Run, state: TrainState) -> Path:
-    recipe, config = run.recipe, run.checkpoint.config
-    target = run.out / "adapter"
     trained = state.trained if state.average is None else state.average
-    updates = export.adapter_updates(config, trained, recipe.alpha / recipe.rank)
-    write_peft(target, updates, config, run.name)
-    return target
+    template = make_chat_template(run.checkpoint, run.tokenizer) if run.dataset.form == "chat" else None
+    return write_result(run.out, run.name, run.checkpoint, template, run.recipe, trained)
