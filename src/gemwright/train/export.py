@@ -26,42 +26,37 @@ def adapter_updates(config: Config, adapters: Adapters, scale: float) -> Updates
     return Updates(low_rank, {}, config.vocab)
 
 
-def adapters_from_updates(config: Config, updates: Updates, scale: float, rank: int | None = None) -> Adapters:
-    """Return the updates of an adapter as factors to continue training from.
+def adapters_from_updates(config: Config, updates: Updates, rank: int, scale: float) -> Adapters:
+    """Return the updates of an adapter as factors to continue training from, of the same structure as those of `init`.
 
-    A matrix that the adapter does not update, in a group of stacked ones of which it updates some, gets factors of
-    zero, whose gradient is zero.
+    Matrices that the adapter does not update get factors of zero, whose gradients are zero, so they stay as they are.
 
     Args:
         config: The model.
         updates: The updates of the adapter, from `gemwright.checkpoint.updates.read_updates`.
-        scale: The factor of `b a` in the run; b takes over the rest of the adapter's.
-        rank: The rank of the run; None accepts any that is the same for stacked matrices.
+        rank: The rank of the run.
+        scale: The factor of `b a` in the run. If the adapter's is another, b takes over their ratio.
 
     Raises:
-        GemwrightError: The adapter updates other weights than the layers' matrices, has magnitudes (DoRA), or another
-            rank.
+        GemwrightError: The adapter has another rank or magnitudes (DoRA), or updates other weights than those that a
+            run with adapters trains.
     """
-    paths, low_rank = stacked_paths(config), updates.low_rank
-    sizes = {stacked: found for stacked, found in targets(config).items() if low_rank.keys() & set(paths[stacked])}
+    paths, sizes, low_rank = stacked_paths(config), targets(config), updates.low_rank
     trained = {path for stacked in sizes for path in paths[stacked]}
-    if unknown := sorted({*updates.replaced, *low_rank} - trained):
-        raise GemwrightError(f"The adapter updates {unknown[0]}, which a run does not train; merge it into its model.")
-    if any(update.magnitude is not None for update in low_rank.values()):
-        raise GemwrightError("The adapter has magnitudes (DoRA), which a run does not train; merge it into its model.")
-    if not low_rank:
-        raise GemwrightError("The adapter updates no weight of this model; use the model that it was trained on.")
+    others = sorted({*updates.replaced, *low_rank} - trained)
+    others += [path for path, update in low_rank.items() if update.magnitude is not None]
+    if others:
+        raise GemwrightError(
+            f"The adapter updates {others[0]} in a way that a run does not continue; merge it into its model first."
+        )
+    for path, update in low_rank.items():
+        if len(update.a) != rank:
+            raise GemwrightError(
+                f"The adapter has rank {len(update.a)} for {path} and the run has rank {rank}; give both the same."
+            )
     adapters: Adapters = {}
     for stacked, (repeats, outputs, inputs) in sizes.items():
-        ranks = {len(low_rank[path].a) for path in paths[stacked] if path in low_rank}
-        if len(ranks) > 1 or rank not in (None, *ranks):
-            wanted = "one rank for stacked layers" if rank is None else f"rank {rank}"
-            raise GemwrightError(
-                f"The adapter has rank {max(ranks - {rank})} for {paths[stacked][0]} and the run needs {wanted}; "
-                "set the rank of the run to that of the adapter."
-            )
-        own = ranks.pop()
-        a, b = np.zeros((repeats, own, inputs), np.float32), np.zeros((repeats, outputs, own), np.float32)
+        a, b = np.zeros((repeats, rank, inputs), np.float32), np.zeros((repeats, outputs, rank), np.float32)
         for repeat, path in enumerate(paths[stacked]):
             if (update := low_rank.get(path)) is not None:
                 a[repeat], b[repeat] = update.a, update.b * np.float32(update.scale / scale)
