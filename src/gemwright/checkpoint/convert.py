@@ -16,6 +16,7 @@ from gemwright.checkpoint.chat_templates import GGUF_IDS, to_gguf_templates, wri
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
 from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.checkpoint.documents import model_documents, name_special_tokens
 from gemwright.checkpoint.files.atomic import create_folder, file_error
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SafetensorsTensor, write_shards
@@ -77,7 +78,7 @@ def convert(
             case nothing is left behind.
     """
     checkpoint = open_checkpoint(source, variant)
-    dtype = dtype or _source_dtype(checkpoint)
+    dtype = dtype or source_dtype(checkpoint)
     allowed = MIXTURES if to == "gguf" else DTYPES
     if dtype not in allowed:
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
@@ -88,12 +89,11 @@ def convert(
     if to == "gguf" and checkpoint.config.vision:
         check_new(tower_path(target))
     merged, updates = adapt(checkpoint, adapters)
-    vocabulary = merged.vocabulary()
     if to == "gguf":
         importance = {} if imatrix is None else read_imatrix(imatrix)
-        _write_gguf(merged, vocabulary, target, dtype, updates, progress, importance)
+        _write_gguf(merged, merged.vocabulary(), target, dtype, updates, progress, importance)
     else:
-        _write_huggingface(merged, vocabulary, target, dtype, updates, progress)
+        write_huggingface(merged, target, dtype, updates, progress)
     return checkpoint
 
 
@@ -124,21 +124,32 @@ def check_new(target: Path) -> None:
         raise CheckpointError(f"{target} exists; choose another name.")
 
 
-def _source_dtype(checkpoint: Checkpoint) -> str:
-    """Return the dtype of a checkpoint's matrices, or float32 if they are quantized or have several."""
+def source_dtype(checkpoint: Checkpoint, otherwise: str = "float32") -> str:
+    """Return the dtype of a checkpoint's matrices, or another if they are quantized or have several."""
     encodings = {info.encoding for info in checkpoint.file.tensors.values() if len(info.shape) > 1}
     known = {MIXTURES[name].encoding: name for name in DTYPES}
-    return known.get(encodings.pop(), "float32") if len(encodings) == 1 else "float32"
+    return known.get(encodings.pop(), otherwise) if len(encodings) == 1 else otherwise
 
 
-def _write_huggingface(
+def write_huggingface(
     checkpoint: Checkpoint,
-    vocabulary: Vocabulary,
     folder: Path,
     dtype: str,
-    updates: Sequence[Updates],
-    progress: Progress,
+    updates: Sequence[Updates] = (),
+    progress: Progress = lambda done, total: None,
 ) -> None:
+    """Write a checkpoint as a Hugging Face folder, completely or not at all.
+
+    Args:
+        checkpoint: The source, whose config already has the shapes of the updated model.
+        folder: The folder to make.
+        dtype: A key of `DTYPES`.
+        updates: Updates of the weights, merged in float32 and rounded once.
+        progress: Called with the number of bytes read and the total.
+
+    Raises:
+        CheckpointError: A weight cannot be read, is not finite in the dtype, or the folder cannot be written.
+    """
     mapping = map_huggingface(checkpoint.config)
     weights = read_merged(checkpoint, checkpoint.mapping, checkpoint.config, DTYPES[dtype], updates, progress)
 
@@ -157,7 +168,7 @@ def _write_huggingface(
         SafetensorsTensor(tensor.name, tensor.shape, DTYPES[dtype], lambda p=path, t=tensor: produce(p, t))
         for path, tensor in mapping.items()
     ]
-    write_folder(folder, checkpoint, vocabulary, tensors, to_huggingface(checkpoint.config, dtype))
+    write_folder(folder, checkpoint, checkpoint.vocabulary(), tensors, to_huggingface(checkpoint.config, dtype))
 
 
 def write_folder(
@@ -182,7 +193,7 @@ def write_folder(
     if checkpoint.config.vision:
         missing = processor.missing_tokens(checkpoint.family, vocabulary)
         vocabulary = add_control_tokens(vocabulary, *missing)
-    tensors, documents = list(tensors), _make_documents(checkpoint, vocabulary, config)
+    tensors, documents = list(tensors), model_documents(checkpoint, vocabulary, config)
     with create_folder(folder, sum(tensor.nbytes for tensor in tensors)) as temporary:
         while documents:  # the tokenizer takes some hundred megabytes until it is written
             name, document = documents.popitem()
@@ -194,44 +205,6 @@ def write_folder(
         if checkpoint.config.vision or named:  # processors and named templates need files
             write_chat_templates(temporary, checkpoint.chat_templates)
         (temporary / "tokenizer.model").write_bytes(vocabulary.sentencepiece_model())
-
-
-def _make_documents(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, config: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
-    """Return the JSON files of a folder by name."""
-    config, special = dict(config), _find_special_ids(checkpoint, vocabulary)
-    settings, documents = vocabulary.tokenizer_config(checkpoint.chat_template), {}
-    settings |= _name_special_tokens(checkpoint, vocabulary)
-    if vision := checkpoint.config.vision:
-        family = checkpoint.family
-        config |= processor.token_ids(family, vocabulary)
-        settings |= processor.tokenizer_keys(family)
-        documents = processor.processor_documents(family, vision)
-    return {
-        "config.json": config | special,
-        "generation_config.json": special | dict(checkpoint.generation),
-        "tokenizer.json": vocabulary.tokenizer_json(),
-        "tokenizer_config.json": settings,
-        **documents,
-    }
-
-
-def _name_special_tokens(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, str]:
-    """Return the names of BOS, EOS and so on, which may be others than Gemma's in a fine-tune."""
-    known = set(vocabulary.pieces)
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    return {name: token for name in names if (token := checkpoint.special_tokens.get(name)) in known}
-
-
-def _find_special_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
-    index = vocabulary.pieces.index
-    stops = list(checkpoint.stop_ids) or [index("<eos>")]
-    return {
-        "bos_token_id": index("<bos>"),
-        "eos_token_id": stops[0] if len(stops) == 1 else stops,
-        "pad_token_id": index("<pad>"),
-    }
 
 
 def _write_gguf(
@@ -299,7 +272,7 @@ def _make_gguf_metadata(
         "general.quantization_version": 2,
     }
     metadata |= to_gguf_templates(checkpoint.chat_templates)
-    for special, token in _name_special_tokens(checkpoint, vocabulary).items():
+    for special, token in name_special_tokens(checkpoint, vocabulary).items():
         metadata[f"tokenizer.ggml.{GGUF_IDS[special]}"] = vocabulary.pieces.index(token)
     ends = [token for token in checkpoint.stop_ids if token != metadata["tokenizer.ggml.eos_token_id"]]
     if GEMMA.turn_end in (checkpoint.chat_template or "") and GEMMA.turn_end in vocabulary.pieces:

@@ -6,8 +6,9 @@ Sources: huggingface/peft `src/peft/tuners/lora/config.py` (0.21); ggml-org/llam
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -83,7 +84,13 @@ def _write_gguf(target: Path, adapter: Adapter, updates: Updates, config: Config
     write_gguf(target, metadata, tensors)
 
 
-def write_peft(target: Path, updates: Updates, config: Config, base: str | None) -> None:
+def write_peft(
+    target: Path,
+    updates: Updates,
+    config: Config,
+    base: str | None,
+    documents: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
     """Write updates as a PEFT folder, completely or not at all.
 
     Args:
@@ -91,26 +98,27 @@ def write_peft(target: Path, updates: Updates, config: Config, base: str | None)
         updates: The updates.
         config: The model they are for.
         base: The name or path of the model.
+        documents: Further JSON files by name, such as those of a tokenizer.
 
     Raises:
         CheckpointError: The folder exists or cannot be written.
     """
-    modules = _modules("peft", config)
     prefix = "model.language_model." if config.vision else "model."  # the names of transformers 5
-    names = {path: modules[path].replace("model.", prefix, 1) for path in updates.low_rank}
+    modules = {path: module.replace("model.", prefix, 1) for path, module in _modules("peft", config).items()}
     arrays: dict[str, NDArray[np.float32]] = {}
     for path, update in updates.low_rank.items():
-        arrays |= {f"base_model.model.{names[path]}.{part}": values for part, values in _parts(path, update).items()}
+        arrays |= {f"base_model.model.{modules[path]}.{part}": values for part, values in _parts(path, update).items()}
     arrays |= {f"base_model.model.{modules[path]}.weight": values for path, values in updates.replaced.items()}
     tensors = [
         SafetensorsTensor(name, values.shape, np.dtype(np.float32), lambda values=values: np.ascontiguousarray(values))
         for name, values in arrays.items()
     ]
-    settings = _settings(names, updates.low_rank, base)
+    documents = {ADAPTER_CONFIG: _settings(modules, updates, base), **documents}
     with create_folder(target, sum(tensor.nbytes for tensor in tensors)) as temporary:
         write_shards(temporary, tensors, sys.maxsize)
         (temporary / SINGLE).rename(temporary / WEIGHTS)
-        (temporary / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        for name, document in documents.items():
+            (temporary / name).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _parts(path: str, update: LowRank) -> dict[str, NDArray[np.float32]]:
@@ -120,10 +128,11 @@ def _parts(path: str, update: LowRank) -> dict[str, NDArray[np.float32]]:
     return parts if update.magnitude is None else parts | {"lora_magnitude_vector": update.magnitude}
 
 
-def _settings(names: Mapping[str, str], low_rank: Mapping[str, LowRank], base: str | None) -> dict[str, Any]:
+def _settings(modules: Mapping[str, str], updates: Updates, base: str | None) -> dict[str, Any]:
     """Return the contents of `adapter_config.json`; ranks and alphas that differ from most go into patterns."""
-    ranks = {names[path]: len(update.a) for path, update in low_rank.items()}
-    alphas = {names[path]: update.scale * len(update.a) for path, update in low_rank.items()}
+    low_rank = updates.low_rank
+    ranks = {modules[path]: len(update.a) for path, update in low_rank.items()}
+    alphas = {modules[path]: update.scale * len(update.a) for path, update in low_rank.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
     return {
         "peft_type": "LORA",
@@ -131,12 +140,41 @@ def _settings(names: Mapping[str, str], low_rank: Mapping[str, LowRank], base: s
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "target_modules": list(ranks),
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": _pattern(alphas, alpha),
+        "target_modules": _targets(list(ranks), modules.values()),
+        "modules_to_save": [_last(modules[path]) for path in updates.replaced] or None,
         "use_dora": any(update.magnitude is not None for update in low_rank.values()),
         "use_rslora": False,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _targets(targets: Sequence[str], modules: Iterable[str]) -> list[str] | str:
+    """Return how PEFT finds the targets among the modules of a model, as short as possible.
+
+    That is the last parts of their names; for the language model of a multimodal one, whose tower has modules of the
+    same names, a regular expression; or else all names.
+    """
+    last = list(dict.fromkeys(map(_last, targets)))
+    named = {module for module in modules if _last(module) in last}
+    if named == set(targets):
+        return last
+    if {module for module in named if ".language_model." in module} == set(targets):
+        return rf".*\.language_model\..*\.({'|'.join(last)})"
+    return list(targets)
+
+
+def _pattern(values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """Return the values that are not the usual one by module, or by the last part of a name if all of it agree."""
+    found: dict[str, set[float]] = {}
+    for module, value in values.items():
+        found.setdefault(_last(module), set()).add(value)
+    others = {module: value for module, value in values.items() if value != usual}
+    return {_last(module) if len(found[_last(module)]) == 1 else module: value for module, value in others.items()}

@@ -21,7 +21,7 @@ from gemwright.checkpoint.arena import Arena, aligned
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.names.mapping import TensorMapping, check, plain_name
-from gemwright.checkpoint.updates import Updates, replacement, sum_updates
+from gemwright.checkpoint.updates import Updates, fit, replacement, sum_updates
 from gemwright.kernels import native, panels
 from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
@@ -66,7 +66,7 @@ def load_weights(
     leaves: dict[str, Weight] = {}
     for path, param in tree.flatten(specs).items():
         if (whole := replacement(path, updates)) is not None:
-            leaves[path] = jax.device_put(whole.astype(dtype).reshape(param.shape))
+            leaves[path] = jax.device_put(fit(whole, param.shape).astype(dtype))
     leaves |= dict(_leaves(file, mapping, config, precision, progress, repacked or {}, leaves.keys()))
     return tree.build(specs, {path: _update(path, leaf, updates, dtype) for path, leaf in leaves.items()})
 

@@ -51,6 +51,18 @@ def locate(model: str, *, may_download: bool = True) -> Path:
     return _locate_repository(model, model, may_download=may_download)
 
 
+def name_base(model: str) -> str:
+    """Return the name of a model by which an adapter made on it finds it, from any folder and in other programs.
+
+    That is an absolute path, or the hub id of a published model; other names stay as they are.
+    """
+    if (path := Path(model).expanduser()).exists():
+        return str(path.absolute())
+    model = _repository_of_url(model)
+    name = model.removeprefix("google/").casefold()
+    return f"google/{name}" if name in _PUBLISHED else model
+
+
 def _locate_repository(repository: str, name: str, *, may_download: bool) -> Path:
     """Return the place of a repository of the hub; for the demo that of its package, if it is installed."""
     if name == DEMO and (packaged := find_demo()) is not None:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.checkpoint.chat_templates import read_chat_templates, read_special_tokens
+from gemwright.checkpoint.configs.huggingface import read_generation_config
+from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.load import Progress, read_weights
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint
-from gemwright.checkpoint.updates import Updates, merge, read_all, replacement, update_config
+from gemwright.checkpoint.updates import Updates, fit, merge, read_all, replacement, update_config
 from gemwright.checkpoint.vocabulary import TOKENIZER_FILES
 from gemwright.model.config import Config
 from gemwright.model.params import param_specs
@@ -22,7 +24,8 @@ from gemwright.model.params import param_specs
 def adapt(checkpoint: Checkpoint, adapters: Mapping[Path, float]) -> tuple[Checkpoint, tuple[Updates, ...]]:
     """Return the checkpoint with the config and the text files of its adapters, and their updates.
 
-    A PEFT folder may have a tokenizer with added tokens and a chat template; those of the last adapter count.
+    A PEFT folder may have a tokenizer with added tokens, a chat template and ids that end a text; those of the last
+    adapter count.
 
     Args:
         checkpoint: The base model.
@@ -46,6 +49,9 @@ def adapt(checkpoint: Checkpoint, adapters: Mapping[Path, float]) -> tuple[Check
                 chat_templates=templates,
                 special_tokens=read_special_tokens(folder),
             )
+        if (file := folder / "generation_config.json").is_file():
+            own = read_generation_config(read_json(file), str(file))
+            checkpoint = replace(checkpoint, generation={**checkpoint.generation, **own})
     return checkpoint, updates
 
 
@@ -66,7 +72,7 @@ def read_merged(
 
     def read(path: str) -> NDArray[Any]:
         whole = replacement(path, updates)
-        values = next(weights)[1] if whole is None else whole[: params[path].shape[0]].reshape(params[path].shape)
+        values = next(weights)[1] if whole is None else fit(whole, params[path].shape)
         return merge(path, values, updates).astype(dtype)
 
     return ((path, read(path)) for path in params)

@@ -62,7 +62,7 @@ class Updates:
 
     Attributes:
         low_rank: The update of each matrix.
-        replaced: Whole weights in place of the model's, in the shape of the file.
+        replaced: Whole weights in place of the model's, in our shape or that of the file.
         vocab: Number of rows of the tables, more than the model's if tokens were added.
         weight: Factor of the low-rank updates.
     """
@@ -213,6 +213,11 @@ def replacement(path: str, updates: Sequence[Updates]) -> NDArray[np.float32] | 
     return next((update.replaced[path] for update in reversed(updates) if path in update.replaced), None)
 
 
+def fit(whole: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a whole weight in our shape; a table may have more rows."""
+    return whole.reshape(-1, *shape[1:])[: shape[0]]
+
+
 def sum_updates(
     path: str, updates: Sequence[Updates], base: Callable[[], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None] | None:
@@ -250,9 +255,7 @@ def merge(path: str, values: NDArray[np.float32], updates: Sequence[Updates]) ->
         updates: The updates of each adapter.
     """
     if (whole := replacement(path, updates)) is not None:
-        values = (
-            whole[: len(values)].reshape(values.shape) if path in ("embed", "head") else whole.reshape(values.shape)
-        )
+        values = fit(whole, values.shape)
     rows = next((len(update.low_rank[path].b) for update in updates if path in update.low_rank), 0)
     rows = len(values) if path in ("embed", "head") else rows
 

@@ -1,5 +1,6 @@
 """`gemwright convert`, `gemwright quantize` and `gemwright pull`: write and download checkpoints."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,12 @@ def convert(
         typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (.dat or .gguf), for a quantized GGUF file."),
     ] = None,
     variant: o.VariantOption = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check", help="Run what was written beside its source. Default: only with --adapter."
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint or an adapter to another format.
 
@@ -54,9 +61,14 @@ def convert(
         convert_adapter(path, target, to, base)
         render.write(f"{target}\n")
         return
-    _, updates = find_model(path, o.adapters(adapter))
-    with Bar(f"Converting {Path(source).name}") as bar:
-        convert_checkpoint(path, target, to, dtype, variant, bar, updates, imatrix)
+    _, adapters = find_model(path, o.adapters(adapter))
+    with ExitStack() as stack:
+        if bool(adapters) if check is None else check:
+            from gemwright.loading.gate import checked
+
+            stack.enter_context(checked(path, target, dtype, adapters, lambda found: render.note(str(found)), variant))
+        with Bar(f"Converting {Path(source).name}") as bar:
+            convert_checkpoint(path, target, to, dtype, variant, bar, adapters, imatrix)
     render.write(f"{target}\n")
 
 

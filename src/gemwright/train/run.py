@@ -10,12 +10,12 @@ import numpy as np
 import optax
 
 from gemwright import tree
-from gemwright.checkpoint.convert_adapter import write_peft
 from gemwright.errors import DataError
+from gemwright.loading.model import make_chat_template
 from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
-from gemwright.train import export, lora
+from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note, claim, lock_folder
 from gemwright.train.forecast import forecast, require
@@ -26,12 +26,12 @@ from gemwright.train.metrics import Metrics, Progress
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.prepare import Run, prepare
 from gemwright.train.program import compile_programs
+from gemwright.train.result import result_path, write_result
 from gemwright.train.step import TrainState, start
 
 __all__ = ["Progress", "Run", "prepare", "train"]
 
 CHECKPOINTS = "checkpoints"
-RESULT = "adapter"
 EVALUATIONS = 5
 """Number of held-out losses on the way."""
 
@@ -56,7 +56,7 @@ def train(
         accept_changes: Continue the folder's run although its data, recipe or model changed.
 
     Returns:
-        The folder of the adapter.
+        The folder of the result.
 
     Raises:
         GemwrightError: The folder is of another run or in use, memory or disk space does not suffice, or a loss is not
@@ -71,9 +71,10 @@ def train(
         made_with = describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe)
         claim(run.out, made_with, accept_changes, note)
         with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:
-            if checkpoints.newest == run.steps and (run.out / RESULT).exists():
-                note(f"This run is finished: {run.out / RESULT} is its result after {run.steps:,} steps.")
-                return run.out / RESULT
+            result = result_path(run.out, run.recipe)
+            if checkpoints.newest == run.steps and result.exists():
+                note(f"This run is finished: {result} is its result after {run.steps:,} steps.")
+                return result
             intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
             state = _train(run, checkpoints, intervals, report, note, accept_changes)
         return _write(run, state)
@@ -141,9 +142,6 @@ def _move(run: Run, position: Mapping[str, Any], accept_changes: bool) -> None:
 
 
 def _write(run: Run, state: TrainState) -> Path:
-    recipe, config = run.recipe, run.checkpoint.config
-    target = run.out / RESULT
     trained = state.trained if state.average is None else state.average
-    updates = export.adapter_updates(config, trained, recipe.alpha / recipe.rank)
-    write_peft(target, updates, config, run.name)
-    return target
+    template = make_chat_template(run.checkpoint, run.tokenizer) if run.dataset.form == "chat" else None
+    return write_result(run.out, run.name, run.checkpoint, template, run.recipe, trained)

@@ -1,0 +1,206 @@
+"""Run a written model beside its source, and refuse it if they differ by more than rounding explains."""
+
+import math
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright import memory
+from gemwright.api import Model
+from gemwright.checkpoint.convert import source_dtype
+from gemwright.checkpoint.files import ggml
+from gemwright.checkpoint.mixtures import MIXTURES
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.checkpoint.tower import tower_path
+from gemwright.errors import GemwrightError
+from gemwright.loading.model import forecast, load_model
+from gemwright.runtime import heap
+from gemwright.weights import LoraTensor, PanelTensor, to_matrix
+
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def is_prime(n: int) -> bool:\n",
+    "Q: A box holds 12 eggs. How many eggs are in 7 boxes?\nA:",
+)
+CONTINUATION = 16
+"""Number of tokens that the source adds to each prompt; they are compared, too."""
+FLOOR = 1e-3
+"""Difference of log-probabilities that float32 products in another order may make."""
+MARGIN = 4.0
+"""Bound on the largest difference, in units of the one that random errors of the size of the rounding make."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a written model compares with its source.
+
+    Attributes:
+        largest: Largest difference of the natural log-probability of a token.
+        bound: Largest difference that rounding explains.
+        agreement: Share of the source's greedy tokens that the written model chooses, too.
+        tokens: Number of tokens compared.
+    """
+
+    largest: float
+    bound: float
+    agreement: float
+    tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"Checked on {self.tokens} tokens: log-probabilities differ from the source's by up to {self.largest:.2g} "
+            f"(rounding explains {self.bound:.2g}); {self.agreement:.0%} of greedy tokens agree."
+        )
+
+
+@contextmanager
+def checked(
+    source: Path,
+    target: Path,
+    dtype: str | None,
+    adapters: Mapping[Path, float],
+    report: Callable[[Comparison], None],
+    variant: str | None = None,
+) -> Generator[None]:
+    """Check the model that the `with` block writes against its source; remove it if it fails.
+
+    Args:
+        source: The checkpoint that it is made of.
+        target: The folder or file that the block makes.
+        dtype: The dtype of its matrices, a key of `MIXTURES`; None for that of the source.
+        adapters: Path and weight of each adapter that is merged.
+        report: Called with the comparison if the model passes.
+        variant: Name of the source's published variant, for an Orbax tree or an `.npz`.
+
+    Raises:
+        GemwrightError: The models do not fit in memory in float32 (before the block runs), the target cannot be loaded,
+            splits a text into other tokens, or differs by more than rounding.
+    """
+    checkpoint = open_checkpoint(source, variant)
+    dtype = dtype or source_dtype(checkpoint)
+    try:
+        memory.require(forecast(checkpoint, "float32"), str(source))
+    except GemwrightError as error:
+        raise GemwrightError(
+            f"{source} is too large to be run in float32, which checks what is written; convert it with --no-check."
+        ) from error
+    yield
+    try:
+        comparison = compare(source, target, dtype, adapters, variant)
+        if not comparison.largest <= comparison.bound:
+            raise GemwrightError(
+                f"{target} was removed: its log-probabilities differ from those of its source by up to "
+                f"{comparison.largest:.2g} where rounding to {dtype} explains {comparison.bound:.2g}; "
+                "choose a dtype with more bits, or leave the adapter unmerged."
+            )
+    except BaseException:
+        _remove(target)
+        raise
+    report(comparison)
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+        return
+    target.unlink(missing_ok=True)
+    tower_path(target).unlink(missing_ok=True)
+
+
+def compare(
+    source: Path, target: Path, dtype: str, adapters: Mapping[Path, float], variant: str | None = None
+) -> Comparison:
+    """Compare a written model with its source and adapters, both in float32, one after the other in memory.
+
+    The bound is `MARGIN` times the difference that random errors of the size of the rounding make to the source. They
+    are drawn independently of what was written, and of merging: errors of both are found.
+
+    Raises:
+        GemwrightError: A model cannot be loaded, or the target splits a text into other tokens.
+    """
+    models = [load_model(source, "float32", variant=variant, adapters=adapters)]
+    chat = models[0].tuned
+    prompts = _encode(models[0], chat)
+    continued = _generate(models[0], prompts)
+    texts = [prompt + ids for prompt, ids in zip(prompts, continued, strict=True)]
+    expected = _score(models[0], texts)
+    noise = _largest(_score(_with_noise(models.pop(), rounding_error(dtype)), texts), expected)
+    heap.trim()
+    written = load_model(target, "float32")
+    if _encode(written, chat) != prompts:
+        raise GemwrightError(f"{target} was removed: it splits texts into other tokens than its source; report this.")
+    difference = _largest(_score(written, texts), expected)
+    pairs = zip(continued, _generate(written, prompts), strict=True)
+    same = [a == b for theirs, ours in pairs for a, b in zip(theirs, ours, strict=False)]
+    return Comparison(difference, max(FLOOR, MARGIN * noise), float(np.mean(same or [True])), len(expected))
+
+
+def _encode(model: Model, chat: bool) -> list[list[int]]:
+    prompts = [model.encode(text) for text in PROMPTS]
+    return [*prompts, model.encode_chat([{"role": "user", "content": PROMPTS[0]}])] if chat else prompts
+
+
+def _generate(model: Model, prompts: Sequence[list[int]]) -> list[list[int]]:
+    return [done.tokens for done in model.generate(prompts, max_tokens=CONTINUATION, temperature=0.0)]
+
+
+def _score(model: Model, texts: Sequence[list[int]]) -> NDArray[np.float64]:
+    return np.concatenate([score.logprobs for score in model.score(texts)])
+
+
+def _largest(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    return float(np.abs(found - expected).max())
+
+
+def rounding_error(dtype: str) -> float:
+    """Return the root mean square error of rounding normally distributed values to a dtype, relative to theirs."""
+    values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    encoding, decoded = MIXTURES[dtype].encoding, np.empty_like(values)
+    ggml.decode(encoding, ggml.encode(encoding, values), decoded)
+    # float32 is exact here; its products round like values of 24 bits.
+    return max(math.sqrt(np.mean(np.square(decoded - values)) / np.mean(np.square(values))), 2.0**-25)
+
+
+def _with_noise(model: Model, size: float) -> Model:
+    """Return a model whose weights, but not their updates, have random errors of a relative size.
+
+    The caller keeps no reference to the model, whose weights are freed one by one.
+    """
+    leaves, structure = jax.tree.flatten(model.engine.params, is_leaf=_is_weight)
+    model = replace(model, engine=replace(model.engine, params=cast(Any, None)))
+    for index, leaf in enumerate(leaves):
+        leaves[index] = None
+        leaves[index] = _perturb(leaf, size, index)
+        del leaf
+    return replace(model, engine=replace(model.engine, params=jax.tree.unflatten(structure, leaves)))
+
+
+def _is_weight(leaf: object) -> bool:
+    return isinstance(leaf, LoraTensor | PanelTensor)
+
+
+def _perturb(leaf: Any, size: float, seed: int) -> Any:
+    if isinstance(leaf, LoraTensor):
+        return replace(leaf, base=_perturb(leaf.base, size, seed))
+    if isinstance(leaf, PanelTensor):
+        leaf = to_matrix(leaf, leaf.shape[0]).reshape(leaf.shape)
+    return _add_noise(leaf, size, seed)
+
+
+@jax.jit
+def _add_noise(values: jax.Array, size: jax.Array, seed: jax.Array) -> jax.Array:
+    # A hash of the index, which XLA computes without an array of random numbers.
+    bits = jnp.arange(values.size, dtype=jnp.uint32) + seed.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1  # with a variance of 1/3
+    return values * (1 + size * math.sqrt(3) * uniform.reshape(values.shape))
