@@ -38,7 +38,8 @@ pytestmark = [
 KINDS = ["gemma", "gemma2", "gemma3_text", "recurrent_gemma", "paligemma", "gemma3"]
 VISION = ("paligemma", "gemma3")
 LORA, FULL = Recipe(rank=3, alpha=5.0), Recipe(method="full")
-IDS = random_ids(60, (2, 12))
+# Shorter than the window of RecurrentGemma, which spans one token less in transformers.
+IDS = random_ids(60, (2, 7))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_tuned_model_gives_the_logits_of_the_run(bases: Path, tmp_path: Path, 
     auto = AutoModelForImageTextToText if kind in VISION else AutoModelForCausalLM
     assert_close(their_logits(auto.from_pretrained(folder, dtype=torch.float32).eval(), kind), expected, 1e-5)
     assert open_checkpoint(folder).config == checkpoint.config
-    if kind != "paligemma":
+    if kind not in ("paligemma", "recurrent_gemma"):  # which GGUF cannot express
         convert(folder, tmp_path / "model.gguf", "gguf")
         assert_close(loaded_logits(tmp_path / "model.gguf"), expected, 1e-5)
 
@@ -162,6 +163,7 @@ def test_other_adapters_are_not_continued(bases: Path, change: dict[str, Any], m
         adapters_from_updates(config, updates, change.get("rank", 3), 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")
 def test_a_model_tuned_on_chats_stops(bases: Path, tmp_path: Path) -> None:
     """A base learns one answer and its end; in gemwright, in transformers, and in a GGUF file of it."""
     base = make_base(bases, "gemma3_text")
