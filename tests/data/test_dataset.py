@@ -141,6 +141,7 @@ def test_empty_data_are_refused(write: Any, read: Any) -> None:
         read(write())
 
 
+DELETED = {"role": "assistant", "text": "gone", "rank": 0, "deleted": True}
 TREE = {
     "message_tree_id": "1",
     "prompt": {
@@ -156,14 +157,21 @@ TREE = {
                     {
                         "role": "prompter",
                         "text": "and",
-                        "replies": [{"role": "assistant", "text": "end", "rank": 0, "replies": []}],
+                        "replies": [
+                            {
+                                "role": "assistant",
+                                "text": "end",
+                                "rank": 0,
+                                "replies": [{"role": "prompter", "text": "x", "replies": [DELETED]}],
+                            }
+                        ],
                     },
                     {"role": "prompter", "text": "no answer", "replies": []},
                     {
                         "role": "prompter",
                         "text": "in",
                         "replies": [
-                            {"role": "assistant", "text": "gone", "rank": 0, "deleted": True},
+                            DELETED,
                             {"role": "assistant", "text": "here", "rank": None},
                         ],
                     },
@@ -189,6 +197,22 @@ def test_a_message_of_weight_0_is_not_learned(write: Any, read: Any, tokenizer: 
     messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
     [document] = read(write({"messages": messages})).documents
     assert [text for text, learned in spans(tokenizer, document) if learned] == ["end<end_of_turn>"]
+
+
+def test_a_system_text_comes_first(write: Any, read: Any, tokenizer: Tokenizer) -> None:
+    talk = RECORDS["messages"][0]["messages"]
+    records: list[Any] = [
+        {"messages": talk},
+        {"prompt": talk[:1], "completion": talk[1:]},
+        {"instruction": "Hi there", "output": "the end"},
+        {"question": "Hi there", "response": "the end"},
+        {"conversations": [{"from": "user", "value": "Hi there"}, {"from": "assistant", "value": "the end"}]},
+    ]
+    for record in records:
+        [document] = read(write({"system": "Be in", **record})).documents
+        assert spans(tokenizer, document) == RECORDS["system"][1]
+    [document] = read(write({"system": "in", "prompt": "the", "response": "hen"})).documents
+    assert spans(tokenizer, document) == [("<bos>in\n\nthe", False), ("hen<eos>", True)]
 
 
 def test_completions_of_messages_leave_the_answers_of_the_prompt_out(
@@ -265,6 +289,14 @@ def test_the_fingerprint_follows_the_documents(write: Any, read: Any) -> None:
     assert read(write({"prompt": "the", "completion": "hens"})).fingerprint != first.fingerprint
     assert read(write({"prompt": "the", "completion": "hen"}), tuned=True).fingerprint != first.fingerprint
     assert read(write({"prompt": "the", "completion": "hen", "x": 1})).digest != first.digest
+
+
+@pytest.mark.parametrize("depth", [10, 40, 400, 900, 940, 960, 980])
+def test_deep_values_raise_one_error(depth: int, write: Any, read: Any) -> None:
+    value = "[" * depth + "]" * depth
+    for field in (f'"content": {value}', f'"content": "a", "tool_calls": {value}'):
+        with contextlib.suppress(DataError):
+            read(write(f'{{"messages": [{{"role": "user", {field}}}, {{"role": "assistant", "content": "a"}}]}}'))
 
 
 VALUES = st.recursive(
