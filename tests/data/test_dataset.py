@@ -129,7 +129,7 @@ def test_a_set_without_learned_tokens_is_refused(write: Any, read: Any) -> None:
 
 def test_a_record_without_learned_tokens_is_counted_and_named(write: Any, read: Any) -> None:
     dataset = read(write({"prompt": "the", "completion": ""}, {"prompt": "the", "completion": "hen"}))
-    assert "1 have no token to learn" in dataset.notes[0]
+    assert "Without a token to learn and left out: 1 of 2 records (" in dataset.notes[0]
     assert "data.jsonl, line 1" in dataset.notes[0]
     assert dataset.statistics.records == 2
     assert len(dataset.documents) == 1
@@ -256,7 +256,7 @@ def test_long_documents_are_split_without_loss(write: Any, read: Any, tokenizer:
     assert all(part.ids[0] == tokenizer.bos_id and len(part.ids) <= 9 for part in parts)
     assert np.concatenate([part.ids[1:] for part in parts]).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
     assert all(part.learned[1:].all() and not part.learned[0] for part in parts)
-    assert "1 have a document of more than 9 tokens, which is split" in dataset.notes[0]
+    assert "Longer than 9 tokens and split: 1 of 1 records (" in dataset.notes[0]
 
 
 def test_the_mask_of_a_split_document_is_kept(write: Any, read: Any) -> None:
@@ -271,7 +271,7 @@ def test_long_documents_are_dropped_or_refused(write: Any, read: Any) -> None:
     path = write({"text": "abc"}, {"text": "abcdefgh" * 5})
     dataset = read(path, max_length=8, too_long="drop")
     assert len(dataset.documents) == 1
-    assert "1 have a document of more than 9 tokens, which is dropped (" in dataset.notes[0]
+    assert "Longer than 9 tokens and dropped: 1 of 2 records (" in dataset.notes[0]
     with pytest.raises(DataError, match=r"line 2: the document has 42 tokens, and 9 fit"):
         read(path, max_length=8, too_long="refuse")
     with pytest.raises(DataError, match="All documents are longer"):
@@ -281,6 +281,13 @@ def test_long_documents_are_dropped_or_refused(write: Any, read: Any) -> None:
 def test_a_document_that_just_fits_is_whole(write: Any, read: Any) -> None:
     """Of 9 ids 8 are inputs: the last is only predicted."""
     assert len(read(write({"text": "abcdefg"}), max_length=8, too_long="refuse").documents) == 1
+
+
+def test_records_of_a_batch_are_named(write: Any, read: Any) -> None:
+    path = write(*({"text": "the" * size} for size in range(1, 7)))
+    dataset = read(path)
+    assert dataset.name_records(np.array([[3, -1], [1, 3]])) == f"{path}, line 2; {path}, line 4"
+    assert dataset.name_records(np.arange(6)).endswith("line 3; ...")
 
 
 def test_the_fingerprint_follows_the_documents(write: Any, read: Any) -> None:
