@@ -129,7 +129,7 @@ def test_a_set_without_learned_tokens_is_refused(write: Any, read: Any) -> None:
 
 def test_a_record_without_learned_tokens_is_counted_and_named(write: Any, read: Any) -> None:
     dataset = read(write({"prompt": "the", "completion": ""}, {"prompt": "the", "completion": "hen"}))
-    assert "1 have no token to learn" in dataset.notes[0]
+    assert "Without a token to learn and left out: 1 of 2 records (" in dataset.notes[0]
     assert "data.jsonl, line 1" in dataset.notes[0]
     assert dataset.statistics.records == 2
     assert len(dataset.documents) == 1
@@ -141,6 +141,7 @@ def test_empty_data_are_refused(write: Any, read: Any) -> None:
         read(write())
 
 
+DELETED = {"role": "assistant", "text": "gone", "rank": 0, "deleted": True}
 TREE = {
     "message_tree_id": "1",
     "prompt": {
@@ -156,14 +157,21 @@ TREE = {
                     {
                         "role": "prompter",
                         "text": "and",
-                        "replies": [{"role": "assistant", "text": "end", "rank": 0, "replies": []}],
+                        "replies": [
+                            {
+                                "role": "assistant",
+                                "text": "end",
+                                "rank": 0,
+                                "replies": [{"role": "prompter", "text": "x", "replies": [DELETED]}],
+                            }
+                        ],
                     },
                     {"role": "prompter", "text": "no answer", "replies": []},
                     {
                         "role": "prompter",
                         "text": "in",
                         "replies": [
-                            {"role": "assistant", "text": "gone", "rank": 0, "deleted": True},
+                            DELETED,
                             {"role": "assistant", "text": "here", "rank": None},
                         ],
                     },
@@ -189,6 +197,22 @@ def test_a_message_of_weight_0_is_not_learned(write: Any, read: Any, tokenizer: 
     messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
     [document] = read(write({"messages": messages})).documents
     assert [text for text, learned in spans(tokenizer, document) if learned] == ["end<end_of_turn>"]
+
+
+def test_a_system_text_comes_first(write: Any, read: Any, tokenizer: Tokenizer) -> None:
+    talk = RECORDS["messages"][0]["messages"]
+    records: list[Any] = [
+        {"messages": talk},
+        {"prompt": talk[:1], "completion": talk[1:]},
+        {"instruction": "Hi there", "output": "the end"},
+        {"question": "Hi there", "response": "the end"},
+        {"conversations": [{"from": "user", "value": "Hi there"}, {"from": "assistant", "value": "the end"}]},
+    ]
+    for record in records:
+        [document] = read(write({"system": "Be in", **record})).documents
+        assert spans(tokenizer, document) == RECORDS["system"][1]
+    [document] = read(write({"system": "in", "prompt": "the", "response": "hen"})).documents
+    assert spans(tokenizer, document) == [("<bos>in\n\nthe", False), ("hen<eos>", True)]
 
 
 def test_completions_of_messages_leave_the_answers_of_the_prompt_out(
@@ -232,7 +256,7 @@ def test_long_documents_are_split_without_loss(write: Any, read: Any, tokenizer:
     assert all(part.ids[0] == tokenizer.bos_id and len(part.ids) <= 9 for part in parts)
     assert np.concatenate([part.ids[1:] for part in parts]).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
     assert all(part.learned[1:].all() and not part.learned[0] for part in parts)
-    assert "1 have a document of more than 9 tokens, which is split" in dataset.notes[0]
+    assert "Longer than 9 tokens and split: 1 of 1 records (" in dataset.notes[0]
 
 
 def test_the_mask_of_a_split_document_is_kept(write: Any, read: Any) -> None:
@@ -247,7 +271,7 @@ def test_long_documents_are_dropped_or_refused(write: Any, read: Any) -> None:
     path = write({"text": "abc"}, {"text": "abcdefgh" * 5})
     dataset = read(path, max_length=8, too_long="drop")
     assert len(dataset.documents) == 1
-    assert "1 have a document of more than 9 tokens, which is dropped (" in dataset.notes[0]
+    assert "Longer than 9 tokens and dropped: 1 of 2 records (" in dataset.notes[0]
     with pytest.raises(DataError, match=r"line 2: the document has 42 tokens, and 9 fit"):
         read(path, max_length=8, too_long="refuse")
     with pytest.raises(DataError, match="All documents are longer"):
@@ -259,12 +283,27 @@ def test_a_document_that_just_fits_is_whole(write: Any, read: Any) -> None:
     assert len(read(write({"text": "abcdefg"}), max_length=8, too_long="refuse").documents) == 1
 
 
+def test_records_of_a_batch_are_named(write: Any, read: Any) -> None:
+    path = write(*({"text": "the" * size} for size in range(1, 7)))
+    dataset = read(path)
+    assert dataset.name_records(np.array([[3, -1], [1, 3]])) == f"{path}, line 2; {path}, line 4"
+    assert dataset.name_records(np.arange(6)).endswith("line 3; ...")
+
+
 def test_the_fingerprint_follows_the_documents(write: Any, read: Any) -> None:
     first = read(write({"prompt": "the", "completion": "hen"}))
     assert read(write({"prompt": "the", "completion": "hen"})).fingerprint == first.fingerprint
     assert read(write({"prompt": "the", "completion": "hens"})).fingerprint != first.fingerprint
     assert read(write({"prompt": "the", "completion": "hen"}), tuned=True).fingerprint != first.fingerprint
     assert read(write({"prompt": "the", "completion": "hen", "x": 1})).digest != first.digest
+
+
+@pytest.mark.parametrize("depth", [10, 40, 400, 900, 940, 960, 980])
+def test_deep_values_raise_one_error(depth: int, write: Any, read: Any) -> None:
+    value = "[" * depth + "]" * depth
+    for field in (f'"content": {value}', f'"content": "a", "tool_calls": {value}'):
+        with contextlib.suppress(DataError):
+            read(write(f'{{"messages": [{{"role": "user", {field}}}, {{"role": "assistant", "content": "a"}}]}}'))
 
 
 VALUES = st.recursive(

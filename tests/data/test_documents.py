@@ -132,6 +132,13 @@ def test_a_turn_that_the_template_does_not_end_ends_with_eos(tokenizer: Tokenize
     assert tokenizer.eos_id not in second.ids[:-1]
 
 
+def test_tools_are_given_to_the_template(tokenizer: Tokenizer) -> None:
+    talk = Chat(chat(TALK[:2]).messages, (False, True), [{"name": "an"}])
+    source = TURNS.replace("{{ bos_token }}", "{{ bos_token }}{{ tools[0].name ~ '!' }}")
+    [document] = encoder(tokenizer, source).encode(talk)
+    assert tokenizer.decode(document.ids.tolist()).startswith("an!user\nHi there")
+
+
 def test_templates_that_write_little_do_not_fail(tokenizer: Tokenizer) -> None:
     source = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
     first, second = encoder(tokenizer, source).encode(chat(TALK))

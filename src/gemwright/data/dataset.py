@@ -306,15 +306,15 @@ class _Builder:
         )
 
     def _notes(self) -> tuple[str, ...]:
+        too_long = f"Longer than {self.max_length + 1:,} tokens"
         pairs = (
-            (self.unlearned, "have no token to learn and are left out"),
-            (self.dropped, f"have a document of more than {self.max_length + 1:,} tokens, which is dropped"),
-            (self.split, f"have a document of more than {self.max_length + 1:,} tokens, which is split"),
-            (self.separate, "have several documents, as the chat template changes or does not end earlier turns"),
+            (self.unlearned, "Without a token to learn and left out"),
+            (self.dropped, f"{too_long} and dropped"),
+            (self.split, f"{too_long} and split"),
+            (self.separate, "In several documents, as the chat template changes or does not end earlier turns"),
         )
-        return tuple(
-            f"Of the records, {counter.count:,} {text} ({counter})." for counter, text in pairs if counter.count
-        )
+        total = f"{len(self.places):,}"
+        return tuple(f"{text}: {found.count:,} of {total} records ({found})." for found, text in pairs if found.count)
 
 
 class _Counter:

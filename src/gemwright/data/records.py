@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 from gemwright.data.sources import Record
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat import read_messages
+from gemwright.text.protected_template import MAX_DEPTH
 
 MAX_MESSAGES = 1000
 """Maximum number of messages of a conversation, and of conversations of a record."""
@@ -138,6 +139,12 @@ def _system(fields: Fields) -> str:
     return _field(fields, "system", "system_prompt")
 
 
+def _leading(fields: Fields) -> list[dict[str, str]]:
+    """Return the messages before a list of messages: that of the system, if the record has one."""
+    system = _system(fields)
+    return [{"role": "system", "content": system}] if system else []
+
+
 def _list(value: Any, name: str) -> list[Any]:
     """Return a list of mappings."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
@@ -174,17 +181,15 @@ def _chat(
     return Chat(read, tuple(flags), None if tools is None else _list(tools, "tools") or None)
 
 
-def _check_strings(value: Any) -> None:
-    """Check all texts of a message."""
+def _check_strings(value: Any, depth: int = 0) -> None:
+    """Check all texts of a message, and its depth."""
+    if depth > MAX_DEPTH:
+        raise GemwrightError(f"a message is nested more than {MAX_DEPTH} levels deep; correct the record.")
     if isinstance(value, str):
         check_text(value, "content")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_strings(key)
-            _check_strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_strings(item)
+    elif isinstance(value, Mapping | list):
+        for item in [*value.keys(), *value.values()] if isinstance(value, Mapping) else value:
+            _check_strings(item, depth + 1)
 
 
 def _is_empty(message: Mapping[str, Any]) -> bool:
@@ -196,8 +201,7 @@ def _is_empty(message: Mapping[str, Any]) -> bool:
 
 def _read_messages(fields: Fields) -> list[Example]:
     messages = _list(fields["messages"], "messages")
-    system = _system(fields)
-    leading = [{"role": "system", "content": system}] if system else []
+    leading = _leading(fields)
     weights = [1 if message.get("weight") is None else message["weight"] for message in messages]
     if any(isinstance(weight, list | dict) or weight not in (0, 1) for weight in weights):
         raise GemwrightError('"weight" of a message must be 0 or 1; correct the record.')
@@ -235,11 +239,12 @@ def _read_conversations(fields: Fields) -> list[Example]:
 
 
 def _read_prompted(fields: Fields) -> list[Example]:
-    prompt, completion = fields["prompt"], fields.get("completion", fields.get("response"))
+    name = "response" if fields.get("completion") is None else "completion"
+    prompt, completion = fields["prompt"], fields[name]
     if isinstance(prompt, list) or isinstance(completion, list):
-        before, after = _list(prompt, "prompt"), _list(completion, "completion")
+        before, after = _leading(fields) + _list(prompt, "prompt"), _list(completion, name)
         return [_chat([*before, *after], tools=fields.get("tools"), start=len(before))]
-    return [Prompted(check_text(prompt, "prompt"), check_text(completion, "completion"), _system(fields))]
+    return [Prompted(check_text(prompt, "prompt"), check_text(completion, name), _system(fields))]
 
 
 def _instruct(fields: Fields, given: str, answer: str) -> Chat:
@@ -282,18 +287,19 @@ def _paths(root: Any) -> Iterator[list[Mapping[str, Any]]]:
     pending: list[list[Mapping[str, Any]]] = [_list([root], "prompt")]
     while pending:
         path = pending.pop()
-        replies = [
-            reply
-            for reply in _list(path[-1].get("replies") or [], "replies")
-            if not reply.get("deleted") and reply.get("review_result") is not False
-        ]
+        replies = _replies(path[-1])
         if _role(path[-1].get("role")) == "user":
             pending += [[*path, reply] for reply in sorted(replies, key=_rank)[:1]]
-        else:
-            answered = [reply for reply in replies if any(True for _ in _list(reply.get("replies") or [], "replies"))]
+        elif answered := [reply for reply in replies if _replies(reply)]:
             pending += [[*path, reply] for reply in reversed(answered)]
-            if not answered:
-                yield path
+        else:
+            yield path
+
+
+def _replies(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the replies to a message that were not deleted or rejected in review."""
+    replies = _list(node.get("replies") or [], "replies")
+    return [reply for reply in replies if not reply.get("deleted") and reply.get("review_result") is not False]
 
 
 def _rank(reply: Mapping[str, Any]) -> float:
