@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/format.h"
@@ -67,6 +68,8 @@ struct BlockScales {
 
 template <class Format>
 constexpr bool kSignedWeights = decltype(Format::Stripe::q)::kSigned;
+template <class Format>  // signed, but never -128, which has no negative in 8 bits
+constexpr bool kSmallWeights = std::is_base_of_v<Indices, decltype(Format::Stripe::q)>;
 
 // ---- Decoded weights in float32, equal to the reference decoder of the format.
 

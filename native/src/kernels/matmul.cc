@@ -127,7 +127,9 @@ inline void accumulate(const typename Format::Stripe& w, const BlockScales<Forma
     for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r].start[part]);
     unroll<kGroups>([&](auto g) GEMWRIGHT_INLINE {
       constexpr int kGroup = part * kGroups + g;
-      if constexpr (kSignedWeights<Format>) {
+      if constexpr (kSmallWeights<Format> && Rows == 1) {
+        sum[0] = dot_small(sum[0], group<kGroup>(w.q), a->q + 4 * kGroup);
+      } else if constexpr (kSignedWeights<Format>) {
         const Signed q = prepare_signed(group<kGroup>(w.q));
         for (int r = 0; r < Rows; ++r) sum[r] = dot_signed(sum[r], q, a[r].q + 4 * kGroup);
       } else {
@@ -146,15 +148,15 @@ inline void accumulate(const typename Format::Stripe& w, const BlockScales<Forma
   }
 }
 
-// Prefetches the panel. A product with a single tile of activations is bound by memory, and the hardware prefetcher is
+// Prefetches a part of the panel. A product with a single tile of activations is bound by memory, and the hardware prefetcher is
 // too late. Past the end of the weight this does nothing; the address is an integer because a pointer past the end is
 // undefined.
-template <class Panel>
-inline void prefetch_ahead(const Panel& block) {
+template <class Part>
+inline void prefetch_ahead(const Part& part) {
   constexpr uintptr_t kAhead = 4096, kLine = 64;
-  for (uintptr_t i = 0; i < sizeof(block); i += kLine) {
+  for (uintptr_t i = 0; i < sizeof(part); i += kLine) {
     // NOLINTNEXTLINE(performance-no-int-to-ptr)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&block) + kAhead + i));
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&part) + kAhead + i));
   }
 }
 
@@ -166,8 +168,8 @@ void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, flo
   for (int r = 0; r < Rows; ++r) sum[r] = zero();
   for (int64_t b = 0; b < blocks; ++b, ++block) {
     const BlockScales<Format> scales(*block);
-    if (stream) prefetch_ahead(*block);
     for (const typename Format::Stripe& stripe : block->stripes) {
+      if (stream) prefetch_ahead(stripe);  // a whole block at once would keep other loads waiting
       accumulate<Format, Rows>(stripe, scales, a, sum);
       a += Rows;
     }

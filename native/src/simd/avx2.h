@@ -11,7 +11,7 @@
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
-constexpr int kTileRows = 2;  // sums of more rows would exceed sixteen registers
+constexpr int kTileRows = 4;  // sums of more rows would exceed sixteen registers
 
 inline bool supported() {
 #ifdef __AVXVNNI__
@@ -139,6 +139,7 @@ inline Signed prepare_signed(Bytes w) {
   return {_mm256_xor_si256(w.v[0], top), _mm256_xor_si256(w.v[1], top)};
 }
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) { return dot(sum, w, q); }
+inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) { return dot_signed(sum, prepare_signed(w), q); }
 
 #else
 
@@ -165,6 +166,12 @@ inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) {
   const __m256i four = broadcast_four(q);
   return {dot(sum.v[0], w.magnitude[0], _mm256_sign_epi8(four, w.w[0])),
           dot(sum.v[1], w.magnitude[1], _mm256_sign_epi8(four, w.w[1]))};
+}
+// For one row of activations, |q| * (w with q's sign) takes fewer instructions.
+inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) {
+  const __m256i four = broadcast_four(q), magnitude = _mm256_abs_epi8(four);
+  return {dot(sum.v[0], magnitude, _mm256_sign_epi8(w.v[0], four)),
+          dot(sum.v[1], magnitude, _mm256_sign_epi8(w.v[1], four))};
 }
 
 #endif

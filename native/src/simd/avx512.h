@@ -103,6 +103,7 @@ inline Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline Floats repeat(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 inline Signed prepare_signed(Bytes w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(-128))}; }
 inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) { return dot(sum, w, q); }
+inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) { return dot_signed(sum, prepare_signed(w), q); }
 
 }  // namespace GEMWRIGHT_ISA
 }  // namespace gemwright

@@ -124,6 +124,7 @@ inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
 inline Ints load(const int32_t* p) { GEMWRIGHT_EACH(Ints, vld1q_s32(p + 4 * i)); }
 inline Floats repeat(const float* p) { GEMWRIGHT_EACH(Floats, vld1q_f32(p)); }
 inline Signed prepare_signed(Bytes w) { return w; }
+inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) { return dot_signed(sum, prepare_signed(w), q); }
 
 #undef GEMWRIGHT_EACH
 

@@ -135,6 +135,8 @@ inline Ints dot_signed(Ints sum, Signed w, const int8_t* q) {
   const int8_t* s = reinterpret_cast<const int8_t*>(w.v);
   GEMWRIGHT_EACH(Ints, sum.v[i] + s[4 * i] * q[0] + s[4 * i + 1] * q[1] + s[4 * i + 2] * q[2] + s[4 * i + 3] * q[3]);
 }
+// As `dot_signed`, with weights -127..127 and for one row of activations.
+inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) { return dot_signed(sum, prepare_signed(w), q); }
 
 #undef GEMWRIGHT_EACH
 
