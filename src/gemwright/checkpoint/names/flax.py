@@ -165,9 +165,9 @@ def map_big_vision(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
 def map_keras(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
     """Map the path of each weight to its array in the `model.weights.h5` of a Keras preset.
 
-    Arguments are those of `map_deepmind`; the shapes show the names of the decoder's blocks, and of the embedding.
+    Arguments are those of `map_deepmind`; the shapes show the names of the decoder's blocks.
     """
-    numbered = (
+    block = (
         "gemma3_decoder_block" if any("/gemma3_decoder_block/" in name for name in shapes) else "gemma_decoder_block"
     )
 
@@ -175,7 +175,7 @@ def map_keras(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
         layer, leaf = split(path)
         name, index, axes = KERAS[leaf]
         if layer is not None:
-            name = f"{numbered}_{layer}/{name}" if layer else f"{numbered}/{name}"
+            name = f"{block}_{layer}/{name}" if layer else f"{block}/{name}"
         return _stored(config, path, param, (f"layers/{name}/vars/0", index, axes), shapes)
 
     return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
