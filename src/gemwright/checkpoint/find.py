@@ -40,7 +40,7 @@ def find_weights(path: Path) -> Found:
     if not path.is_dir():
         kind = formats.recognize(path)
         if kind is HDF5 and is_keras_preset(path.parent):
-            return kind, path
+            return HDF5, path
         if kind is None or kind.remedy:
             raise formats.unsupported(path, kind)
         return kind, path

@@ -6,6 +6,7 @@ Source of the layout: keras-team/keras `keras/src/saving/saving_lib.py` (`H5IOSt
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,11 @@ def open_hdf5(path: Path) -> Hdf5File:
 
 def _import_h5py() -> Any:
     try:
-        import h5py
+        return import_module("h5py")
     except ImportError as error:
         raise GemwrightError(
             f"Reading Keras weights needs h5py, which is not installed; run {install_command('keras')}."
         ) from error
-    return h5py
 
 
 def _walk(h5py: Any, file: Any, path: Path) -> Iterator[tuple[str, Any]]:
