@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from gemwright.checkpoint.files import formats
-from gemwright.checkpoint.files.formats import GGUF, NPZ, PART, SAFETENSORS, Format, gguf_keys, is_gguf, list_files
+from gemwright.checkpoint.files.formats import (
+    GGUF,
+    HDF5,
+    NPZ,
+    PART,
+    SAFETENSORS,
+    Format,
+    gguf_keys,
+    is_gguf,
+    list_files,
+)
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.parts import find_parts
 from gemwright.checkpoint.files.shards import is_adapter_file
@@ -31,6 +41,8 @@ def find_weights(path: Path) -> Found:
     if not path.is_dir():
         find_parts(path)  # refuses all but the first
         kind = formats.recognize(path)
+        if kind is HDF5 and is_keras_preset(path.parent):
+            return HDF5, path
         if kind is None or kind.remedy:
             raise formats.unsupported(path, kind)
         return kind, path
@@ -44,6 +56,12 @@ def find_weights(path: Path) -> Found:
             listed = ", ".join(str(place.relative_to(path)) for _, place in several[:8])
             noun = "GGUF files" if all(kind is GGUF for kind, _ in several) else "models"
             raise CheckpointError(f"{path} holds several {noun} ({listed}); give the path of one.")
+
+
+def is_keras_preset(folder: Path) -> bool:
+    """Return whether a folder has the `config.json` of a Keras model."""
+    config = folder / "config.json"
+    return config.is_file() and "class_name" in read_json(config)
 
 
 def adapter_base(path: Path) -> str | None:
@@ -97,6 +115,9 @@ def _weights(folder: Path, files: list[Path]) -> list[Found]:
         return [(SAFETENSORS, folder)]
     if any((folder / name).is_file() for name in _ORBAX_FILES):
         return [(ORBAX, folder)]
+    arrays = [file for file in files if file.name.endswith(".weights.h5")]
+    if arrays and is_keras_preset(folder):
+        return [(HDF5, file) for file in arrays if formats.recognize(file) is HDF5]
     return [(NPZ, file) for file in files if file.suffix.lower() == ".npz"]
 
 

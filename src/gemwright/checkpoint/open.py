@@ -19,7 +19,7 @@ from gemwright.checkpoint.chat_templates import (
 from gemwright.checkpoint.configs.gguf import from_gguf
 from gemwright.checkpoint.configs.huggingface import from_huggingface, read_generation_config
 from gemwright.checkpoint.dequantize.file import dequantize
-from gemwright.checkpoint.files.formats import GGUF, NPZ, SAFETENSORS
+from gemwright.checkpoint.files.formats import GGUF, HDF5, NPZ, SAFETENSORS
 from gemwright.checkpoint.files.gguf import GgufFile
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.npz import open_npz
@@ -28,7 +28,7 @@ from gemwright.checkpoint.files.shards import SHARD
 from gemwright.checkpoint.files.tensor_file import TensorFile
 from gemwright.checkpoint.find import adapter_base, find_weights
 from gemwright.checkpoint.gguf_model import open_gguf_model
-from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind
+from gemwright.checkpoint.names.flax import map_big_vision, map_deepmind, map_keras
 from gemwright.checkpoint.names.gguf import map_gguf
 from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping, has_tower, plain_name
@@ -62,7 +62,7 @@ class Checkpoint:
     """
 
     path: Path
-    format: Literal["safetensors", "gguf", "orbax", "npz"]
+    format: Literal["safetensors", "gguf", "orbax", "npz", "keras"]
     file: TensorFile
     config: Config
     mapping: Mapping[str, TensorMapping]
@@ -109,7 +109,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
-    """Open a GGUF or `.npz` file, a Hugging Face folder (or its safetensors file) or an Orbax folder.
+    """Open a GGUF or `.npz` file, a Hugging Face folder (or its safetensors file), an Orbax folder or a Keras preset.
 
     Args:
         path: The file or folder.
@@ -125,11 +125,16 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         )
     _refuse_adapter(path)
     kind, place = find_weights(path)
-    if kind in (GGUF, SAFETENSORS):
-        opened = open_gguf_checkpoint(open_gguf_model(place)) if kind is GGUF else _open_huggingface(place)
-        check_variant(opened, variant)
-        return opened
-    return _open_npz(place, variant) if kind is NPZ else _open_orbax(place, variant)
+    if kind is GGUF:
+        opened = open_gguf_checkpoint(open_gguf_model(place))
+    elif kind is SAFETENSORS:
+        opened = _open_huggingface(place)
+    elif kind is HDF5:
+        opened = _open_keras(place)
+    else:
+        return _open_npz(place, variant) if kind is NPZ else _open_orbax(place, variant)
+    check_variant(opened, variant)
+    return opened
 
 
 def _refuse_adapter(path: Path) -> None:
@@ -212,6 +217,16 @@ def open_gguf_checkpoint(file: GgufFile) -> Checkpoint:
         templates,
         gguf_special_tokens(file.metadata),
     )
+
+
+def _open_keras(path: Path) -> Checkpoint:
+    from gemwright.checkpoint.configs.keras import from_keras
+    from gemwright.checkpoint.files.hdf5 import open_hdf5
+
+    where = path.with_name("config.json")
+    config, file = from_keras(read_json(where), str(where)), open_hdf5(path)
+    mapping = map_keras(config, {name: info.shape for name, info in file.tensors.items()})
+    return Checkpoint(path, "keras", file, config, mapping, {}, None)
 
 
 def _open_orbax(folder: Path, variant: str | None) -> Checkpoint:

@@ -22,7 +22,7 @@ MAX_EXTRA = 256
 """Maximum number of control tokens beyond the rows of an embedding table."""
 MAX_PADDING = 1024
 """Maximum number of rows beyond the tokens: tables are padded to a multiple of 64, or of a power of two up to this."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "assets/tokenizer/vocabulary.spm")
 """Names of tokenizer files, in order of preference: fine-tuning may leave an old `tokenizer.model` in the folder."""
 
 
@@ -54,7 +54,7 @@ def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
 def _read_vocabulary(source: Path) -> Vocabulary:
     if source.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"the tokenizer is larger than {MAX_JSON_BYTES:,} bytes; fetch it again.")
-    is_model = source.suffix == ".model"
+    is_model = source.suffix in (".model", ".spm")
     read = Vocabulary.from_sentencepiece(source) if is_model else Vocabulary.from_tokenizer_json(source)
     return add_folder_tokens(read, source.parent)
 

@@ -34,6 +34,7 @@ GGUF = Format("a GGUF file", "")
 SAFETENSORS = Format("a safetensors file", "")
 NPZ = Format("an .npz file", "")
 PYTORCH = Format("a PyTorch checkpoint")
+HDF5 = Format("a Keras or HDF5 file (.h5)", f"{_ELSEWHERE}, or a Keras preset with its config.json")
 POINTER = Format("a Git LFS pointer, not the file itself", "run `git lfs pull` in its folder")
 HTML = Format("a web page, not a model", _AGAIN)
 EMPTY = Format("empty", "download it again")
@@ -44,7 +45,7 @@ _UNPACK = "unpack it and give the folder or file inside"
 _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, _GGUF, GGUF),
     (0, _POINTER, POINTER),
-    (0, b"\x89HDF\r\n\x1a\n", Format("a Keras or HDF5 file (.h5)")),
+    (0, b"\x89HDF\r\n\x1a\n", HDF5),
     (0, b"LITERTLM", Format("a LiteRT-LM model (.litertlm)")),
     (4, b"TFL3", Format("a LiteRT or TensorFlow Lite model (.tflite)")),
     (0, b"SBS\n", Format("a gemma.cpp model (.sbs)")),
@@ -77,7 +78,7 @@ _SUFFIXES = {
     ".task": Format("a MediaPipe task bundle (.task)"),
     ".msgpack": Format("a Flax MessagePack checkpoint (.msgpack)"),
     ".onnx": Format("an ONNX model (.onnx)"),
-    ".h5": Format("a Keras or HDF5 file (.h5)"),
+    ".h5": HDF5,
     ".keras": Format("a Keras model (.keras)"),
     ".mlpackage": Format("a Core ML model"),
     ".json": Format("a JSON file, not weights", "give the folder that holds the weights"),

@@ -1,8 +1,9 @@
-"""Tensor names of Google's own files: DeepMind's Flax trees and big_vision's PaliGemma arrays.
+"""Tensor names of Google's own files: DeepMind's Flax trees, big_vision's PaliGemma arrays and Keras presets.
 
 An entry has the tensor, the index of the weight in it if several are stacked, and the axes: "file -> ours" if the order
 differs. Sources: google-deepmind/gemma `gm/ckpts/_checkpoint.py`; google-deepmind/recurrentgemma
-`jax/modules.py`; google-research/big_vision `models/ppp/gemma.py`, `models/vit.py`.
+`jax/modules.py`; google-research/big_vision `models/ppp/gemma.py`, `models/vit.py`; keras-team/keras-hub 0.32
+`models/gemma/`, `models/gemma3/`.
 """
 
 from collections.abc import Mapping
@@ -97,6 +98,23 @@ BIG_VISION_HEAD: dict[str, Entry] = {
     "vision.project":              ("head/kernel",                              (),   "ED -> DE"),
     "vision.project_bias":         ("head/bias",                                (),   "D"),
 }  # fmt: skip
+KERAS: dict[str, Entry] = {
+    "embed":                       ("reversible_embedding",                     (),   "VD"),
+    "final_norm":                  ("rms_normalization",                        (),   "D"),
+    "mixer_norm":                  ("pre_attention_norm",                       (),   "D"),
+    "mixer_post_norm":             ("post_attention_norm",                      (),   "D"),
+    "mlp_norm":                    ("pre_ffw_norm",                             (),   "D"),
+    "mlp_post_norm":               ("post_ffw_norm",                            (),   "D"),
+    "mixer.q":                     ("attention/query_dense",                    (),   "NDH -> NHD"),
+    "mixer.k":                     ("attention/key_dense",                      (),   "KDH -> KHD"),
+    "mixer.v":                     ("attention/value_dense",                    (),   "KDH -> KHD"),
+    "mixer.o":                     ("attention/output_dense",                   (),   "NHD -> DNH"),
+    "mixer.q_norm":                ("attention/query_norm",                     (),   "H"),
+    "mixer.k_norm":                ("attention/key_norm",                       (),   "H"),
+    "mlp.gate":                    ("gating_ffw",                               (),   "DF -> FD"),
+    "mlp.up":                      ("gating_ffw_2",                             (),   "DF -> FD"),
+    "mlp.down":                    ("ffw_linear",                               (),   "FD -> DF"),
+}  # fmt: skip
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -140,6 +158,25 @@ def map_big_vision(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
         if layer is not None:
             name, index = f"{'Transformer/encoderblock' if tower else 'layers'}/{name}", (layer, *index)
         return _stored(config, path, param, (f"params/{'img' if tower else 'llm'}/{name}", index, axes), shapes)
+
+    return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
+
+
+def map_keras(config: Config, shapes: Shapes) -> dict[str, TensorMapping]:
+    """Map the path of each weight to its array in the `model.weights.h5` of a Keras preset.
+
+    Arguments are those of `map_deepmind`; the shapes show the names of the decoder's blocks.
+    """
+    block = (
+        "gemma3_decoder_block" if any("/gemma3_decoder_block/" in name for name in shapes) else "gemma_decoder_block"
+    )
+
+    def locate(path: str, param: ParamSpec) -> TensorMapping:
+        layer, leaf = split(path)
+        name, index, axes = KERAS[leaf]
+        if layer is not None:
+            name = f"{block}_{layer}/{name}" if layer else f"{block}/{name}"
+        return _stored(config, path, param, (f"layers/{name}/vars/0", index, axes), shapes)
 
     return {path: locate(path, param) for path, param in tree.flatten(param_specs(config)).items()}
 
