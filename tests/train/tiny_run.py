@@ -32,12 +32,12 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:3])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     run = prepare_tiny(folder, out, **options)
-    train(
-        run,
-        lambda progress: print("step", progress.step, flush=True),
-        lambda text: print(text, flush=True),
-        save_every=2,
-    )
+    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

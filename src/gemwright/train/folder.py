@@ -113,6 +113,6 @@ def _compare_data(title: str, before: Mapping[str, Any], now: Mapping[str, Any])
     old, new = before.get("files", {}), now["files"]
     if list(old.values()) == list(new.values()):
         return []
-    names = [name for name, digest in new.items() if old.get(name) != digest]
-    names += [f"{name} (left out)" for name in old if name not in new]
-    return [f"the {title} data changed: {', '.join(names[:3]) or 'their order'}"]
+    names = [name for name, digest in new.items() if digest not in old.values()]
+    names += [f"{name} is left out" for name in list(old)[len(new) :]]
+    return [f"the {title} data changed: {', '.join(names[:3]) or 'the order of the files'}"]

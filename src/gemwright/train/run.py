@@ -93,10 +93,10 @@ def _train(
     require(need, run.out)
     if run.recipe.method == "lora":
         frozen = load_stacked(run.checkpoint, run.recipe.dtype)
-    if checkpoints.newest is None:
+    if position is None:
         state = start(optimizer, _first_weights(run), run.recipe)
     else:
-        state, position = checkpoints.restore(abstract)
+        state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
         note(f"Continuing after step {run.batches.step:,} of {run.steps:,}.")
     metrics = Metrics(run.out, run.batches.step)
