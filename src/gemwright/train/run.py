@@ -83,11 +83,10 @@ def _train(
     run: Run, checkpoints: Checkpoints, intervals: Intervals, report: Report, note: Note, accept_changes: bool
 ) -> TrainState:
     """Compile, load or restore, and train; return the last state."""
-    optimizer = make_optimizer(run.recipe, run.steps)
+    config, optimizer = run.checkpoint.config, make_optimizer(run.recipe, run.steps)
     abstract, frozen = _abstract(run, optimizer)
-    programs = compile_programs(
-        run.checkpoint.config, run.recipe, optimizer, abstract, frozen, run.held_out is not None
-    )
+    position = None if checkpoints.newest is None else checkpoints.read_position(abstract)
+    programs = compile_programs(config, run.recipe, optimizer, abstract, frozen, run.held_out is not None)
     need = forecast(run.dataset, run.batches, frozen, abstract, programs.step)
     note(str(need))
     require(need, run.out)
