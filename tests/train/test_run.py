@@ -15,10 +15,9 @@ from gemwright.train import forecast, made_with
 from gemwright.train.folder import lock_folder
 from gemwright.train.metrics import Progress
 from gemwright.train.run import Run, train
-from tests.train.tiny_run import RECIPE, prepare_tiny, write_data
+from tests.train.tiny_run import RECIPE, prepare_tiny, result, write_data
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-TIMES = ("seconds", "flops", "utilization", "memory", "remaining")
 
 
 class CrashError(Exception):
@@ -36,13 +35,6 @@ def crash_after(step: int) -> Callable[[Progress], None]:
 def crash(run: Run, step: int, **options: Any) -> None:
     with pytest.raises(CrashError):
         train(run, crash_after(step), save_every=2, **options)
-
-
-def result(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
-    """Return the trained weights and the metrics, without those that depend on time."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes(), steps
 
 
 @pytest.fixture(scope="module")
