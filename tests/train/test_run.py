@@ -12,7 +12,8 @@ import pytest
 
 from gemwright.errors import GemwrightError, NotFiniteError
 from gemwright.train import forecast, made_with
-from gemwright.train.folder import lock_folder
+from gemwright.train.folder import compare, lock_folder
+from gemwright.train.made_with import describe
 from gemwright.train.metrics import Progress
 from gemwright.train.run import Run, train
 from tests.train.tiny_run import RECIPE, prepare_tiny, result, write_data
@@ -111,27 +112,33 @@ def change_recipe(tiny: Path, folder: Path) -> dict[str, Any]:
         (change_recipe, "learning_rate was 0.01 and is 0.02"),
     ],
 )
-def test_changes_are_refused_by_name_or_accepted(
+def test_changes_are_refused_by_name(
     change: Callable[[Path, Path], dict[str, Any]], named: str, tiny: Path, stopped: Path, tmp_path: Path
 ) -> None:
-    folder, notes = tmp_path / "changed", list[str]()
-    shutil.copytree(tiny, folder)
+    folder = Path(shutil.copytree(tiny, tmp_path / "changed"))
     recipe = change(tiny, folder)
-    named = named.format(folder=folder, tiny=tiny)
     with pytest.raises(GemwrightError) as caught:
         train(prepare_tiny(folder, stopped, **recipe))
-    assert named in str(caught.value)
+    assert named.format(folder=folder, tiny=tiny) in str(caught.value)
     assert "--accept-changes" in str(caught.value)
-    if recipe:  # another program
-        return
+
+
+def test_changes_are_accepted_and_said(tiny: Path, stopped: Path, tmp_path: Path) -> None:
+    folder, notes = Path(shutil.copytree(tiny, tmp_path / "changed")), list[str]()
+    change_data(tiny, folder)
     crash(prepare_tiny(folder, stopped), 6, note=notes.append, accept_changes=True)
-    assert f"Continuing with changes: {named}." in notes[0]
+    assert notes[0] == f"Continuing with changes: the training data changed: {folder}/train.jsonl."
     assert "Continuing after step 4 of 8." in notes
+    with pytest.raises(GemwrightError, match="the training data changed"):  # the others, from now on
+        train(prepare_tiny(tiny, stopped))
 
 
-def test_the_same_data_and_model_elsewhere_are_no_change(tiny: Path, stopped: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny, tmp_path / "moved")
-    crash(prepare_tiny(tmp_path / "moved", stopped), 6)
+def test_the_same_data_and_model_elsewhere_are_no_change(tiny: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(tiny, tmp_path / "moved"))
+    runs = [prepare_tiny(folder, tmp_path / "out") for folder in (tiny, moved)]
+    before, now = (describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe) for run in runs)
+    assert before != now
+    assert not compare(before, now)
 
 
 def test_another_rank_cannot_be_accepted(tiny: Path, stopped: Path) -> None:
@@ -176,10 +183,9 @@ def test_a_folder_that_cannot_be_written_is_refused(out: str, tiny: Path, tmp_pa
 
 def test_a_loss_that_is_not_finite_names_its_records_and_the_state_before_stays(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for _ in range(2):  # the second from the saved state
-        with pytest.raises(NotFiniteError, match=rf"step 2 is not finite; its records are {tiny}/train.jsonl, line "):
-            train(prepare_tiny(tiny, out, held_out=0, learning_rate=1e30))
-        assert [path.name for path in (out / "checkpoints").iterdir()] == ["1"]
+    with pytest.raises(NotFiniteError, match=rf"step 2 is not finite; its records are {tiny}/train.jsonl, line "):
+        train(prepare_tiny(tiny, out, held_out=0, learning_rate=1e30))
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["1"]
     _, lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-2:]
     assert lines["step"] == 2
     assert lines["loss"] is None or lines["norm"] is None
