@@ -91,25 +91,27 @@ def test_events_have_the_losses(tmp_path: Path) -> None:
     assert scalars["held_out"] == [(0, 2.5), (2, 2.25)]
 
 
-def count_pixels(path: Path, color: tuple[int, int, int]) -> int:
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    return int(np.sum(np.abs(pixels - np.array(color)).sum(-1) < 40))
+def count_colored(path: Path) -> tuple[int, int]:
+    """Return the number of bluish and of reddish pixels between the axes."""
+    with Image.open(path) as image:
+        assert image.size == (960, 600)
+        pixels = np.asarray(image.convert("RGB")).astype(int)[48:536, 84:936]
+    difference = pixels[..., 2] - pixels[..., 0]
+    return int(np.sum(difference > 60)), int(np.sum(difference < -60))
 
 
-@pytest.mark.parametrize("count", [1, 2, 50, 3000])
+@pytest.mark.parametrize("count", [2, 50, 3000])
 def test_a_plot_has_both_curves(count: int, tmp_path: Path) -> None:
     losses = [(step, 1 + 2 / step) for step in range(1, count + 1)]
     plot(tmp_path / "loss.png", [Curve("training", losses), Curve("held-out", [(0, 3.0), (count, 1.2)])])
-    assert Image.open(tmp_path / "loss.png").size == (960, 600)
-    assert count_pixels(tmp_path / "loss.png", (31, 119, 180)) > 60
-    assert count_pixels(tmp_path / "loss.png", (214, 39, 40)) > 300
+    assert min(count_colored(tmp_path / "loss.png")) > 400
 
 
 def test_a_plot_of_equal_losses_or_none(tmp_path: Path) -> None:
     plot(tmp_path / "none.png", [Curve("training", [])])
     assert not (tmp_path / "none.png").exists()
     plot(tmp_path / "equal.png", [Curve("training", [(1, 0.0), (2, 0.0)])])
-    assert count_pixels(tmp_path / "equal.png", (31, 119, 180)) > 300
+    assert count_colored(tmp_path / "equal.png")[0] > 400
 
 
 @pytest.mark.parametrize(("method", "passes"), [("lora", 2), ("full", 3)])
