@@ -9,6 +9,7 @@ from gemwright.train.recipe import Recipe
 from gemwright.train.run import Run, prepare, train
 
 RECIPE = {"rank": 2, "length": 32, "batch_size": 2, "steps": 8, "learning_rate": 1e-2, "ema": 0.9}
+TIMES = ("seconds", "flops", "utilization", "memory", "remaining")
 WORDS = ["the", "and", "thing", "in", "ring", "hat", "than", "here", "QED", "man"]
 
 
@@ -28,16 +29,23 @@ def prepare_tiny(folder: Path, out: Path, held_out: Any = 0.2, prompts: tuple[st
     return prepare(folder / "model", folder / "train.jsonl", out, settings, held_out=held_out, prompts=prompts)
 
 
+def result(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return the trained weights and the metrics, without those that depend on time."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes(), steps
+
+
 def main() -> None:
     folder, out = map(Path, sys.argv[1:3])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     run = prepare_tiny(folder, out, **options)
-    train(
-        run,
-        lambda progress: print("step", progress.step, flush=True),
-        lambda text: print(text, flush=True),
-        save_every=2,
-    )
+    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -118,16 +118,12 @@ class Checkpoints:
         with replace_file(path / CHECKSUMS) as file:
             file.write(json.dumps(_checksums(path), indent=1).encode())
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Return the state and position of the newest checkpoint.
-
-        Args:
-            like: A state of the same structure, whose leaves may be shapes and dtypes.
+    def read_position(self, like: TrainState) -> dict[str, Any]:
+        """Return the position of the newest checkpoint, after a check that its state has the structure of `like`.
 
         Raises:
-            CheckpointError: The state has another structure.
+            CheckpointError: It has another structure.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(position=ocp.args.JsonRestore())  # pyright: ignore
         position = self._manager.restore(self.newest, args=args)["position"]
         if position["shapes"] != describe_shapes(like):
@@ -135,8 +131,13 @@ class Checkpoints:
                 f"The run in {self._folder.parent} trains other arrays than this recipe, such as of another rank or "
                 "optimizer, and cannot continue with it; give another folder."
             )
+        return position
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Return the state of the newest checkpoint; `like` has its structure, with shapes and dtypes as leaves."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # pyright: ignore
-        return self._manager.restore(self.newest, args=args)["state"], position
+        return self._manager.restore(self.newest, args=args)["state"]
 
     def __enter__(self) -> Self:
         return self

@@ -97,15 +97,18 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed: list[str] = []
     if before["model"].get("digest") != now["model"]["digest"]:
         changed.append(f"the model was {before['model'].get('name')} and is {now['model']['name']}, other weights")
-    for part, title in (("data", "training"), ("held_out", "held-out")):
-        changed += _compare_data(title, before[part], now[part])
+    changed += _compare_data("training", before["data"], now["data"])
+    if now["held_out"]["files"] != now["data"]["files"] or before["held_out"].get("files") != before["data"].get(
+        "files"
+    ):
+        changed += _compare_data("held-out", before["held_out"], now["held_out"])
     for name in sorted({*before["recipe"], *now["recipe"]}):
         old, new = before["recipe"].get(name), now["recipe"].get(name)
         if old != new:
             changed.append(f"{name} was {old} and is {new}")
     length = before["recipe"].get("length") == now["recipe"].get("length")
     if not changed and length and before["data"].get("fingerprint") != now["data"]["fingerprint"]:
-        changed.append("the tokenizer, the chat template or how the data are read")
+        changed.append("the held-out records, the tokenizer, the chat template or how the data are read")
     return changed
 
 
@@ -113,6 +116,6 @@ def _compare_data(title: str, before: Mapping[str, Any], now: Mapping[str, Any])
     old, new = before.get("files", {}), now["files"]
     if list(old.values()) == list(new.values()):
         return []
-    names = [name for name, digest in new.items() if old.get(name) != digest]
-    names += [f"{name} (left out)" for name in old if name not in new]
-    return [f"the {title} data changed: {', '.join(names[:3]) or 'their order'}"]
+    names = [name for name, digest in new.items() if digest not in old.values()]
+    names += [f"{name} is left out" for name in list(old)[len(new) :]]
+    return [f"the {title} data changed: {', '.join(names[:3]) or 'the order of the files'}"]

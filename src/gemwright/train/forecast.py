@@ -71,19 +71,25 @@ def forecast(dataset: Dataset, batches: Batches, frozen: Any, state: Any, compil
         compiled: The compiled step.
     """
     analysis = compiled.memory_analysis()
-    epochs = len(batches) / batches.steps_per_epoch
-    documents = len(dataset.documents)
+    tokens, learned = count_tokens(dataset, batches)
     return Forecast(
         weights=tree_bytes(frozen),
         state=tree_bytes(state),
         working=0 if analysis is None else int(analysis.temp_size_in_bytes),
-        tokens=round((dataset.statistics.tokens - documents) * epochs),
-        learned=round(dataset.statistics.learned * epochs),
+        tokens=tokens,
+        learned=learned,
         padding=batches.padding,
         steps=len(batches),
-        epochs=epochs,
+        epochs=len(batches) / batches.steps_per_epoch,
         free=memory.available(),
     )
+
+
+def count_tokens(dataset: Dataset, batches: Batches) -> tuple[int, int]:
+    """Return the number of tokens and of labelled tokens of all steps; the last id of a document is only a target."""
+    epochs = len(batches) / batches.steps_per_epoch
+    size = dataset.statistics
+    return round((size.tokens - size.documents) * epochs), round(size.learned * epochs)
 
 
 def require(need: Forecast, out: Path) -> None:

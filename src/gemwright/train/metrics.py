@@ -61,7 +61,7 @@ class Metrics:
 
     Args:
         folder: The folder of the run.
-        step: Number of steps already taken; what the files say of later ones is dropped.
+        step: Number of steps already taken. Lines of later steps are dropped, and all if it is 0.
 
     Raises:
         GemwrightError: A file cannot be read or written.
@@ -138,7 +138,7 @@ def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
         for line in file:
             try:
                 values = json.loads(line)
-                if not line.endswith(b"\n") or values["step"] > step:
+                if not line.endswith(b"\n") or values["step"] > step or step == 0:
                     break
             except (ValueError, TypeError, KeyError):
                 break

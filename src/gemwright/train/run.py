@@ -84,20 +84,19 @@ def _train(
     run: Run, checkpoints: Checkpoints, intervals: Intervals, report: Report, note: Note, accept_changes: bool
 ) -> TrainState:
     """Compile, load or restore, and train; return the last state."""
-    optimizer = make_optimizer(run.recipe, run.steps)
+    config, optimizer = run.checkpoint.config, make_optimizer(run.recipe, run.steps)
     abstract, frozen = _abstract(run, optimizer)
-    programs = compile_programs(
-        run.checkpoint.config, run.recipe, optimizer, abstract, frozen, run.held_out is not None
-    )
+    position = None if checkpoints.newest is None else checkpoints.read_position(abstract)
+    programs = compile_programs(config, run.recipe, optimizer, abstract, frozen, run.held_out is not None)
     need = forecast(run.dataset, run.batches, frozen, abstract, programs.step)
     note(str(need))
     require(need, run.out)
     if run.recipe.method == "lora":
         frozen = load_stacked(run.checkpoint, run.recipe.dtype)
-    if checkpoints.newest is None:
+    if position is None:
         state = start(optimizer, _first_weights(run), run.recipe)
     else:
-        state, position = checkpoints.restore(abstract)
+        state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
         note(f"Continuing after step {run.batches.step:,} of {run.steps:,}.")
     metrics = Metrics(run.out, run.batches.step)
