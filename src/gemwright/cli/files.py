@@ -66,7 +66,10 @@ def convert(
         if bool(adapters) if check is None else check:
             from gemwright.loading.gate import checked
 
-            stack.enter_context(checked(path, target, dtype, adapters, lambda found: render.note(str(found)), variant))
+            def report(found: object) -> None:
+                render.note(f"Checked: {found}.")
+
+            stack.enter_context(checked(path, target, dtype, adapters, report, variant))
         with Bar(f"Converting {Path(source).name}") as bar:
             convert_checkpoint(path, target, to, dtype, variant, bar, adapters, imatrix)
     render.write(f"{target}\n")

@@ -1,5 +1,6 @@
 """Run a written model beside its source, and refuse it if they differ by more than rounding explains."""
 
+import functools
 import itertools
 import math
 import shutil
@@ -7,18 +8,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright import memory
+from gemwright import memory, tree
 from gemwright.api import Model
-from gemwright.checkpoint.convert import source_dtype
+from gemwright.checkpoint.convert import DTYPES, source_dtype
 from gemwright.checkpoint.files import ggml
-from gemwright.checkpoint.mixtures import MIXTURES
+from gemwright.checkpoint.mixtures import choose_encoding
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.tower import tower_path
 from gemwright.errors import GemwrightError
@@ -34,10 +35,19 @@ PROMPTS = (
 )
 CONTINUATION = 16
 """Number of tokens that the source adds to each prompt; they are compared, too."""
+FLOAT32_ERROR = 2.0**-25
+"""Relative error of a product of float32 values."""
 FLOOR = 1e-3
 """Difference of log-probabilities that float32 products in another order may make."""
-MARGIN = 4.0
-"""Bound on the largest difference, in units of the one that random errors of the size of the rounding make."""
+MARGIN, LARGEST_MARGIN = 2.0, 4.0
+"""Bounds on the root mean square and on the largest difference, in units of those of random rounding errors."""
+
+
+class Difference(NamedTuple):
+    """Differences of the natural log-probabilities of tokens: the root of their mean square, and the largest."""
+
+    typical: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -45,21 +55,27 @@ class Comparison:
     """How a written model compares with its source.
 
     Attributes:
-        largest: Largest difference of the natural log-probability of a token.
-        bound: Largest difference that rounding explains.
+        found: Differences between the two.
+        bound: Differences that rounding explains.
         agreement: Share of the source's greedy tokens that the written model chooses, too.
         tokens: Number of tokens compared.
     """
 
-    largest: float
-    bound: float
+    found: Difference
+    bound: Difference
     agreement: float
     tokens: int
 
+    @property
+    def passes(self) -> bool:
+        """Whether rounding explains the differences; not if one is not a number."""
+        return all(found <= bound for found, bound in zip(self.found, self.bound, strict=True))
+
     def __str__(self) -> str:
         return (
-            f"Checked on {self.tokens} tokens: log-probabilities differ from the source's by up to {self.largest:.2g} "
-            f"(rounding explains {self.bound:.2g}); {self.agreement:.0%} of greedy tokens agree."
+            f"log-probabilities of {self.tokens} tokens differ by {self.found.typical:.2g}, at most "
+            f"{self.found.largest:.2g} (rounding explains {self.bound.typical:.2g}, at most {self.bound.largest:.2g}); "
+            f"{self.agreement:.0%} of greedy tokens agree"
         )
 
 
@@ -77,7 +93,7 @@ def checked(
     Args:
         source: The checkpoint that it is made of.
         target: The folder or file that the block makes.
-        dtype: The dtype of its matrices, a key of `MIXTURES`; None for that of the source.
+        dtype: The dtype of its matrices, such as q8_0; None for that of the source.
         adapters: Path and weight of each adapter that is merged.
         report: Called with the comparison if the model passes.
         variant: Name of the source's published variant, for an Orbax tree or an `.npz`.
@@ -97,11 +113,10 @@ def checked(
     yield
     try:
         comparison = compare(source, target, dtype, adapters, variant)
-        if not comparison.largest <= comparison.bound:
+        if not comparison.passes:
             raise GemwrightError(
-                f"{target} was removed: its log-probabilities differ from those of its source by up to "
-                f"{comparison.largest:.2g} where rounding to {dtype} explains {comparison.bound:.2g}; "
-                "choose a dtype with more bits, or leave the adapter unmerged."
+                f"{target} was removed, as it is not its source rounded to {dtype}: {comparison}; "
+                "report this, or use the adapter unmerged."
             )
     except BaseException:
         _remove(target)
@@ -122,8 +137,8 @@ def compare(
 ) -> Comparison:
     """Compare a written model with its source and adapters, both in float32, one after the other in memory.
 
-    The bound is `MARGIN` times the difference that random errors of the size of the rounding make to the source. They
-    are drawn independently of what was written, and of merging: errors of both are found.
+    The bounds are multiples of the differences that random errors of the size of the rounding of each matrix make to
+    the source. These are made without the code that merges and writes, so that its errors are found.
 
     Raises:
         GemwrightError: A model cannot be loaded, or the target splits a text into other tokens.
@@ -133,17 +148,18 @@ def compare(
     continued = _generate(model, prompts)
     texts = [prompt + ids for prompt, ids in zip(prompts, continued, strict=True)]
     expected = _score(model, texts)
-    model = _with_noise(model, rounding_error(dtype))
-    noise = _largest(_score(model, texts), expected)
+    model = _with_noise(model, dtype)
+    noise = _difference(_score(model, texts), expected)
     del model
     heap.trim()
     written = load_model(target, "float32")
     if _encode(written, len(prompts) > len(PROMPTS)) != prompts:
         raise GemwrightError(f"{target} was removed: it splits texts into other tokens than its source; report this.")
-    difference = _largest(_score(written, texts), expected)
+    found = _difference(_score(written, texts), expected)
     pairs = zip(continued, _generate(written, prompts), strict=True)
     same = [a == b for theirs, ours in pairs for a, b in zip(theirs, ours, strict=False)]
-    return Comparison(difference, max(FLOOR, MARGIN * noise), float(np.mean(same or [True])), len(expected))
+    bound = Difference(max(FLOOR, MARGIN * noise.typical), max(FLOOR, LARGEST_MARGIN * noise.largest))
+    return Comparison(found, bound, float(np.mean(same or [True])), len(expected))
 
 
 def _encode(model: Model, chat: bool) -> list[list[int]]:
@@ -159,35 +175,40 @@ def _score(model: Model, texts: Sequence[list[int]]) -> NDArray[np.float64]:
     return np.concatenate([score.logprobs for score in model.score(texts)])
 
 
-def _largest(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    return float(np.abs(found - expected).max())
+def _difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> Difference:
+    differences = np.abs(found - expected)
+    return Difference(float(np.sqrt(np.mean(np.square(differences)))), float(differences.max()))
 
 
-def rounding_error(dtype: str) -> float:
-    """Return the root mean square error of rounding normally distributed values to a dtype, relative to theirs."""
+@functools.cache
+def rounding_error(encoding: str) -> float:
+    """Return the root mean square error of normally distributed values in an encoding of GGUF, relative to theirs."""
     values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
-    encoding, decoded = MIXTURES[dtype].encoding, np.empty_like(values)
+    decoded = np.empty_like(values)
     ggml.decode(encoding, ggml.encode(encoding, values), decoded)
-    # float32 is exact here; its products round like values of 24 bits.
-    return max(math.sqrt(np.mean(np.square(decoded - values)) / np.mean(np.square(values))), 2.0**-25)
+    return max(math.sqrt(np.mean(np.square(decoded - values)) / np.mean(np.square(values))), FLOAT32_ERROR)
 
 
-def _with_noise(model: Model, size: float) -> Model:
-    """Return a model whose weights, but not their updates, have random errors of a relative size.
+def _with_noise(model: Model, dtype: str) -> Model:
+    """Return a model whose weights, but not their updates, have random errors of the size of their rounding.
 
     The weights of the given model are deleted one by one, so that memory holds them once.
     """
-    seeds = itertools.count()
+    config, seeds, plain = model.engine.config, itertools.count(), dtype in DTYPES
 
-    def add(leaf: Any) -> Any:
+    def add(path: str, leaf: Any) -> Any:
         if isinstance(leaf, LoraTensor):
-            return replace(leaf, base=add(leaf.base))
-        values = to_matrix(leaf, leaf.shape[0]).reshape(leaf.shape) if isinstance(leaf, PanelTensor) else leaf
-        noisy = _add_noise(values, size, next(seeds))
-        values.delete()
+            return replace(leaf, base=add(path, leaf.base))
+        inputs = math.prod(leaf.shape[1:]) if path.endswith(".o") else leaf.shape[-1]
+        if isinstance(leaf, PanelTensor):
+            leaf = to_matrix(leaf, math.prod(leaf.shape) // inputs).reshape(leaf.shape)
+        matrix = plain or leaf.ndim > 1
+        size = rounding_error(choose_encoding(dtype, path, inputs, config)) if matrix else FLOAT32_ERROR
+        noisy = _add_noise(leaf, size, next(seeds))
+        leaf.delete()
         return noisy
 
-    params = jax.tree.map(add, model.engine.params, is_leaf=lambda leaf: isinstance(leaf, LoraTensor | PanelTensor))
+    params = tree.map_with_path(add, model.engine.params, lambda leaf: isinstance(leaf, LoraTensor | PanelTensor))
     return replace(model, engine=replace(model.engine, params=params))
 
 
