@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gemwright import ops, weights
 from gemwright.kernels import native
 from gemwright.kernels.choice import require_cpu
 from gemwright.typing import Array, Float
 from gemwright.weights import PackedTensor, Weight
+
+PRODUCT = "product"
+"""Name of the results of linear maps, for rematerialization policies."""
 
 
 class Norms(NamedTuple):
@@ -34,10 +38,10 @@ class Norms(NamedTuple):
 def norm_project(x: Float[Array, "B T D"], norms: Norms, *maps: Weight) -> tuple[Array, ...]:
     """Return linear maps of norm(x): a weight [*out, D] gives [B, T, *out]. Without a gain, x is not normalized."""
     if can_fuse(x, maps):
-        return fused_linear(x, maps, gain=norms.gain, eps=norms.eps)
+        return tuple(named(y) for y in fused_linear(x, maps, gain=norms.gain, eps=norms.eps))
     if norms.gain is not None:
         x = ops.rms_norm(x, norms.gain, norms.eps)
-    return tuple(weights.matmul(x, weight) for weight in maps)
+    return tuple(named(weights.matmul(x, weight)) for weight in maps)
 
 
 def project_norm_add(
@@ -54,8 +58,13 @@ def project_norm_add(
         return fused_linear(inner, (weight,), gate=gate, residual=x, post_gain=norms.post_gain, eps=norms.eps)[0]
     if gate is not None:
         inner = ops.gelu(gate) * inner
-    out = ops.biased(weights.matmul(inner, weight, inputs=inner.ndim - 2), bias)
+    out = ops.biased(named(weights.matmul(inner, weight, inputs=inner.ndim - 2)), bias)
     return x + (out if norms.post_gain is None else ops.rms_norm(out, norms.post_gain, norms.eps))
+
+
+def named(product: Array) -> Array:
+    """Name the result of a linear map `PRODUCT`."""
+    return checkpoint_name(product, PRODUCT)
 
 
 def can_fuse(x: Array, maps: Sequence[object]) -> bool:

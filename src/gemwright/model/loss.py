@@ -36,7 +36,7 @@ def cross_entropy(
         config: The model.
         head: The head [V, D].
         hidden: Hidden states after the final norm.
-        targets: The token after each.
+        targets: The token after each; the loss of a labelled one outside the vocabulary is NaN.
         learned: Whether the loss covers the token's target.
     """
     return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
@@ -74,10 +74,11 @@ def _forward(
         total, gradient, head_gradient = carry
         places = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
         wanted = index * chunk + jnp.arange(chunk) < count
-        target = targets[places]
-        scores, pull = jax.vjp(logits, trained, hidden[places])  # without `pull`, only the logits are computed
+        target = jnp.where(targets[places] < 0, config.vocab, targets[places])
+        states = jnp.where(wanted[:, None], hidden[places], 0)
+        scores, pull = jax.vjp(logits, trained, states)  # without `pull`, only the logits are computed
         log_total = jax.nn.logsumexp(scores, axis=axis, keepdims=True)
-        of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis)
+        of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis, mode="fill")
         total += jnp.sum(jnp.where(wanted, (log_total - of_target).reshape(-1), 0.0))
         if not differentiate:
             return total, gradient, head_gradient
@@ -86,30 +87,41 @@ def _forward(
         of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
         # A padded place repeats token 0, whose gradient would be overwritten.
         gradient = gradient.at[jnp.where(wanted, places, size)].set(of_hidden, mode="drop")
-        return total, gradient, jax.tree.map(lambda a, b: a + b.astype(a.dtype), head_gradient, of_trained)
+        return total, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
+    zeros = jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), trained)
     start = (jnp.float32(0), jnp.zeros((size, width), hidden.dtype), zeros)
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
 
 
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, CustomVJPPrimal)
-
-
 def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
     """Return the loss, and as residuals its gradients with respect to what is differentiated."""
-    trained = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, head, is_leaf=_is_primal)
-    frozen = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, head, is_leaf=_is_primal)
+
+    def is_primal(leaf: Any) -> bool:
+        return isinstance(leaf, CustomVJPPrimal)
+
+    def choose(leaf: Any, *, perturbed: bool) -> Array | None:
+        return leaf.value if leaf.perturbed == perturbed else None
+
+    trained, frozen = (
+        jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=is_primal)
+        for perturbed in (True, False)
+    )
     trained = trained if jax.tree.leaves(trained) else None
     arguments = (leaf.value for leaf in (hidden, targets, learned))
     loss, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
-    return loss, (gradient, head_gradient)
+    return loss, (gradient, jax.tree.map(_like, head_gradient, trained))
+
+
+def _like(value: Array, other: Array) -> Array:
+    """Return a value in the dtype of another."""
+    return value.astype(other.dtype)
 
 
 def _backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
     del config
-    gradient, head_gradient = jax.tree.map(lambda leaf: (leaf * cotangent).astype(leaf.dtype), residuals)
+    products = jax.tree.map(functools.partial(jnp.multiply, cotangent), residuals)
+    gradient, head_gradient = jax.tree.map(_like, products, residuals)
     return head_gradient, gradient, None, None
 
 

@@ -5,7 +5,8 @@ rematerialized layer only inside a loop.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemwright import ops, tree
+from gemwright import linear, ops, tree
 from gemwright.model import block, transformer
-from gemwright.model.config import Config, Layer, stages
-from gemwright.model.params import LayerWeights, ModelWeights, VisionWeights, param_specs
+from gemwright.model.config import Config, Layer
+from gemwright.model.params import LayerWeights, ModelWeights, ParamSpec, VisionWeights, param_specs
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array, Float, Int
 from gemwright.weights import Weight
@@ -25,9 +26,12 @@ Remat: TypeAlias = Literal["none", "products", "layers"]
 """What a forward pass keeps for the gradient: everything, the results of linear maps, or the inputs of layers."""
 POLICIES: Mapping[Remat, Callable[..., Any]] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(linear.PRODUCT),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
+
+Layout: TypeAlias = list[list[list[int]]]
+"""Numbers of the layers that are stacked: of each stage, of each layer of its pattern, one for each repeat."""
 
 
 @tree.node
@@ -45,13 +49,41 @@ class StackedWeights:
     vision: VisionWeights | None
 
 
-def layout(layers: Iterable[Any]) -> list[list[list[int]]]:
-    """Return the numbers of the layers that are stacked: of each stage, of each layer of its pattern, the repeats."""
-    numbers, found = itertools.count(), list[list[list[int]]]()
-    for pattern, repeats in stages(tuple(layers)):
-        order = [[next(numbers) for _ in pattern] for _ in range(repeats)]
-        found.append([list(same) for same in zip(*order, strict=True)])
+def layout(layers: Iterable[Any]) -> Layout:
+    """Return which layers are stacked, those with equal entries.
+
+    Each stage is the pattern, among those that begin with its first layer, whose repeats have the most layers. A layer
+    that begins no repeated pattern is a stage of its own.
+    """
+    remaining, found = list(layers), list[tuple[int, int]]()
+    while remaining:
+        sizes = ((period, _repeats(remaining, period)) for period in range(1, len(remaining) // 2 + 1))
+        repeated = (size for size in sizes if size[1] > 1)
+        period, repeats = max(repeated, key=lambda size: size[0] * size[1], default=(1, 1))
+        found.append((period, repeats))
+        del remaining[: period * repeats]
+    return make_layout(found)
+
+
+def _repeats(layers: Sequence[Any], period: int) -> int:
+    """Return how many times the first `period` layers follow each other."""
+    equal = (layers[i] == layers[i % period] for i in range(period, len(layers)))
+    return 1 + sum(1 for _ in itertools.takewhile(bool, equal)) // period
+
+
+def make_layout(sizes: Iterable[tuple[int, int]]) -> Layout:
+    """Return which layers are stacked, from the layers of each stage's pattern and its repeats."""
+    first, found = 0, Layout()
+    for period, repeats in sizes:
+        stop = first + period * repeats
+        found.append([list(range(first + i, stop, period)) for i in range(period)])
+        first = stop
     return found
+
+
+def layout_of(params: StackedWeights) -> Layout:
+    """Return which layers are stacked in some weights."""
+    return make_layout((len(stage), count_repeats(stage)) for stage in params.stages)
 
 
 def stacked_paths(config: Config) -> dict[str, list[str]]:
@@ -73,17 +105,17 @@ def stacked_specs(config: Config) -> StackedWeights:
     specs = param_specs(config)
 
     def join(numbers: list[int]) -> LayerWeights:
-        return jax.tree.map(
-            lambda spec: replace(spec, shape=(len(numbers), *spec.shape), axes=("repeats", *spec.axes)),
-            specs.layers[numbers[0]],
-        )
+        def repeat(spec: ParamSpec) -> ParamSpec:
+            return replace(spec, shape=(len(numbers), *spec.shape), axes=("repeats", *spec.axes))
+
+        return jax.tree.map(repeat, specs.layers[numbers[0]])
 
     stacked = tuple(tuple(join(same) for same in stage) for stage in layout(config.layers))
     return StackedWeights(specs.embed, stacked, specs.final_norm, specs.head, specs.vision)
 
 
 def stack(config: Config, params: ModelWeights) -> StackedWeights:
-    """Return the weights of a model stacked; layers whose leaves differ in kind or encoding are of different stages."""
+    """Return the weights of a model stacked; layers of which a leaf differs in kind or encoding are not equal."""
     keys = [(layer, jax.tree.structure(weights)) for layer, weights in zip(config.layers, params.layers, strict=True)]
 
     def join(numbers: list[int]) -> LayerWeights:
@@ -98,7 +130,7 @@ def unstack(params: StackedWeights) -> ModelWeights:
     layers: list[LayerWeights] = []
     for stage in params.stages:
         for repeat in range(count_repeats(stage)):
-            layers += [jax.tree.map(lambda leaf: leaf[repeat], layer) for layer in stage]  # noqa: B023
+            layers += [jax.tree.map(operator.itemgetter(repeat), layer) for layer in stage]
     return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, params.vision)
 
 

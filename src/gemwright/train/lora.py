@@ -1,7 +1,9 @@
 """Low-rank updates of the linear maps of layers (arXiv:2106.09685)."""
 
+import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,9 @@ import numpy as np
 from gemwright import tree
 from gemwright.model.config import Config
 from gemwright.model.params import ParamSpec
-from gemwright.model.stack import StackedWeights, stacked_specs
+from gemwright.model.stack import Layout, StackedWeights, layout_of, make_layout, stacked_specs
 from gemwright.typing import Array
-from gemwright.weights import LoraTensor
+from gemwright.weights import LoraTensor, WeightLeaf
 
 INPUT_AXES: Mapping[str, int] = {"o": 2}
 """Number of axes that a linear map contracts, by its name, if it is not one."""
@@ -55,16 +57,49 @@ def init(config: Config, rank: int, seed: int) -> Adapters:
 
 
 def attach(params: StackedWeights, adapters: Adapters, scale: float) -> StackedWeights:
-    """Return the weights with updates, `scale * b a` of each matrix; the factors get the dtype of activations."""
-    dtype = params.embed.dtype
+    """Return the weights with updates, `scale * b a` of each matrix; the factors get the dtype of activations.
 
-    def update(path: str, leaf: object) -> object:
-        if path not in adapters:
-            return leaf
-        factors = adapters[path]
-        return LoraTensor(leaf, factors.a.astype(dtype), (factors.b * scale).astype(dtype), None)  # pyright: ignore[reportArgumentType]
+    The layers of the weights may be stacked in another way than the factors, if the formats of layers differ.
+    """
+    dtype = params.embed.dtype
+    scaled = {path: Factors(of.a.astype(dtype), (of.b * scale).astype(dtype)) for path, of in adapters.items()}
+    if layout_of(params) != _layout_of(adapters):
+        scaled = _rearrange(scaled, layout_of(params))
+
+    def update(path: str, leaf: Any) -> Any:
+        return LoraTensor(leaf, scaled[path].a, scaled[path].b, None) if path in scaled else leaf
 
     def is_weight(leaf: object) -> bool:
-        return not isinstance(leaf, jax.Array) and hasattr(leaf, "matmul")
+        return isinstance(leaf, jax.Array | WeightLeaf)
 
     return tree.map_with_path(update, params, is_weight)
+
+
+def _layout_of(adapters: Adapters) -> Layout:
+    """Return which layers are stacked in some factors."""
+    repeats = {_split(path)[:2]: len(factors.a) for path, factors in adapters.items()}
+    periods = [len(list(group)) for _, group in itertools.groupby(sorted(repeats), key=lambda place: place[0])]
+    return make_layout([(period, repeats[s, 0]) for s, period in enumerate(periods)])
+
+
+def _rearrange(adapters: Adapters, wanted: Layout) -> Adapters:
+    """Return factors stacked in another way."""
+    own, single = _layout_of(adapters), dict[tuple[int, str], Factors]()
+    for path, factors in adapters.items():
+        s, i, name = _split(path)
+        for repeat, number in enumerate(own[s][i]):
+            single[number, name] = Factors(factors.a[repeat], factors.b[repeat])
+    found: Adapters = {}
+    for s, stage in enumerate(wanted):
+        for i, numbers in enumerate(stage):
+            for name in [name for number, name in single if number == numbers[0]]:
+                group = [single[number, name] for number in numbers]
+                a, b = jnp.stack([factors.a for factors in group]), jnp.stack([factors.b for factors in group])
+                found[f"stages.{s}.{i}.{name}"] = Factors(a, b)
+    return found
+
+
+def _split(path: str) -> tuple[int, int, str]:
+    """Return (1, 2, `mixer.q`) of the path `stages.1.2.mixer.q`."""
+    _, s, i, name = path.split(".", 3)
+    return int(s), int(i), name

@@ -8,22 +8,36 @@ import optax
 
 from gemwright import tree
 from gemwright.train.recipe import Recipe
+from gemwright.typing import Array
+
+FLOOR = 0.1
+"""Share of the peak learning rate at which the cosine ends."""
+NOT_DECAYED = ("_bias", "_gate", "conv")
+"""Ends of the names of matrices without weight decay: biases of blocks, gates and convolution of a recurrence."""
 
 
 def learning_rate(recipe: Recipe, steps: int) -> optax.Schedule:
-    """Return the learning rate of each step."""
-    peak, warmup = recipe.peak_learning_rate, max(1, round(recipe.warmup * steps))
-    if recipe.schedule == "constant":
-        return optax.linear_schedule(peak / warmup, peak, warmup - 1)
-    if recipe.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(steps, warmup + 1), peak / 10)
-    cooldown = max(1, round(recipe.cooldown * steps))
+    """Return the learning rate of each step, counted from 0: the first is above zero, and the warm-up ends at the peak.
 
-    def rsqrt(step: Any) -> Any:
-        rate = peak * jnp.minimum((step + 1) / warmup, jnp.sqrt(warmup / jnp.maximum(step + 1, warmup)))
-        return rate * jnp.clip((steps - step) / cooldown, 0.0, 1.0)
+    The cosine ends at a tenth of the peak with the last step, and the cool-down at zero after it.
+    """
+    warmup, cooldown = (max(1, round(share * steps)) for share in (recipe.warmup, recipe.cooldown))
 
-    return rsqrt
+    def shape(step: Array) -> Array:
+        """Return the learning rate after the warm-up, as a share of the peak."""
+        if recipe.schedule == "constant":
+            return jnp.ones_like(step)
+        if recipe.schedule == "cosine":
+            passed = jnp.clip((step + 1 - warmup) / max(1, steps - warmup), 0.0, 1.0)
+            return FLOOR + (1 - FLOOR) * 0.5 * (1 + jnp.cos(jnp.pi * passed))
+        falling = jnp.clip((steps - step) / (cooldown + 1), 0.0, 1.0)
+        return jnp.sqrt(warmup / jnp.maximum(step + 1, warmup)) * falling
+
+    def rate(count: Any) -> Array:
+        step = jnp.asarray(count, jnp.float32)
+        return recipe.peak_learning_rate * jnp.minimum((step + 1) / warmup, 1.0) * shape(step)
+
+    return rate
 
 
 def make_optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
@@ -41,6 +55,6 @@ def decayed(trained: Any) -> Any:
 
     def is_matrix(path: str, leaf: jax.Array) -> bool:
         stacked = path.startswith("stages.")
-        return leaf.ndim - stacked > 1 and not path.endswith(("_gate", "conv"))
+        return leaf.ndim - stacked > 1 and not path.endswith(NOT_DECAYED)
 
     return tree.map_with_path(is_matrix, trained)
