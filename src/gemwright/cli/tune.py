@@ -1,45 +1,127 @@
 """`gemwright tune`: tune a model on your own data."""
 
-import sys
+import math
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
+from gemwright.errors import GemwrightError
 
-if TYPE_CHECKING:
-    from gemwright.train.run import Progress
+SHOWN_DOCUMENTS = 3
+"""Number of documents that `--show-data` prints."""
+PACKAGES = ("optax", "orbax", "grain")
+"""Packages of the extra `train` that tuning needs."""
 
 
 def tune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path, name listed by `gemwright models`, or hub id.")],
-    data: Annotated[list[Path], typer.Argument(metavar="DATA", help="Files or folders: JSONL, text or Parquet.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the results.")],
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of steps instead of epochs.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the data.")] = 1,
-    length: Annotated[int, typer.Option(min=8, metavar="N", help="Tokens of a sequence.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of a step.")] = 4,
-    learning_rate: Annotated[float | None, typer.Option(metavar="R", help="Highest learning rate.")] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the order of the data.")] = 0,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Path, name listed by `gemwright models`, or hub id.",
+            autocompletion=o.complete_model,
+        ),
+    ],
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="Files or folders: JSON lines, CSV, TSV, Parquet or text.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; a run in it is continued.")
+    ] = None,
+    method: Annotated[
+        Literal["lora", "full"], typer.Option(help="Train low-rank updates (an adapter), or all weights.")
+    ] = "lora",
+    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the updates of LoRA.")] = 16,
+    alpha: Annotated[float, typer.Option(metavar="X", help="LoRA multiplies the updates by alpha / rank.")] = 32.0,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Highest learning rate. Default: 2e-4 for lora, 1e-5 for full.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of passes over the data.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of steps, instead of epochs.")] = None,
+    length: Annotated[int, typer.Option(min=8, metavar="N", help="Number of tokens of a sequence.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Number of sequences of a step.")] = 4,
+    accumulation: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Compute a step in N parts, which take less memory.")
+    ] = 1,
+    packing: Annotated[
+        Literal["best-fit", "first-fit", "concatenate", "none"],
+        typer.Option(help="How documents fill a sequence: whole ones, one after another cut at its end, or one."),
+    ] = "best-fit",
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Whether a prompt and its completion are a conversation. Default: as the model."
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Data to measure the loss on and not to train on; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the updates and of the order of data.")] = 0,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Data type of activations and frozen weights.")
+    ] = "float32",
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue a run although its data, model or settings changed.")
+    ] = False,
+    show_data: Annotated[
+        bool, typer.Option("--show-data", help="Print some documents token by token, learned ones marked, and exit.")
+    ] = False,
     threads: o.ThreadsOption = None,
 ) -> None:
-    """Tune a model on your own data."""
+    """Tune a model on your own data.
+
+    The result is an adapter for `--adapter`, or with --method full a model. Run the same command again to continue.
+    """
+    _check(alpha, learning_rate)
+    _require_packages()
+    if out is None and not show_data:
+        raise GemwrightError("There is no folder for the results; add --out FOLDER.")
+    render.status("Reading the data ...")
     import_jax()
+    from gemwright.cli import tune_report
     from gemwright.train.recipe import Recipe
     from gemwright.train.run import prepare, train
 
     recipe = Recipe(
-        steps=steps, epochs=epochs, length=length, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        method=method,
+        rank=rank,
+        alpha=alpha,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        steps=steps,
+        length=length,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        packing=packing,
+        seed=seed,
+        dtype=dtype,
     )
-    run = prepare(model, data, out, recipe)
-    render.note(f"{run.dataset.statistics} {run.dataset.kind}")
-    target = train(run, _report)
-    render.note(f"wrote {target}")
+    run = prepare(model, data, out or Path(), recipe, chat=chat)
+    if show_data:
+        tune_report.show_data(run, SHOWN_DOCUMENTS)
+        return
+    render.facts(tune_report.describe(run), render.err())
+    tune_report.print_result(run, train(run, tune_report.ProgressLines()))
 
 
-def _report(progress: "Progress") -> None:
-    speed = progress.tokens / progress.seconds
-    print(f"{progress.step}/{progress.steps} loss {progress.loss:.4f} {speed:.0f} tokens/s", file=sys.stderr)  # noqa: T201
+def _check(alpha: float, learning_rate: float | None) -> None:
+    """Raise if a number is out of range that no limit of an option describes."""
+    for name, value in (("alpha", alpha), ("learning-rate", learning_rate)):
+        if value is not None and not 0 < value < math.inf:
+            raise GemwrightError(f"--{name} is {value:g}, and it must be positive and finite.")
+
+
+def _require_packages() -> None:
+    """Raise if a package of the extra `train` is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise GemwrightError(
+            f"Tuning needs {', '.join(missing)}, which is not installed; run pip install 'gemwright[train]', or in a "
+            "clone pip install '.[train]'."
+        )

@@ -1,0 +1,84 @@
+"""The output of `gemwright tune`: the run, its progress and its results."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemwright.cli import render
+
+if TYPE_CHECKING:
+    from gemwright.train.run import Progress, Run
+
+MIN_SECONDS = 10.0
+"""Least time between two lines of progress that stay, in seconds."""
+SHARE_OF_TIME = 0.05
+"""Least time between two lines of progress that stay, as a share of the time so far."""
+
+
+def describe(run: "Run") -> list[tuple[str, str]]:
+    """Return the data, the packing, the recipe and the forecast of a run as names and texts."""
+    size, recipe, batches = run.dataset.statistics, run.recipe, run.batches
+    return [
+        ("model", run.name),
+        (
+            "data",
+            f"{run.dataset.kind}: {size.records:,} records, {size.documents:,} documents, {size.tokens:,} tokens, "
+            f"{size.learned / size.tokens:.0%} of them learned",
+        ),
+        *(("", note) for note in run.dataset.notes),
+        (
+            "packing",
+            f"{recipe.packing}: {batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens an "
+            f"epoch, {batches.padding:.1%} padding",
+        ),
+        ("recipe", _describe_recipe(run)),
+    ]
+
+
+def _describe_recipe(run: "Run") -> str:
+    recipe = run.recipe
+    words = [f"LoRA of rank {recipe.rank}, alpha {recipe.alpha:g}" if recipe.method == "lora" else "all weights"]
+    words += [f"{recipe.optimizer} at {recipe.peak_learning_rate:g} ({recipe.schedule})", recipe.dtype]
+    words += [f"{recipe.accumulation} parts a step"] * (recipe.accumulation > 1)
+    words += [f"{run.steps:,} steps ({run.steps / run.batches.steps_per_epoch:.3g} epochs)", f"seed {recipe.seed}"]
+    return ", ".join(words)
+
+
+def show_data(run: "Run", count: int) -> None:
+    """Print documents token by token."""
+    from gemwright.data.show import show
+
+    for line in show(run.dataset, run.tokenizer, count):
+        render.write(f"{line}\n")
+
+
+class ProgressLines:
+    """Reports of steps on standard error: a live line on a terminal, and some lines that stay."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, progress: "Progress") -> None:
+        """Report a step."""
+        line, now = format_progress(progress), time.monotonic()
+        wait = max(MIN_SECONDS, SHARE_OF_TIME * (now - self._start))
+        if progress.step in (1, progress.steps) or now - self._last >= wait:
+            self._last = now
+            render.note(line)
+        render.status(line[: shutil.get_terminal_size().columns - 1])
+
+
+def format_progress(progress: "Progress") -> str:
+    """Return a step as one line."""
+    speed = progress.tokens / progress.seconds
+    return "  ".join([f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", f"{speed:.0f} tokens/s"])
+
+
+def print_result(run: "Run", folder: Path) -> None:
+    """Print the folder of the result, and commands that use it."""
+    render.write(f"{folder}\n")
+    command = "chat" if run.dataset.form == "chat" else "generate"
+    render.note(f"Try it:    gemwright {command} --model {folder}")
+    if run.recipe.method == "lora":
+        render.note(f"Merge it:  gemwright convert {run.name} {run.out / 'merged'} --to huggingface --adapter {folder}")
