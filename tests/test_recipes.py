@@ -1,0 +1,115 @@
+"""Run the recipes with a tiny model, and test their measures."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemwright.generate.output import Completion
+from gemwright.text.chat import GEMMA
+from tests.documents import ROOT
+from tests.tiny.gguf import write_tiny_gguf
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+FOLDER = ROOT / "recipes"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", chat_template=GEMMA.template)
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "measure", raising=False)
+
+
+def run_recipe(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(FOLDER / name), run_name="__main__")
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
+    return Completion("", tokens, [], [], finish_reason, 1)
+
+
+def test_gsm8k(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    records = [{"question": f"the hen {'and ' * n}", "answer": f"in the.\n#### {n}"} for n in range(1, 13)]
+    data = write(tmp_path / "train.jsonl", records)
+    run_recipe(
+        "gsm8k.py", monkeypatch, data, "--out", tmp_path / "out", "--model", tiny, "--minutes", 0.4, "--held-out", 3
+    )
+    parts = [(tmp_path / "out" / "data" / name).read_text().splitlines() for name in ("train.jsonl", "test.jsonl")]
+    assert [len(part) for part in parts] == [9, 3]
+    assert sorted(map(json.loads, [*parts[0], *parts[1]]), key=str) == sorted(records, key=str)
+    results = json.loads((tmp_path / "out" / "run" / "results.json").read_text())
+    name = "loss of the answers (nats per token)"
+    assert results["steps"] == 2
+    assert results["after"][name] < results["before"][name]
+    assert f"{results['after'][name]:.4f}" in capsys.readouterr().out
+
+
+def test_chat(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    rows = "".join(f'"the hen {"and " * n}","","in the {n}","open_qa"\n' for n in range(8))
+    (tmp_path / "dolly.csv").write_text(f"instruction,context,response,category\n{rows}")
+    turns = [{"role": "user" if n % 2 == 0 else "assistant", "content": "the " * (n + 1)} for n in range(4)]
+    long = [turns[0], turns[1], {"role": "user", "content": "x" * 2000}, turns[3]]
+    talks = write(tmp_path / "talks.jsonl", [{"messages": turns}, {"messages": long}])
+    arguments = (tmp_path / "dolly.csv", talks, "--out", tmp_path / "out", "--model", tiny, "--minutes", 0.4)
+    run_recipe("chat.py", monkeypatch, *arguments, "--held-out", 2)
+    training, test = (
+        [json.loads(line)["messages"] for line in (tmp_path / "out" / "data" / name).read_text().splitlines()]
+        for name in ("train.jsonl", "test.jsonl")
+    )
+    assert len(test) == 2
+    assert not {talk[0]["content"] for talk in test} & {talk[0]["content"] for talk in training}
+    assert max(len(talk) for talk in training) == 4
+    assert not any("x" * 2000 in str(talk) for talk in training)
+    results = json.loads((tmp_path / "out" / "run" / "results.json").read_text())
+    assert len(results["replies"]) == 2
+    assert results["before"].keys() == results["after"].keys()
+    assert "replies that end by themselves" in capsys.readouterr().out
+
+
+def test_loss_of_answers_is_that_of_the_training(tiny: Path, tmp_path: Path):
+    """The loss through inference equals that of the training program."""
+    import jax
+
+    import gemwright
+    from gemwright.train.load import load_stacked
+    from gemwright.train.program import evaluate
+    from gemwright.train.recipe import Recipe
+    from gemwright.train.run import prepare
+
+    records = [{"question": f"the hen {'and ' * n}", "answer": f"in the {n}."} for n in range(5)]
+    data = write(tmp_path / "data.jsonl", records)
+    run = prepare(tiny, data, tmp_path / "out", Recipe(method="full", length=64, batch_size=2))
+    trained = load_stacked(run.checkpoint, "float32")
+    expected = evaluate(run.checkpoint.config, run.recipe, trained, None, list(run.batches))
+    with jax.default_matmul_precision("highest"):
+        found = runpy.run_path(str(FOLDER / "measure.py"))["answer_loss"](gemwright.load(tiny, dtype="float32"), data)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_final_number():
+    final_number = runpy.run_path(str(FOLDER / "gsm8k.py"))["final_number"]
+    texts = {"a\n#### 72": 72, "#### 1,050\n": 1050, "#### -3.5": -3.5, "#### 72 b": None, "72": None, "####": None}
+    assert {text: final_number(text) for text in texts} == texts
+
+
+def test_repeating():
+    is_repeating = runpy.run_path(str(FOLDER / "measure.py"))["is_repeating"]
+    assert is_repeating(reply([1, 2, 9, 7, 8, 7, 8, 7, 8]))
+    assert is_repeating(reply([5, 5, 5]))
+    assert not is_repeating(reply([7, 8, 7, 8, 7, 8], "stop"))
+    assert not is_repeating(reply([7, 8, 7, 8, 1, 7, 8]))
+    assert not is_repeating(reply([]))
