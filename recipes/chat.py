@@ -54,7 +54,7 @@ def run(model: str, data: list[Path], out: Path, steps: int, held_out: int = HEL
     print(f"Measuring {model} on {len(talks)} prompts ...", flush=True)
     before, _ = measure_replies(gemwright.load(model), test, talks)
     recipe = Recipe(**RECIPE.document() | {"steps": steps})
-    adapter = train(prepare(model, training, out / "run", recipe), measure.report)
+    adapter = train(prepare(model, training, out / "run", recipe, held_out=0.0), measure.report)
     print(f"Measuring {adapter} ...", flush=True)
     after, answers = measure_replies(gemwright.load(adapter), test, talks)
     shown = [show(talk, reply) for talk, reply in zip(talks[:SHOWN], answers, strict=False)]

@@ -59,8 +59,15 @@ def tune(
         ),
     ] = None,
     held_out: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Data to measure the loss on and not to train on; may be repeated."),
+        str | None,
+        typer.Option(
+            metavar="FILE|SHARE",
+            help="Data that are not trained on, for a loss on the way: a file, or a share of the records. "
+            "Default: 0.02 if they are 200 or more.",
+        ),
+    ] = None,
+    sample: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Prompt to continue on the way; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the updates and of the order of data.")] = 0,
     dtype: Annotated[
@@ -102,12 +109,16 @@ def tune(
         seed=seed,
         dtype=dtype,
     )
-    run = prepare(model, data, out or Path(), recipe, chat=chat)
+    folder = out or Path()
+    run = prepare(
+        model, data, folder, recipe, chat, _file_or_share(held_out), [render.argument(text) for text in sample or ()]
+    )
     if show_data:
         tune_report.show_data(run, SHOWN_DOCUMENTS)
         return
     render.facts(tune_report.describe(run), render.err())
-    tune_report.print_result(run, train(run, tune_report.ProgressLines()))
+    result = train(run, tune_report.ProgressLines(), render.note, accept_changes=accept_changes)
+    tune_report.print_result(run, result)
 
 
 def _check(alpha: float, learning_rate: float | None) -> None:
@@ -115,6 +126,19 @@ def _check(alpha: float, learning_rate: float | None) -> None:
     for name, value in (("alpha", alpha), ("learning-rate", learning_rate)):
         if value is not None and not 0 < value < math.inf:
             raise GemwrightError(f"--{name} is {value:g}, and it must be positive and finite.")
+
+
+def _file_or_share(held_out: str | None) -> Path | float | None:
+    """Return the value of `--held-out`: a path, or a share."""
+    if held_out is None or Path(held_out).exists():
+        return None if held_out is None else Path(held_out)
+    try:
+        share = float(held_out)
+    except ValueError:
+        return Path(held_out)
+    if not 0 <= share < 1:
+        raise GemwrightError(f"--held-out is {held_out}; a share lies between 0 and 1.")
+    return share
 
 
 def _require_packages() -> None:

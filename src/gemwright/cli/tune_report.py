@@ -17,7 +17,7 @@ SHARE_OF_TIME = 0.05
 
 
 def describe(run: "Run") -> list[tuple[str, str]]:
-    """Return the data, the packing, the recipe and the forecast of a run as names and texts."""
+    """Return the data, the packing and the recipe of a run as names and texts."""
     size, recipe, batches = run.dataset.statistics, run.recipe, run.batches
     return [
         ("model", run.name),
@@ -27,6 +27,7 @@ def describe(run: "Run") -> list[tuple[str, str]]:
             f"{size.learned / size.tokens:.0%} of them learned",
         ),
         *(("", note) for note in run.dataset.notes),
+        *_describe_held_out(run),
         (
             "packing",
             f"{recipe.packing}: {batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens an "
@@ -41,8 +42,15 @@ def _describe_recipe(run: "Run") -> str:
     words = [f"LoRA of rank {recipe.rank}, alpha {recipe.alpha:g}" if recipe.method == "lora" else "all weights"]
     words += [f"{recipe.optimizer} at {recipe.peak_learning_rate:g} ({recipe.schedule})", recipe.dtype]
     words += [f"{recipe.accumulation} parts a step"] * (recipe.accumulation > 1)
-    words += [f"{run.steps:,} steps ({run.steps / run.batches.steps_per_epoch:.3g} epochs)", f"seed {recipe.seed}"]
+    words += [f"seed {recipe.seed}"]
     return ", ".join(words)
+
+
+def _describe_held_out(run: "Run") -> list[tuple[str, str]]:
+    if run.held_out is None:
+        return []
+    size = run.held_out.statistics
+    return [("held out", f"{size.records:,} records, {size.tokens:,} tokens")]
 
 
 def show_data(run: "Run", count: int) -> None:
@@ -63,16 +71,31 @@ class ProgressLines:
         """Report a step."""
         line, now = format_progress(progress), time.monotonic()
         wait = max(MIN_SECONDS, SHARE_OF_TIME * (now - self._start))
-        if progress.step in (1, progress.steps) or now - self._last >= wait:
+        stays = progress.step <= 1 or progress.step == progress.steps or progress.held_out is not None
+        if stays or progress.samples or now - self._last >= wait:
             self._last = now
             render.note(line)
+            for text in progress.samples:
+                render.note(f"  sample: {render.printable(text)}")
         render.status(line[: shutil.get_terminal_size().columns - 1])
 
 
 def format_progress(progress: "Progress") -> str:
-    """Return a step as one line."""
-    speed = progress.tokens / progress.seconds
-    return "  ".join([f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", f"{speed:.0f} tokens/s"])
+    """Return a step as one line; step 0 is the state before the training."""
+    held_out = [] if progress.held_out is None else [f"held-out loss {progress.held_out:.4f}"]
+    if progress.step == 0:
+        return "  ".join([f"step 0/{progress.steps}", *held_out])
+    tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))
+    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out]
+    parts += [f"{tokens:,.0f} tokens/s ({learned:,.0f} learned)", f"{progress.utilization:.0%} utilized"]
+    return "  ".join([*parts, render.size(progress.memory), f"{format_seconds(progress.remaining)} left"])
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as text, such as 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def print_result(run: "Run", folder: Path) -> None:
