@@ -50,13 +50,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, kind in TINY_VISION.items():
         write_model(folder / name, kind)
     config = open_checkpoint(write_tiny_gguf(folder / "model.gguf")).config
-    for seed, name in enumerate(("my-adapter", "style", "facts")):
+    (folder / "mine").mkdir()
+    for seed, name in enumerate(("my-adapter", "style", "facts", "mine/adapter")):
         write_tiny_adapter(folder / name, config, "gemma-3-270m", seed)
     convert_adapter(folder / "style", folder / "downloaded.gguf", "gguf", str(folder / "model.gguf"))
     for name in ("photo.jpg", "one.jpg", "two.jpg"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / name)
     for name in ("essay.txt", "report.txt"):
         (folder / name).write_text("the hen and the thing\n")
+    (folder / "train.jsonl").write_text('{"question": "the hen?", "answer": "in the thing."}\n' * 4)
     return folder
 
 
@@ -126,6 +128,9 @@ def test_console(page: str, line: str, models: Path, workspace: Path, monkeypatc
         run_gemwright(["gemwright", "quantize", "model.gguf", "folder"], b"", monkeypatch)
     if words[1] in ("generate", "chat", "infill", "see"):
         words += ["--max-tokens", "8"]  # the last value counts
+    if words[1] == "tune":
+        (workspace / "mine").unlink()
+        words += ["--length", "32", "--batch-size", "2", "--steps", "1"]
     run_gemwright(words, stdin, monkeypatch)
 
 
@@ -158,6 +163,12 @@ def test_reference_of_the_command_line_is_complete():
 def test_table_of_models_is_the_forecast():
     """If it is not: python docs/which_model.py."""
     script = runpy.run_path(str(ROOT / "docs" / "which_model.py"))
+    assert script["table"]() in script["PAGE"].read_text()
+
+
+def test_table_of_tuning_is_computed():
+    """If it is not: python docs/tune_memory.py."""
+    script = runpy.run_path(str(ROOT / "docs" / "tune_memory.py"))
     assert script["table"]() in script["PAGE"].read_text()
 
 
