@@ -23,7 +23,7 @@ from gemwright.generate.output import Completion
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 
-RECIPE = Recipe(learning_rate=5e-4, length=512, batch_size=2)
+RECIPE = Recipe(learning_rate=1e-3, length=512, batch_size=2)
 MINUTES = 24.0
 HELD_OUT = 100
 SHOWN = 10

@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / name)
     for name in ("essay.txt", "report.txt"):
         (folder / name).write_text("the hen and the thing\n")
-    (folder / "train.jsonl").write_text('{"question": "the hen?", "answer": "in the thing."}\n' * 4)
+    (folder / "train.jsonl").write_text('{"text": "the hen and the thing"}\n' * 4)
     return folder
 
 

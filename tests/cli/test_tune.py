@@ -68,7 +68,10 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ("{tiny} {folder}/train.jsonl --out {folder}/x --learning-rate=-1", "--learning-rate is -1, and it must be"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --learning-rate nan", "--learning-rate is nan"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --alpha 0", "--alpha is 0, and it must be positive"),
-        ("{tiny} {folder}/train.jsonl --out {folder}/x --rank 0", "'--rank': Input should be greater than or equal to 1"),
+        (
+            "{tiny} {folder}/train.jsonl --out {folder}/x --rank 0",
+            "'--rank': Input should be greater than or equal to 1",
+        ),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --accumulation 3", "does not divide the batch size 4"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --dtype float16", "'float16' is not one of"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --method prefix", "'prefix' is not one of"),

@@ -28,7 +28,7 @@ def tune(
         ),
     ],
     data: Annotated[
-        list[Path], typer.Argument(metavar="DATA...", help="Files or folders: JSON lines, CSV, TSV, Parquet or text.")
+        list[Path], typer.Argument(metavar="DATA", help="Files or folders: JSON lines, CSV, TSV, Parquet or text.")
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; a run in it is continued.")
