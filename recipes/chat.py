@@ -24,7 +24,7 @@ from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 
 RECIPE = Recipe(learning_rate=1e-3, length=512, batch_size=2)
-MINUTES = 24.0
+MINUTES = 20.0
 HELD_OUT = 100
 SHOWN = 10
 SEED = 0

@@ -117,7 +117,8 @@ def tune(
         tune_report.show_data(run, SHOWN_DOCUMENTS)
         return
     render.facts(tune_report.describe(run), render.err())
-    result = train(run, tune_report.ProgressLines(), render.note, accept_changes=accept_changes)
+    render.status("Compiling ...")
+    result = train(run, tune_report.ProgressLines(), tune_report.note, accept_changes=accept_changes)
     tune_report.print_result(run, result)
 
 

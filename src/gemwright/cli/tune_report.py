@@ -61,6 +61,12 @@ def show_data(run: "Run", count: int) -> None:
         render.write(f"{line}\n")
 
 
+def note(sentence: str) -> None:
+    """Print a sentence about the run, and show that it goes on."""
+    render.note(sentence)
+    render.status("Computing ...")
+
+
 class ProgressLines:
     """Reports of steps on standard error: a live line on a terminal, and some lines that stay."""
 
