@@ -71,13 +71,6 @@ def test_a_run_that_signals_end_continues_to_the_same_bytes(tiny: Path, expected
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT)
         assert process.returncode == 143
-    with started(tiny, out) as process:  # a second Ctrl-C ends it at once
-        await_line(process, "step ")
-        process.send_signal(signal.SIGINT)
-        await_line(process, "Stopping after this step")
-        process.send_signal(signal.SIGINT)
-        process.wait(TIMEOUT)
-        assert process.returncode in (130, -signal.SIGINT)
     with started(tiny, out) as process:  # the system ends it anywhere
         await_line(process, "step ")
         time.sleep(random.Random(1).uniform(0, 0.1))
@@ -98,4 +91,18 @@ def test_a_run_killed_at_20_moments_ends_with_the_same_bytes(tiny: Path, expecte
                 time.sleep(moments.uniform(0, 8))
             os.kill(process.pid, signal.SIGKILL)
     finish(tiny, out)
+    assert result(out) == result(expected)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_checkpoints(tiny: Path, expected: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started(tiny, out) as process:
+        await_line(process, "step 5$")
+        process.send_signal(signal.SIGINT)
+        await_line(process, "Stopping after this step")
+        process.send_signal(signal.SIGINT)
+        process.wait(TIMEOUT)
+        assert process.returncode in (130, -signal.SIGINT)
+    assert "damaged" not in finish(tiny, out)
     assert result(out) == result(expected)
