@@ -1,5 +1,6 @@
 """One step: the loss and its gradient over the sequences of a batch, and the optimizer's update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -62,9 +63,12 @@ def make_assemble(recipe: Recipe) -> Assemble:
     """Return how a recipe's trained weights and the frozen ones become the weights of the forward pass."""
     dtype = jnp.dtype(recipe.dtype)
 
+    def rounded(leaf: Array) -> Array:
+        return leaf.astype(dtype)
+
     def assemble(trained: Any, frozen: StackedWeights | None) -> StackedWeights:
         if recipe.method == "full":
-            return jax.tree.map(lambda leaf: leaf.astype(dtype), trained)
+            return jax.tree.map(rounded, trained)
         assert frozen is not None
         return lora.attach(frozen, trained, recipe.alpha / recipe.rank)
 
@@ -95,9 +99,9 @@ def take_step(
 ) -> tuple[TrainState, Measures]:
     """Take one step; to be jitted with the first three arguments static and the state donated."""
     count = jnp.sum(batch.learned, dtype=jnp.int32)
-    total, gradient = _accumulate(config, recipe, state.trained, frozen, batch)
+    total, gradient = accumulate(config, recipe, state.trained, frozen, batch)
     scale = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
-    gradient = jax.tree.map(lambda leaf: leaf * scale, gradient)
+    gradient = jax.tree.map(functools.partial(jnp.multiply, scale), gradient)
     measures = Measures(total * scale, count, optax.tree.norm(gradient))
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
     trained = optax.apply_updates(state.trained, updates)
@@ -106,13 +110,13 @@ def take_step(
         average = optax.incremental_update(trained, average, 1 - recipe.ema)
     after = TrainState(state.step + 1, trained, optimizer_state, average)
     finite = jnp.isfinite(measures.loss) & jnp.isfinite(measures.norm)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), measures
+    return jax.tree.map(functools.partial(jnp.where, finite), after, state), measures
 
 
-def _accumulate(
+def accumulate(
     config: Config, recipe: Recipe, trained: Any, frozen: StackedWeights | None, batch: Sequences
 ) -> tuple[Array, Any]:
-    """Return the sum of the losses of a batch and its gradient, computed some sequences at a time."""
+    """Return the sum of the losses of a batch and its gradient, computed on some sequences at a time."""
     assemble = make_assemble(recipe)
 
     @jax.value_and_grad
@@ -121,7 +125,11 @@ def _accumulate(
 
     if recipe.accumulation == 1:
         return differentiate(trained, batch)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(recipe.accumulation, -1, *leaf.shape[1:]), batch)
+
+    def divide(leaf: Array) -> Array:
+        return leaf.reshape(recipe.accumulation, -1, *leaf.shape[1:])
+
+    parts = jax.tree.map(divide, batch)
     zeros = jax.tree.map(jnp.zeros_like, trained)
 
     def add(carry: tuple[Array, Any], part: Sequences) -> tuple[tuple[Array, Any], None]:
