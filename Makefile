@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-peers test-sanitized test-neon check format bench bench-tune bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-sanitized test-neon check format bench bench-tune bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -41,6 +41,9 @@ test-neon:  ## Test the C++ kernels for 64-bit Arm in an emulator
 
 test-slow: .venv/dev.installed  ## Run the slow tests, about half a minute each
 	$(BIN)/pytest -m slow
+
+test-resume: .venv/dev.installed  ## Kill a run on the demo weights at 20 moments and compare its result (10 minutes)
+	KILLS=20 $(BIN)/pytest -m slow tests/train/test_stop.py -k 270m
 
 test-peers: .venv/peers.installed  ## Compile llama.cpp and run the tests that need it
 	$(BIN)/pytest -m peer

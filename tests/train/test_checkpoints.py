@@ -97,6 +97,17 @@ def test_a_damaged_checkpoint_is_named_and_kept_and_the_one_before_is_used(
     assert (tmp_path / "c" / "2.damaged").is_dir()
 
 
+def test_if_no_whole_checkpoint_is_left_that_is_said(tmp_path: Path) -> None:
+    for name in ("3", "3.damaged", "5"):
+        (tmp_path / "c" / name).mkdir(parents=True)
+    notes: list[str] = []
+    with Checkpoints(tmp_path / "c", MADE_WITH, notes.append) as checkpoints:
+        assert checkpoints.newest is None
+    assert len(notes) == 3
+    assert notes[-1] == "No whole checkpoint is left, so the run starts from its beginning."
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3.damaged", "3.damaged.1", "5.damaged"]
+
+
 def test_what_an_interrupted_write_left_is_removed_and_the_rest_is_not(tmp_path: Path) -> None:
     write(tmp_path / "c", 1)
     (tmp_path / "c" / "1").rename(tmp_path / "c" / "2.orbax-checkpoint-tmp")

@@ -12,7 +12,7 @@ import pytest
 
 from gemwright.errors import GemwrightError, NotFiniteError
 from gemwright.train import forecast, made_with
-from gemwright.train.folder import compare, lock_folder
+from gemwright.train.folder import claim, compare, lock_folder
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Progress
 from gemwright.train.run import Run, train
@@ -131,6 +131,18 @@ def test_changes_are_accepted_and_said(tiny: Path, stopped: Path, tmp_path: Path
     assert "Continuing after step 4 of 8." in notes
     with pytest.raises(GemwrightError, match="the training data changed"):  # the others, from now on
         train(prepare_tiny(tiny, stopped))
+
+
+def test_what_a_run_is_made_with_may_change_before_its_first_checkpoint(tmp_path: Path) -> None:
+    made = {"recipe": {"rank": 2}, "model": {"digest": "a", "name": "m"}, "machine": {}}
+    made |= {"data": {"files": {"d": "b"}, "fingerprint": "c"}, "held_out": {"files": {}}}
+    other = made | {"recipe": {"rank": 3}}
+    claim(tmp_path, made, False, str)
+    claim(tmp_path, other, False, str)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    claim(tmp_path, other, False, str)
+    with pytest.raises(GemwrightError, match=r"made with something else \(rank was 3 and is 2\)"):
+        claim(tmp_path, made, False, str)
 
 
 def test_the_same_data_and_model_elsewhere_are_no_change(tiny: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.tiny_run import result
+from tests.train.tiny_run import result, write_data
 
 ROOT = Path(__file__).parents[2]
 RUN = """{"held_out": 0, "steps": 40, "ema": null}"""
@@ -21,9 +21,9 @@ TIMEOUT = 300
 
 
 @contextmanager
-def started(folder: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, out: Path, options: str = RUN) -> Iterator[subprocess.Popen[str]]:
     """Start a run in a process of its own."""
-    command = [sys.executable, "-m", "tests.train.tiny_run", str(folder), str(out), RUN]
+    command = [sys.executable, "-m", "tests.train.tiny_run", str(folder), str(out), options]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -32,9 +32,9 @@ def started(folder: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def finish(folder: Path, out: Path) -> str:
+def finish(folder: Path, out: Path, options: str = RUN) -> str:
     """Run to the end and return what is printed."""
-    with started(folder, out) as process:
+    with started(folder, out, options) as process:
         printed, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     return printed
@@ -71,13 +71,6 @@ def test_a_run_that_signals_end_continues_to_the_same_bytes(tiny: Path, expected
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT)
         assert process.returncode == 143
-    with started(tiny, out) as process:  # a second Ctrl-C ends it at once
-        await_line(process, "step ")
-        process.send_signal(signal.SIGINT)
-        await_line(process, "Stopping after this step")
-        process.send_signal(signal.SIGINT)
-        process.wait(TIMEOUT)
-        assert process.returncode in (130, -signal.SIGINT)
     with started(tiny, out) as process:  # the system ends it anywhere
         await_line(process, "step ")
         time.sleep(random.Random(1).uniform(0, 0.1))
@@ -86,16 +79,46 @@ def test_a_run_that_signals_end_continues_to_the_same_bytes(tiny: Path, expected
     assert result(out) == result(expected)
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_20_moments_ends_with_the_same_bytes(tiny: Path, expected: Path, tmp_path: Path) -> None:
-    out, moments = tmp_path / "out", random.Random(0)
-    for kill in range(20):
-        with started(tiny, out) as process:
+def kill_and_finish(folder: Path, out: Path, kills: int, seconds: float, options: str = RUN) -> None:
+    """Kill a run at random moments, those of saves included, and then finish it."""
+    moments = random.Random(0)
+    for kill in range(kills):
+        with started(folder, out, options) as process:
             if kill % 4:  # else at any moment, mostly while it starts
                 await_line(process, "step ")
-                time.sleep(moments.uniform(0, 0.15))
+                time.sleep(moments.uniform(0, seconds))
             else:
                 time.sleep(moments.uniform(0, 8))
             os.kill(process.pid, signal.SIGKILL)
-    finish(tiny, out)
+    finish(folder, out, options)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_20_moments_ends_with_the_same_bytes(tiny: Path, expected: Path, tmp_path: Path) -> None:
+    kill_and_finish(tiny, tmp_path / "out", kills=20, seconds=0.15)
+    assert result(tmp_path / "out") == result(expected)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_the_270m_ends_with_the_same_bytes(demo_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.gguf").symlink_to(demo_gguf)
+    write_data(tmp_path / "train.jsonl")
+    options = """{"held_out": 0, "steps": 20, "ema": null, "learning_rate": 1e-4}"""
+    finish(tmp_path, tmp_path / "expected", options)
+    kill_and_finish(tmp_path, tmp_path / "out", int(os.environ.get("KILLS", "2")), 3.0, options)
+    assert result(tmp_path / "out") == result(tmp_path / "expected")
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_checkpoints(tiny: Path, expected: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started(tiny, out) as process:
+        await_line(process, "step 5$")
+        process.send_signal(signal.SIGINT)
+        await_line(process, "Stopping after this step")
+        process.send_signal(signal.SIGINT)
+        process.wait(TIMEOUT)
+        assert process.returncode in (130, -signal.SIGINT)
+    assert "damaged" not in finish(tiny, out)
     assert result(out) == result(expected)

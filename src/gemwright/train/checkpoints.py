@@ -5,6 +5,7 @@ Checksums of its files are written before it is renamed: a checkpoint that does 
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -68,13 +69,14 @@ class Checkpoints:
             if problem is None:
                 return step
             self._set_aside(path, problem)
+        if steps:
+            self._note("No whole checkpoint is left, so the run starts from its beginning.")
         return None
 
     def _set_aside(self, path: Path, problem: str) -> None:
         """Rename a checkpoint that cannot be used, so that another of its step can be written."""
-        numbers = (f".{number}" if number else "" for number in range(1000))
-        names = (path.with_name(f"{path.name}.damaged{number}") for number in numbers)
-        target = next(name for name in names if not name.exists())
+        names = (f"{path.name}.damaged{'.' * bool(number)}{number or ''}" for number in itertools.count())
+        target = next(place for name in names if not (place := path.with_name(name)).exists())
         path.rename(target)
         self._note(f"The checkpoint {path} is damaged ({problem}) and is kept as {target.name}.")
 

@@ -21,7 +21,7 @@ def count(config: Config, recipe: Recipe, batch: Batch) -> int:
     attention for every pair of tokens. The gradient costs as much again with respect to activations, and again with
     respect to weights that are trained. Padding and what is computed again do not count, nor do low-rank updates.
     """
-    passes = 2 if recipe.method == "lora" else 3
+    passes = 3 if recipe.method == "full" else 2
     weights = sum(repeats * outputs * inputs for repeats, outputs, inputs in lora.targets(config).values())
     tokens, learned = int(np.sum(batch.segments > 0)), int(np.sum(batch.learned))
     products = 2 * passes * (weights * tokens + config.vocab * config.width * learned)

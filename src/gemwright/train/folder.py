@@ -16,6 +16,7 @@ from gemwright.errors import GemwrightError
 
 MARKER = "run.json"
 LOCK = "run.lock"
+SAVED = "checkpoints/[0-9]*"
 UNFINISHED = "gemwright-*.partial"
 """Files and folders whose writing was interrupted; see `checkpoint.files.atomic`."""
 Note = Callable[[str], None]
@@ -56,7 +57,7 @@ def claim(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note
     """Write what a run is made with to its locked folder, or compare it with what the folder's run was made with.
 
     Args:
-        folder: The folder.
+        folder: The folder. Nothing is compared if nothing of its run is saved.
         made_with: See `made_with.describe`.
         accept_changes: Continue the run although something changed.
         note: Called with what changed.
@@ -67,7 +68,7 @@ def claim(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note
     path = folder / MARKER
     now = json.loads(json.dumps(made_with))
     before = _read(path) if path.exists() else now
-    changed = compare(before, now)
+    changed = compare(before, now) if any(folder.glob(SAVED)) else []
     if changed and not accept_changes:
         raise GemwrightError(
             f"{folder} has a run made with something else ({'; '.join(changed)}); use the same again, give another "

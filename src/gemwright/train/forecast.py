@@ -16,7 +16,7 @@ from gemwright.checkpoint.files.atomic import free_bytes
 from gemwright.data import Batches, Dataset
 from gemwright.errors import GemwrightError
 
-RUNTIME = 500_000_000
+RUNTIME = 550_000_000
 """Bytes of Python, JAX and the compiled programs, measured."""
 
 

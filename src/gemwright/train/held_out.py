@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gemwright.data import Dataset, Statistics
 from gemwright.data.dataset import Documents
 
-SHARE, MOST, FEWEST = 0.02, 100, 200
+SHARE, MOST, FEWEST = 0.02, 50, 200
 """Share of the records that is held out, at most so many, and none of fewer records than `FEWEST`."""
 
 

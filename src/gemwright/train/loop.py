@@ -21,7 +21,7 @@ from gemwright.train.prepare import Run, pack
 from gemwright.train.program import Programs, evaluate, to_device
 from gemwright.train.samples import sample
 from gemwright.train.step import Measures, TrainState, make_assemble
-from gemwright.train.stop import StopSignal, wait
+from gemwright.train.stop import StopSignal
 
 Report = Callable[[Progress], None]
 """Called after each step."""
@@ -85,13 +85,14 @@ class Loop:
             for batch in self._batches:
                 begin = time.perf_counter()
                 state, measures = self._programs.step(state, self._frozen, to_device(batch))
-                wait(measures.loss)
+                stop.wait(measures.loss)
                 progress = self._measure(batch, measures, time.perf_counter() - begin)
                 if not math.isfinite(progress.loss) or not math.isfinite(progress.norm):
                     self._refuse(progress, batch, state)
                 average = (time.perf_counter() - began) / (self._batches.step - first)
                 progress = replace(progress, remaining=average * (self._run.steps - self._batches.step))
                 self._evaluate(progress, state) if self._is_due(self._intervals.evaluate) else self._write(progress)
+                stop.announce()
                 if stop.received is not None or self._is_due(self._intervals.save):
                     self._save(state)
                 if stop.received is not None and self._batches.step < self._run.steps:

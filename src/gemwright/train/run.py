@@ -19,7 +19,7 @@ from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note, claim, lock_folder
 from gemwright.train.forecast import forecast, require
-from gemwright.train.load import load_stacked
+from gemwright.train.load import load_packed, load_stacked
 from gemwright.train.loop import Intervals, Loop, Report
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Metrics, Progress
@@ -107,17 +107,19 @@ def _train(
 
 
 def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, StackedWeights | None]:
-    """Return the shapes and dtypes of the state and of the frozen weights."""
+    """Return the shapes and dtypes of the state and of the frozen weights, or these in their stored format."""
     config, recipe = run.checkpoint.config, run.recipe
 
     def shapes(dtype: str) -> StackedWeights:
         specs = stacked_specs(config)
         return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), specs)
 
-    lora_only = recipe.method == "lora"
-    trained: Any = lora.init(config, recipe.rank, recipe.seed) if lora_only else shapes("float32")
+    trained: Any = shapes("float32") if recipe.method == "full" else lora.init(config, recipe.rank, recipe.seed)
     state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
-    return state, shapes(recipe.dtype) if lora_only else None
+    if recipe.method == "full":
+        return state, None
+    is_dense = recipe.method in ("lora",)
+    return state, shapes(recipe.dtype) if is_dense else load_packed(run.checkpoint)
 
 
 def _first_weights(run: Run) -> Any:

@@ -22,7 +22,7 @@ class StopSignal:
 
     def __init__(self, note: Note):
         self.received: int | None = None
-        self._note = note
+        self._note, self._is_announced = note, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -40,7 +40,20 @@ class StopSignal:
         self.received = number
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)
-        self._note("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def announce(self) -> None:
+        """Say once that a signal was received; a handler must not, as it may interrupt printing."""
+        if self.received is not None and not self._is_announced:
+            self._is_announced = True
+            self._note("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def wait(self, array: jax.Array) -> None:
+        """Wait for an array in Python, which handles signals meanwhile, as JAX does not."""
+        pause = 1e-4
+        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+            self.announce()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
 
     def exit(self) -> NoReturn:
         """End as the signal asks for.
@@ -52,11 +65,3 @@ class StopSignal:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (self.received or 0))
-
-
-def wait(array: jax.Array) -> None:
-    """Wait for an array in Python, which handles signals meanwhile, as JAX does not."""
-    pause = 1e-4
-    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)
