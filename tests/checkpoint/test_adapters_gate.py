@@ -94,7 +94,7 @@ def test_the_command_prints_the_comparison(
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'merged.gguf'}\n"
     assert "Checked: log-probabilities of" in printed.err
-    assert "100% of greedy tokens agree" in " ".join(printed.err.split())
+    assert "100% of the tokens of greedy continuations agree" in " ".join(printed.err.split())
 
 
 def test_a_quantized_base_is_checked(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Comparison:
         return (
             f"log-probabilities of {self.tokens} tokens differ by {self.found.typical:.2g}, at most "
             f"{self.found.largest:.2g} (rounding explains {self.bound.typical:.2g}, at most {self.bound.largest:.2g}); "
-            f"{self.agreement:.0%} of greedy tokens agree"
+            f"{self.agreement:.0%} of the tokens of greedy continuations agree"
         )
 
 
