@@ -16,6 +16,7 @@ import gemwright
 from gemwright import ops, weights
 from gemwright.checkpoint.adapters import open_adapter
 from gemwright.checkpoint.convert import convert
+from gemwright.checkpoint.convert_adapter import convert_adapter
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.updates import LowRank, Updates, read_updates
 from gemwright.errors import GemwrightError
@@ -185,3 +186,22 @@ def test_a_model_tuned_on_chats_stops(bases: Path, tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(make_model("gemma3_text"), str(folder)).eval()
     found = theirs.generate(input_ids=prompt, generation_config=settings, max_new_tokens=12, do_sample=False)
     assert tokenizer.decode(found[0, prompt.shape[1] :]) == "the ring<end_of_turn>"
+
+
+@pytest.mark.peer
+def test_llama_cpp_gives_the_logits_of_the_run(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 2e-3 of the largest logit, as it keeps keys and values in float16."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.use_extra_bufts = False  # its AMX kernels crash on some virtual machines
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: parameters)
+    checkpoint = open_checkpoint(make_base(bases, "gemma3_text"))
+    adapters = random_factors(checkpoint.config)
+    folder = write_result(tmp_path, str(checkpoint.path), checkpoint, None, LORA, adapters)
+    convert(checkpoint.path, model := tmp_path / "model.gguf", "gguf")
+    convert_adapter(folder, adapter := tmp_path / "adapter.gguf", "gguf")
+    peer = llama_cpp.Llama(str(model), lora_path=str(adapter), n_ctx=64, n_threads=2, logits_all=True, verbose=False)
+    peer.eval(IDS[0].tolist())
+    params = lora.attach(load_stacked(checkpoint, "float32"), adapters, LORA.alpha / LORA.rank)
+    expected = trainer_logits(checkpoint.config, params)[0]
+    assert_close(np.array(peer.scores[: IDS.shape[1]]), expected, 2e-3)

@@ -1,6 +1,5 @@
 """Run a written model beside its source, and refuse it if they differ by more than rounding explains."""
 
-import functools
 import itertools
 import math
 import shutil
@@ -35,6 +34,8 @@ PROMPTS = (
 )
 CONTINUATION = 16
 """Number of tokens that the source adds to each prompt; they are compared, too."""
+ROWS = 64
+"""Number of rows of a matrix on which the error of rounding it is measured."""
 FLOAT32_ERROR = 2.0**-25
 """Relative error of a product of float32 values."""
 FLOOR = 1e-3
@@ -75,7 +76,7 @@ class Comparison:
         return (
             f"log-probabilities of {self.tokens} tokens differ by {self.found.typical:.2g}, at most "
             f"{self.found.largest:.2g} (rounding explains {self.bound.typical:.2g}, at most {self.bound.largest:.2g}); "
-            f"{self.agreement:.0%} of greedy tokens agree"
+            f"{self.agreement:.0%} of the tokens of greedy continuations agree"
         )
 
 
@@ -180,32 +181,43 @@ def _difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> Di
     return Difference(float(np.sqrt(np.mean(np.square(differences)))), float(differences.max()))
 
 
-@functools.cache
-def rounding_error(encoding: str) -> float:
-    """Return the root mean square error of normally distributed values in an encoding of GGUF, relative to theirs."""
-    values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+def rounding_error(encoding: str, values: NDArray[np.float32]) -> float:
+    """Return the root mean square error of rows of values in an encoding of GGUF, relative to theirs."""
     decoded = np.empty_like(values)
     ggml.decode(encoding, ggml.encode(encoding, values), decoded)
-    return max(math.sqrt(np.mean(np.square(decoded - values)) / np.mean(np.square(values))), FLOAT32_ERROR)
+    return float(np.sqrt(np.mean(np.square(decoded - values)) / np.mean(np.square(values))))
+
+
+def _noise_size(matrix: jax.Array, encoding: str) -> float:
+    """Return the relative error of rounding a matrix, or normally distributed values if the matrix is rounded before.
+
+    It is measured on `ROWS` rows.
+    """
+    rows = np.asarray(matrix[:: max(1, len(matrix) // ROWS)][:ROWS])
+    normal = np.random.default_rng(0).standard_normal(rows.shape, np.float32)
+    own = rounding_error(encoding, rows) if rows.any() else 0.0
+    return max(own, rounding_error(encoding, normal), FLOAT32_ERROR)
 
 
 def _with_noise(model: Model, dtype: str) -> Model:
     """Return a model whose weights, but not their updates, have random errors of the size of their rounding.
 
-    The weights of the given model are deleted one by one, so that memory holds them once.
+    The weights of the given model are deleted one by one, so that memory holds them once. Those of the vision tower,
+    which texts do not use, remain.
     """
-    config, seeds, plain = model.engine.config, itertools.count(), dtype in DTYPES
+    config, seeds = model.engine.config, itertools.count()
 
     def add(path: str, leaf: Any) -> Any:
+        if path.startswith("vision."):
+            return leaf
         if isinstance(leaf, LoraTensor):
             return replace(leaf, base=add(path, leaf.base))
         inputs = math.prod(leaf.shape[1:]) if path.endswith(".o") else leaf.shape[-1]
-        if isinstance(leaf, PanelTensor):
-            leaf = to_matrix(leaf, math.prod(leaf.shape) // inputs).reshape(leaf.shape)
-        matrix = plain or leaf.ndim > 1
-        size = rounding_error(choose_encoding(dtype, path, inputs, config)) if matrix else FLOAT32_ERROR
-        noisy = _add_noise(leaf, size, next(seeds))
-        leaf.delete()
+        matrix = to_matrix(leaf, math.prod(leaf.shape) // inputs)
+        encoding = choose_encoding(dtype, path, inputs, config)
+        encoding = "F32" if len(leaf.shape) == 1 and dtype not in DTYPES else encoding
+        noisy = _add_noise(matrix, _noise_size(matrix, encoding), next(seeds)).reshape(leaf.shape)
+        jax.tree.map(lambda values: values.delete(), (leaf, matrix))
         return noisy
 
     params = tree.map_with_path(add, model.engine.params, lambda leaf: isinstance(leaf, LoraTensor | PanelTensor))
