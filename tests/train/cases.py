@@ -75,7 +75,6 @@ def make_case(name: str) -> Case:
         config, weights = load(Path(folder), jnp.float32)
     if name == "recurrentgemma":  # the published model's window has one token more than transformers'
         config = replace(config, layers=tuple(_with_window(layer) for layer in config.layers))
-    weights = replace(weights, vision=None)
     return Case(name, theirs, config, weights, stack(config, weights))
 
 

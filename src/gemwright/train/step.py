@@ -102,7 +102,7 @@ def take_step(
     total, gradient = accumulate(config, recipe, state.trained, frozen, batch)
     scale = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
     gradient = jax.tree.map(functools.partial(jnp.multiply, scale), gradient)
-    measures = Measures(total * scale, count, optax.global_norm(gradient))
+    measures = Measures(total * scale, count, optax.tree.norm(gradient))
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     average = state.average
