@@ -144,7 +144,7 @@ def forward(
     tokens: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     soft_tokens: SoftTokens | None = None,
-    remat: Remat = "products",
+    remat: Remat = "layers",
 ) -> Float[Array, "B T D"]:
     """Run the decoder over packed documents, as `transformer.forward` does without a state.
 
