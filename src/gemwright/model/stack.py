@@ -17,7 +17,7 @@ import numpy as np
 from gemwright import linear, ops, tree
 from gemwright.model import block, transformer
 from gemwright.model.config import Config, Layer
-from gemwright.model.params import LayerWeights, ModelWeights, ParamSpec, VisionWeights, param_specs
+from gemwright.model.params import LayerWeights, ModelWeights, ParamSpec, param_specs
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array, Float, Int
 from gemwright.weights import Weight
@@ -36,7 +36,7 @@ Layout: TypeAlias = list[list[list[int]]]
 
 @tree.node
 class StackedWeights:
-    """Weights of a model as in `ModelWeights`, but the layers of each stage stacked.
+    """Weights of a decoder as in `ModelWeights`, but the layers of each stage stacked.
 
     A stage is a pattern of layers that is repeated, such as (local, global) x 13; `stages[s][i]` has the weights of its
     i-th layer, each with the repeats as its first axis.
@@ -46,7 +46,6 @@ class StackedWeights:
     stages: tuple[tuple[LayerWeights, ...], ...]
     final_norm: Array
     head: Weight | None
-    vision: VisionWeights | None
 
 
 def layout(layers: Iterable[Any]) -> Layout:
@@ -92,7 +91,7 @@ def stacked_paths(config: Config) -> dict[str, list[str]]:
     `stages.0.1.mixer.q` -> [`layers.1.mixer.q`, `layers.7.mixer.q`]; a leaf outside the layers has its own path.
     """
     specs = param_specs(config)
-    paths = {path: [path] for path in tree.flatten(replace(specs, layers=()))}
+    paths = {path: [path] for path in tree.flatten(replace(specs, layers=(), vision=None))}
     for s, stage in enumerate(layout(config.layers)):
         for i, numbers in enumerate(stage):
             for path in tree.flatten(specs.layers[numbers[0]]):
@@ -111,7 +110,7 @@ def stacked_specs(config: Config) -> StackedWeights:
         return jax.tree.map(repeat, specs.layers[numbers[0]])
 
     stacked = tuple(tuple(join(same) for same in stage) for stage in layout(config.layers))
-    return StackedWeights(specs.embed, stacked, specs.final_norm, specs.head, specs.vision)
+    return StackedWeights(specs.embed, stacked, specs.final_norm, specs.head)
 
 
 def stack(config: Config, params: ModelWeights) -> StackedWeights:
@@ -122,7 +121,7 @@ def stack(config: Config, params: ModelWeights) -> StackedWeights:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params.layers[n] for n in numbers))
 
     stacked = tuple(tuple(join(same) for same in stage) for stage in layout(keys))
-    return StackedWeights(params.embed, stacked, params.final_norm, params.head, params.vision)
+    return StackedWeights(params.embed, stacked, params.final_norm, params.head)
 
 
 def unstack(params: StackedWeights) -> ModelWeights:
@@ -131,7 +130,7 @@ def unstack(params: StackedWeights) -> ModelWeights:
     for stage in params.stages:
         for repeat in range(count_repeats(stage)):
             layers += [jax.tree.map(operator.itemgetter(repeat), layer) for layer in stage]
-    return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, params.vision)
+    return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, None)
 
 
 def count_repeats(stage: tuple[LayerWeights, ...]) -> int:
@@ -145,7 +144,7 @@ def forward(
     tokens: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     soft_tokens: SoftTokens | None = None,
-    remat: Remat = "products",
+    remat: Remat = "layers",
 ) -> Float[Array, "B T D"]:
     """Run the decoder over packed documents, as `transformer.forward` does without a state.
 

@@ -13,32 +13,44 @@ from gemwright.checkpoint.open import Checkpoint
 from gemwright.model.stack import StackedWeights, stack, stacked_paths, stacked_specs
 from gemwright.train import lora
 from gemwright.train.recipe import Recipe
+from gemwright.weights import PackedTensor
 
 _SILENT: Progress = lambda done, total: None  # noqa: E731
 
 
-def load_for(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT) -> tuple[Any, StackedWeights | None]:
-    """Load the weights that a recipe trains, float32, and those that stay as they are: None if it trains all.
+def load_frozen(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT) -> StackedWeights | None:
+    """Load the weights that a recipe does not train; None if it trains all.
 
     Raises:
         CheckpointError: As for `checkpoint.load.load_weights`.
     """
     if recipe.method == "full":
-        return load_stacked(checkpoint, "float32", progress), None
-    packed = recipe.method == "qlora"
-    frozen = load_packed(checkpoint, progress) if packed else load_stacked(checkpoint, recipe.dtype, progress)
-    return lora.init(checkpoint.config, recipe.rank, recipe.seed), frozen
+        return None
+    if recipe.method == "qlora":
+        return load_packed(checkpoint, progress)
+    return load_stacked(checkpoint, recipe.dtype, progress)
+
+
+def load_trained(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT) -> Any:
+    """Load or initialize the weights that a recipe trains, float32.
+
+    Raises:
+        CheckpointError: As for `checkpoint.load.load_weights`.
+    """
+    if recipe.method == "full":
+        return load_stacked(checkpoint, "float32", progress)
+    return lora.init(checkpoint.config, recipe.rank, recipe.seed)
 
 
 def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = _SILENT) -> StackedWeights:
-    """Load the weights of a checkpoint onto the device, in a dtype, stacked; not those of a vision tower.
+    """Load the weights of a checkpoint onto the device, in a dtype, stacked.
 
     Memory never holds more than the stacked weights and one weight of a layer.
 
     Raises:
         CheckpointError: As for `checkpoint.load.load_weights`.
     """
-    specs, paths = replace(stacked_specs(checkpoint.config), vision=None), stacked_paths(checkpoint.config)
+    specs, paths = stacked_specs(checkpoint.config), stacked_paths(checkpoint.config)
     order = [path for stacked in tree.flatten(specs) for path in paths[stacked]]
     values = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype, progress, order)
     leaves: dict[str, jax.Array] = {}
@@ -57,4 +69,12 @@ def load_packed(checkpoint: Checkpoint, progress: Progress = _SILENT) -> Stacked
         CheckpointError: As for `checkpoint.load.load_weights`.
     """
     params = load_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, "stored", progress)
-    return stack(checkpoint.config, replace(params, vision=None))
+
+    def with_precise_activations(leaf: Any) -> Any:
+        """Set 16 bits for activations: the gradient is that of exact products."""
+        return replace(leaf, activation_bits=16) if isinstance(leaf, PackedTensor) else leaf
+
+    def is_packed(leaf: object) -> bool:
+        return isinstance(leaf, PackedTensor)
+
+    return stack(checkpoint.config, jax.tree.map(with_precise_activations, params, is_leaf=is_packed))
