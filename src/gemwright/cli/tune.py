@@ -1,9 +1,8 @@
 """`gemwright tune`: tune a model on your own data."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -34,12 +33,13 @@ def tune(
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; a run in it is continued.")
     ] = None,
     method: Annotated[
-        Literal["lora", "full"], typer.Option(help="Train low-rank updates (an adapter), or all weights.")
+        Literal["lora", "qlora", "full"],
+        typer.Option(help="Train an adapter; an adapter over weights as stored, such as 4 bits; or all weights."),
     ] = "lora",
     rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the updates of LoRA.")] = 16,
     alpha: Annotated[float, typer.Option(metavar="X", help="LoRA multiplies the updates by alpha / rank.")] = 32.0,
     learning_rate: Annotated[
-        float | None, typer.Option(metavar="X", help="Highest learning rate. Default: 2e-4 for lora, 1e-5 for full.")
+        float | None, typer.Option(metavar="X", help="Highest learning rate. Default: 2e-4, or 1e-5 for full.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of passes over the data.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of steps, instead of epochs.")] = None,
@@ -71,7 +71,7 @@ def tune(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the updates and of the order of data.")] = 0,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Data type of activations and frozen weights.")
+        str, typer.Option(metavar="[float32|bfloat16]", help="Data type of activations and frozen weights.")
     ] = "float32",
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Continue a run although its data, model or settings changed.")
@@ -85,7 +85,6 @@ def tune(
 
     The result is an adapter for `--adapter`, or with --method full a model. Run the same command again to continue.
     """
-    _check(alpha, learning_rate)
     _require_packages()
     if out is None and not show_data:
         raise GemwrightError("There is no folder for the results; add --out FOLDER.")
@@ -96,7 +95,7 @@ def tune(
     from gemwright.train.run import prepare, train
 
     recipe = Recipe(
-        method=method,
+        method=cast(Any, method),
         rank=rank,
         alpha=alpha,
         learning_rate=learning_rate,
@@ -107,7 +106,7 @@ def tune(
         accumulation=accumulation,
         packing=packing,
         seed=seed,
-        dtype=dtype,
+        dtype=cast(Any, dtype),
     )
     folder = out or Path()
     run = prepare(
@@ -120,13 +119,6 @@ def tune(
     render.status("Compiling ...")
     result = train(run, tune_report.ProgressLines(), tune_report.note, accept_changes=accept_changes)
     tune_report.print_result(run, result)
-
-
-def _check(alpha: float, learning_rate: float | None) -> None:
-    """Raise if a number is out of range that no limit of an option describes."""
-    for name, value in (("alpha", alpha), ("learning-rate", learning_rate)):
-        if value is not None and not 0 < value < math.inf:
-            raise GemwrightError(f"--{name} is {value:g}, and it must be positive and finite.")
 
 
 def _file_or_share(held_out: str | None) -> Path | float | None:

@@ -39,7 +39,12 @@ def describe(run: "Run") -> list[tuple[str, str]]:
 
 def _describe_recipe(run: "Run") -> str:
     recipe = run.recipe
-    words = [f"LoRA of rank {recipe.rank}, alpha {recipe.alpha:g}" if recipe.method == "lora" else "all weights"]
+    names = {"lora": "LoRA", "qlora": "LoRA over weights as stored"}
+    words = [
+        f"{names[recipe.method]}, rank {recipe.rank}, alpha {recipe.alpha:g}"
+        if recipe.method in names
+        else "all weights"
+    ]
     words += [f"{recipe.optimizer} at {recipe.peak_learning_rate:g} ({recipe.schedule})", recipe.dtype]
     words += [f"{recipe.accumulation} parts a step"] * (recipe.accumulation > 1)
     words += [f"seed {recipe.seed}"]
@@ -109,5 +114,5 @@ def print_result(run: "Run", folder: Path) -> None:
     render.write(f"{folder}\n")
     command = "chat" if run.dataset.form == "chat" else "generate"
     render.note(f"Try it:    gemwright {command} --model {folder}")
-    if run.recipe.method == "lora":
+    if run.recipe.method != "full":
         render.note(f"Merge it:  gemwright convert {run.name} {run.out / 'merged'} --to huggingface --adapter {folder}")
