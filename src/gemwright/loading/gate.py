@@ -145,7 +145,7 @@ def compare(
         GemwrightError: A model cannot be loaded, or the target splits a text into other tokens.
     """
     model = load_model(source, "float32", variant=variant, adapters=adapters)
-    prompts = _encode(model, model.tuned)
+    prompts = _encode(model, model.tuned and bool(model.chat_template.end_ids))
     continued = _generate(model, prompts)
     texts = [prompt + ids for prompt, ids in zip(prompts, continued, strict=True)]
     expected = _score(model, texts)
