@@ -145,7 +145,7 @@ def compare(
         GemwrightError: A model cannot be loaded, or the target splits a text into other tokens.
     """
     model = load_model(source, "float32", variant=variant, adapters=adapters)
-    prompts = _encode(model, model.tuned)
+    prompts = _encode(model, model.tuned and bool(model.chat_template.end_ids))
     continued = _generate(model, prompts)
     texts = [prompt + ids for prompt, ids in zip(prompts, continued, strict=True)]
     expected = _score(model, texts)
@@ -217,7 +217,8 @@ def _with_noise(model: Model, dtype: str) -> Model:
         encoding = choose_encoding(dtype, path, inputs, config)
         encoding = "F32" if len(leaf.shape) == 1 and dtype not in DTYPES else encoding
         noisy = _add_noise(matrix, _noise_size(matrix, encoding), next(seeds)).reshape(leaf.shape)
-        jax.tree.map(lambda values: values.delete(), (leaf, matrix))
+        for array in jax.tree.leaves((leaf, matrix)):
+            array.delete()
         return noisy
 
     params = tree.map_with_path(add, model.engine.params, lambda leaf: isinstance(leaf, LoraTensor | PanelTensor))
