@@ -131,10 +131,13 @@ def limited_file_size(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_failed_write_is_one_sentence_and_the_checkpoint_before_remains(tmp_path: Path) -> None:
+def test_a_failed_write_is_one_sentence_and_the_checkpoint_before_remains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path / "c", 1)
     with limited_file_size(4000), pytest.raises(CheckpointError, match=r"cannot be written .* of step 1 is kept"):
         write(tmp_path / "c", 2)
+    assert not caplog.records
     assert_equal(read(tmp_path / "c")[1], make_state(1))
 
 

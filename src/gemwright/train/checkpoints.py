@@ -24,7 +24,7 @@ from gemwright.train.step import TrainState
 
 CHECKSUMS = "checksums.json"
 _ITEMS = ("state", "position")
-logging.getLogger("absl").setLevel(logging.ERROR)
+_ORBAX_LOG = logging.getLogger("absl")
 
 
 class Checkpoints:
@@ -46,6 +46,8 @@ class Checkpoints:
     ):
         self._folder, self._made_with, self._note = folder.absolute(), made_with, note
         self._saving: int | None = None
+        self._log_level = _ORBAX_LOG.level
+        _ORBAX_LOG.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are raised here
         self.newest = self._find_newest()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -117,8 +119,9 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Write the checksums of a checkpoint that is about to be renamed; called in the background."""
         (path,) = self._folder.glob(f"{self._saving}.*-tmp*")
-        with replace_file(path / CHECKSUMS) as file:
-            file.write(json.dumps(_checksums(path), indent=1).encode())
+        text = json.dumps(_checksums(path), indent=1).encode()
+        with replace_file(path / CHECKSUMS, len(text)) as file:
+            file.write(text)
 
     def read_position(self, like: TrainState) -> dict[str, Any]:
         """Return the position of the newest checkpoint, after a check that its state has the structure of `like`.
@@ -150,6 +153,8 @@ class Checkpoints:
         except Exception as failure:
             if error is None:
                 raise self._error(failure) from failure
+        finally:
+            _ORBAX_LOG.setLevel(self._log_level)
 
     def _error(self, problem: Exception | str) -> CheckpointError:
         at = "no checkpoint is" if self.newest is None else f"the checkpoint of step {self.newest} is"

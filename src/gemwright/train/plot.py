@@ -39,7 +39,7 @@ def plot(path: Path, curves: Iterable[Curve]) -> None:
     if drawn:
         encoded = io.BytesIO()
         _Axes(drawn).draw().save(encoded, "png", optimize=True)
-        with replace_file(path) as file:
+        with replace_file(path, len(encoded.getvalue())) as file:
             file.write(encoded.getvalue())
 
 
