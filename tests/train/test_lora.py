@@ -116,6 +116,7 @@ def test_an_update_adds_the_scaled_product_of_its_factors():
         update = (0.5 * factors.b[1] @ factors.a[1]).reshape(base.shape)
         x = jnp.asarray(np.random.default_rng(0).standard_normal((3, *base.shape[base.ndim - inputs :])), jnp.float32)
         weight = jax.tree.map(lambda leaf: leaf[1], getattr(attached, name))
+        axes = tuple(range(1, 1 + inputs)), tuple(range(base.ndim - inputs, base.ndim))
         found = weight.matmul(x, inputs)
-        expected = jnp.tensordot(x, base + update, axes=(range(1, 1 + inputs), range(base.ndim - inputs, base.ndim)))
+        expected = jnp.tensordot(x, base + update, axes=axes)
         assert relative(found, expected) < 1e-6

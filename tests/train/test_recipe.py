@@ -35,6 +35,8 @@ def test_a_wrong_setting_is_named(name: str, value: Any):
 def test_settings_that_do_not_fit_each_other():
     with pytest.raises(GemwrightError, match="accumulation 3 does not divide the batch size 4"):
         Recipe(batch_size=4, accumulation=3)
+    with pytest.raises(GemwrightError, match="weight_decay is an option of adamw"):
+        Recipe(optimizer="adafactor", weight_decay=0.1)
     with pytest.raises(GemwrightError, match="qlora computes in float32"):
         Recipe(method="qlora", dtype="bfloat16")
 

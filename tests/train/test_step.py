@@ -62,7 +62,7 @@ def test_packed_documents_are_independent(name: str):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_parts_of_a_batch_give_one_gradient(method: Any):
-    case, rows = make_case("gemma2"), _documents()
+    case, rows = make_case("gemma"), _documents()
     batch = to_batch([*rows, *rows[:2], [], rows[0][:1]])  # one sequence is padding
     assert len(set(jnp.sum(batch.learned, axis=1).tolist())) > 4
     found = {

@@ -27,7 +27,7 @@ class Recipe:
         warmup: Share of the steps in which the learning rate grows linearly.
         cooldown: Share of the steps at the end of `rsqrt` in which the learning rate falls to zero.
         optimizer: AdamW, or Adafactor, whose state is smaller.
-        weight_decay: Of matrices only, and never of the RG-LRU's decay.
+        weight_decay: Of matrices only, and never of the RG-LRU's; AdamW only.
         clip: Largest norm of the gradient.
         length: Tokens of a sequence.
         batch_size: Sequences of a step.
@@ -82,6 +82,8 @@ class Recipe:
             raise GemwrightError(
                 f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}; choose a divisor."
             )
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise GemwrightError("weight_decay is an option of adamw; leave it out for adafactor.")
         if self.method == "qlora" and self.dtype != "float32":
             raise GemwrightError("qlora computes in float32; leave dtype out, or use the method lora for bfloat16.")
 
