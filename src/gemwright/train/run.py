@@ -19,7 +19,7 @@ from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note, claim, lock_folder
 from gemwright.train.forecast import forecast, require
-from gemwright.train.load import load_packed, load_stacked
+from gemwright.train.load import load_frozen, load_trained
 from gemwright.train.loop import Intervals, Loop, Report
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Metrics, Progress
@@ -91,10 +91,10 @@ def _train(
     need = forecast(run.dataset, run.batches, frozen, abstract, programs.step)
     note(str(need))
     require(need, run.out)
-    if run.recipe.method == "lora":
-        frozen = load_stacked(run.checkpoint, run.recipe.dtype)
+    if run.recipe.method != "qlora":
+        frozen = load_frozen(run.recipe, run.checkpoint)
     if position is None:
-        state = start(optimizer, _first_weights(run), run.recipe)
+        state = start(optimizer, load_trained(run.recipe, run.checkpoint), run.recipe)
     else:
         state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
@@ -107,7 +107,7 @@ def _train(
 
 
 def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, StackedWeights | None]:
-    """Return the shapes and dtypes of the state and of the frozen weights, or these in their stored format."""
+    """Return the shapes and dtypes of the state and the frozen weights, which are loaded if their file decides them."""
     config, recipe = run.checkpoint.config, run.recipe
 
     def shapes(dtype: str) -> StackedWeights:
@@ -116,20 +116,13 @@ def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainS
 
     trained: Any = shapes("float32") if recipe.method == "full" else lora.init(config, recipe.rank, recipe.seed)
     state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
-    if recipe.method == "full":
-        return state, None
-    is_dense = recipe.method in ("lora",)
-    return state, shapes(recipe.dtype) if is_dense else load_packed(run.checkpoint)
-
-
-def _first_weights(run: Run) -> Any:
-    """Return the trained weights before the first step."""
-    config, recipe = run.checkpoint.config, run.recipe
-    return (
-        lora.init(config, recipe.rank, recipe.seed)
-        if recipe.method == "lora"
-        else load_stacked(run.checkpoint, "float32")
-    )
+    match recipe.method:
+        case "full":
+            return state, None
+        case "lora":
+            return state, shapes(recipe.dtype)
+        case "qlora":
+            return state, load_frozen(recipe, run.checkpoint)
 
 
 def _move(run: Run, position: Mapping[str, Any], accept_changes: bool) -> None:
