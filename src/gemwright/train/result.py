@@ -25,7 +25,7 @@ ADAPTER, MODEL = "adapter", "model"
 
 def result_path(out: Path, recipe: Recipe) -> Path:
     """Return the folder of a run's result."""
-    return out / (ADAPTER if recipe.method == "lora" else MODEL)
+    return out / (ADAPTER if recipe.method != "full" else MODEL)
 
 
 def write_result(
@@ -50,7 +50,7 @@ def write_result(
     target = result_path(out, recipe)
     tuned = checkpoint if template is None else with_chat(checkpoint, template)
     with _replaced(target):
-        if recipe.method == "lora":
+        if recipe.method != "full":
             updates = adapter_updates(checkpoint.config, trained, recipe.alpha / recipe.rank)
             documents: Mapping[str, Mapping[str, Any]] = {}
             if template is not None:
