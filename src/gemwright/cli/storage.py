@@ -62,7 +62,7 @@ def rm(
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete a model from the Hugging Face hub's cache, or a copy of the demo weights.
+    """Delete a cached model, or a copy of the demo weights.
 
     Asks first. Files elsewhere are never deleted.
     """

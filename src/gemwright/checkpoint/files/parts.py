@@ -10,8 +10,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from gemwright.checkpoint.files.formats import list_files, refuse_pointer
 from gemwright.errors import CheckpointError
 
@@ -140,6 +138,8 @@ def map_parts(parts: Sequence[Path]) -> mmap.mmap:
     require_mappable(parts)
     sizes = [part.stat().st_size for part in parts]
     whole = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    import numpy as np  # help imports this module
+
     address = np.frombuffer(whole, np.uint8).ctypes.data
     for part, size in zip(parts, sizes, strict=True):
         refuse_pointer(part)
