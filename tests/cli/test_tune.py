@@ -74,6 +74,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --accumulation 3", "does not divide the batch size 4"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --dtype float16", "'float16' is not one of"),
+        ("{tiny} {folder}/train.jsonl --out {folder}/x --length 8192", "length 8,192 is more than the 4,096 tokens of"),
+        ("{tiny} {folder}/train.jsonl --out {folder}/x --rank 99999999", "rank must be at most 16,384, got 99999999"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --method prefix", "'prefix' is not one of"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --held-out 1.5", "a share lies between 0 and 1"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --held-out none.jsonl", "none.jsonl does not exist"),

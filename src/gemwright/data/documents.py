@@ -7,7 +7,7 @@ learned ids are those that the model would have to generate, the one that ends t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,8 +153,8 @@ def _check_content(message: Mapping[str, Any], answer: Sequence[str | int], numb
     """Refuse a turn whose calls of functions, or whose only content, the chat template leaves out."""
     text = "".join(piece for piece in answer if isinstance(piece, str))
     calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
-    functions = [call.get("function", call) for call in calls]
-    names = [str(function.get("name")) for function in functions if isinstance(function, Mapping)]
+    functions: list[Any] = [call.get("function", call) for call in calls]
+    names = [str(cast(Mapping[str, Any], found).get("name")) for found in functions if isinstance(found, Mapping)]
     if not text.strip() or not all(name in text for name in names):
         left_out = "calls of functions" if calls else "content"
         raise GemwrightError(
