@@ -57,7 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
     ("arguments", "sentence"),
     [
         ("no-such-model {folder}/train.jsonl --out {folder}/x", "no file, folder or published model called"),
-        ("{tiny} {folder}/none.jsonl --out {folder}/x", "none.jsonl does not exist; check the path of the training"),
+        ("{tiny} {folder}/none.jsonl --out {folder}/x", "none.jsonl does not exist or is not a file; check the path"),
         ("{tiny} {folder}/broken.jsonl --out {folder}/x", "broken.jsonl, line 2: this is not valid JSON"),
         ("{tiny} {folder}/mixed.jsonl --out {folder}/x", "mixed kinds"),
         ("{tiny} {folder}/empty.jsonl --out {folder}/x", "training data are empty"),
