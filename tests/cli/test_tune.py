@@ -57,7 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
     ("arguments", "sentence"),
     [
         ("no-such-model {folder}/train.jsonl --out {folder}/x", "no file, folder or published model called"),
-        ("{tiny} {folder}/none.jsonl --out {folder}/x", "none.jsonl does not exist"),
+        ("{tiny} {folder}/none.jsonl --out {folder}/x", "none.jsonl does not exist or is not a file; check the path"),
         ("{tiny} {folder}/broken.jsonl --out {folder}/x", "broken.jsonl, line 2: this is not valid JSON"),
         ("{tiny} {folder}/mixed.jsonl --out {folder}/x", "mixed kinds"),
         ("{tiny} {folder}/empty.jsonl --out {folder}/x", "training data are empty"),
@@ -81,6 +81,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
             "dtype float16 is not supported: Gemma's activations exceed its range",
         ),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --method qlora --dtype bfloat16", "qlora computes in float32"),
+        ("{tiny} {folder}/train.jsonl --out {folder}/x --length 8192", "length 8,192 is more than the 4,096 tokens of"),
+        ("{tiny} {folder}/train.jsonl --out {folder}/x --rank 99999999", "rank must be at most 16,384, got 99999999"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --method prefix", "'prefix' is not one of"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --held-out 1.5", "a share lies between 0 and 1"),
         ("{tiny} {folder}/train.jsonl --out {folder}/x --held-out none.jsonl", "none.jsonl does not exist"),

@@ -111,6 +111,7 @@ BAD = {
     "a NUL character": '{"text": "a\\u0000"}',
     "nested too deeply": '{"text": ' + "[" * 200_000 + "]" * 200_000 + "}",
     "not recognized": '{"chosen": "a", "rejected": "b"}',
+    r"not recognized \(it has a\\ud800\)": '{"a\\ud800": "b"}',
     "mixed kinds": '{"question": "the", "answer": "hen"}',
 }
 
@@ -243,10 +244,31 @@ def test_records_that_cannot_be_as_asked_are_refused(write: Any, read: Any) -> N
 
 def test_a_refusal_of_the_template_names_the_record(write: Any, read: Any) -> None:
     talk = [{"role": "assistant", "content": "the"}, {"role": "assistant", "content": "the"}]
-    with pytest.raises(DataError, match=r"data\.jsonl, line 2: "):
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: message 3 is of the model and does not follow"):
         read(write(RECORDS["messages"][0], {"messages": [{"role": "user", "content": "a"}, *talk]}))
     with pytest.raises(DataError, match="line 1: the conversation begins with the model"):
         read(write({"messages": talk[:1]}))
+
+
+def test_a_table_without_names_says_where_they_belong(write: Any, read: Any) -> None:
+    with pytest.raises(DataError, match=r"it has the, hen, the names in the first line\)"):
+        read(write("the,hen", "a,b", name="data.csv"))
+
+
+CALL = {"function": {"name": "weather", "arguments": {}}}
+LOST = {
+    "leaves out the calls of functions of message 2": {"tool_calls": [CALL]},
+    "leaves out the content of message 2": {"content": "", "reasoning_content": "hm"},
+    '"tool_calls" must be a list': {"content": "the", "tool_calls": 5},
+    '"function_call" is not supported': {"content": "the", "function_call": CALL["function"]},
+}
+
+
+@pytest.mark.parametrize("problem", LOST)
+def test_answers_that_the_template_leaves_out_are_refused(problem: str, write: Any, read: Any) -> None:
+    talk = [{"role": "user", "content": "the"}, {"role": "assistant", **LOST[problem]}]
+    with pytest.raises(DataError, match=rf"line 1: .*{problem}"):
+        read(write({"messages": talk}))
 
 
 def test_long_documents_are_split_without_loss(write: Any, read: Any, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("ema", value) for value in (0.0, 1.0, -0.5, float("nan"))],
     *[("weight_decay", value) for value in (-0.1, float("nan"), float("inf"))],
     *[(name, "other") for name in ("method", "schedule", "optimizer", "packing", "dtype", "remat")],
+    *[(name, 10**20) for name in ("rank", "length", "batch_size", "accumulation", "epochs", "steps", "seed")],
     ("steps", 0),
     ("seed", -1),
     ("seed", True),
@@ -37,6 +38,8 @@ def test_settings_that_do_not_fit_each_other():
         Recipe(batch_size=4, accumulation=3)
     with pytest.raises(GemwrightError, match="weight_decay is an option of adamw"):
         Recipe(optimizer="adafactor", weight_decay=0.1)
+    with pytest.raises(GemwrightError, match="65,536 x 65,536 tokens is too large"):
+        Recipe(batch_size=1 << 16, length=1 << 16)
     with pytest.raises(GemwrightError, match="qlora computes in float32"):
         Recipe(method="qlora", dtype="bfloat16")
 

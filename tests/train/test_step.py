@@ -84,12 +84,11 @@ def test_what_is_kept_does_not_change_the_gradient(name: str):
         assert largest_difference(gradient, found[0][1]) < SAME
 
 
-@pytest.mark.xfail(reason="a LoRA of Gemma 1 differs by 0.23; PyTorch's full gradient by 0.025", strict=False)
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16_is_near_float32(name: str, method: Any):
     case, batch = make_case(name), to_batch(_documents())
-    recipe = Recipe(method=method, rank=4, accumulation=2)
+    recipe = Recipe(method=method, rank=4, alpha=4.0, accumulation=2)
     total, gradient = _gradient(case, recipe, batch)
     rounded_total, rounded = _gradient(case, replace(recipe, dtype="bfloat16"), batch)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))

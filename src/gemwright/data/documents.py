@@ -4,16 +4,17 @@ Every document begins with exactly one BOS. The ids before a learned turn are th
 learned ids are those that the model would have to generate, the one that ends the turn included.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.data.records import Chat, Example, Prompted, Text
 from gemwright.errors import GemwrightError
+from gemwright.text.chat import RefusedError
 from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.tokenizer import Tokenizer
 
@@ -109,7 +110,14 @@ class Encoder:
         """Return a turn of the model, as the difference of two renderings."""
         if index == 0:
             raise GemwrightError("the conversation begins with the model; begin with a message of the user.")
-        before = self.chat_template.render(chat.messages[:index], chat.tools)
+        try:
+            before = self.chat_template.render(chat.messages[:index], chat.tools)
+        except RefusedError:
+            if chat.messages[index - 1]["role"] in ("user", "tool"):
+                raise
+            raise GemwrightError(
+                f"message {index + 1} is of the model and does not follow one of the user; correct the conversation."
+            ) from None
         after = self.chat_template.render(chat.messages[: index + 1], chat.tools, prompt=False)
         answer = _remove_prefix(before, after)
         if answer is None:
@@ -120,6 +128,7 @@ class Encoder:
         stop = next((place for place, piece in enumerate(answer) if piece in self._ends), None)
         if stop is not None and any(isinstance(piece, str) and piece.strip() for piece in answer[stop + 1 :]):
             raise GemwrightError(f"the chat template ends message {index + 1} before its text; use another template.")
+        _check_content(chat.messages[index], answer[:stop], index + 1)
         prompt = self.tokenizer.with_bos(self._ids(before))
         if stop is not None:
             ids = self._ids(answer[: stop + 1])
@@ -138,6 +147,20 @@ class Encoder:
         for piece in pieces:
             ids += self.tokenizer.encode(piece) if isinstance(piece, str) else [piece]
         return ids
+
+
+def _check_content(message: Mapping[str, Any], answer: Sequence[str | int], number: int) -> None:
+    """Refuse a turn whose calls of functions, or whose only content, the chat template leaves out."""
+    text = "".join(piece for piece in answer if isinstance(piece, str))
+    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
+    functions: list[Any] = [call.get("function", call) for call in calls]
+    names = [str(cast(Mapping[str, Any], found).get("name")) for found in functions if isinstance(found, Mapping)]
+    if not text.strip() or not all(name in text for name in names):
+        left_out = "calls of functions" if calls else "content"
+        raise GemwrightError(
+            f"the chat template leaves out the {left_out} of message {number}; use a model or a template with them, or "
+            "leave out the record."
+        )
 
 
 def _strip_end(piece: str | int) -> str | int:

@@ -81,9 +81,12 @@ def find_kind(record: Record) -> Kind:
     kind = next((kind for kind in KINDS if kind.fits(record.fields)), None)
     if kind is None:
         present = [str(name) for name, value in record.fields.items() if value is not None]
-        names = ", ".join(present[:10]) or "no field"
+        names = ", ".join(present[:10]).encode(errors="backslashreplace").decode() or "no field"
         known = "; ".join(" and ".join("/".join(names) for names in kind.required) for kind in KINDS)
-        raise record.place.error(f"the kind of record is not recognized (it has {names:.200}); use one of: {known}.")
+        header = ", the names in the first line" if record.place.path.suffix.lower() in (".csv", ".tsv") else ""
+        raise record.place.error(
+            f"the kind of record is not recognized (it has {names:.200}{header}); use one of: {known}."
+        )
     return kind
 
 
@@ -170,6 +173,10 @@ def _chat(
         raise GemwrightError(f"the conversation has more than {MAX_MESSAGES:,} messages; split it.")
     for message in messages:
         _check_strings(message)
+        if message.get("tool_calls") is not None:
+            _list(message["tool_calls"], "tool_calls")
+        if message.get("function_call") is not None:
+            raise GemwrightError('"function_call" is not supported; write the call as a list "tool_calls".')
     read, images = read_messages(cast(Any, messages))
     if images:
         raise GemwrightError("images in records are not supported; remove them from the messages.")

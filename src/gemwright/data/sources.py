@@ -156,16 +156,18 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[Place, bytes]]:
 
 def _parse(place: Place, data: bytes) -> Any:
     """Return the value of a JSON text."""
+    text = _decode(place, data)
     try:
-        return json.loads(_decode(place, data))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        whole = "; a record is one line" if place.unit == "line" else ""
         raise place.error(
-            f"this is not valid JSON ({error.msg}, character {error.pos + 1}); correct the record."
+            f"this is not valid JSON ({error.msg}, character {error.pos + 1}{whole}); correct the record."
         ) from error
     except RecursionError as error:
         raise place.error("the record is nested too deeply; correct the record.") from error
-    except ValueError as error:  # such as a number of thousands of digits
-        raise place.error(f"this is not valid JSON ({error}); correct the record.") from error
+    except ValueError as error:
+        raise place.error("a number has thousands of digits; correct the record.") from error
 
 
 def _decode(place: Place, data: bytes) -> str:
@@ -246,10 +248,13 @@ def _read_table(path: Path) -> Iterator[Record]:
             places.append(place)
             yield _decode(place, line)
 
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
     with path.open("rb") as file:
         rows = csv.reader(lines(file), delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
         try:
             names = next(rows, [])
+            if len(set(names)) < len(names):
+                raise Place(path, 1).error("two columns have the same name; rename one.")
             places.clear()
             for row in rows:
                 place = places[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.data import Batches, Dataset, batches, open_dataset
+from gemwright.errors import GemwrightError
 from gemwright.loading.model import make_chat_template
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
@@ -70,6 +71,11 @@ def prepare(
         GemwrightError: The model or the data cannot be read, or do not fit each other.
     """
     checkpoint = open_checkpoint(locate(str(model)))
+    if recipe.length > checkpoint.config.max_length:
+        raise GemwrightError(
+            f"length {recipe.length:,} is more than the {checkpoint.config.max_length:,} tokens of {model}; "
+            "use a smaller length."
+        )
     tokenizer = Tokenizer(checkpoint.vocabulary())
     template = make_chat_template(checkpoint, tokenizer)
 

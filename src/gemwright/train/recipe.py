@@ -10,6 +10,10 @@ from gemwright.model.stack import Remat
 
 Method: TypeAlias = Literal["lora", "qlora", "full"]
 Schedule: TypeAlias = Literal["cosine", "constant", "rsqrt"]
+MAX_COUNT = 2**31 - 1
+"""Maximum of a count: those of steps are int32."""
+LARGEST = {"rank": 1 << 14, "length": 1 << 20}
+"""Maximum of some settings, to bound the work before the forecast of memory."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,18 @@ class Recipe:
         for name, hint in get_type_hints(Recipe).items():
             _check_choice(name, getattr(self, name), get_args(hint))
         for name in ("rank", "length", "batch_size", "accumulation", "epochs", "steps", "seed"):
-            _check_whole(name, getattr(self, name), 0 if name == "seed" else 1, optional=name == "steps")
+            most = LARGEST.get(name, MAX_COUNT)
+            _check_whole(name, getattr(self, name), 0 if name == "seed" else 1, most, optional=name == "steps")
         for name in ("alpha", "learning_rate", "clip"):
             _check_number(name, getattr(self, name), optional=name == "learning_rate", above=0.0)
         _check_number("weight_decay", self.weight_decay, least=0.0)
         for name in ("warmup", "cooldown"):
             _check_number(name, getattr(self, name), least=0.0, most=1.0)
         _check_number("ema", self.ema, optional=True, above=0.0, below=1.0)
+        if self.batch_size * self.length > MAX_COUNT:
+            raise GemwrightError(
+                f"A step of {self.batch_size:,} x {self.length:,} tokens is too large; use a smaller batch size."
+            )
         if self.batch_size % self.accumulation:
             raise GemwrightError(
                 f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}; choose a divisor."
@@ -108,11 +117,13 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     raise GemwrightError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r:.40}.")
 
 
-def _check_whole(name: str, value: Any, least: int, *, optional: bool) -> None:
+def _check_whole(name: str, value: Any, least: int, most: int, *, optional: bool) -> None:
     if optional and value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise GemwrightError(f"{name} must be a whole number of at least {least}, got {value!r:.40}.")
+    if value > most:
+        raise GemwrightError(f"{name} must be at most {most:,}, got {value!r:.40}.")
 
 
 def _check_number(
