@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, RecurrentGemmaConfig
 
@@ -54,6 +55,11 @@ CASES: dict[str, Callable[[], PreTrainedConfig]] = {
     "recurrentgemma": _recurrent,
     "paligemma": VISION_CONFIGS["paligemma"],
 }
+
+
+def cases(*quick: str) -> list[Any]:
+    """Return the names of all models as parameters, those that are not quick marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
 @dataclass(frozen=True)
