@@ -97,7 +97,7 @@ def _with_window(layer: Layer) -> Layer:
 
 
 def make_documents(lengths: tuple[int, ...], seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return documents of random tokens, one more than a length each, and which targets are labelled.
+    """Return documents of random tokens, one more than a length each, and which targets are labeled.
 
     Token 0 is padding, for whose embedding PyTorch computes no gradient.
     """
@@ -115,15 +115,15 @@ def to_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int = LENG
     learned = np.zeros(shape, bool)
     for row, documents in enumerate(rows):
         begin = 0
-        for segment, (ids, labelled) in enumerate(documents, 1):
-            place = row, slice(begin, begin + len(labelled))
-            tokens[place], targets[place], learned[place], segments[place] = ids[:-1], ids[1:], labelled, segment
-            begin += len(labelled)
+        for segment, (ids, labeled) in enumerate(documents, 1):
+            place = row, slice(begin, begin + len(labeled))
+            tokens[place], targets[place], learned[place], segments[place] = ids[:-1], ids[1:], labeled, segment
+            begin += len(labeled)
     return Sequences(*map(jnp.asarray, (tokens, targets, learned, segments)))
 
 
 def their_loss(model: Any, batch: Sequences) -> torch.Tensor:
-    """Return the mean loss of labelled tokens of sequences that hold one document each, from transformers' logits."""
+    """Return the mean loss of labeled tokens of sequences that hold one document each, from transformers' logits."""
     tokens, targets, learned, segments = (
         torch.tensor(np.asarray(leaf)).long() for leaf in (batch.tokens, batch.targets, batch.learned, batch.segments)
     )

@@ -30,7 +30,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _arrays(dtype: Any = jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return a head, hidden states, targets and which of them are labelled: 10 of 23."""
+    """Return a head, hidden states, targets and which of them are labeled: 10 of 23."""
     random = np.random.default_rng(0)
     head, hidden = random.standard_normal((CAPPED.vocab, WIDTH)), 2 * random.standard_normal((TOKENS, WIDTH))
     targets, learned = random.integers(0, CAPPED.vocab, TOKENS), random.permutation(TOKENS) < 10

@@ -1,7 +1,7 @@
 """The cross-entropy of next tokens, without ever holding the logits of all tokens.
 
 The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
-logits are forgotten. Only labelled tokens are multiplied by the head.
+logits are forgotten. Only labeled tokens are multiplied by the head.
 """
 
 import functools
@@ -28,7 +28,7 @@ def cross_entropy(
     targets: Int[Array, " N"],
     learned: Bool[Array, " N"],
 ) -> Float[Array, ""]:
-    """Return the sum of -log p(target) over labelled tokens, in float32.
+    """Return the sum of -log p(target) over labeled tokens, in float32.
 
     Its gradients are with respect to the hidden states and the head, and are computed with the loss.
 
@@ -36,7 +36,7 @@ def cross_entropy(
         config: The model.
         head: The head [V, D].
         hidden: Hidden states after the final norm.
-        targets: The token after each; the loss of a labelled one outside the vocabulary is NaN.
+        targets: The token after each; the loss of a labeled one outside the vocabulary is NaN.
         learned: Whether the loss covers the token's target.
     """
     return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
@@ -59,7 +59,7 @@ def _forward(
     size, width = hidden.shape
     chunk = max(1, min(size, LOGITS // config.vocab))
     count = jnp.sum(learned, dtype=jnp.int32)
-    # Labelled tokens first, in order, so that the loop ends with them.
+    # Labeled tokens first, in order, so that the loop ends with them.
     order = jnp.pad(jnp.argsort(~learned, stable=True), (0, -size % chunk))
 
     # Of two large matrices XLA's CPU backend packs the second in every call, so a plain head is the first.

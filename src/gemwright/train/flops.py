@@ -17,7 +17,7 @@ from gemwright.train.recipe import Recipe
 def count(config: Config, recipe: Recipe, batch: Batch) -> int:
     """Return the number of floating-point operations of the model for a batch.
 
-    They are those of matrix products: of the layers for every token, of the head for every labelled token, and of
+    They are those of matrix products: of the layers for every token, of the head for every labeled token, and of
     attention for every pair of tokens. The gradient costs as much again with respect to activations, and again with
     respect to weights that are trained. Padding and what is computed again do not count, nor do low-rank updates.
     """

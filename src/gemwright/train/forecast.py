@@ -29,7 +29,7 @@ class Forecast:
         state: Bytes of the trained weights, their average and the optimizer's state.
         working: Bytes of gradients and activations, as the compiler planned them.
         tokens: Number of tokens of all steps, without padding.
-        learned: Number of labelled tokens of all steps.
+        learned: Number of labeled tokens of all steps.
         padding: Share of padding.
         steps: Number of steps.
         epochs: Number of passes over the data.
@@ -55,7 +55,7 @@ class Forecast:
         parts = f"{_size(self.weights)} weights, {_size(self.state)} trained, {_size(self.working)} activations"
         free = "" if self.free is None else f"; {_size(self.free)} are free"
         return (
-            f"{self.steps:,} steps, {self.epochs:.3g} epochs: {self.tokens:,} tokens ({self.learned:,} labelled), "
+            f"{self.steps:,} steps, {self.epochs:.3g} epochs: {self.tokens:,} tokens ({self.learned:,} labeled), "
             f"{self.padding:.0%} padding. Memory: {_size(self.memory)} ({parts}, {_size(RUNTIME)} for the rest){free}."
         )
 
@@ -86,7 +86,7 @@ def forecast(dataset: Dataset, batches: Batches, frozen: Any, state: Any, compil
 
 
 def count_tokens(dataset: Dataset, batches: Batches) -> tuple[int, int]:
-    """Return the number of tokens and of labelled tokens of all steps; the last id of a document is only a target."""
+    """Return the number of tokens and of labeled tokens of all steps; the last id of a document is only a target."""
     epochs = len(batches) / batches.steps_per_epoch
     size = dataset.statistics
     return round((size.tokens - size.documents) * epochs), round(size.learned * epochs)

@@ -23,17 +23,17 @@ class Progress:
     Attributes:
         step: Number of steps taken.
         steps: Number of steps of the run.
-        loss: Mean loss of labelled tokens.
+        loss: Mean loss of labeled tokens.
         norm: Norm of the gradient before clipping.
         learning_rate: The step's learning rate.
         tokens: Number of tokens of the step, without padding.
-        learned: Number of labelled tokens.
+        learned: Number of labeled tokens.
         seconds: Duration of the step.
         flops: Number of floating-point operations of the model per second; see `flops.count`.
         utilization: Share of the speed at which this machine multiplies large matrices.
         memory: Most memory of the process so far in bytes; of the device if it is not a CPU.
         remaining: Forecast of the seconds until the end.
-        held_out: Mean loss of labelled tokens of the held-out data after the step; None if it was not computed.
+        held_out: Mean loss of labeled tokens of the held-out data after the step; None if it was not computed.
         samples: Replies to the sample prompts after the step.
     """
 

@@ -88,7 +88,7 @@ class _Axes:
         corner, end, top = self.place(0, self.low), self.place(self.last, self.low), self.place(0, self.high)
         self.pen.line([top, corner, end], fill="#333333", width=SCALE)
         self.text((corner[0] + end[0]) / 2, (SIZE[1] - 12) * SCALE, "step", "mb")
-        self.text(12 * SCALE, 14 * SCALE, "loss: nats per labelled token", "lt")
+        self.text(12 * SCALE, 14 * SCALE, "loss: nats per labeled token", "lt")
 
     def _draw_curve(self, curve: Curve, color: str, pale: str) -> None:
         many = len(curve.points) > MANY

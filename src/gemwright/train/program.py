@@ -95,13 +95,13 @@ def to_device(batch: Batch) -> Sequences:
 def evaluate(
     compiled: jax.stages.Compiled | None, trained: Any, frozen: StackedWeights | None, batches: Iterable[Batch]
 ) -> float:
-    """Return the mean loss of the labelled tokens of batches.
+    """Return the mean loss of the labeled tokens of batches.
 
     Args:
         compiled: See `compile_evaluation`.
         trained: The trained weights.
         frozen: The frozen weights.
-        batches: The batches, with a labelled token or more.
+        batches: The batches, with a labeled token or more.
     """
     assert compiled is not None
     total, count = 0.0, 0

@@ -49,7 +49,7 @@ class TrainState:
 
 @tree.node
 class Measures:
-    """Measures of one step: the mean loss of labelled tokens, their number, and the gradient's norm before clipping.
+    """Measures of one step: the mean loss of labeled tokens, their number, and the gradient's norm before clipping.
 
     A loss or norm that is not finite leaves the weights unchanged.
     """
@@ -76,7 +76,7 @@ def make_assemble(recipe: Recipe) -> Assemble:
 
 
 def sum_losses(config: Config, params: StackedWeights, batch: Sequences, remat: Remat) -> Float[Array, ""]:
-    """Return the sum of the losses of all labelled tokens."""
+    """Return the sum of the losses of all labeled tokens."""
     hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=remat)
     head = params.embed if params.head is None else params.head
     flat = hidden.reshape(-1, hidden.shape[-1])
