@@ -16,7 +16,7 @@ BATCH = 20
 """Number of conversations that run at the same time."""
 MAX_TOKENS = 200
 """Maximum number of tokens of a reply."""
-TOKENS_PER_SECOND = 100
+TOKENS_PER_SECOND = 75
 """Speed of LoRA on the 270M with two cores, which converts minutes to steps. The steps decide the result."""
 
 

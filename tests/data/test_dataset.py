@@ -306,10 +306,10 @@ def test_a_document_that_just_fits_is_whole(write: Any, read: Any) -> None:
 
 
 def test_records_of_a_batch_are_named(write: Any, read: Any) -> None:
-    path = write(*({"text": "the" * size} for size in range(1, 7)))
+    path = write(*({"text": "the" * size} for size in range(1, 12)))
     dataset = read(path)
     assert dataset.name_records(np.array([[3, -1], [1, 3]])) == f"{path}, line 2; {path}, line 4"
-    assert dataset.name_records(np.arange(6)).endswith("line 3; ...")
+    assert dataset.name_records(np.arange(11)).endswith("line 8 and 3 more")
 
 
 def test_the_fingerprint_follows_the_documents(write: Any, read: Any) -> None:

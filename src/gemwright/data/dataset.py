@@ -23,6 +23,8 @@ from gemwright.text.tokenizer import Tokenizer
 TooLong: TypeAlias = Literal["split", "drop", "refuse"]
 """How a document that is longer than a row is treated."""
 TOO_LONG: tuple[TooLong, ...] = ("split", "drop", "refuse")
+NAMED_RECORDS = 8
+"""Number of records of a batch that a message names."""
 _NAMED = 3
 """Number of places that a message names."""
 _REFUSED: dict[bool, Form] = {True: "text", False: "chat"}
@@ -127,10 +129,9 @@ class Dataset:
 
     def name_records(self, records: NDArray[np.int32]) -> str:
         """Return the places of the records of a batch, the first few."""
-        counter = _Counter()
-        for record in np.unique(records[records >= 0]).tolist():
-            counter.add(self.place(record))
-        return str(counter)
+        indices = np.unique(records[records >= 0]).tolist()
+        names = "; ".join(str(self.place(index)) for index in indices[:NAMED_RECORDS])
+        return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
 
 
 class _Places:

@@ -25,8 +25,6 @@ from gemwright.train.stop import StopSignal
 
 Report = Callable[[Progress], None]
 """Called after each step."""
-NAMED_RECORDS = 8
-"""Number of records of a batch that an error names."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +157,9 @@ class Loop:
         self._batches.step -= 1
         self._save(state)
         self._checkpoints.wait()
-        records = np.unique(batch.records[batch.records >= 0])
-        names = "; ".join(str(self._run.dataset.place(int(record))) for record in records[:NAMED_RECORDS])
-        more = f" and {len(records) - NAMED_RECORDS} more" if len(records) > NAMED_RECORDS else ""
         what = "loss" if not math.isfinite(progress.loss) else "gradient"
         raise NotFiniteError(
-            f"The {what} of step {progress.step:,} is not finite; its records are {names}{more}. The state after step "
+            f"The {what} of step {progress.step:,} is not finite; its records are "
+            f"{self._run.dataset.name_records(batch.records)}. The state after step "
             f"{self._batches.step:,} is saved: use a lower learning rate or other data, and accept the change."
         )
