@@ -258,6 +258,20 @@ class Model:
         conversation = self._conversation(messages, {}, tools, variables)
         return list(conversation.ids if isinstance(conversation, Prompt) else conversation)
 
+    def prepare(self, text: Text, images: Images = (), **options: Unpack[Options]) -> Ids | Prompt:
+        """Return the prompt of a text, for `engine`; arguments and errors are those of `generate`."""
+        return self._prompt(text, images, check_options(options))
+
+    def prepare_chat(
+        self,
+        messages: Conversation,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Ids | Prompt:
+        """Return the prompt of a conversation, for `engine`; arguments and errors are those of `chat`."""
+        return self._conversation(messages, check_options(options), tools, variables)
+
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
         """Return the ids that end an answer."""

@@ -15,3 +15,26 @@ class DataError(GemwrightError):
 
 class NotFiniteError(GemwrightError):
     """A model computed infinite or undefined logits."""
+
+
+class RequestError(GemwrightError):
+    """An HTTP request that cannot be served.
+
+    Attributes:
+        status: The HTTP status.
+        code: A name of the reason for programs, such as "context_length_exceeded".
+        param: The field of the request to correct, if it is one.
+        retry_after: Seconds after which the request may succeed, if it may.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_value",
+        param: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
