@@ -1,19 +1,25 @@
-"""The models of a server, by name."""
+"""The models of a server, by name: loaded when they are first asked for, unloaded when memory or time runs out."""
 
 import asyncio
+import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from gemwright.api import Model
-from gemwright.errors import RequestError
+from gemwright.errors import GemwrightError, RequestError
+from gemwright.runtime import heap
 from gemwright.serve.generation import Generation
 from gemwright.serve.request import GenerationRequest
-from gemwright.serve.scheduler import Scheduler
+from gemwright.serve.scheduler import Limits, Scheduler
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+RETRY_SECONDS = 10
+"""Time after which a client may try again while models that are in use fill the memory."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class ServedModel:
 
         Raises:
             RequestError: The prompt is empty or does not fit in the context, a token is unknown, the queue is full, or
-                the server is shutting down.
+                the model is being unloaded.
         """
         return self.scheduler.submit(request)
 
@@ -53,32 +59,139 @@ class ServedModel:
         return await asyncio.to_thread(function, *args, **kwargs)
 
 
-class ModelRegistry:
-    """The models that a server offers."""
+@dataclass(eq=False)
+class ModelSource:
+    """A model that a server offers.
 
-    def __init__(self, models: Sequence[ServedModel]):
-        self._models = {name: model for model in models for name in (model.name, *model.aliases)}
-        self._first = models[0]
+    Attributes:
+        name: The name by which requests select it.
+        load: Loads it.
+        aliases: Other names.
+        served: The model while it is loaded.
+        used: When it was last asked for, by `time.monotonic`.
+        keep_seconds: Time without requests after which it is unloaded; None for never.
+    """
+
+    name: str
+    load: Callable[[], Model]
+    aliases: tuple[str, ...] = ()
+    served: ServedModel | None = None
+    used: float = 0.0
+    keep_seconds: float | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is loaded and runs nothing."""
+        return self.served is not None and not (self.served.scheduler.running or self.served.scheduler.waiting)
+
+
+class ModelRegistry:
+    """The models that a server offers.
+
+    Args:
+        sources: All models, the default one first.
+        limits: Limits of the scheduler of each.
+        most: Maximum number of models in memory.
+        keep_seconds: Time without requests after which a model is unloaded; None for never.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        limits: Limits,
+        most: int = 1,
+        keep_seconds: float | None = None,
+    ):
+        self.sources = list(sources)
+        self._limits, self._most = limits, most
+        for source in sources:
+            source.keep_seconds = keep_seconds
+        self._lock = asyncio.Lock()
 
     @property
     def models(self) -> list[ServedModel]:
-        """All models, the default one first."""
-        return list(dict.fromkeys(self._models.values()))
+        """The loaded models, the default one first."""
+        return [source.served for source in self.sources if source.served is not None]
 
-    async def get(self, name: str | None = None) -> ServedModel:
-        """Return a model by its name or an alias, the first one without a name.
+    def find(self, name: str | None = None) -> ModelSource:
+        """Return a model, loaded or not, by its name or an alias; the first one without a name.
 
         Raises:
-            RequestError: There is no such model (404), or it is being loaded (503).
+            RequestError: There is no such model (404).
         """
-        if not name:
-            return self._first
-        if name not in self._models:
-            known = ", ".join(model.name for model in self.models)
-            raise RequestError(
-                f"The model {name!r} does not exist; this server has {known}.",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
-        return self._models[name]
+        for source in self.sources:
+            if not name or name == source.name or name in source.aliases:
+                return source
+        known = ", ".join(source.name for source in self.sources)
+        raise RequestError(
+            f"The model {name!r:.200} does not exist; this server has {known}.",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+
+    async def get(self, name: str | None = None) -> ServedModel:
+        """Return a model by its name or an alias, the first one without a name; it is loaded if it is not.
+
+        Raises:
+            RequestError: There is no such model (404), or it cannot be loaded now (503).
+        """
+        source = self.find(name)
+        source.used = time.monotonic()
+        if source.served is None:
+            async with self._lock:
+                if source.served is None:
+                    await self._load(source)
+        assert source.served is not None
+        return source.served
+
+    async def unload(self, source: ModelSource) -> None:
+        """Free the memory of a model; requests in progress end with an error."""
+        served, source.served = source.served, None
+        if served is not None:
+            await asyncio.to_thread(served.scheduler.stop)
+            del served
+            gc.collect()
+            heap.trim()
+
+    async def unload_expired(self) -> None:
+        """Unload the models that had no request for longer than they are kept."""
+        now = time.monotonic()
+        for source in self.sources:
+            if source.is_idle and source.keep_seconds is not None and now - source.used > source.keep_seconds:
+                await self.unload(source)
+
+    async def close(self) -> None:
+        """Unload all models."""
+        for source in self.sources:
+            await self.unload(source)
+
+    async def _load(self, source: ModelSource) -> None:
+        await self._make_room()
+        try:
+            source.served = await asyncio.to_thread(self._start, source)
+        except GemwrightError as error:
+            raise RequestError(str(error), status=503, code="model_not_loaded", param="model") from error
+
+    async def _make_room(self) -> None:
+        """Unload the models that were not used for longest."""
+        while len(self.models) >= self._most:
+            idle = [source for source in self.sources if source.is_idle]
+            if not idle:
+                raise RequestError(
+                    f"{len(self.models)} models are in use, as many as fit; try again later.",
+                    status=503,
+                    code="model_not_loaded",
+                    retry_after=RETRY_SECONDS,
+                )
+            await self.unload(min(idle, key=lambda source: source.used))
+
+    def _start(self, source: ModelSource) -> ServedModel:
+        start = time.monotonic()
+        model = source.load()
+        scheduler = Scheduler(model, self._limits)
+        for _ in scheduler.warm_up():
+            pass
+        scheduler.start()
+        _log.info("Loaded %s in %.1f s.", source.name, time.monotonic() - start)
+        return ServedModel(source.name, model, scheduler, source.aliases)
