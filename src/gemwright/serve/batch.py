@@ -4,6 +4,7 @@ The device holds the state; everything else of a sequence is on the host, and co
 requests run in one of three programs per batch size, so that no mix of them compiles another.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -194,7 +195,7 @@ class Batch:
             TokenCounts(made.counts.in_prompt, jnp.zeros_like(made.counts.generated)),
             alone._make_bias().ban(made.stop_ids, jnp.asarray([sequence.min_tokens > 0])),
         )
-        return Call(jax.tree.map(lambda leaf: leaf[None], choice), (sequence,))
+        return Call(jax.tree.map(functools.partial(jnp.expand_dims, axis=0), choice), (sequence,))
 
     def warm_up(self) -> Iterator[None]:
         """Compile all programs, and yield after each."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,12 @@ from gemwright.errors import GemwrightError, RequestError
 from gemwright.runtime import heap
 from gemwright.serve.generation import Generation
 from gemwright.serve.request import GenerationRequest
-from gemwright.serve.scheduler import Limits, Scheduler
+from gemwright.serve.scheduler import Scheduler
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 RETRY_SECONDS = 10
 """Time after which a client may try again while models that are in use fill the memory."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +63,19 @@ class ModelSource:
 
     Attributes:
         name: The name by which requests select it.
-        load: Loads it.
+        start: Loads it and starts its scheduler.
         aliases: Other names.
         served: The model while it is loaded.
-        used: When it was last asked for, by `time.monotonic`.
         keep_seconds: Time without requests after which it is unloaded; None for never.
+        used: When it was last asked for, by `time.monotonic`.
     """
 
     name: str
-    load: Callable[[], Model]
+    start: Callable[[], ServedModel]
     aliases: tuple[str, ...] = ()
     served: ServedModel | None = None
-    used: float = 0.0
     keep_seconds: float | None = None
+    used: float = field(default_factory=time.monotonic)
 
     @property
     def is_idle(self) -> bool:
@@ -90,22 +88,10 @@ class ModelRegistry:
 
     Args:
         sources: All models, the default one first.
-        limits: Limits of the scheduler of each.
-        most: Maximum number of models in memory.
-        keep_seconds: Time without requests after which a model is unloaded; None for never.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[ModelSource],
-        limits: Limits,
-        most: int = 1,
-        keep_seconds: float | None = None,
-    ):
+    def __init__(self, sources: Sequence[ModelSource]):
         self.sources = list(sources)
-        self._limits, self._most = limits, most
-        for source in sources:
-            source.keep_seconds = keep_seconds
         self._lock = asyncio.Lock()
 
     @property
@@ -161,37 +147,19 @@ class ModelRegistry:
             if source.is_idle and source.keep_seconds is not None and now - source.used > source.keep_seconds:
                 await self.unload(source)
 
-    async def close(self) -> None:
-        """Unload all models."""
-        for source in self.sources:
-            await self.unload(source)
-
     async def _load(self, source: ModelSource) -> None:
-        await self._make_room()
-        try:
-            source.served = await asyncio.to_thread(self._start, source)
-        except GemwrightError as error:
-            raise RequestError(str(error), status=503, code="model_not_loaded", param="model") from error
-
-    async def _make_room(self) -> None:
-        """Unload the models that were not used for longest."""
-        while len(self.models) >= self._most:
-            idle = [source for source in self.sources if source.is_idle]
-            if not idle:
-                raise RequestError(
-                    f"{len(self.models)} models are in use, as many as fit; try again later.",
-                    status=503,
-                    code="model_not_loaded",
-                    retry_after=RETRY_SECONDS,
-                )
-            await self.unload(min(idle, key=lambda source: source.used))
-
-    def _start(self, source: ModelSource) -> ServedModel:
-        start = time.monotonic()
-        model = source.load()
-        scheduler = Scheduler(model, self._limits)
-        for _ in scheduler.warm_up():
-            pass
-        scheduler.start()
-        _log.info("Loaded %s in %.1f s.", source.name, time.monotonic() - start)
-        return ServedModel(source.name, model, scheduler, source.aliases)
+        """Load a model; if memory does not suffice, unload idle ones, that which was not used for longest first."""
+        while source.served is None:
+            try:
+                source.served = await asyncio.to_thread(source.start)
+            except GemwrightError as error:
+                idle = [other for other in self.sources if other.is_idle]
+                if not idle:
+                    raise RequestError(
+                        f"{source.name} cannot be loaded: {error}",
+                        status=503,
+                        code="model_not_loaded",
+                        param="model",
+                        retry_after=RETRY_SECONDS,
+                    ) from error
+                await self.unload(min(idle, key=lambda other: other.used))

@@ -254,10 +254,10 @@ class Scheduler:
             if sequence is None or sequence.output.ended:
                 continue
             for step in range(max(made, 1)):
-                self._take_token(sequence, int(tokens[step, slot]), host, step, slot)
                 if sequence.output.ended:
+                    sequence.overrun |= bool(tokens[step, slot] != NO_TOKEN)
                     break
-            sequence.overrun = sequence.output.ended and step + 1 < made and bool(tokens[step + 1, slot] != NO_TOKEN)
+                self._take_token(sequence, int(tokens[step, slot]), host, step, slot)
             self._finish_if_ended(sequence)
 
     def _take_token(self, sequence: Running, token: int, host: SampledTokens, step: int, slot: int) -> None:
