@@ -25,7 +25,7 @@ from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt, next_chunk, token_ids
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.serve import grammar
-from gemwright.serve.batch import Batch, Call, Running, host_tokens
+from gemwright.serve.batch import STOP_IDS, Batch, Call, Running, host_tokens
 from gemwright.serve.generation import Generation
 from gemwright.serve.output import Output
 from gemwright.serve.prefix_cache import Key, PrefixCache, load_prefix, prompt_key
@@ -254,10 +254,9 @@ class Scheduler:
             if sequence is None or sequence.output.ended:
                 continue
             for step in range(max(made, 1)):
-                if sequence.output.ended:
-                    sequence.overrun |= bool(tokens[step, slot] != NO_TOKEN)
-                    break
                 self._take_token(sequence, int(tokens[step, slot]), host, step, slot)
+                if sequence.output.ended:
+                    break
             self._finish_if_ended(sequence)
 
     def _take_token(self, sequence: Running, token: int, host: SampledTokens, step: int, slot: int) -> None:
@@ -284,6 +283,8 @@ class Scheduler:
                 output.finish("stop")
         if len(output.generated) >= sequence.limit:
             output.finish("length")
+        on_device = len(output.generated) >= sequence.limit or token in generation.request.stop_ids[:STOP_IDS]
+        sequence.overrun = output.ended and not on_device
 
     def _finish_if_ended(self, sequence: Running) -> None:
         if (update := sequence.output.update()) is not None:
