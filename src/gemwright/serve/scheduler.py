@@ -23,6 +23,7 @@ from gemwright.errors import GemwrightError, NotFiniteError, RequestError
 from gemwright.generate import buckets, programs
 from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens, TokenScores
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt, next_chunk, token_ids
+from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.serve import grammar
 from gemwright.serve.batch import STOP_IDS, Batch, Call, Running, host_tokens
@@ -162,20 +163,13 @@ class Scheduler:
     def warm_up(self) -> Iterator[None]:
         """Compile all programs, before the thread is started, and yield after each."""
         yield from self._batch.warm_up()
-        empty = np.zeros((1, 1), np.int32)
         for size in buckets.CHUNKS:
-            tokens, valid = np.repeat(empty, size, 1), np.zeros((1, size), bool)
-            state = self._take_scratch()
-            state, _ = programs.prefill(
-                self._engine.config, self._engine.params, jax.device_put(tokens), valid, state, None, last=False
-            )
-            scores, state, _ = programs.score(
-                *(self._engine.config, self._engine.vocabulary, self._engine.params),
-                *(jax.device_put(tokens), tokens, valid, state, None),
-                self._top_logprobs,
-            )
-            jax.block_until_ready(scores)
-            self._scratch = state
+            prompt = [0] * (size + 1)
+            for scored in {False, size <= SHARED_CHUNK}:
+                request = GenerationRequest(prompt, Sampling(), 1, prompt_logprobs=scored)
+                prefill = _Prefill(Generation(request, self._cancel), prompt_key(prompt), size, self._take_scratch())
+                self._run_chunk(prefill, size)
+                self._scratch = prefill.state
             yield
 
     @property
@@ -344,7 +338,7 @@ class Scheduler:
         assert prefill is not None
         request = prefill.generation.request
         if prefill.done < prefill.end:
-            most = SHARED_CHUNK if self._batch.running else buckets.CHUNKS[-1]
+            most = SHARED_CHUNK if self._batch.running or request.prompt_logprobs else buckets.CHUNKS[-1]
             hidden = self._run_chunk(prefill, most)
             if prefill.done < prefill.end:
                 return None
