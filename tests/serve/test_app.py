@@ -1,5 +1,6 @@
 """The application apart from its APIs: keys, origins, limits, errors and readiness."""
 
+import contextlib
 import json
 import threading
 import time
@@ -13,25 +14,9 @@ from gemwright.serve.app import create_app
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings
 from tests.serve.scripted import ScriptedScheduler
-from tests.serve.server import run_server
+from tests.serve.server import error_of, run_server
 
 COMPLETION = {"prompt": "the cat", "max_tokens": 3}
-
-
-@pytest.fixture
-def client(registry: ModelRegistry) -> TestClient:
-    return TestClient(create_app(registry, Settings()), raise_server_exceptions=False)
-
-
-def error_of(response: httpx.Response, status: int) -> dict:
-    """Check the form of an error in OpenAI's format and return it."""
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
-    assert isinstance(body["error"]["message"], str)
-    assert body["error"]["message"]
-    return body["error"]
 
 
 def test_unknown_paths_and_methods(client: TestClient):
@@ -193,11 +178,9 @@ def test_a_client_that_leaves_cancels_its_texts(registry: ModelRegistry, schedul
 
 
 def abandon(url: str, body: dict) -> None:
-    with pytest.raises(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.3) as response:
-        response.raise_for_status()
-        time.sleep(0.1)
+    """Send a request and close the connection before its reply is complete."""
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.3) as response:
         next(response.iter_bytes())
-        raise httpx.ReadTimeout("leave in the middle")
 
 
 def test_pings_keep_a_slow_stream_open(registry: ModelRegistry, scheduler: ScriptedScheduler):
