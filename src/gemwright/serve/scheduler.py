@@ -25,9 +25,9 @@ from gemwright.generate import buckets
 from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens
 from gemwright.generate.prompts import SOFT_TOKEN, Prompt, token_ids
 from gemwright.model.state import DecodeState, state_bytes
-from gemwright.serve import grammar
 from gemwright.serve.batch import STOP_IDS, Batch, Call, Running, host_tokens
 from gemwright.serve.generation import Generation
+from gemwright.serve.grammar import GrammarTokenizer, compile_grammar
 from gemwright.serve.output import Output
 from gemwright.serve.prefill import SHARED_CHUNK, Prefill, Prefiller
 from gemwright.serve.prefix_cache import PrefixCache, prompt_key
@@ -148,6 +148,8 @@ class Scheduler:
 
     def warm_up(self) -> Iterator[None]:
         """Compile all programs, before the thread is started, and yield after each."""
+        arguments = (self._model.tokenizer, self._engine.vocabulary)
+        threading.Thread(target=GrammarTokenizer.of, args=arguments, daemon=True).start()
         yield from self._batch.warm_up()
         yield from self._prefiller.warm_up()
 
@@ -321,7 +323,8 @@ class Scheduler:
             return None
         if request.grammar is not None:
             try:
-                sequence.matcher = grammar.compile(request.grammar, self._model.tokenizer, request.stop_ids)
+                tokenizer, vocabulary = self._model.tokenizer, self._engine.vocabulary
+                sequence.matcher = compile_grammar(request.grammar, tokenizer, request.stop_ids, vocabulary)
             except GemwrightError as error:
                 self._post(generation, error)
                 return None
