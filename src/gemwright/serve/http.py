@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -202,12 +202,15 @@ class _Stream(StreamingResponse):
     """A streaming reply that closes its generator at once when the client leaves, and may send pings."""
 
     ping_seconds: float | None = None
+    stack: AsyncExitStack | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             await cast(AsyncGenerator[bytes, None], self.body_iterator).aclose()
+            if self.stack is not None:  # a generator that was never started has not left its contexts
+                await self.stack.aclose()
 
     async def stream_response(self, send: Send) -> None:
         pings = asyncio.ensure_future(self._ping(send))
@@ -223,23 +226,35 @@ class _Stream(StreamingResponse):
             await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 
-def stream_lines(chunks: AsyncGenerator[bytes, None], media_type: str) -> StreamingResponse:
-    """Return a reply that is sent in parts, such as lines of JSON."""
-    return _Stream(chunks, media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+def stream_lines(
+    chunks: AsyncGenerator[bytes, None], media_type: str, stack: AsyncExitStack | None = None
+) -> StreamingResponse:
+    """Return a reply that is sent in parts, such as lines of JSON; contexts of `stack` are left at its end."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    response = _Stream(chunks, media_type=media_type, headers=headers)
+    response.stack = stack
+    return response
 
 
 def stream_events(
-    request: Request, events: AsyncGenerator[Any, None], *, body: ErrorBody = openai_error, done: bytes = _DONE
+    request: Request,
+    events: AsyncGenerator[Any, None],
+    stack: AsyncExitStack | None = None,
+    *,
+    body: ErrorBody = openai_error,
+    done: bytes = _DONE,
 ) -> Response:
     """Return a reply of server-sent events.
 
     Args:
         request: The request.
         events: Values to send as JSON; a pair of a name and a value is an event with that name.
+        stack: Contexts that are left at the end of the reply, such as that of `collect.start`: entered before, an error
+            still has its status.
         body: Format of an error that ends the stream.
         done: Sent at the end.
     """
-    response = stream_lines(_encode(events, body, done), "text/event-stream")
+    response = stream_lines(_encode(events, body, done), "text/event-stream", stack)
     cast(_Stream, response).ping_seconds = settings_of(request).ping_seconds
     return response
 
