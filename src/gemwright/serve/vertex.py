@@ -42,12 +42,22 @@ _TGI_REFUSED = {
 
 
 def routes() -> list[Route]:
-    """Return the routes of the environment variables `AIP_*`; none outside of Vertex AI. Put them first."""
-    if os.environ.get("AIP_MODE") != "PREDICTION" and not os.environ.keys() & _DEFAULTS.keys():
+    """Return the routes that the environment names; none outside of Vertex AI. Put them first."""
+    health, predict = health_path(), _path("AIP_PREDICT_ROUTE")
+    if health is None or predict is None:
         return []
-    health, predict = (os.environ.get(name) or default for name, default in _DEFAULTS.items())
-    own = [Route(health, _health, methods=["GET"])] if health != "/health" else []
-    return [*own, Route(predict, _predict, methods=["POST"])]
+    return [Route(health, _health), Route(predict, _predict, methods=["POST"])]
+
+
+def health_path() -> str | None:
+    """Return the path of the health check, which needs no key; None outside of Vertex AI."""
+    return _path("AIP_HEALTH_ROUTE")
+
+
+def _path(name: str) -> str | None:
+    """Return a path of the environment, or its default if the environment is that of Vertex AI otherwise."""
+    is_vertex = os.environ.get("AIP_MODE") == "PREDICTION" or any(name in os.environ for name in _DEFAULTS)
+    return os.environ.get(name) or _DEFAULTS[name] if is_vertex else None
 
 
 async def _health(request: Request) -> Response:

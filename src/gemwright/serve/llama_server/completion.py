@@ -4,6 +4,7 @@ Source: llama.cpp, tools/server/README.md
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +18,6 @@ from gemwright.serve.llama_server.fields import CompletionFields, read_completio
 from gemwright.serve.llama_server.lines import LineLimit
 from gemwright.serve.llama_server.prompts import make_completion, make_infill
 from gemwright.serve.llama_server.replies import Reply, split_tokens
-from gemwright.serve.models import ServedModel
 from gemwright.serve.request import GenerationRequest, Update
 
 
@@ -48,33 +48,31 @@ async def _infill(request: Request) -> Response:
 
 async def _respond(request: Request, reply: Reply, requests: Sequence[GenerationRequest]) -> Response:
     """Return a stream, the object of a text, or a list of those of several texts."""
-    if reply.fields.stream:
-        return stream_events(request, _stream(reply, requests), done=b"")
-    results = await until_disconnect(request, _collect(reply.served, reply.fields, requests))
+    async with AsyncExitStack() as stack:
+        generations = await stack.enter_async_context(start(reply.served, requests))
+        if reply.fields.stream:
+            return stream_events(request, _stream(reply, generations), stack.pop_all(), done=b"")
+        results = await until_disconnect(request, _collect(reply.fields, generations))
     bodies = [reply.complete(index, result) for index, result in enumerate(results)]
     return JSONResponse(bodies if len(bodies) > 1 else bodies[0])
 
 
-async def _collect(
-    served: ServedModel, fields: CompletionFields, requests: Sequence[GenerationRequest]
-) -> list[Result]:
-    async with start(served, requests) as generations:
-        results = [Result(generation) for generation in generations]
-        async for index, update in _run(generations, fields):
-            results[index].add(update)
-        return results
+async def _collect(fields: CompletionFields, generations: Sequence[Generation]) -> list[Result]:
+    results = [Result(generation) for generation in generations]
+    async for index, update in _run(generations, fields):
+        results[index].add(update)
+    return results
 
 
-async def _stream(reply: Reply, requests: Sequence[GenerationRequest]) -> AsyncGenerator[dict[str, Any], None]:
+async def _stream(reply: Reply, generations: Sequence[Generation]) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the parts of texts, and at the end of each all that is known about it, without the text."""
-    async with start(reply.served, requests) as generations:
-        results = [Result(generation) for generation in generations]
-        async for index, update in _run(generations, reply.fields):
-            results[index].add(update)
-            for part in split_tokens(update, each=bool(reply.fields.n_probs)):
-                yield reply.part(index, results[index], part)
-            if update.finish_reason:
-                yield reply.end(index, results[index])
+    results = [Result(generation) for generation in generations]
+    async for index, update in _run(generations, reply.fields):
+        results[index].add(update)
+        for part in split_tokens(update, each=bool(reply.fields.n_probs)):
+            yield reply.part(index, results[index], part)
+        if update.finish_reason:
+            yield reply.end(index, results[index])
 
 
 async def _run(generations: Sequence[Generation], fields: CompletionFields) -> AsyncGenerator[tuple[int, Update], None]:

@@ -3,19 +3,19 @@
 Source: continue, core/llm/llms/OpenAI.ts, `_streamFim`
 """
 
-import secrets
-import time
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemwright.serve.collect import collect, start
+from gemwright.serve.collect import collect, merge, start
 from gemwright.serve.generation import Generation
-from gemwright.serve.http import JSONResponse, convert, get_model, read_json, stream_events, until_disconnect
+from gemwright.serve.http import JSONResponse, convert, get_model, read_json, refuse, stream_events, until_disconnect
 from gemwright.serve.models import ServedModel
+from gemwright.serve.openai.replies import WITHOUT_EFFECT, Head, new_id, usage
 from gemwright.serve.prepare import Parameters, encode_infill, make_requests
 from gemwright.serve.request import GenerationRequest
 from gemwright.text import infill
@@ -40,14 +40,23 @@ def routes() -> list[Route]:
 
 async def _complete(request: Request) -> Response:
     """Generate the code between two pieces of code."""
-    fields = convert(await read_json(request), FimFields)
+    given = await read_json(request)
+    refuse(given, {"n": "send one request for each text."}, (1,))
+    fields = convert(given, FimFields, WITHOUT_EFFECT)
     served = await get_model(request, fields.model)
-    fields.n = 1
     requests = await served.run(_make_requests, served, fields)
-    frame = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
-    if fields.stream:
-        return stream_events(request, _stream(served, requests, frame))
-    return JSONResponse(await until_disconnect(request, _collect(served, requests, frame)))
+    head = Head("chat.completion.chunk" if fields.stream else "chat.completion", served.name, new_id("cmpl-"))
+    async with AsyncExitStack() as stack:
+        (generation,) = await stack.enter_async_context(start(served, requests))
+        if fields.stream:
+            return stream_events(request, _stream(generation, head), stack.pop_all())
+        (result,) = await until_disconnect(request, collect([generation]))
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": result.text},
+        "finish_reason": result.finish_reason,
+    }
+    return JSONResponse(head(choices=[choice], usage=usage([generation], 1, len(result.tokens))))
 
 
 def _make_requests(served: ServedModel, fields: FimFields) -> list[GenerationRequest]:
@@ -58,33 +67,12 @@ def _make_requests(served: ServedModel, fields: FimFields) -> list[GenerationReq
     return make_requests(served, prompt, fields, stop_ids=stop_ids, max_tokens=DEFAULT_TOKENS)
 
 
-async def _collect(served: ServedModel, requests: list[GenerationRequest], frame: dict[str, Any]) -> dict[str, Any]:
-    async with start(served, requests) as generations:
-        (result,) = await collect(generations)
-    message = {"role": "assistant", "content": result.text}
-    choice = {"index": 0, "message": message, "finish_reason": result.finish_reason}
-    usage = _usage(result.generation, len(result.tokens))
-    return {**frame, "object": "chat.completion", "choices": [choice], "usage": usage}
-
-
-async def _stream(
-    served: ServedModel, requests: list[GenerationRequest], frame: dict[str, Any]
-) -> AsyncGenerator[dict[str, Any], None]:
+async def _stream(generation: Generation, head: Head) -> AsyncGenerator[dict[str, Any], None]:
     count = 0
-    async with start(served, requests) as (generation,):
-        async for update in generation:
-            count += len(update.tokens)
-            if update.text:
-                yield _chunk(frame, {"content": update.text}, None)
-            if update.finish_reason:
-                yield {**_chunk(frame, {}, update.finish_reason), "usage": _usage(generation, count)}
-
-
-def _chunk(frame: dict[str, Any], delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return {**frame, "object": "chat.completion.chunk", "choices": [choice]}
-
-
-def _usage(generation: Generation, tokens: int) -> dict[str, int]:
-    prompt = generation.prompt_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    async for _, update in merge([generation]):
+        count += len(update.tokens)
+        if update.text:
+            yield head(choices=[{"index": 0, "delta": {"content": update.text}, "finish_reason": None}])
+        if update.finish_reason:
+            choice = {"index": 0, "delta": {}, "finish_reason": update.finish_reason}
+            yield head(choices=[choice], usage=usage([generation], 1, count))

@@ -105,12 +105,12 @@ def make_infill(served: ServedModel, fields: InfillFields) -> tuple[list[Generat
 
 
 def _encode_extra(tokenizer: Tokenizer, pieces: Sequence[ExtraInput], room: int) -> list[list[int]]:
-    """Return the ids of the last pieces that fit in a number of tokens, each after a separator and its file's name."""
+    """Return the ids of the last pieces that fit in a number of tokens: a file's name, its text and a separator."""
     separator, chosen = tokenizer.id_of(FILL_IN_THE_MIDDLE.separator), list[list[int]]()
     for piece in reversed(pieces):
-        ids = [separator, *tokenizer.encode(f"{piece.filename}\n{piece.text}")]
+        ids = [*tokenizer.encode(f"{piece.filename}\n{piece.text}"), separator]
         room -= len(ids)
-        if room < 1:
+        if room < 0:
             break
         chosen.insert(0, ids)
-    return [*chosen, [separator]] if chosen else []
+    return chosen

@@ -9,8 +9,11 @@ from starlette.routing import Route
 
 from gemwright import __version__
 from gemwright.errors import RequestError
-from gemwright.serve.http import JSONResponse, get_model
+from gemwright.generate.prompts import token_ids
+from gemwright.serve.answer import encode_chat
+from gemwright.serve.http import JSONResponse, convert, get_model, read_json
 from gemwright.serve.llama_server.replies import describe_sampling
+from gemwright.serve.openai.chat import ChatRequest
 from gemwright.text.chat_template import DEFAULT
 
 
@@ -20,6 +23,7 @@ def routes() -> list[Route]:
         Route("/props", _properties),
         Route("/props", _unsupported, methods=["POST"]),
         Route("/slots", _unsupported),
+        Route("/apply-template", _apply_template, methods=["POST"]),
     ]
 
 
@@ -43,6 +47,15 @@ async def _properties(request: Request) -> Response:
             "build_info": f"gemwright-{__version__}",
         }
     )
+
+
+async def _apply_template(request: Request) -> Response:
+    """Answer with the prompt of a conversation as text."""
+    wanted = convert(await read_json(request), ChatRequest)
+    served = await get_model(request, wanted.model)
+    prompt, _ = await encode_chat(request, served, wanted)
+    ids = [token for token in token_ids(prompt) if token >= 0]  # soft tokens of images have no text
+    return JSONResponse({"prompt": served.model.tokenizer.decode(ids, keep_control=True)})
 
 
 async def _unsupported(request: Request) -> Response:
