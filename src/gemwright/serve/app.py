@@ -164,19 +164,17 @@ def _find_refusal(request: Request) -> RequestError | None:
         return RequestError(
             "The API key is missing or wrong; send it as Authorization: Bearer KEY.", status=401, code="invalid_api_key"
         )
-    return health.find_problem(request)
+    return None if path == health.METRICS else health.find_problem(request)
 
 
 def _has_key(request: Request, keys: Sequence[str]) -> bool:
     """Return whether a request bears one of the keys, in a time that does not depend on how much of one is right."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = [request.headers.get(name, "") for name in _KEY_HEADERS] + [token.strip()] * (scheme.lower() == "bearer")
-    matches = [hmac.compare_digest(_digest(one), _digest(key)) for one in given for key in keys]
-    return any(matches)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    # Headers are Latin-1 to Starlette, and UTF-8 to clients.
+    digests = [hashlib.sha256(key.encode("latin-1")).digest() for key in given]
+    expected = [hashlib.sha256(key.encode()).digest() for key in keys]
+    return any([hmac.compare_digest(one, other) for one in digests for other in expected])
 
 
 def _is_allowed_origin(request: Request, allowed: Sequence[str]) -> bool:

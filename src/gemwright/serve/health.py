@@ -10,6 +10,8 @@ from gemwright.serve.http import JSONResponse
 
 PUBLIC = frozenset({"/health", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need neither a key nor a model."""
+METRICS = "/metrics"
+"""Path that needs no model."""
 RETRY_SECONDS = 5
 """Time after which a client may try again while a model is being loaded."""
 
@@ -20,7 +22,7 @@ def routes() -> list[BaseRoute]:
         Route("/health", _ready),
         Route("/readyz", _ready),
         Route("/livez", _live),
-        Route("/metrics", _metrics),
+        Route(METRICS, _metrics),
     ]
 
 
@@ -48,5 +50,6 @@ async def _live(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    names = [served.name for served in request.app.state.registry.models]
+    registry = request.app.state.registry
+    names = [] if registry is None else [served.name for served in registry.models]
     return Response(metrics.render(names), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -15,6 +15,7 @@ class Settings:
         max_body: Maximum size of a request's body in bytes.
         max_images: Maximum number of images of a request.
         max_pixels: Maximum size of an image in pixels.
+        page: Whether the web page is served.
         ping_seconds: Time without an event after which a stream sends a comment, so that proxies keep it open.
     """
 
@@ -23,4 +24,5 @@ class Settings:
     max_body: int = 10 * MEGABYTE
     max_images: int = 16
     max_pixels: int = 25_000_000
+    page: bool = True
     ping_seconds: float = 15.0

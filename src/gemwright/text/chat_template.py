@@ -55,11 +55,12 @@ class ChatTemplate:
             GemwrightError: The template refuses the conversation, fails or exceeds a limit, or writes another number of
                 images.
         """
-        pieces = [*self.render(messages, tools, variables)]
-        if pieces and isinstance(pieces[-1], str):
-            pieces.append(pieces.pop() + answer)  # encoded together, as in training
-        elif answer:
-            pieces.append(answer)
+        pieces = self.render(messages, tools, variables)
+        match pieces:
+            case [*before, str(last)]:  # encoded together with the answer, as in training
+                pieces = [*before, last + answer]
+            case _:
+                pieces = [*pieces, answer]
         return self._encode(pieces, images)
 
     def render(
