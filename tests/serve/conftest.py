@@ -1,13 +1,15 @@
-"""A tiny model behind the application."""
+"""Tiny models: one behind the application with a scripted scheduler, and one of each kind of decoder."""
 
 import pytest
 
 import gemwright
-from gemwright.serve.models import ModelRegistry, ServedModel
+from gemwright.serve.models import ModelRegistry, ModelSource, ServedModel
 from tests.serve.scripted import ScriptedScheduler
 from tests.tiny.gguf import write_tiny_gguf
+from tests.tiny.hf import write_model
 
 TEXT = "the cat and the thing."
+KINDS = ("gemma", "gemma3_text", "recurrent_gemma")
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +26,11 @@ def scheduler(tiny: gemwright.Model) -> ScriptedScheduler:
 
 @pytest.fixture
 def registry(tiny: gemwright.Model, scheduler: ScriptedScheduler) -> ModelRegistry:
-    return ModelRegistry([ServedModel("tiny", tiny, scheduler, aliases=("alias",))])
+    served = ServedModel("tiny", tiny, scheduler, aliases=("alias",))
+    return ModelRegistry([ModelSource("tiny", lambda: served, ("alias",), served)])
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gemwright.Model:
+    """A model of each kind of decoder: full attention, sliding windows, recurrence."""
+    return gemwright.load(write_model(tmp_path_factory.mktemp("model") / request.param, request.param), dtype="float32")

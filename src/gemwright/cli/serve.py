@@ -138,15 +138,20 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(names: list[str], served_names: list[str], dtype: str | None, limits: dict[str, int]) -> "ModelRegistry":
-    """Load all models and compile their programs."""
-    from gemwright.serve.models import ModelRegistry
+    """Load the first model and compile its programs; the others are loaded when they are first asked for."""
+    from gemwright.serve.models import ModelRegistry, ModelSource
 
-    models = [_load_one(name, served, dtype, limits) for name, served in zip(names, served_names, strict=True)]
-    render.note(f"Ready: {', '.join(served.name for served in models)}")
-    return ModelRegistry(models)
+    sources = [
+        ModelSource(served, partial(_start, name, served, dtype, limits), (name,) if name != served else ())
+        for name, served in zip(names, served_names, strict=True)
+    ]
+    sources[0].served = sources[0].start()
+    render.note(f"Ready: {', '.join(source.name for source in sources)}")
+    return ModelRegistry(sources)
 
 
-def _load_one(name: str, served_name: str, dtype: str | None, limits: dict[str, int]) -> "ServedModel":
+def _start(name: str, served_name: str, dtype: str | None, limits: dict[str, int]) -> "ServedModel":
+    """Load a model, compile its programs and start its scheduler."""
     from gemwright.cli.loading import load
     from gemwright.serve.models import ServedModel
     from gemwright.serve.scheduler import Limits, Scheduler
