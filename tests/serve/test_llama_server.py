@@ -246,7 +246,27 @@ def test_properties(client: TestClient):
         *({"vision": False, "audio": False}, "<bos>", "<eos>"),
     )
     assert "start_of_turn" in body["chat_template"]
+    assert body["total_slots"] == 4
     assert client.post("/props", json={}).status_code == 501
+
+
+def test_slots(client: TestClient, scheduler: ScriptedScheduler):
+    scheduler.running = 1
+    slots = client.get("/slots").json()
+    assert [slot["is_processing"] for slot in slots] == [True, False, False, False]
+    assert client.post("/slots/0?action=save", json={}).status_code == 501
+
+
+def test_grammars(client: TestClient, scheduler: ScriptedScheduler):
+    complete(client, prompt="a", grammar='root ::= "a" | "b"')
+    assert scheduler.requests[-1].grammar
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    complete(client, prompt="a", json_schema=schema)
+    assert '"integer"' in scheduler.requests[-1].grammar
+    for fields in ({"grammar": "root ::= ("}, {"json_schema": {"type": "nothing"}}):
+        response = client.post("/completion", json={"prompt": "a", **fields})
+        assert response.status_code == 400
+        assert next(iter(fields)) in response.json()["error"]["message"]
 
 
 def test_the_prompt_of_a_conversation(client: TestClient):

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 import gemwright
 from gemwright.serve.app import create_app
-from gemwright.serve.models import ModelRegistry, ServedModel
+from gemwright.serve.models import ModelRegistry, ModelSource, ServedModel
 from gemwright.serve.settings import Settings
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
@@ -22,7 +22,8 @@ from tests.serve.server import run_server
 def client(tiny: gemwright.Model, scheduler: ScriptedScheduler) -> TestClient:
     """A server of a model that counts as instruction-tuned."""
     tuned = replace(tiny, tuned=True)
-    registry = ModelRegistry([ServedModel("tiny", tuned, scheduler)])
+    served = ServedModel("tiny", tuned, scheduler)
+    registry = ModelRegistry([ModelSource("tiny", lambda: served, (), served)])
     return TestClient(create_app(registry, Settings()), raise_server_exceptions=False)
 
 
@@ -84,9 +85,26 @@ def test_options_are_applied(client: TestClient, scheduler: ScriptedScheduler):
 def test_an_empty_prompt_loads_the_model(client: TestClient, scheduler: ScriptedScheduler):
     (body,) = post(client, "/api/generate")
     assert (body["response"], body["done"], body["done_reason"]) == ("", True, "load")
-    (body,) = post(client, "/api/chat", messages=[], keep_alive=0)
-    assert (body["message"], body["done_reason"]) == ({"role": "assistant", "content": ""}, "unload")
+    (body,) = post(client, "/api/chat", messages=[])
+    assert (body["message"], body["done_reason"]) == ({"role": "assistant", "content": ""}, "load")
     assert not scheduler.requests
+
+
+def test_models_are_kept_as_requests_say(client: TestClient):
+    source = client.app.state.registry.find("tiny")
+    for given, seconds in (("5m", 300.0), ("1h30m", 5400.0), (10, 10.0), (-1, None), ("-1s", None), ("250ms", 0.25)):
+        post(client, "/api/generate", prompt="a", keep_alive=given)
+        assert source.keep_seconds == seconds
+    post(client, "/api/generate", prompt="a")
+    assert source.keep_seconds == 0.25
+    assert client.get("/api/ps").json()["models"][0]["expires_at"] < "9999"
+    assert client.post("/api/generate", json={"model": "tiny", "prompt": "a", "keep_alive": "long"}).status_code == 400
+    (body,) = post(client, "/api/generate", keep_alive="0s")
+    assert (body["done_reason"], source.served) == ("unload", None)
+    assert client.get("/api/ps").json() == {"models": []}
+    assert client.get("/api/tags").json()["models"][0]["name"] == "tiny"
+    (body,) = post(client, "/api/generate")
+    assert (body["done_reason"], source.served is None) == ("load", False)
 
 
 def test_chat_streams_messages(client: TestClient, scheduler: ScriptedScheduler):
@@ -171,7 +189,8 @@ def test_models_are_described(client: TestClient):
 
 def test_the_client_of_ollama(tiny: gemwright.Model, scheduler: ScriptedScheduler):
     ollama = pytest.importorskip("ollama")
-    registry = ModelRegistry([ServedModel("tiny", replace(tiny, tuned=True), scheduler)])
+    served = ServedModel("tiny", replace(tiny, tuned=True), scheduler)
+    registry = ModelRegistry([ModelSource("tiny", lambda: served, (), served)])
     with run_server(create_app(registry, Settings())) as address, closing(ollama.Client(host=address)) as client:
         assert client.generate("tiny", "a").response == TEXT
         assert "".join(part.response for part in client.generate("tiny", "a", stream=True)) == TEXT

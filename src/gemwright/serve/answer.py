@@ -11,17 +11,13 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 from starlette.requests import Request
 
-from gemwright.generate.prompts import Ids, Prompt
-from gemwright.serve import grammar, tools
 from gemwright.serve.collect import Result, merge, start
-from gemwright.serve.conversation import encode_messages
 from gemwright.serve.generation import Generation
 from gemwright.serve.http import convert, settings_of
 from gemwright.serve.models import ServedModel
-from gemwright.serve.openai.chat import ChatRequest
-from gemwright.serve.openai.messages import read_messages
-from gemwright.serve.prepare import make_requests
-from gemwright.serve.request import GenerationRequest, TokenLogprob
+from gemwright.serve.openai.plan import ChatRequest, Plan, plan
+from gemwright.serve.request import GenerationRequest, TokenLogprob, Update
+from gemwright.serve.tools import ParsedText, ToolCallParser
 
 Event = TypeVar("Event", covariant=True)
 
@@ -57,12 +53,12 @@ class Answer:
     Attributes:
         served: The model.
         generation: The running request.
-        has_tools: Whether the text may call tools.
+        parser: Separates calls of tools from the text; None if there can be none.
     """
 
     served: ServedModel
     generation: Generation
-    has_tools: bool = False
+    parser: ToolCallParser | None = None
 
     async def write(self, writer: Writer[Event]) -> AsyncGenerator[Event, None]:
         """Yield the parts of the reply as they come."""
@@ -73,10 +69,11 @@ class Answer:
                 has_begun = True
                 for event in writer.start(self.generation):
                     yield event
-            if update.text or update.logprobs:
-                for event in writer.text(update.text, update.logprobs):
+            for part in self._parse(update):
+                for event in _write(writer, part, update.logprobs):
                     yield event
-        for event in writer.finish(result, has_calls=False):
+        has_calls = self.parser is not None and self.parser.has_calls
+        for event in writer.finish(result, has_calls=has_calls):
             yield event
 
     async def finish(self, writer: Writer[Any]) -> None:
@@ -84,15 +81,34 @@ class Answer:
         async for _ in self.write(writer):
             pass
 
+    def _parse(self, update: Update) -> list[ParsedText]:
+        """Return the parts of an update, whose log-probabilities belong to the first."""
+        if self.parser is None:
+            return [ParsedText(update.text)]
+        rest = [self.parser.finish()] if update.finish_reason else []
+        return [self.parser.push(update.text), *rest]
 
-async def begin(served: ServedModel, request: GenerationRequest, stack: AsyncExitStack) -> Answer:
+
+def _write(writer: Writer[Event], part: ParsedText, logprobs: Sequence[TokenLogprob]) -> Iterator[Event]:
+    if part.content or logprobs:
+        yield from writer.text(part.content, logprobs)
+    for call in part.calls:
+        if call.name is not None:
+            yield from writer.call(call.id or "", call.name)
+        if call.arguments:
+            yield from writer.arguments(call.arguments)
+
+
+async def begin(
+    served: ServedModel, request: GenerationRequest, stack: AsyncExitStack, parser: ToolCallParser | None = None
+) -> Answer:
     """Queue a request, which is cancelled when `stack` is left.
 
     Raises:
         RequestError: As `ServedModel.generate`.
     """
     (generation,) = await stack.enter_async_context(start(served, [request]))
-    return Answer(served, generation)
+    return Answer(served, generation, parser)
 
 
 async def begin_chat(request: Request, served: ServedModel, fields: Mapping[str, Any], stack: AsyncExitStack) -> Answer:
@@ -107,32 +123,18 @@ async def begin_chat(request: Request, served: ServedModel, fields: Mapping[str,
     Raises:
         RequestError: A field is wrong, or as `ServedModel.generate`.
     """
-    wanted = convert(fields, ChatRequest)
-    prompt, rule = await encode_chat(request, served, wanted)
-    (made,) = make_requests(
-        served,
-        prompt,
-        wanted,
-        stop_ids=served.model.chat_stop_ids,
-        top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
-        grammar=rule,
-    )
-    (generation,) = await stack.enter_async_context(start(served, [made]))
-    return Answer(served, generation, bool(wanted.tools))
+    planned = await plan_chat(request, served, fields)
+    parser = None if planned.parser is None else planned.parser()
+    return await begin(served, planned.requests[0], stack, parser)
 
 
-async def encode_chat(request: Request, served: ServedModel, wanted: ChatRequest) -> tuple[Ids | Prompt, str | None]:
-    """Return the prompt of a conversation, and the grammar of its answer.
+async def plan_chat(request: Request, served: ServedModel, fields: Mapping[str, Any]) -> Plan:
+    """Return how a request with the fields of OpenAI's chat is answered.
 
     Raises:
-        RequestError: A message, a tool or a format is wrong.
+        RequestError: A field is wrong.
     """
-    messages = read_messages(wanted.messages)
-    rule = None if wanted.response_format is None else grammar.from_response_format(wanted.response_format)
-    if wanted.tools:
-        messages, call = tools.prepare(wanted.tools, wanted.tool_choice, messages)
-        rule = call or rule
-    return await encode_messages(served, messages, settings_of(request), variables=wanted.chat_template_kwargs), rule
+    return await plan(served, convert(fields, ChatRequest), settings_of(request))
 
 
 def read_arguments(text: str) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gemwright.errors import RequestError
-from gemwright.serve.answer import begin_chat, encode_chat
+from gemwright.serve.answer import begin_chat, plan_chat
 from gemwright.serve.anthropic.fields import read_messages, to_chat
 from gemwright.serve.anthropic.message import MessageWriter, error_body
-from gemwright.serve.http import JSONResponse, convert, get_model, read_json, stream_events, until_disconnect
-from gemwright.serve.openai.chat import ChatRequest
+from gemwright.serve.http import JSONResponse, get_model, read_json, stream_events, until_disconnect
 
 ROOT = "/v1/messages"
 """Beginning of the paths."""
@@ -42,8 +41,8 @@ async def _count(request: Request) -> Response:
     """Answer with the number of tokens of a conversation."""
     fields = read_messages(await read_json(request), count=True)
     served = await get_model(request, fields.model)
-    prompt, _ = await encode_chat(request, served, convert(to_chat(fields), ChatRequest))
-    return JSONResponse({"input_tokens": len(prompt)})
+    planned = await plan_chat(request, served, to_chat(fields))
+    return JSONResponse({"input_tokens": len(planned.requests[0].prompt)})
 
 
 def _error_event(error: RequestError) -> tuple[str, dict[str, Any]]:

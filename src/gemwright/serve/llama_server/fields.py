@@ -67,7 +67,8 @@ class CompletionFields(msgspec.Struct, kw_only=True):
         return_tokens: Whether to report the ids of the text.
         timings_per_token: Whether each part of a stream has the timings.
         response_fields: Names of the fields to report; a slash takes a field out of an object.
-        json_schema: A JSON schema that the text must match.
+        grammar: A grammar in GBNF or Lark that the text must match.
+        json_schema: A JSON schema that it must match otherwise.
     """
 
     prompt: Any = ""

@@ -55,10 +55,10 @@ def _make(
 
 
 def _grammar(fields: CompletionFields) -> str | None:
-    """Return the grammar of a request's JSON schema, if it has one."""
-    if fields.json_schema is None:
-        return None
-    return grammar.from_response_format({"type": "json_schema", "json_schema": {"schema": fields.json_schema}})
+    """Return the grammar of a request, given as such or as a JSON schema."""
+    if fields.grammar:
+        return grammar.from_lark(fields.grammar)
+    return None if fields.json_schema is None else grammar.from_json_schema(fields.json_schema, "json_schema")
 
 
 def _read_prompts(prompt: Any) -> list[str | list[int | str]]:

@@ -10,10 +10,9 @@ from starlette.routing import Route
 from gemwright import __version__
 from gemwright.errors import RequestError
 from gemwright.generate.prompts import token_ids
-from gemwright.serve.answer import encode_chat
-from gemwright.serve.http import JSONResponse, convert, get_model, read_json
+from gemwright.serve.answer import plan_chat
+from gemwright.serve.http import JSONResponse, get_model, read_json
 from gemwright.serve.llama_server.replies import describe_sampling
-from gemwright.serve.openai.chat import ChatRequest
 from gemwright.text.chat_template import DEFAULT
 
 
@@ -22,7 +21,8 @@ def routes() -> list[Route]:
     return [
         Route("/props", _properties),
         Route("/props", _unsupported, methods=["POST"]),
-        Route("/slots", _unsupported),
+        Route("/slots", _slots),
+        Route("/slots/{slot}", _unsupported, methods=["POST"]),
         Route("/apply-template", _apply_template, methods=["POST"]),
     ]
 
@@ -38,6 +38,7 @@ async def _properties(request: Request) -> Response:
                 "n_ctx": served.context,
                 "params": describe_sampling(served, -1, model.defaults),
             },
+            "total_slots": served.scheduler.slots,
             "model_alias": served.name,
             "model_path": model.name,
             "modalities": {"vision": model.image_prompter is not None, "audio": False},
@@ -49,12 +50,22 @@ async def _properties(request: Request) -> Response:
     )
 
 
+async def _slots(request: Request) -> Response:
+    """Return the slots of a model, as many of them busy as texts are being generated."""
+    served = await get_model(request, request.query_params.get("model"))
+    scheduler = served.scheduler
+    slots = range(scheduler.slots)
+    return JSONResponse(
+        [{"id": slot, "n_ctx": served.context, "is_processing": slot < scheduler.running} for slot in slots]
+    )
+
+
 async def _apply_template(request: Request) -> Response:
     """Answer with the prompt of a conversation as text."""
-    wanted = convert(await read_json(request), ChatRequest)
-    served = await get_model(request, wanted.model)
-    prompt, _ = await encode_chat(request, served, wanted)
-    ids = [token for token in token_ids(prompt) if token >= 0]  # soft tokens of images have no text
+    fields = await read_json(request)
+    served = await get_model(request, str(fields.get("model", "")))
+    planned = await plan_chat(request, served, fields)
+    ids = [token for token in token_ids(planned.requests[0].prompt) if token >= 0]  # those of images have no text
     return JSONResponse({"prompt": served.model.tokenizer.decode(ids, keep_control=True)})
 
 

@@ -3,6 +3,7 @@
 Source: ollama, docs/api.md and api/types.go
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ OPTIONS_WITHOUT_EFFECT = frozenset(
 )
 """Options that change nothing: the server was started with its own context and devices, no prompt is ever shortened,
 and penalties count the whole text."""
-WITHOUT_EFFECT = frozenset({"keep_alive", "truncate", "shift"})
-"""Fields that change nothing: models stay loaded, and no prompt is ever shortened."""
+WITHOUT_EFFECT = frozenset({"truncate", "shift"})
+"""Fields that change nothing, as no prompt is ever shortened."""
 
 _REFUSED = {
     "context": "send the conversation to /api/chat.",
@@ -31,6 +32,8 @@ _REFUSED = {
     "width": "this server does not generate images.",
 }
 _REFUSED_OPTIONS = {"mirostat": "set it to 0 or leave it out."}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_UNIT_SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _UNLESS_1 = "set it to 1 or leave it out."
 _REFUSED_OPTIONS_UNLESS_1 = {"tfs_z": _UNLESS_1, "typical_p": _UNLESS_1}
 
@@ -60,9 +63,24 @@ class _Common(msgspec.Struct, kw_only=True):
     top_logprobs: int = 0
 
     @property
-    def unloads(self) -> bool:
-        """Return whether the request asks to unload the model."""
-        return str(self.keep_alive).rstrip("smh") in ("0", "0.0")
+    def keep_seconds(self) -> float | None:
+        """Return the time for which the model stays loaded, as the text or number of `keep_alive` says; None for ever.
+
+        Raises:
+            RequestError: It is no duration.
+        """
+        given = self.keep_alive
+        seconds = float(given) if isinstance(given, int | float) else _read_duration(given or "")
+        return None if seconds < 0 else seconds
+
+
+def _read_duration(text: str) -> float:
+    """Return the seconds of a duration of Go such as 1h30m or -1s; a number alone is one of seconds."""
+    parts = _DURATION_PART.findall(text)
+    if not text or "".join(number + unit for number, unit in parts) != text.removeprefix("-"):
+        raise RequestError(f"keep_alive is {text!r:.40}, which is no duration such as 5m.", param="keep_alive")
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return -seconds if text.startswith("-") else seconds
 
 
 class GenerateFields(_Common, kw_only=True):

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from gemwright.serve import grammar
 from gemwright.serve.answer import Answer, begin, begin_chat
 from gemwright.serve.conversation import read_base64
-from gemwright.serve.http import JSONResponse, read_json, stream_lines, to_request_error, until_disconnect
+from gemwright.serve.http import JSONResponse, get_model, read_json, stream_lines, to_request_error, until_disconnect
 from gemwright.serve.models import ServedModel
 from gemwright.serve.ollama.fields import (
     ChatFields,
@@ -24,9 +24,8 @@ from gemwright.serve.ollama.fields import (
     make_parameters,
     read_chat,
     read_generate,
-    response_format,
 )
-from gemwright.serve.ollama.models import get_named_model
+from gemwright.serve.ollama.models import find_source
 from gemwright.serve.ollama.reply import Kind, LineWriter, error_body, make_line
 from gemwright.serve.prepare import encode_infill, encode_prompt, make_requests
 from gemwright.serve.request import GenerationRequest
@@ -41,9 +40,9 @@ def routes() -> list[Route]:
 async def _generate(request: Request) -> Response:
     """Continue or answer a prompt, or fill in the middle; without a prompt, say that the model is loaded."""
     fields = read_generate(await read_json(request))
-    served = await get_named_model(request, fields.model)
     if not (fields.prompt or fields.images or fields.suffix):
-        return _loaded(fields, "generate")
+        return await _load(request, fields, "generate")
+    served = await _get_model(request, fields)
     async with AsyncExitStack() as stack:
         if fields.raw or fields.suffix or not served.model.tuned:
             answer = await begin(served, await served.run(_make_request, served, fields), stack)
@@ -55,17 +54,33 @@ async def _generate(request: Request) -> Response:
 async def _chat(request: Request) -> Response:
     """Answer a conversation; without messages, say that the model is loaded."""
     fields = read_chat(await read_json(request))
-    served = await get_named_model(request, fields.model)
     if not fields.messages:
-        return _loaded(fields, "chat")
+        return await _load(request, fields, "chat")
+    served = await _get_model(request, fields)
     async with AsyncExitStack() as stack:
         answer = await begin_chat(request, served, chat_fields(fields), stack)
         return await _respond(request, fields, "chat", answer, stack)
 
 
-def _loaded(fields: GenerateFields | ChatFields, kind: Kind) -> Response:
-    reason = "unload" if fields.unloads else "load"
-    return JSONResponse({**make_line(fields.model, kind), "done": True, "done_reason": reason})
+async def _get_model(request: Request, fields: GenerateFields | ChatFields) -> ServedModel:
+    """Return the model of a request, which stays loaded for the time that the request says."""
+    source = find_source(request, fields.model)
+    if fields.keep_alive is not None:
+        source.keep_seconds = fields.keep_seconds
+    return await get_model(request, source.name)
+
+
+async def _load(request: Request, fields: GenerateFields | ChatFields, kind: Kind) -> Response:
+    """Load the model of a request without a prompt; unload it if it is to stay for no time and is not in use."""
+    source, unloads = find_source(request, fields.model), fields.keep_alive is not None and fields.keep_seconds == 0
+    if unloads and source.is_idle:
+        await request.app.state.registry.unload(source)
+    elif not unloads:
+        await _get_model(request, fields)
+    else:
+        source.keep_seconds = 0.0
+    line = make_line(fields.model, kind)
+    return JSONResponse({**line, "done": True, "done_reason": "unload" if unloads else "load"})
 
 
 def _make_request(served: ServedModel, fields: GenerateFields) -> GenerationRequest:
@@ -78,14 +93,13 @@ def _make_request(served: ServedModel, fields: GenerateFields) -> GenerationRequ
         prompt = model.prepare(before, [read_base64(image, "images") for image in fields.images])
     else:
         prompt = encode_prompt(model, before, markers=True)
-    wanted = response_format(fields.format)
     (made,) = make_requests(
         served,
         prompt,
         make_parameters(fields.options),
         stop_ids=stop_ids,
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
-        grammar=None if wanted is None else grammar.from_response_format(wanted),
+        grammar=grammar.from_ollama_format(fields.format),
     )
     return made
 

@@ -4,6 +4,7 @@ Source: ollama, docs/api.md
 """
 
 import hashlib
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from gemwright.families import FILL_IN_THE_MIDDLE, find_family
 from gemwright.model.config import Attention
 from gemwright.model.params import parameter_count
 from gemwright.serve.http import JSONResponse, get_model, read_json
-from gemwright.serve.models import ServedModel
+from gemwright.serve.models import ModelSource, ServedModel
 from gemwright.serve.prepare import infill_markers
 from gemwright.text.chat_template import DEFAULT
 
@@ -49,13 +50,13 @@ def routes() -> list[Route]:
     ]
 
 
-async def get_named_model(request: Request, name: str) -> ServedModel:
+def find_source(request: Request, name: str) -> ModelSource:
     """Return a model by its name, to which clients add ":latest".
 
     Raises:
-        RequestError: There is no such model (404), or it is being loaded (503).
+        RequestError: There is no such model (404).
     """
-    return await get_model(request, name.removesuffix(":latest"))
+    return request.app.state.registry.find(name.removesuffix(":latest"))
 
 
 class _ProgramRoute(Route):
@@ -77,19 +78,23 @@ async def _version(request: Request) -> Response:
 
 
 async def _tags(request: Request) -> Response:
-    return JSONResponse({"models": [describe(served) for served in request.app.state.registry.models]})
+    return JSONResponse({"models": [describe(source) for source in request.app.state.registry.sources]})
 
 
 async def _processes(request: Request) -> Response:
-    models: list[ServedModel] = request.app.state.registry.models
-    return JSONResponse({"models": [_process(served) for served in models]})
+    sources: list[ModelSource] = request.app.state.registry.sources
+    loaded = [(source, source.served) for source in sources if source.served is not None]
+    return JSONResponse({"models": [_process(*pair) for pair in loaded]})
 
 
-def _process(served: ServedModel) -> dict[str, Any]:
-    described = describe(served)
+def _process(source: ModelSource, served: ServedModel) -> dict[str, Any]:
+    described = describe(source)
     del described["modified_at"]
     in_vram = described["size"] if jax.default_backend() != "cpu" else 0
-    return {**described, "expires_at": _NEVER, "size_vram": in_vram, "context_length": served.context}
+    expiry = _NEVER
+    if source.keep_seconds is not None:
+        expiry = _time_text(time.time() + source.used + source.keep_seconds - time.monotonic())
+    return {**described, "expires_at": expiry, "size_vram": in_vram, "context_length": served.context}
 
 
 async def _show(request: Request) -> Response:
@@ -98,8 +103,9 @@ async def _show(request: Request) -> Response:
     name = fields.get("model") or fields.get("name")
     if not isinstance(name, str):
         raise RequestError("model is required", param="model")
-    served = await get_named_model(request, name)
-    described, model = describe(served), served.model
+    source = find_source(request, name)
+    served = await get_model(request, source.name)
+    described, model = describe(source), served.model
     template = _INFILL_TEMPLATE if infill_markers(model.tokenizer) else _chat_template(served)
     body = {
         "modelfile": f"FROM {served.name}",
@@ -122,26 +128,36 @@ async def _unsupported(request: Request) -> Response:
     )
 
 
-def describe(served: ServedModel) -> dict[str, Any]:
-    """Return a model as a list of models has it. Its digest is that of its name: the weights are not read again."""
+def describe(source: ModelSource) -> dict[str, Any]:
+    """Return a model as a list of models has it; of one that is not loaded, little is known.
+
+    The digest is that of the name, as the weights are not read again.
+    """
+    served = source.served
+    leaves = [] if served is None else jax.tree.leaves(served.model.engine.params)
+    return {
+        "name": source.name,
+        "model": source.name,
+        "modified_at": _time_text(0 if served is None else served.created),
+        "size": sum(leaf.nbytes for leaf in leaves),
+        "digest": hashlib.sha256(source.name.encode()).hexdigest(),
+        "details": {"parent_model": "", "format": "gemwright", **({} if served is None else _details(served))},
+    }
+
+
+def _details(served: ServedModel) -> dict[str, Any]:
     engine = served.model.engine
-    leaves = jax.tree.leaves(engine.params)
-    details = {
-        "parent_model": "",
-        "format": "gemwright",
+    return {
         "family": _family(served),
         "families": [_family(served)],
         "parameter_size": _count(parameter_count(engine.config)),
-        "quantization_level": str(max(leaves, key=lambda leaf: leaf.nbytes).dtype),
+        "quantization_level": str(max(jax.tree.leaves(engine.params), key=lambda leaf: leaf.nbytes).dtype),
     }
-    return {
-        "name": served.name,
-        "model": served.name,
-        "modified_at": datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z"),
-        "size": sum(leaf.nbytes for leaf in leaves),
-        "digest": hashlib.sha256(served.name.encode()).hexdigest(),
-        "details": details,
-    }
+
+
+def _time_text(seconds: float) -> str:
+    """Return a time in seconds since 1970 as Ollama writes it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def capabilities(served: ServedModel) -> list[str]:

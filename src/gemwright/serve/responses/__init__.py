@@ -7,9 +7,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gemwright.errors import RequestError
-from gemwright.serve.answer import begin_chat, encode_chat
-from gemwright.serve.http import JSONResponse, convert, get_model, read_json, stream_events, until_disconnect
-from gemwright.serve.openai.chat import ChatRequest
+from gemwright.serve.answer import begin_chat, plan_chat
+from gemwright.serve.http import JSONResponse, get_model, read_json, stream_events, until_disconnect
 from gemwright.serve.responses.fields import read_response, to_chat
 from gemwright.serve.responses.response import ResponseWriter
 
@@ -42,8 +41,8 @@ async def _count(request: Request) -> Response:
     """Answer with the number of tokens of an input."""
     fields = read_response(await read_json(request))
     served = await get_model(request, fields.model)
-    prompt, _ = await encode_chat(request, served, convert(to_chat(fields), ChatRequest))
-    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})
+    planned = await plan_chat(request, served, to_chat(fields))
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(planned.requests[0].prompt)})
 
 
 async def _refuse_stored(request: Request) -> Response:
