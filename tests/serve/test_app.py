@@ -1,5 +1,6 @@
 """The application apart from its APIs: keys, origins, limits, errors and readiness."""
 
+import contextlib
 import json
 import threading
 import time
@@ -193,11 +194,9 @@ def test_a_client_that_leaves_cancels_its_texts(registry: ModelRegistry, schedul
 
 
 def abandon(url: str, body: dict) -> None:
-    with pytest.raises(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.3) as response:
-        response.raise_for_status()
-        time.sleep(0.1)
+    """Send a request and close the connection before its reply is complete."""
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.3) as response:
         next(response.iter_bytes())
-        raise httpx.ReadTimeout("leave in the middle")
 
 
 def test_pings_keep_a_slow_stream_open(registry: ModelRegistry, scheduler: ScriptedScheduler):

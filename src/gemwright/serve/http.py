@@ -30,6 +30,7 @@ _TYPES = {
     503: "unavailable_error",
 }
 _PLACE = re.compile(r" - at `\$\.?(?:\[\.\.\.\])?([^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `([^`]*)`(?! - at)")
 _DONE = b"data: [DONE]\n\n"
 _ignored: set[str] = set()
 
@@ -150,10 +151,16 @@ def convert(fields: Mapping[str, Any], kind: type[T], without_effect: frozenset[
     try:
         return msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError, OverflowError) as error:
-        found = _PLACE.search(str(error))
-        place = found[1] if found else None
-        problem = _PLACE.sub("", str(error))
-        raise RequestError(f"{place}: {problem}." if place else f"{problem}.", param=place or None) from error
+        raise _name_field(str(error)) from error
+
+
+def _name_field(problem: str) -> RequestError:
+    """Return msgspec's description of a problem as an error that names the field."""
+    if missing := _MISSING.match(problem):
+        return RequestError(f"{missing[1]} is missing; send it.", code="missing_field", param=missing[1])
+    place = _PLACE.search(problem)
+    problem = _PLACE.sub("", problem).replace("`", "")
+    return RequestError(f"{place[1]}: {problem}." if place else f"{problem}.", param=place[1] if place else None)
 
 
 def refuse(fields: Mapping[str, Any], refused: Mapping[str, str], neutral: tuple[Any, ...] = (False, [], {})) -> None:

@@ -34,7 +34,6 @@ DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 256
 """Maximum number of prompts of a request."""
 _REFUSED = {
-    "best_of": "use n, and choose among the texts by their log-probabilities.",
     "use_beam_search": "leave it out.",
     "prompt_logprobs": "use echo with logprobs.",
     "grammar": "use response_format.",
@@ -48,6 +47,7 @@ class CompletionRequest(Parameters, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     model: str = ""
+    best_of: int | None = None
     suffix: str | None = None
     echo: bool = False
     logprobs: int | None = None
@@ -61,9 +61,8 @@ class CompletionRequest(Parameters, kw_only=True):
 async def complete(request: Request) -> Response:
     """Answer a request for completions."""
     fields = await read_json(request)
-    n = fields.get("n", 1)
-    refuse(fields, _REFUSED, (False, 1, n) if isinstance(n, int) else (False,))
-    wanted = convert(fields, CompletionRequest, replies.WITHOUT_EFFECT | {"best_of"})
+    refuse(fields, _REFUSED)
+    wanted = convert(fields, CompletionRequest, replies.WITHOUT_EFFECT)
     replies.check_stream_options(wanted.stream, wanted.stream_options)
     served = await get_model(request, wanted.model)
     requests = await served.run(make_all, served, wanted)
@@ -83,6 +82,8 @@ def make_all(served: ServedModel, wanted: CompletionRequest) -> list[GenerationR
         RequestError: A field is wrong.
     """
     prompts = _split(wanted.prompt)
+    if wanted.best_of is not None and wanted.best_of > wanted.n:
+        raise RequestError("best_of is not supported; use n, and choose by the log-probabilities.", param="best_of")
     if wanted.max_tokens == 0 and not wanted.echo:
         raise RequestError("max_tokens is 0, which needs echo: true to return the prompt.", param="max_tokens")
     if wanted.logprobs is not None and wanted.logprobs < 0:
