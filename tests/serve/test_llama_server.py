@@ -215,7 +215,7 @@ def test_fill_in_the_middle_as_continue_sends_it(client: TestClient, scheduler: 
         ({"samplers": ["magic"]}, "samplers"),
         ({"logit_bias": [[1, True]]}, "logit_bias"),
         ({"n_predict": "many"}, "n_predict"),
-        ({"n_probs": 100}, "top_logprobs"),
+        ({"n_probs": 100}, "n_probs"),
         ({"temperature": 1e9}, "temperature"),
     ],
 )

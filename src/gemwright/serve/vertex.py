@@ -28,7 +28,7 @@ MAX_INSTANCES = 128
 _FORMAT = "@requestFormat"
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _DEFAULTS = {"AIP_HEALTH_ROUTE": "/health", "AIP_PREDICT_ROUTE": "/predict"}
-_TGI_REFUSED = {
+TGI_REFUSED = {
     "adapter_id": "leave it out.",
     "best_of": "use n, and choose among the texts by their log-probabilities.",
     "details": "send the instance as @requestFormat completions.",
@@ -135,7 +135,7 @@ def _translate(
 
 def _rename(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters of Text Generation Inference as the fields of a completion, which is greedy unless sampled."""
-    refuse(parameters, _TGI_REFUSED)
+    refuse(parameters, TGI_REFUSED)
     given = {name: value for name, value in parameters.items() if value is not None}
     sample = given.pop("do_sample", None)
     if sample is False:

@@ -19,7 +19,7 @@ WITHOUT_EFFECT = frozenset(
 """Fields that change nothing. `thinking` is among them since its budget is a maximum, and these models use none of it;
 so is `cache_control`, since every prefix is cached."""
 
-_REFUSED = {
+REFUSED = {
     "container": "leave it out.",
     "context_management": "leave it out.",
     "mcp_servers": "call the tools yourself, and send their results.",
@@ -63,7 +63,7 @@ def read_messages(fields: Mapping[str, Any], *, count: bool = False) -> Messages
     Raises:
         RequestError: One is missing, has another type, or asks for what is not supported; `param` has its name.
     """
-    refuse(fields, _REFUSED)
+    refuse(fields, REFUSED)
     found = convert(fields, MessagesFields, WITHOUT_EFFECT)
     if found.max_tokens is None and not count:
         raise RequestError("max_tokens: Field required", param="max_tokens")
@@ -150,8 +150,14 @@ def _content(content: Any) -> list[dict[str, Any]]:
     """Return the content of a document or of a tool's result as parts."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    blocks = cast(list[Any], content) if isinstance(content, list) else []
-    return [part for block in blocks if isinstance(block, dict) for part in _parts(cast(dict[str, Any], block))]
+    blocks = cast(list[Any], content) if isinstance(content, list) else [content]
+    return [part for block in blocks for part in _parts(_object(block))]
+
+
+def _object(block: Any) -> dict[str, Any]:
+    if not isinstance(block, dict):
+        raise RequestError("messages: a content block must be an object.", param="messages")
+    return cast(dict[str, Any], block)
 
 
 def _refusal(block: Mapping[str, Any]) -> RequestError:

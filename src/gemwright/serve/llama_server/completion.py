@@ -17,7 +17,7 @@ from gemwright.serve.http import JSONResponse, get_model, read_json, stream_even
 from gemwright.serve.llama_server.fields import CompletionFields, read_completion, read_infill
 from gemwright.serve.llama_server.lines import LineLimit
 from gemwright.serve.llama_server.prompts import make_completion, make_infill
-from gemwright.serve.llama_server.replies import Reply, split_tokens
+from gemwright.serve.llama_server.replies import Reply, error_body, split_tokens
 from gemwright.serve.request import GenerationRequest, Update
 
 
@@ -51,7 +51,7 @@ async def _respond(request: Request, reply: Reply, requests: Sequence[Generation
     async with AsyncExitStack() as stack:
         generations = await stack.enter_async_context(start(reply.served, requests))
         if reply.fields.stream:
-            return stream_events(request, _stream(reply, generations), stack.pop_all(), done=b"")
+            return stream_events(request, _stream(reply, generations), stack.pop_all(), body=error_body, done=b"")
         results = await until_disconnect(request, _collect(reply.fields, generations))
     bodies = [reply.complete(index, result) for index, result in enumerate(results)]
     return JSONResponse(bodies if len(bodies) > 1 else bodies[0])

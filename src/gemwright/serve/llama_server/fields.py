@@ -12,7 +12,11 @@ from msgspec import Meta
 from gemwright.errors import RequestError
 from gemwright.serve.http import convert, refuse
 from gemwright.serve.prepare import Parameters
+from gemwright.serve.request import MAX_TOP_LOGPROBS
 from gemwright.text.tokenizer import Tokenizer
+
+MAX_MILLISECONDS = 86_400_000
+"""Longest `t_max_predict_ms`: a day."""
 
 WITHOUT_EFFECT = frozenset(
     {"id_slot", "n_cache_reuse", "n_keep", "n_discard", "repeat_last_n", "return_progress", "sse_ping_interval"}
@@ -26,7 +30,7 @@ WITHOUT_EFFECT = frozenset(
 """
 
 _OFF = "set it to 0 or leave it out."
-_REFUSED_UNLESS_0 = {
+REFUSED_UNLESS_0 = {
     **dict.fromkeys(("dry_multiplier", "dynatemp_range", "mirostat", "xtc_probability"), _OFF),
     "post_sampling_probs": "leave it out for the probabilities of the model itself.",
     "lora": "serve a merged checkpoint.",
@@ -34,8 +38,8 @@ _REFUSED_UNLESS_0 = {
     "multimodal_data": "send images to /v1/chat/completions.",
 }
 _UNLESS_1 = "set it to 1 or leave it out."
-_REFUSED_UNLESS_1 = {"typical_p": _UNLESS_1, "tfs_z": _UNLESS_1}
-_REFUSED_UNLESS_NEGATIVE = {"top_n_sigma": "set it to -1 or leave it out."}
+REFUSED_UNLESS_1 = {"typical_p": _UNLESS_1, "tfs_z": _UNLESS_1}
+REFUSED_UNLESS_NEGATIVE = {"top_n_sigma": "set it to -1 or leave it out."}
 _ALIASES = {"max_completion_tokens": "n_predict", "max_tokens": "n_predict", "n": "n_cmpl"}
 _SAMPLERS = {
     "temperature": {"temperature": 1.0},
@@ -75,10 +79,10 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     model: str | None = None
     stream: bool = False
     n_predict: Annotated[int, Meta(ge=-2)] = -1
-    n_indent: Annotated[int, Meta(ge=0)] = 0
-    n_probs: Annotated[int, Meta(ge=0)] = 0
+    n_indent: Annotated[int, Meta(ge=0, le=1000)] = 0
+    n_probs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     n_cmpl: int = 1
-    t_max_predict_ms: int = 0
+    t_max_predict_ms: Annotated[int, Meta(ge=-1, le=MAX_MILLISECONDS)] = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -138,9 +142,9 @@ def read_infill(fields: Mapping[str, Any]) -> InfillFields:
 
 
 def _read(fields: Mapping[str, Any]) -> dict[str, Any]:
-    refuse(fields, _REFUSED_UNLESS_0)
-    refuse(fields, _REFUSED_UNLESS_1, (1.0,))
-    refuse(fields, _REFUSED_UNLESS_NEGATIVE, (-1, 0))
+    refuse(fields, REFUSED_UNLESS_0)
+    refuse(fields, REFUSED_UNLESS_1, (1.0,))
+    refuse(fields, REFUSED_UNLESS_NEGATIVE, (-1, 0))
     own = {name: value for name, value in fields.items() if name not in _ALIASES}
     return {_ALIASES[name]: fields[name] for name in _ALIASES.keys() & fields.keys()} | own
 

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from gemwright.errors import RequestError
 from gemwright.generate.prompts import token_ids
 from gemwright.generate.sampling import Sampling
 from gemwright.serve.collect import Result
+from gemwright.serve.http import openai_error
 from gemwright.serve.llama_server.fields import CompletionFields
 from gemwright.serve.models import ServedModel
 from gemwright.serve.request import GenerationRequest, TokenLogprob, Update
 from gemwright.text.tokenizer import Tokenizer
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Return the body of an error: OpenAI's with the status as the code."""
+    body = openai_error(error)["error"] | {"code": error.status}
+    if error.code == "context_length_exceeded":
+        body["type"] = "exceed_context_size_error"
+    return {"error": body}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ and penalties count the whole text."""
 WITHOUT_EFFECT = frozenset({"truncate", "shift"})
 """Fields that change nothing, as no prompt is ever shortened."""
 
-_REFUSED = {
+REFUSED = {
     "context": "send the conversation to /api/chat.",
     "height": "this server does not generate images.",
     "steps": "this server does not generate images.",
@@ -31,11 +31,11 @@ _REFUSED = {
     "think": "set it to false; the models of this server do not reason.",
     "width": "this server does not generate images.",
 }
-_REFUSED_OPTIONS = {"mirostat": "set it to 0 or leave it out."}
+REFUSED_OPTIONS = {"mirostat": "set it to 0 or leave it out."}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _UNIT_SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _UNLESS_1 = "set it to 1 or leave it out."
-_REFUSED_OPTIONS_UNLESS_1 = {"tfs_z": _UNLESS_1, "typical_p": _UNLESS_1}
+REFUSED_OPTIONS_UNLESS_1 = {"tfs_z": _UNLESS_1, "typical_p": _UNLESS_1}
 
 
 class OllamaOptions(msgspec.Struct, kw_only=True):
@@ -140,7 +140,7 @@ def read_chat(fields: Mapping[str, Any]) -> ChatFields:
 
 
 def _checked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    refuse(fields, _REFUSED, (False, [], ""))
+    refuse(fields, REFUSED, (False, [], ""))
     if not fields.get("model"):
         raise RequestError("model is required", param="model")
     return fields
@@ -153,8 +153,8 @@ def make_parameters(given: Mapping[str, Any]) -> Parameters:
         RequestError: An option has another type, or is not supported; `param` has its name.
     """
     options = {name: value for name, value in given.items() if value is not None}
-    refuse(options, _REFUSED_OPTIONS)
-    refuse(options, _REFUSED_OPTIONS_UNLESS_1, (1.0,))
+    refuse(options, REFUSED_OPTIONS)
+    refuse(options, REFUSED_OPTIONS_UNLESS_1, (1.0,))
     found = convert(options, OllamaOptions, OPTIONS_WITHOUT_EFFECT)
     return Parameters(
         max_tokens=found.num_predict if found.num_predict > 0 else None,

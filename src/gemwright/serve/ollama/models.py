@@ -25,6 +25,7 @@ from gemwright.text.chat_template import DEFAULT
 
 VERSION = "0.12.6"
 """The version of Ollama whose API this is. Clients read from it what a server can do."""
+_LAST_SECOND = 253402300799
 _NEVER = "9999-12-31T23:59:59Z"
 _UNSUPPORTED = {
     "POST": ("/api/create", "/api/copy", "/api/pull", "/api/push", "/api/embed", "/api/embeddings"),
@@ -156,7 +157,8 @@ def _details(served: ServedModel) -> dict[str, Any]:
 
 
 def _time_text(seconds: float) -> str:
-    """Return a time in seconds since 1970 as Ollama writes it."""
+    """Return a time in seconds since 1970 as Ollama writes it, at most that of `_NEVER`."""
+    seconds = min(seconds, _LAST_SECOND)
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 

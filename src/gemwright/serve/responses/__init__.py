@@ -18,7 +18,7 @@ __all__ = ["routes"]
 def routes() -> list[Route]:
     """Return the routes."""
     return [
-        Route("/v1/responses", _respond, methods=["POST"]),
+        *(Route(path, _respond, methods=["POST"]) for path in ("/v1/responses", "/responses")),
         Route("/v1/responses/input_tokens", _count, methods=["POST"]),
         Route("/v1/responses/{rest:path}", _refuse_stored, methods=["GET", "POST", "DELETE"]),
     ]

@@ -20,7 +20,7 @@ WITHOUT_EFFECT = frozenset(
 `max_tool_calls` since it only counts tools that run on a server."""
 
 _STATE = "nothing is stored; send the whole conversation as input."
-_REFUSED = {
+REFUSED = {
     "background": "wait for the response, or stream it.",
     "context_management": "leave it out.",
     "conversation": _STATE,
@@ -63,7 +63,7 @@ def read_response(fields: Mapping[str, Any]) -> ResponseFields:
     Raises:
         RequestError: One is missing, has another type, or asks for what is not supported; `param` has its name.
     """
-    refuse(fields, _REFUSED)
+    refuse(fields, REFUSED)
     found = convert(fields, ResponseFields, WITHOUT_EFFECT)
     if found.truncation != "disabled":
         raise RequestError("truncation must be disabled: an input is never shortened.", param="truncation")
