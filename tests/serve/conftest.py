@@ -1,10 +1,17 @@
 """Tiny models: one behind the application with a scripted scheduler, and one of each kind of decoder."""
 
+from collections.abc import Iterator
+
+import openai
 import pytest
+from starlette.testclient import TestClient
 
 import gemwright
+from gemwright.serve.app import create_app
 from gemwright.serve.models import ModelRegistry, ModelSource, ServedModel
+from gemwright.serve.settings import Settings
 from tests.serve.scripted import ScriptedScheduler
+from tests.serve.server import run_server
 from tests.tiny.gguf import write_tiny_gguf
 from tests.tiny.hf import write_model
 
@@ -28,6 +35,20 @@ def scheduler(tiny: gemwright.Model) -> ScriptedScheduler:
 def registry(tiny: gemwright.Model, scheduler: ScriptedScheduler) -> ModelRegistry:
     served = ServedModel("tiny", tiny, scheduler, aliases=("alias",))
     return ModelRegistry([ModelSource("tiny", lambda: served, ("alias",), served)])
+
+
+@pytest.fixture
+def client(registry: ModelRegistry) -> TestClient:
+    return TestClient(create_app(registry, Settings()), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def openai_client(registry: ModelRegistry) -> Iterator[openai.OpenAI]:
+    with (
+        run_server(create_app(registry, Settings())) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -1,12 +1,15 @@
-"""A real server on a free port of this machine, in a thread of the test."""
+"""A real server on a free port of this machine, in a thread of the test, and how to read its replies."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from gemwright.serve.server import open_port
 
@@ -24,3 +27,27 @@ def run_server(app: Starlette) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def error_of(response: httpx.Response, status: int) -> dict:
+    """Check the form of an error in OpenAI's format and return it."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert isinstance(body["error"]["message"], str)
+    assert body["error"]["message"]
+    return body["error"]
+
+
+def stream(client: TestClient, path: str, body: dict) -> list[dict]:
+    """Return the events of a stream in OpenAI's format."""
+
+    with client.stream("POST", path, json=body) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-cache"
+        text = "".join(response.iter_text())
+    *events, end, rest = text.split("\n\n")
+    assert (end, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]

@@ -14,25 +14,9 @@ from gemwright.serve.app import create_app
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings
 from tests.serve.scripted import ScriptedScheduler
-from tests.serve.server import run_server
+from tests.serve.server import error_of, run_server
 
 COMPLETION = {"prompt": "the cat", "max_tokens": 3}
-
-
-@pytest.fixture
-def client(registry: ModelRegistry) -> TestClient:
-    return TestClient(create_app(registry, Settings()), raise_server_exceptions=False)
-
-
-def error_of(response: httpx.Response, status: int) -> dict:
-    """Check the form of an error in OpenAI's format and return it."""
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
-    assert isinstance(body["error"]["message"], str)
-    assert body["error"]["message"]
-    return body["error"]
 
 
 def test_unknown_paths_and_methods(client: TestClient):

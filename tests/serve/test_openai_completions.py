@@ -1,33 +1,14 @@
 """`/v1/completions` as the openai client and evaluation harnesses use it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from starlette.testclient import TestClient
 
-from gemwright.serve.app import create_app
-from gemwright.serve.models import ModelRegistry
-from gemwright.serve.settings import Settings
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
-from tests.serve.server import run_server
-from tests.serve.test_app import error_of
-
-
-@pytest.fixture
-def client(registry: ModelRegistry) -> TestClient:
-    return TestClient(create_app(registry, Settings()), raise_server_exceptions=False)
-
-
-@pytest.fixture
-def openai_client(registry: ModelRegistry) -> Iterator[openai.OpenAI]:
-    with (
-        run_server(create_app(registry, Settings())) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
+from tests.serve.server import error_of, stream
 
 
 def complete(client: TestClient, prompt: Any = "the cat", **fields: Any) -> dict:
@@ -317,20 +298,6 @@ def test_streams_join_to_the_whole_reply(client: TestClient):
             for name, values in choice["logprobs"].items():
                 into["logprobs"][name] += values
     assert joined == [{key: choice[key] for key in ("text", "token_ids", "logprobs")} for choice in whole]
-
-
-def stream(client: TestClient, path: str, body: dict) -> list[dict]:
-    """Return the events of a stream in OpenAI's format."""
-    import json
-
-    with client.stream("POST", path, json=body) as response:
-        assert response.status_code == 200, response.read()
-        assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["cache-control"] == "no-cache"
-        text = "".join(response.iter_text())
-    *events, end, rest = text.split("\n\n")
-    assert (end, rest) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
 def test_parts_of_characters_have_names_of_their_own(client: TestClient, scheduler: ScriptedScheduler):
