@@ -169,6 +169,37 @@ def test_calls_of_tools_are_blocks():
     assert writer.message["usage"] == usage
 
 
+CALL = '{"name":"weather","arguments":{"place":"Paris"}}'
+
+
+def say(scheduler: ScriptedScheduler, text: str) -> None:
+    """Let the model write a text."""
+    ids = [*scheduler.model.tokenizer.encode(text), scheduler.model.tokenizer.eos_id]
+    scheduler.script = lambda request: ids
+
+
+def test_a_model_calls_a_tool(client: TestClient, scheduler: ScriptedScheduler):
+    say(scheduler, CALL)
+    fields = {**HELLO, "max_tokens": 200, "tools": [TOOL], "tool_choice": {"type": "any"}}
+    body = client.post("/v1/messages", json=fields).json()
+    (block,) = body["content"]
+    assert (block["type"], block["name"], block["input"]) == ("tool_use", "weather", {"place": "Paris"})
+    assert body["stop_reason"] == "tool_use"
+    assert scheduler.requests[0].grammar
+    events = events_of(client.post("/v1/messages", json={**fields, "stream": True}).text)
+    start = next(data for name, data in events if name == "content_block_start")
+    assert (start["index"], start["content_block"]["type"], start["content_block"]["input"]) == (0, "tool_use", {})
+    deltas = [data["delta"] for name, data in events if name == "content_block_delta"]
+    assert {delta["type"] for delta in deltas} == {"input_json_delta"}
+    assert json.loads("".join(delta["partial_json"] for delta in deltas)) == {"place": "Paris"}
+    result = {"type": "tool_result", "tool_use_id": block["id"], "content": "sunny"}
+    turns = [{"role": "assistant", "content": [block]}, {"role": "user", "content": [result]}]
+    say(scheduler, TEXT)
+    answer = client.post("/v1/messages", json={**fields, "messages": [*HELLO["messages"], *turns], "tool_choice": None})
+    assert answer.json()["content"] == [{"type": "text", "text": TEXT}]
+    assert "sunny" in scheduler.model.tokenizer.decode(scheduler.requests[-1].prompt)
+
+
 def _block(**block: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [block]}]}
 

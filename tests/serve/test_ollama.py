@@ -16,6 +16,7 @@ from gemwright.serve.settings import Settings
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
+from tests.serve.test_anthropic import CALL, say
 
 
 @pytest.fixture
@@ -117,6 +118,31 @@ def test_chat_streams_messages(client: TestClient, scheduler: ScriptedScheduler)
     assert "".join(part["message"]["content"] for part in parts) == TEXT
     assert last["message"] == {"role": "assistant", "content": ""}
     assert "<start_of_turn>model\nb<end_of_turn>\n<start_of_turn>user\nc<end_of_turn>" in prompt_text(scheduler)
+
+
+def test_a_model_calls_a_tool(client: TestClient, scheduler: ScriptedScheduler):
+    say(scheduler, CALL)
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}}
+    fields = {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": function}]}
+    call, last = post(client, "/api/chat", **fields)
+    (made,) = call["message"]["tool_calls"]
+    assert (made["function"]["name"], made["function"]["arguments"]) == ("weather", {"place": "Paris"})
+    assert (last["message"], last["done_reason"]) == ({"role": "assistant", "content": ""}, "stop")
+    (body,) = post(client, "/api/chat", **fields, stream=False)
+    assert body["message"]["tool_calls"][0]["function"] == made["function"]
+    turns = [body["message"], {"role": "tool", "tool_name": "weather", "content": "sunny"}]
+    say(scheduler, TEXT)
+    (body,) = post(client, "/api/chat", **{**fields, "messages": [*fields["messages"], *turns]}, stream=False)
+    assert body["message"]["content"] == TEXT
+    assert "sunny" in prompt_text(scheduler)
+
+
+def test_formats_constrain_the_text(client: TestClient, scheduler: ScriptedScheduler):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for path, fields in (("generate", {"prompt": "a"}), ("chat", {"messages": [{"role": "user", "content": "a"}]})):
+        for given in ("json", schema):
+            post(client, f"/api/{path}", format=given, **fields)
+            assert scheduler.requests[-1].grammar
 
 
 def test_logprobs(client: TestClient):

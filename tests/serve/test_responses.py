@@ -16,7 +16,7 @@ from gemwright.serve.settings import Settings
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
-from tests.serve.test_anthropic import events_of
+from tests.serve.test_anthropic import CALL, events_of, say
 
 TOOL = {"type": "function", "name": "weather", "description": "Tell it.", "parameters": {"type": "object"}}
 
@@ -121,6 +121,22 @@ def test_calls_of_functions_are_items(registry: ModelRegistry):
     ]
     added = next(data for name, data in events if data.get("output_index") == 1)
     assert (added["item"]["arguments"], added["item"]["status"]) == ("", "in_progress")
+
+
+def test_a_model_calls_a_function(client: TestClient, scheduler: ScriptedScheduler):
+    say(scheduler, CALL)
+    fields = {"input": "a", "tools": [TOOL], "tool_choice": "required"}
+    (call,) = client.post("/v1/responses", json=fields).json()["output"]
+    assert (call["type"], call["name"], call["arguments"]) == ("function_call", "weather", '{"place":"Paris"}')
+    events = events_of(client.post("/v1/responses", json={**fields, "stream": True}).text)
+    deltas = [data["delta"] for name, data in events if name == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call["arguments"]
+    say(scheduler, TEXT)
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+    items = [{"role": "user", "content": "a"}, call, output]
+    body = client.post("/v1/responses", json={"input": items, "tools": [TOOL]}).json()
+    assert body["output"][0]["content"][0]["text"] == TEXT
+    assert "sunny" in scheduler.model.tokenizer.decode(scheduler.requests[-1].prompt)
 
 
 @pytest.mark.parametrize(

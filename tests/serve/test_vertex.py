@@ -97,8 +97,10 @@ def test_raw_predictions(client: TestClient, monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/chat/completions")
     client = TestClient(create_app(registry, Settings()))
     assert client.post("/v1/chat/completions", json={"messages": MESSAGES}).json()["object"] == "chat.completion"
-    both = client.post("/v1/chat/completions", json={"instances": [{"prompt": "a", "max_tokens": 50}]})
-    assert both.json() == {"predictions": [TEXT]}
+    chat = {"@requestFormat": "chatCompletions", "messages": MESSAGES}
+    both = client.post("/v1/chat/completions", json={"instances": [{"prompt": "a", "max_tokens": 50}, chat]})
+    text, answer = both.json()["predictions"]
+    assert (text, answer["choices"][0]["message"]["content"]) == (TEXT, TEXT)
 
 
 def test_there_are_no_routes_elsewhere(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch):

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Message
 
 from gemwright.errors import RequestError
@@ -103,6 +103,8 @@ async def _predict_one(request: Request, instance: Any, parameters: Mapping[str,
             raise RequestError(f"{path} replies with a stream; send it as a raw prediction.", param=_FORMAT)
         value = msgspec.json.decode(bytes(reply.body)) if reply.body else None
         return _text(value) if text_only and reply.status_code == 200 else value
+    except ClientDisconnect:
+        raise
     except Exception as error:  # one instance that fails leaves the others as they are
         return msgspec.json.decode(bytes(error_response(error).body))
 
@@ -159,8 +161,8 @@ def _text(reply: Any) -> Any:
 
 def _paths(request: Request) -> dict[str, str]:
     """Return the paths of all endpoints by path and in camel case: chatCompletions is /v1/chat/completions."""
-    paths = [route.path for route in request.app.routes if isinstance(route, Route) and "POST" in (route.methods or ())]
-    paths = sorted((path for path in paths if path != request.url.path), key=lambda path: not path.startswith("/v1/"))
+    paths = [route.path for route in _other_routes(request) if "POST" in (route.methods or ())]
+    paths.sort(key=lambda path: not path.startswith("/v1/"))
     names = {path: path for path in paths}
     for path in paths:
         names.setdefault(_camel(path), path)
@@ -175,12 +177,16 @@ def _camel(path: str) -> str:
 def _find(request: Request, method: str, path: str) -> tuple[Route, dict[str, Any]] | None:
     """Return the route of another endpoint and the scope of a request to it."""
     scope = {**request.scope, "method": method, "path": path, "raw_path": path.encode(), "root_path": ""}
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.endpoint not in (_predict, _health):
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                return route, {**scope, **found}
+    for route in _other_routes(request):
+        match, found = route.matches(scope)
+        if match is Match.FULL:
+            return route, {**scope, **found}
     return None
+
+
+def _other_routes(request: Request) -> list[Route]:
+    routes: list[BaseRoute] = request.app.routes
+    return [route for route in routes if isinstance(route, Route) and route.endpoint not in (_predict, _health)]
 
 
 async def _send(request: Request, method: str, path: str, body: bytes) -> Response:

@@ -48,7 +48,8 @@ class LineWriter:
             kind: The endpoint.
             logprobs: Whether log-probabilities are reported.
         """
-        self._tokenizer, self._name, self._kind = served.model.tokenizer, name, kind
+        self._tokenizer, self._name = served.model.tokenizer, name
+        self._kind: Kind = kind
         self._reports_logprobs = logprobs
         self._text, self._logprobs = "", list[TokenLogprob]()
         self._calls, self._arguments, self._is_call_open = list[dict[str, Any]](), "", False
