@@ -92,6 +92,11 @@ class Scheduler:
         self._waiting_tokens = 0
 
     @property
+    def slots(self) -> int:
+        """Maximum number of sequences that are decoded together."""
+        return self._limits.slots
+
+    @property
     def running(self) -> int:
         """Number of sequences with a slot."""
         return len(self._batch.running) + (self._prefill is not None)
