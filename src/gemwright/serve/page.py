@@ -156,11 +156,11 @@ def draw_objects(found: Sequence[Found], decoder: MaskDecoder | None) -> list[di
     """
     return [
         {
-            "label": object.label,
-            "box": (object.box.y_min, object.box.x_min, object.box.y_max, object.box.x_max),
-            "mask": None if decoder is None or object.mask_codes is None else _mask(decoder, object.mask_codes),
+            "label": one.label,
+            "box": (one.box.y_min, one.box.x_min, one.box.y_max, one.box.x_max),
+            "mask": None if decoder is None or one.mask_codes is None else _mask(decoder, one.mask_codes),
         }
-        for object in found
+        for one in found
     ]
 
 

@@ -36,6 +36,7 @@ async function errorOf(response) {
     message = (typeof error === "string" ? error : error?.message) || message;
   } catch { /* the body is not JSON */ }
   const seconds = Number(response.headers.get("Retry-After"));
+  if (response.status === 429 && seconds > 0) message += ` Try again in ${seconds} s.`;
   return new ServerError(KINDS[response.status] ?? "refused", message, seconds > 0 ? seconds : null);
 }
 

@@ -12,6 +12,7 @@ const NEAR_END = 80; // in pixels; closer to the end, the transcript follows the
 const EXAMPLES = ["caption en", "detect cat ; dog", "segment person"]; // tasks that PaliGemma knows
 
 let views = new Map(); // of the messages that are shown, by id
+let following = true; // whether the end of the transcript is in view
 let listeners = null; // {changed, failed}
 
 /** Show the current conversation. */
@@ -23,6 +24,7 @@ export function showChat() {
   $("welcome").hidden = path.length > 0;
   if (!path.length) showWelcome();
   showState();
+  following = true;
   $("scroll").scrollTop = $("scroll").scrollHeight;
 }
 
@@ -61,10 +63,7 @@ async function run(conversation, reply) {
   const draw = () => {
     frame = 0;
     if (state.current !== conversation) return;
-    const scroll = $("scroll");
-    const following = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR_END;
     views.get(reply.id)?.update();
-    if (following) scroll.scrollTop = scroll.scrollHeight;
   };
   const task = generate(conversation, reply, () => (frame ||= requestAnimationFrame(draw)));
   if (state.current === conversation) showChat();
@@ -138,7 +137,20 @@ export function connectChat(callbacks) {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop(state.current);
   });
-  $("scroll").addEventListener("scroll", hideTip, { passive: true });
+  follow();
+}
+
+/** Keep the end of the transcript in view while it grows, unless the reader has scrolled away from it. */
+function follow() {
+  const scroll = $("scroll");
+  const toEnd = () => following && (scroll.scrollTop = scroll.scrollHeight);
+  scroll.addEventListener("scroll", () => {
+    hideTip();
+    following = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR_END;
+  }, { passive: true });
+  const observer = new ResizeObserver(toEnd);
+  observer.observe($("transcript"));
+  observer.observe(scroll);
 }
 
 /** Empty the composer. */

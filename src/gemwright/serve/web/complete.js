@@ -1,8 +1,8 @@
 // Completion of a text, or of the gap between two, without a conversation.
 
 import { stream, tokensOf } from "./api.js";
-import { $, announce, count } from "./dom.js";
-import { speed, whenLoaded } from "./generate.js";
+import { $, announce } from "./dom.js";
+import { Stopwatch, speed, tokenCount, whenLoaded } from "./generate.js";
 import { sampling, wantsTokens } from "./settings.js";
 import { state } from "./state.js";
 import { hideTip, showTokens } from "./tokens.js";
@@ -37,12 +37,11 @@ async function receive(signal) {
   if (wantsTokens()) body.logprobs = TOP;
   const reply = { seconds: 0, usage: null, finish: "" };
   const tokens = [];
-  let first = 0;
+  const watch = new Stopwatch();
   for await (const chunk of stream("v1/completions", body, signal)) {
     const choice = chunk.choices[0];
     if (choice?.text) {
-      first ||= performance.now();
-      reply.seconds = (performance.now() - first) / 1000;
+      watch.note(choice.text, reply);
       text += choice.text;
       $("result").textContent = text;
     }
@@ -53,7 +52,7 @@ async function receive(signal) {
   if (tokens.length) showTokens($("result"), tokens);
   const rate = speed(reply);
   return [
-    reply.usage && `${count(reply.usage.completion)} tokens`, rate && `${rate.toFixed(1)} tokens/s`,
+    reply.usage && tokenCount(reply.usage.completion), rate && `${rate.toFixed(1)} tokens/s`,
     reply.finish === "length" && "length limit",
   ].filter(Boolean).join(" · ");
 }

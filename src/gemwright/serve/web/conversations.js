@@ -1,7 +1,7 @@
 // Conversations and where they are kept: each is a tree of messages, and one path of it is shown.
 //
 // conversation: {id, title, created, changed, system, leaf, nodes: {id: message}}
-// message: {id, parent, role, text, images, created} and of a reply model, finish, error, usage, seconds, tokens, objects
+// message: {id, parent, role, text, images, created} and of a reply model, finish, error, usage, seconds, rest, tokens, objects
 
 const IMAGE = /^data:image\/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+$/;
 const ID = /^[0-9a-f]{24}$/;
@@ -91,6 +91,7 @@ function checkedMessage(id, node) {
     finish: text(node?.finish, 40) || undefined,
     usage: node?.usage && { prompt: number(node.usage.prompt), completion: number(node.usage.completion) },
     seconds: number(node?.seconds),
+    rest: number(node?.rest),
   };
 }
 

@@ -2,12 +2,13 @@
 
 import { ServerError, stream, tokensOf } from "./api.js";
 import { pathTo, save } from "./conversations.js";
-import { sleep } from "./dom.js";
+import { count, sleep } from "./dom.js";
 import { sampling, wantsTokens } from "./settings.js";
 import { state } from "./state.js";
 
 const TOP = 5; // alternatives recorded at each token
 const SAVE_INTERVAL = 3000; // in milliseconds, so that a closed page loses little
+const MIN_SECONDS = 0.05; // of a text whose speed is shown
 const running = new Map(); // the reply and AbortController of each conversation that generates
 
 export const isRunning = (conversation, reply = null) =>
@@ -56,13 +57,12 @@ export async function whenLoaded(attempt, signal, onwait) {
 async function receive(conversation, reply, signal, update) {
   const body = { model: state.model.name, messages: messagesFor(conversation, reply), ...sampling() };
   if (wantsTokens()) Object.assign(body, { logprobs: true, top_logprobs: TOP });
-  let first = 0;
+  const watch = new Stopwatch();
   let saved = 0;
   for await (const chunk of stream("v1/chat/completions", body, signal)) {
     const choice = chunk.choices[0];
     const text = choice?.delta?.content ?? "";
-    if (text && !first) first = performance.now();
-    if (text) reply.seconds = (performance.now() - first) / 1000;
+    watch.note(text, reply);
     reply.text += text;
     reply.tokens.push(...tokensOf(choice?.logprobs));
     if (choice?.finish_reason) reply.finish = choice.finish_reason;
@@ -103,7 +103,25 @@ export async function generate(conversation, reply, update) {
   return kept;
 }
 
-/** Return the tokens per second of a reply, after its first token; null if it is too short. */
-export function speed({ usage, seconds }) {
-  return usage?.completion > 1 && seconds > 0 ? (usage.completion - 1) / seconds : null;
+/** Return the tokens per second after the first piece of a reply; null if it is too short. */
+export function speed({ usage, seconds, rest }) {
+  return usage && seconds > MIN_SECONDS ? (usage.completion * rest) / seconds : null;
+}
+
+export const tokenCount = (number) => `${count(number)} ${number === 1 ? "token" : "tokens"}`;
+
+/** Times the pieces of a text. A piece may hold several tokens, so `rest` is the share of the text after the first. */
+export class Stopwatch {
+  #first = 0;
+  #firstLength = 0;
+  #length = 0;
+
+  note(piece, reply) {
+    if (!piece) return;
+    this.#length += piece.length;
+    this.#first ||= performance.now();
+    this.#firstLength ||= piece.length;
+    reply.seconds = (performance.now() - this.#first) / 1000;
+    reply.rest = 1 - this.#firstLength / this.#length;
+  }
 }

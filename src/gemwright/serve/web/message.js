@@ -1,8 +1,8 @@
 // The view of one message: a text of the user, or a reply with its image, numbers, errors and actions.
 
 import { siblings } from "./conversations.js";
-import { copy, count, h, icon, iconButton } from "./dom.js";
-import { isRunning, lastImages, speed } from "./generate.js";
+import { copy, h, icon, iconButton } from "./dom.js";
+import { isRunning, lastImages, speed, tokenCount } from "./generate.js";
 import { Markdown } from "./markdown.js";
 import { drawObjects, findObjects } from "./objects.js";
 import { hideTip, showTokens } from "./tokens.js";
@@ -59,7 +59,7 @@ function userView(conversation, message, actions) {
     const editButton = iconButton("edit", "Edit and send again", edit);
     element.replaceChildren(
       h("h2", { class: "sr" }, "You"),
-      message.images.length && h("div", { class: "images" }, ...message.images.map((src, i) => h("img", { src, alt: `Image ${i + 1}` }))),
+      message.images.length > 0 && h("div", { class: "images" }, ...message.images.map((src, i) => h("img", { src, alt: `Image ${i + 1}` }))),
       message.text && h("div", { class: "bubble" }, message.text),
       h("footer", {}, branches(conversation, message, actions), editButton, copyButton),
     );
@@ -88,8 +88,8 @@ function replyView(conversation, message, actions) {
     const copyButton = iconButton("copy", "Copy", () => copy(copyButton, message.text));
     return [
       branches(conversation, message, actions),
-      iconButton("redo", "Regenerate", () => actions.regenerate(message)),
-      message.text && message.finish !== "stop" && iconButton("more", "Continue", () => actions.extend(message)),
+      !message.error && iconButton("redo", "Regenerate", () => actions.regenerate(message)),
+      message.text && !message.error && message.finish !== "stop" && iconButton("more", "Continue", () => actions.extend(message)),
       message.text && copyButton,
       message.tokens?.length > 0 && iconButton("tokens", "Token probabilities", toggleTokens, { "aria-pressed": String(!tokens.hidden) }),
       h("span", { class: "meta" }, numbers(message)),
@@ -104,7 +104,7 @@ function replyView(conversation, message, actions) {
     element.classList.toggle("streaming", active && message.text !== "");
     alert.replaceChildren(...notice(message, active, actions));
     footer.replaceChildren(...(active ? [] : controls().filter(Boolean)));
-    if (!active) showObjects(conversation, message, figure);
+    if (!active) showObjects(conversation, message, body, figure);
   };
   update();
   return { element, update };
@@ -113,7 +113,7 @@ function replyView(conversation, message, actions) {
 function numbers(message) {
   const rate = speed(message);
   return [
-    message.usage?.completion != null && `${count(message.usage.completion)} tokens`,
+    message.usage?.completion != null && tokenCount(message.usage.completion),
     rate && `${rate.toFixed(1)} tokens/s`,
     FINISHES[message.finish],
   ].filter(Boolean).join(" · ");
@@ -126,12 +126,14 @@ function notice(message, active, actions) {
   const { kind, message: sentence } = message.error;
   return [h("div", { class: "error", role: "alert" },
     h("strong", {}, TITLES[kind]), h("p", {}, sentence),
-    h("button", { type: "button", onclick: () => actions.retry(message) }, icon("redo"), "Try again"))];
+    h("button", { type: "button", onclick: () => actions.retry(message) }, icon("redo"), message.text ? "Continue" : "Try again"))];
 }
 
-async function showObjects(conversation, message, figure) {
+async function showObjects(conversation, message, body, figure) {
   const [image] = lastImages(conversation, message.parent);
   if (!image || figure.childElementCount) return;
   message.objects ??= await findObjects(message.text).catch(() => null);
-  if (message.objects) figure.replaceChildren(drawObjects(image, message.objects));
+  if (!message.objects) return;
+  figure.replaceChildren(drawObjects(image, message.objects));
+  body.classList.add("tagged");
 }
