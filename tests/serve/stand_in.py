@@ -26,7 +26,17 @@ FACTS = {
 
 @dataclass
 class Script:
-    """What the server does: `replies` are used in turn, each a list of pieces, or an error response."""
+    """What a server does.
+
+    Attributes:
+        replies: Used in turn; each the pieces of a text, or an error.
+        models: The models, with what differs from `FACTS`.
+        requests: The requests for replies so far.
+        key: The API key, if one is needed.
+        pause: Seconds before each event of a stream.
+        cut: End streams in their middle.
+        left: Number of streams that the client left.
+    """
 
     replies: list[list[str] | Response] = field(default_factory=list)
     models: dict[str, dict[str, Any]] = field(default_factory=lambda: {"gemma-3-4b-it": {}})
@@ -34,6 +44,11 @@ class Script:
     key: str = ""
     pause: float = 0.0
     cut: bool = False
+    left: int = 0
+
+    def reset(self) -> None:
+        """Start over, for the next test."""
+        self.__dict__.update(vars(Script()))
 
 
 def error(status: int, message: str, **headers: str) -> JSONResponse:
@@ -96,8 +111,8 @@ def _chat(body: dict[str, Any], pieces: Sequence[str]) -> list[dict[str, Any]]:
         return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
 
     def logprobs(piece: str) -> dict[str, Any]:
-        top = [{"token": piece, "logprob": -0.4, "bytes": None}, {"token": " other", "logprob": -1.2, "bytes": None}]
-        return {"logprobs": {"content": [{**top[0], "logprob": -0.4 * (len(piece) % 5), "top_logprobs": top}]}}
+        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in ((piece, -0.5), (" or", -1.5))]
+        return {"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
 
     wanted = body.get("logprobs", False)
     texts = [choice({"content": piece}, **(logprobs(piece) if wanted else {})) for piece in pieces]
@@ -111,8 +126,14 @@ def _completion(body: dict[str, Any], pieces: Sequence[str]) -> list[dict[str, A
 
 
 async def _events(chunks: list[dict[str, Any]], script: Script) -> AsyncIterator[str]:
-    for chunk in chunks[: len(chunks) // 2] if script.cut else chunks:
-        yield f"data: {json.dumps({'id': 'chatcmpl-1', 'object': 'chunk', 'created': 1, 'model': 'm', **chunk})}\n\n"
-        await asyncio.sleep(script.pause)
-    if not script.cut:
-        yield "data: [DONE]\n\n"
+    same = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    sent, shown = 0, chunks[: len(chunks) // 2] if script.cut else chunks
+    try:
+        for chunk in shown:
+            await asyncio.sleep(script.pause)
+            yield f"data: {json.dumps(same | chunk)}\n\n"
+            sent += 1
+        if not script.cut:
+            yield "data: [DONE]\n\n"
+    finally:
+        script.left += sent < len(shown)
