@@ -13,7 +13,7 @@ const RETRY_SECONDS = 3; // while the server does not answer
 
 // The banner: one sentence about the server or the page.
 
-function showBanner(message, kind = "error") {
+function showBanner(message, kind = "failure") {
   $("banner").hidden = !message;
   $("banner").className = kind;
   $("banner").replaceChildren(message, message ? iconButton("close", "Dismiss", () => showBanner("")) : "");
@@ -60,7 +60,7 @@ async function attempt() {
     } catch (error) {
       if (error.kind === "key") await askForKey(error.message);
       else {
-        showBanner(error.message, error.kind === "loading" ? "wait" : "error");
+        showBanner(error.message, error.kind === "loading" ? "wait" : "failure");
         await sleep(1000 * (error.retryAfter ?? RETRY_SECONDS));
       }
     }
@@ -181,7 +181,7 @@ async function importFile(file) {
       await save(conversation);
     }
     showList();
-    showBanner(`${conversations.length} ${conversations.length === 1 ? "conversation" : "conversations"} imported.`, "note");
+    showBanner(`${conversations.length} ${conversations.length === 1 ? "conversation" : "conversations"} imported.`, "info");
   } catch (error) {
     showBanner(error.message);
   }
