@@ -112,6 +112,12 @@ def copy(slots: _Sequences, source: Int[Array, " N"], target: Int[Array, " N"]) 
     return jax.tree.map(overwrite, slots)
 
 
+@jax.jit
+def gather(slots: _Sequences, at: Int[Array, " N"]) -> _Sequences:
+    """Return N slots, copies of those at `at`; `slots` is left as it is."""
+    return jax.tree.map(lambda leaf: leaf[at], slots)
+
+
 @functools.partial(jax.jit, static_argnames="capacity")
 def snapshot(slots: _Sequences, slot: Int[Array, ""], capacity: int) -> _Sequences:
     """Return a copy of one slot, as a value with a single slot.
