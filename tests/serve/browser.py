@@ -1,41 +1,22 @@
 """A real Chromium for the tests of the page, driven through selenium."""
 
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import uvicorn
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
-from starlette.applications import Starlette
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 TIMEOUT_SECONDS = 60.0
 T = TypeVar("T")
-
-
-class Server:
-    """An application on a free port of this machine, in a thread."""
-
-    def __init__(self, app: Starlette):
-        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        wait(lambda: self._server.started)
-        self.address = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(10)
 
 
 def wait(condition: Callable[[], T]) -> T:
@@ -77,7 +58,7 @@ class Browser:
 
     def reset(self) -> None:
         """Forget all that the page keeps in the browser."""
-        self.driver.get(f"{self.address}web/icon.svg")
+        self.driver.get(f"{self.address}/web/icon.svg")
         self.driver.execute_async_script(
             "localStorage.clear(); sessionStorage.clear(); const done = arguments[0];"
             "const request = indexedDB.deleteDatabase('gemwright');"
@@ -85,7 +66,7 @@ class Browser:
         )
 
     def open(self, path: str = "") -> None:
-        self.driver.get(self.address + path)
+        self.driver.get(f"{self.address}/{path}")
 
     def ready(self) -> None:
         """Open the page and wait until it has a model."""

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from gemwright.errors import RequestError
 from gemwright.serve import page
+from gemwright.serve.settings import Settings
 
 FACTS = {
     "context": 8192,
@@ -88,7 +89,7 @@ def create(script: Script) -> Starlette:
         return error(refused.status, str(refused))
 
     app = Starlette(routes=[*own, *page.routes()], exception_handlers={RequestError: refuse})
-    app.state.registry = Registry()
+    app.state.registry, app.state.settings = Registry(), Settings()
     return app
 
 

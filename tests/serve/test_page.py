@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("selenium")
 from selenium.webdriver.common.keys import Keys
-from tests.serve.browser import CHROMIUM, DRIVER, Browser, Server, wait
+
+from tests.serve.browser import CHROMIUM, DRIVER, Browser, wait
+from tests.serve.server import run_server
 from tests.serve.stand_in import Script, create, error
 
 pytestmark = [
@@ -22,11 +24,10 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Browser, Script]]:
     script = Script()
-    server = Server(create(script))
-    browser = Browser(server.address, tmp_path_factory.mktemp("downloads"))
-    yield browser, script
-    browser.driver.quit()
-    server.stop()
+    with run_server(create(script)) as address:
+        browser = Browser(address, tmp_path_factory.mktemp("downloads"))
+        yield browser, script
+        browser.driver.quit()
 
 
 @pytest.fixture
@@ -155,7 +156,8 @@ def test_the_policy_refuses_inline_script_and_html(browser: Browser):
     browser.ready()
     refused = "try { document.body.innerHTML = '<b>x</b>'; return false } catch (e) { return e instanceof TypeError }"
     assert browser.run(refused)
-    browser.run("const s = document.createElement('div'); try { s.setAttribute('onclick', 'window.pwned = 1') } catch {}"
+    browser.run("const s = document.createElement('div');"
+                "try { s.setAttribute('onclick', 'window.pwned = 1') } catch {}"
                 "document.body.append(s); s.click()")  # fmt: skip
     assert browser.run("return window.pwned") is None
     assert len(browser.errors()) == 2  # the refusals

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("httpx")
 from starlette.testclient import TestClient
-from tests.serve.stand_in import Script, create
 
 from gemwright.images.locations import parse
 from gemwright.images.masks import LAYOUT, MaskDecoder
 from gemwright.serve import page
+from tests.serve.stand_in import Script, create
 
 WEB = files("gemwright.serve") / "web"
 

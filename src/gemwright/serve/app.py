@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemwright.errors import GemwrightError, RequestError
-from gemwright.serve import health, openai
+from gemwright.serve import health, openai, page
 from gemwright.serve.http import ErrorBody, error_response, openai_error, settings_of
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings
@@ -39,7 +39,7 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
         settings: Keys, origins and limits.
     """
     app = Starlette(
-        routes=_routes(),
+        routes=_routes(settings),
         middleware=_middleware(settings),
         exception_handlers={
             GemwrightError: _handle,
@@ -52,8 +52,8 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
     return app
 
 
-def _routes() -> list[BaseRoute]:
-    return [*health.routes(), *openai.routes()]
+def _routes(settings: Settings) -> list[BaseRoute]:
+    return [*health.routes(), *openai.routes(), *(page.routes() if settings.page else ())]
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
@@ -138,7 +138,7 @@ class _Guard:
 
 def _find_refusal(request: Request) -> RequestError | None:
     path, settings = request.url.path, settings_of(request)
-    if path in health.PUBLIC:
+    if path in health.PUBLIC or page.is_public(path):
         return None
     if not _is_allowed_origin(request, settings.cors_origins):
         return RequestError(

@@ -13,15 +13,15 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from gemwright.errors import GemwrightError, RequestError
+from gemwright.errors import RequestError
 from gemwright.images.locations import Found, parse
 from gemwright.images.masks import MaskDecoder
-from gemwright.serve.models import ModelRegistry, ServedModel
-from gemwright.text import infill
-from gemwright.text.tokenizer import Tokenizer
+from gemwright.serve.http import JSONResponse, convert, get_model, read_json
+from gemwright.serve.models import ServedModel
+from gemwright.serve.prepare import infill_markers
 
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
@@ -59,13 +59,18 @@ MAX_TEXT: Final = 100_000
 
 
 def routes() -> list[Route]:
-    """Return the routes of the page. All but those of `/page/` are public: they hold nothing of the model."""
+    """Return the routes of the page and of what it asks."""
     return [
         Route("/", _file, methods=["GET"]),
         Route("/web/{path:path}", _file, methods=["GET"]),
         Route("/page/model", _model, methods=["GET"]),
         Route("/page/objects", _objects, methods=["POST"]),
     ]
+
+
+def is_public(path: str) -> bool:
+    """Return whether a path is that of a file of the page, which needs neither a key nor a model."""
+    return path == "/" or path.startswith("/web/")
 
 
 @cache
@@ -98,8 +103,7 @@ async def _file(request: Request) -> Response:
 
 
 async def _model(request: Request) -> Response:
-    registry: ModelRegistry = request.app.state.registry
-    return JSONResponse(describe(await registry.get(request.query_params.get("model"))))
+    return JSONResponse(describe(await get_model(request, request.query_params.get("model"))))
 
 
 def describe(served: ServedModel) -> dict[str, Any]:
@@ -114,16 +118,9 @@ def describe(served: ServedModel) -> dict[str, Any]:
         "tuned": model.tuned,
         "images": style is not None,
         "single_turn": style == "prefix",  # PaliGemma answers one text about one image
-        "infill": _fills_gaps(model.tokenizer),
+        "infill": bool(infill_markers(model.tokenizer)),
         "sampling": sampling,
     }
-
-
-def _fills_gaps(tokenizer: Tokenizer) -> bool:
-    try:
-        return bool(infill.stop_ids(tokenizer))
-    except GemwrightError:
-        return False
 
 
 class _ObjectsRequest(msgspec.Struct):
@@ -132,13 +129,10 @@ class _ObjectsRequest(msgspec.Struct):
 
 
 async def _objects(request: Request) -> Response:
-    try:
-        body = msgspec.json.decode(await request.body(), type=_ObjectsRequest)
-    except msgspec.DecodeError as error:
-        raise RequestError(f"The body is not a text with objects: {error}.") from error
+    body = convert(await read_json(request), _ObjectsRequest)
     if len(body.text) > MAX_TEXT:
         raise RequestError(f"The text has {len(body.text)} characters; at most {MAX_TEXT} are read.", param="text")
-    served = await request.app.state.registry.get(body.model)
+    served = await get_model(request, body.model)
     decoder: MaskDecoder | None = getattr(request.app.state, "mask_decoder", None)
     return JSONResponse({"objects": await served.run(draw_objects, parse(body.text)[:MAX_OBJECTS], decoder)})
 

@@ -9,6 +9,7 @@ import { isRunning, stop } from "./generate.js";
 import { connectSettings, lastModel, lastSystem, showDefaults } from "./settings.js";
 import { state } from "./state.js";
 
+const NOTICE_MILLISECONDS = 500; // until the loading of a model is mentioned
 const RETRY_SECONDS = 3; // while the server does not answer
 
 // The banner: one sentence about the server or the page.
@@ -56,7 +57,7 @@ async function attempt() {
       const { data } = await json("v1/models");
       state.models = data.map(({ id }) => id);
       await choose(state.models.includes(lastModel.get()) ? lastModel.get() : state.models[0]);
-      return showBanner("");
+      return;
     } catch (error) {
       if (error.kind === "key") await askForKey(error.message);
       else {
@@ -68,7 +69,9 @@ async function attempt() {
 }
 
 async function choose(name) {
-  state.model = await json(`page/model?model=${encodeURIComponent(name)}`);
+  const notice = setTimeout(() => showBanner(`Loading ${name} …`, "wait"), NOTICE_MILLISECONDS);
+  state.model = await json(`page/model?model=${encodeURIComponent(name)}`).finally(() => clearTimeout(notice));
+  showBanner("");
   const several = state.models.length > 1;
   $("model").replaceChildren(...state.models.map((id) => h("option", { value: id }, id)));
   $("model").value = name;
