@@ -57,7 +57,7 @@ def error(status: int, message: str, **headers: str) -> JSONResponse:
     return JSONResponse(body, status, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def create(script: Script) -> Starlette:
+def create(script: Script, settings: Settings | None = None) -> Starlette:
     async def models(request: Request) -> Response:
         if script.key and request.headers.get("Authorization") != f"Bearer {script.key}":
             return error(401, "This server needs an API key.")
@@ -89,7 +89,7 @@ def create(script: Script) -> Starlette:
         return error(refused.status, str(refused))
 
     app = Starlette(routes=[*own, *page.routes()], exception_handlers={RequestError: refuse})
-    app.state.registry, app.state.settings = Registry(), Settings()
+    app.state.registry, app.state.settings = Registry(), settings or Settings()
     return app
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from gemwright.errors import RequestError
 from gemwright.images.locations import Found, parse
 from gemwright.images.masks import MaskDecoder
-from gemwright.serve.http import JSONResponse, convert, get_model, read_json
+from gemwright.serve.http import JSONResponse, convert, get_model, read_json, settings_of
 from gemwright.serve.models import ServedModel
 from gemwright.serve.prepare import infill_markers
 
@@ -133,7 +133,7 @@ async def _objects(request: Request) -> Response:
     if len(body.text) > MAX_TEXT:
         raise RequestError(f"The text has {len(body.text)} characters; at most {MAX_TEXT} are read.", param="text")
     served = await get_model(request, body.model)
-    decoder: MaskDecoder | None = getattr(request.app.state, "mask_decoder", None)
+    decoder = settings_of(request).mask_decoder
     return JSONResponse({"objects": await served.run(draw_objects, parse(body.text)[:MAX_OBJECTS], decoder)})
 
 

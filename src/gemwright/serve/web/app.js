@@ -199,6 +199,7 @@ function startNew() {
 
 function connectSidebar() {
   showSidebar(!sidebarFloats.matches);
+  document.body.classList.remove("starting");
   sidebarFloats.addEventListener("change", () => showSidebar(!sidebarFloats.matches));
   $("open-sidebar").addEventListener("click", () => {
     showSidebar(!document.body.classList.contains("sidebar"));
