@@ -2,10 +2,14 @@
 
 import io
 import json
+import os
 import re
 import runpy
+import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from PIL import Image
+from typer.main import get_command
 
 import gemwright
+from gemwright.cli.app import app as command_line
 from gemwright.generate.output import Completion
 from gemwright.images.load import load_image
 from gemwright.images.locations import parse
@@ -28,6 +34,7 @@ from tests.tiny.hf import write_model
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLDER = ROOT / "examples" / "apps"
 APPS = sorted(path.name for path in FOLDER.glob("*.py"))
+COMMANDS = get_command(command_line).commands  # pyright: ignore[reportAttributeAccessIssue]
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -296,6 +303,45 @@ def test_complete_code_errors(arguments: tuple[str, ...], run: Run, tiny: Path, 
     code, text, errors = run("complete_code.py", tmp_path / name, *rest, *model, "--once")
     assert (code, text, (tmp_path / "code.py").read_text()) == (2, "", "???")
     assert errors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("serve" not in COMMANDS, reason="gemwright serve is not in this version")
+def test_complete_code_asks_a_server(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The server gives the same text as the model here, and a wrong key or name is one sentence."""
+    import httpx
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    file = tmp_path / "add.py"
+    file.write_bytes(CODE.encode())
+    arguments = (file, "--max-tokens", 5, "--once", "--url", f"http://127.0.0.1:{port}/v1")
+    command = [sys.executable, "-m", "gemwright", "serve", "--model", str(tiny), "--port", str(port)]
+    environment = os.environ | {"GEMWRIGHT_API_KEY": "secret", "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            address, end = f"http://127.0.0.1:{port}/readyz", time.monotonic() + 120
+            while time.monotonic() < end and not is_ready(httpx, address):
+                time.sleep(0.2)
+            code, _, errors = run("complete_code.py", *arguments, "--model", tiny)
+            assert (code, "did not complete the code" in errors, file.read_bytes()) == (2, True, CODE.encode())
+            monkeypatch.setenv("OPENAI_API_KEY", "secret")
+            assert run("complete_code.py", *arguments, "--model", "nonsense")[0] == 2
+            code, text, _ = run("complete_code.py", *arguments, "--model", tiny)
+        finally:
+            server.terminate()
+    before, _, after = CODE.partition("???")
+    middle = gemwright.load(tiny).infill(before, after, max_tokens=5).text
+    assert (code, text) == (0, f"{middle}\n")
+    assert file.read_bytes().decode() == before + middle + after
+
+
+def is_ready(httpx: Any, address: str) -> bool:
+    try:
+        return httpx.get(address).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_find_objects(run: Run, paligemma: Path, tmp_path: Path):
