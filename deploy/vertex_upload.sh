@@ -27,7 +27,7 @@ model=$(gcloud ai models upload --project="$PROJECT" --region="$REGION" \
 endpoint=$(gcloud ai endpoints create --project="$PROJECT" --region="$REGION" \
     --display-name=gemwright --format='value(name)')
 gcloud ai endpoints deploy-model "$endpoint" --project="$PROJECT" --region="$REGION" \
-    --model="$model" --display-name=gemwright --machine-type=c3-standard-8 \
+    --model="$model" --display-name=gemwright --machine-type=n2-standard-8 \
     --min-replica-count=1 --max-replica-count=4 --traffic-split=0=100
 
 request=$(mktemp)
