@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from PIL import Image
 from typer.main import get_command
 
@@ -220,6 +220,7 @@ def test_ask_documents_errors(arguments: tuple[object, ...], run: Run, documents
     assert errors.strip().count("\n") < 8  # a sentence, after the usage if an option is out of range
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["", "word", "two words", "x " * 90, "x " * 400]), max_size=12))
 def test_passages_are_the_file(lines: list[str]):
     """Each is a run of lines at its number, and none of the words is lost."""
@@ -355,11 +356,9 @@ def test_find_objects(run: Run, paligemma: Path, tmp_path: Path):
     assert (code, [record["image"] for record in records]) == (0, list(map(str, photos)))
     model = gemwright.load(paligemma)
     for photo, record in zip(photos, records, strict=True):
-        caption, objects = (
-            model.generate(prompt, images=[photo], temperature=0.0, max_tokens=6).text
-            for prompt in ("caption en", "detect cat ; dog")
-        )
-        assert (record["caption"], len(record["objects"])) == (caption.strip(), len(parse(objects)))
+        prompts = ["caption en", "detect cat ; dog"]
+        caption, objects = model.generate(prompts, images=[[photo], [photo]], temperature=0.0, max_tokens=6)
+        assert (record["caption"], len(record["objects"])) == (caption.text.strip(), len(parse(objects.text)))
         assert load_image(record["marked"]).shape == load_image(photo).shape
     code, _, errors = run("find_objects.py", *arguments)
     assert (code, errors.count("exists; pass another folder")) == (2, 1)

@@ -3,8 +3,8 @@
 python examples/apps/translate.py manual.txt --glossary terms.csv --to German --model gemma-3-4b-it > manual.de.txt
 
 The glossary is a CSV file of lines like `kernel,Kern|Kernel`: a term and its accepted translations. Several
-translations of each line are drawn, and the most probable one with all terms of the line is taken. If none has them, the
-next attempt names the missing ones. A line that still lacks a term is reported, and the exit code is 1.
+translations of each line are drawn, and the most probable one with all terms of the line is taken. If none has them,
+the next attempt names those that are missing. A line that still lacks a term is reported, and the exit code is 1.
 """
 
 import argparse
