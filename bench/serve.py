@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ async def request(port: int, body: dict[str, Any]) -> Timing:
                 raise RuntimeError(line.decode())
             timing.arrivals.append(time.perf_counter() - start)
     writer.close()
-    if len(timing.arrivals) < 2:
+    if not timing.arrivals:
         raise RuntimeError("A reply has no text.")
     return timing
 
@@ -115,14 +116,38 @@ def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
     return {f"{name} p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 90, 99)}
 
 
-def client_main(port: int, load: Load, seed: int, cache: bool) -> None:
+async def run_turn(load: Load, seed: int, send: Any) -> dict[str, float]:
+    """Return the time to the first token of a prompt, and of the same prompt with 32 more tokens."""
+    prompt = load.prompts(seed)[0]
+    first = await send(prompt, load.tokens)
+    second = await send([*prompt, *random.Random(seed).choices(VOCABULARY, k=32)], load.tokens)
+    return {"TTFT of the first turn": first.first(), "TTFT of the second": second.first()}
+
+
+async def run_mixed(load: Load, seed: int, send: Any) -> dict[str, float]:
+    """Return the longest gap between the tokens of running texts, before and after a long prompt arrives."""
+    short = [prompt[:100] for prompt in load.prompts(seed)]
+    texts = [asyncio.ensure_future(send(prompt, load.tokens)) for prompt in short]
+    await asyncio.sleep(2.0)
+    long = asyncio.ensure_future(send(load.prompts(seed + 1)[0], 1))
+    timings = await asyncio.gather(*texts)
+    gaps = [later - sooner for timing in timings for sooner, later in pairwise(timing.arrivals[len(short) :])]
+    return {"longest gap": max(gaps), "TTFT of the long prompt": (await long).first()}
+
+
+def client_main(port: int, load: Load, seed: int, cache: bool, kind: str) -> None:
     """Run clients against a server, in this process; prints the measures."""
 
     async def send(prompt: list[int], tokens: int) -> Timing:
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": cache}
         return await request(port, body | ({} if cache else {"cache_salt": str(random.random())}))
 
-    print(json.dumps(asyncio.run(run_clients(load, load.prompts(seed), send))))
+    runs = {
+        "clients": lambda: run_clients(load, load.prompts(seed), send),
+        "turn": lambda: run_turn(load, seed, send),
+        "mixed": lambda: run_mixed(load, seed, send),
+    }
+    print(json.dumps(asyncio.run(runs[kind]())))
 
 
 def engine_main(context: int, slots: int) -> None:
@@ -169,7 +194,7 @@ class Server:
     process: subprocess.Popen[str]
     port: int | None
 
-    def run(self, load: Load, seed: int, cache: bool) -> dict[str, float]:
+    def run(self, load: Load, seed: int, cache: bool, kind: str = "clients") -> dict[str, float]:
         """Run a load and return its measures."""
         if self.port is None:
             assert self.process.stdin is not None
@@ -177,7 +202,7 @@ class Server:
             given = {"load": load.__dict__, "seed": seed, "cache": cache}
             print(json.dumps(given), file=self.process.stdin, flush=True)
             return json.loads(self.process.stdout.readline())
-        arguments = [str(self.port), json.dumps(load.__dict__), str(seed), str(int(cache))]
+        arguments = [str(self.port), json.dumps(load.__dict__), str(seed), str(int(cache)), kind]
         client = subprocess.run([sys.executable, __file__, "--client", *arguments], check=True, stdout=subprocess.PIPE)
         return json.loads(client.stdout)
 
@@ -233,11 +258,9 @@ def start_all(llama_server: Path | None, context: int, slots: int) -> Iterator[l
         yield servers
 
 
-def show(load: Load, cache: bool, found: dict[str, list[dict[str, float]]]) -> None:
+def show(title: str, found: dict[str, list[dict[str, float]]]) -> None:
     """Print the medians of a load."""
-    kind = f"{load.clients} clients, prompt {load.prompt}, text {load.tokens}"
-    kind += f", {load.shared} shared" if load.shared else ""
-    print(f"\n{kind}, prefix cache {'on' if cache else 'off'}\n")
+    print(f"\n{title}\n")
     columns = list(next(iter(found.values()))[0])
     print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, results in found.items():
@@ -246,10 +269,25 @@ def show(load: Load, cache: bool, found: dict[str, list[dict[str, float]]]) -> N
     sys.stdout.flush()
 
 
+def list_loads(options: argparse.Namespace, caches: list[bool]) -> Iterator[tuple[str, Load, bool, str]]:
+    """Yield a title, the load, whether the prefix cache is on, and the kind of each measurement."""
+    for cache in caches:
+        for prompt, tokens, clients in product(options.prompts, options.texts, options.clients):
+            load = Load(clients, prompt, tokens, max(4, 3 * clients), prompt // 2 if cache else 0)
+            title = f"{clients} clients, prompts of {prompt} tokens, texts of {tokens}, prefix cache "
+            yield title + (f"on, {load.shared} tokens shared" if cache else "off"), load, cache, "clients"
+    turn = Load(1, 1024, 8, 1)
+    yield "A second turn after 1,024 tokens, prefix cache on", turn, True, "turn"
+    yield "A second turn after 1,024 tokens, prefix cache off", turn, False, "turn"
+    long = options.context - 64
+    yield f"A prompt of {long} tokens arrives while 7 texts are decoded", Load(7, long, 128, 7), False, "mixed"
+
+
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:2] == ["--client"]:
-        client_main(int(sys.argv[2]), Load(**json.loads(sys.argv[3])), int(sys.argv[4]), sys.argv[5] == "1")
+        port, load, seed, cache, kind = sys.argv[2:]
+        client_main(int(port), Load(**json.loads(load)), int(seed), cache == "1", kind)
         return
     if sys.argv[1:2] == ["--engine"]:
         engine_main(int(sys.argv[2]), int(sys.argv[3]))
@@ -266,18 +304,13 @@ def main() -> None:
     options = parser.parse_args()
     caches = {"off": [False], "on": [True], "both": [False, True]}[options.cache]
     with start_all(options.llama_server, options.context, options.slots) as servers:
-        seed = 0
-        for cache in caches:
-            for prompt in options.prompts:
-                for tokens in options.texts:
-                    for clients in options.clients:
-                        load = Load(clients, prompt, tokens, max(4, 3 * clients), prompt // 2 if cache else 0)
-                        found: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
-                        for _ in range(options.rounds):
-                            seed += 1
-                            for server in servers:
-                                found[server.name].append(server.run(load, seed, cache))
-                        show(load, cache, found)
+        for number, (title, load, cache, kind) in enumerate(list_loads(options, caches)):
+            among = servers if kind == "clients" else [server for server in servers if server.port is not None]
+            found: dict[str, list[dict[str, float]]] = {server.name: [] for server in among}
+            for round_ in range(options.rounds):
+                for server in among:
+                    found[server.name].append(server.run(load, 1000 * number + round_, cache, kind))
+            show(title, found)
         print("\n" + ", ".join(f"{server.name}: peak {server.peak():.0f} MB" for server in servers))
 
 
