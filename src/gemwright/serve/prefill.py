@@ -1,20 +1,18 @@
 """Prefill of one prompt at a time, chunk by chunk, from the longest cached prefix on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 
-from gemwright.generate import buckets, programs
+from gemwright.generate import programs
 from gemwright.generate.engine import Engine
 from gemwright.generate.programs import TokenScores
 from gemwright.generate.prompts import Prompt, next_chunk, token_ids
-from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.serve.generation import Generation
 from gemwright.serve.prefix_cache import Key, PrefixCache, load_prefix, prompt_key
-from gemwright.serve.request import MAX_TOP_LOGPROBS, GenerationRequest, TokenLogprob
+from gemwright.serve.request import MAX_TOP_LOGPROBS, TokenLogprob
 
 SHARED_CHUNK = 128
 """Number of tokens of a prompt that are prefilled between two decode calls."""
@@ -93,17 +91,6 @@ class Prefiller:
         """Take back the state of a prefill, for the next one."""
         self._free = state
 
-    def warm_up(self) -> Iterator[None]:
-        """Compile all programs, and yield after each size."""
-        for size in buckets.CHUNKS:
-            prompt = [0] * (size + 1)
-            for scored in {False, size <= SHARED_CHUNK}:
-                request = GenerationRequest(prompt, Sampling(), 1, prompt_logprobs=scored)
-                prefill = Prefill(Generation(request, _ignore), prompt_key(prompt), size, self._take_state())
-                self._run_chunk(prefill, size)
-                self.release(prefill.state)
-            yield
-
     def _take_state(self) -> DecodeState:
         """Return a state of length 0, with the buffers of an earlier one if they are free."""
         state, self._free = self._free, None
@@ -139,10 +126,6 @@ class Prefiller:
             self._cache.put(prefill.key[: prefill.done], prefill.state, request.cache_salt)
             prefill.saved = None
         return hidden
-
-
-def _ignore(generation: Generation) -> None:
-    """Cancel nothing."""
 
 
 def _prompt_logprobs(following: list[int], scores: TokenScores, count: int) -> list[TokenLogprob]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -23,7 +23,8 @@ from gemwright.api import Model
 from gemwright.errors import GemwrightError, NotFiniteError, RequestError
 from gemwright.generate import buckets
 from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens
-from gemwright.generate.prompts import SOFT_TOKEN, Prompt, token_ids
+from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, token_ids
+from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState, state_bytes
 from gemwright.serve.batch import STOP_IDS, Batch, Call, Running, host_tokens
 from gemwright.serve.generation import Generation
@@ -156,7 +157,36 @@ class Scheduler:
         arguments = (self._model.tokenizer, self._engine.vocabulary)
         threading.Thread(target=GrammarTokenizer.of, args=arguments, daemon=True).start()
         yield from self._batch.warm_up()
-        yield from self._prefiller.warm_up()
+        for number, (prompt, scored) in enumerate(self._typical_prompts()):
+            # Another salt each, so that no prompt begins with a cached one.
+            request = GenerationRequest(prompt, Sampling(), 1, prompt_logprobs=scored, cache_salt=f"warm-up {number}")
+            self._waiting.append(Generation(request, self._cancel))
+            while self._has_work():
+                self._step()
+            self._outbox.clear()
+            yield
+        self.cache.clear()
+
+    def _typical_prompts(self) -> Iterator[tuple[Ids | Prompt, bool]]:
+        """Yield prompts for which all programs of prefill are compiled, and whether to score them."""
+        longest = self.context - 1
+        for size in buckets.CHUNKS:
+            prompt = [0] * min(size + 1, longest)
+            yield prompt, False
+            if size <= SHARED_CHUNK:
+                yield prompt, True
+        images = self._model.image_prompter
+        if images is None:
+            return
+        blank = np.zeros((8, 8, 3), np.uint8)
+        sizes: Sequence[int] = buckets.CHUNKS
+        if images.style == "prefix":  # one chunk for an image and its text
+            rounded = -(-images.vision.tokens // sizes[-1]) * sizes[-1]
+            sizes = (*sizes, *{rounded, rounded + sizes[-1]} - {sizes[-1]})
+        for size in sizes:
+            if size < longest:
+                yield images.filled(size + (images.style == "inline")), False
+        yield images.before("", [[blank]]), False
 
     def _require_memory(self) -> None:
         """Check that the decode states and the prefix cache fit.
