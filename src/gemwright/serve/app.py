@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemwright.errors import GemwrightError, RequestError
-from gemwright.serve import anthropic, health, kserve, llama_server, ollama, openai, responses, vertex
+from gemwright.serve import anthropic, health, kserve, llama_server, ollama, openai, page, responses, vertex
 from gemwright.serve.http import ErrorBody, error_response, openai_error, settings_of
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings
@@ -44,7 +44,7 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
         settings: Keys, origins and limits.
     """
     app = Starlette(
-        routes=_routes(),
+        routes=_routes(settings),
         middleware=_middleware(settings),
         exception_handlers={
             GemwrightError: _handle,
@@ -57,7 +57,7 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
     return app
 
 
-def _routes() -> list[BaseRoute]:
+def _routes(settings: Settings) -> list[BaseRoute]:
     return [
         *vertex.routes(),
         *health.routes(),
@@ -67,6 +67,7 @@ def _routes() -> list[BaseRoute]:
         *ollama.routes(),
         *llama_server.routes(),
         *kserve.routes(),
+        *(page.routes() if settings.page else ()),
     ]
 
 
@@ -152,7 +153,7 @@ class _Guard:
 
 def _find_refusal(request: Request) -> RequestError | None:
     path, settings = request.url.path, settings_of(request)
-    if path in health.PUBLIC or path == vertex.health_path():
+    if path in health.PUBLIC or path == vertex.health_path() or page.is_public(path):
         return None
     if not _is_allowed_origin(request, settings.cors_origins):
         return RequestError(

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.errors import RequestError
-from gemwright.serve import schema_limits
-from gemwright.serve.schema_limits import MAX_BYTES, MAX_VALUES
+from gemwright.serve import json_schemas
+from gemwright.serve.json_schemas import MAX_BYTES, MAX_VALUES
 from gemwright.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -76,21 +76,23 @@ def from_ollama_format(value: str | Schema, param: str = "format") -> str | None
 def from_json_schema(schema: Schema, param: str = "schema", *, strict: bool = True) -> str:
     """Return a grammar of compact JSON that fulfills a schema, with properties in the order of the schema.
 
+    Objects have no properties that the schema does not name, unless it says otherwise: see `json_schemas.close`.
+
     Args:
         schema: The schema; `$ref` may point into it.
         param: The field of the request, for errors.
         strict: Refuse a schema with a keyword that llguidance does not implement, instead of ignoring the keyword.
 
     Raises:
-        RequestError: The schema is invalid, cannot be fulfilled, exceeds the limits of `schema_limits`, or is refused.
+        RequestError: The schema is invalid, cannot be fulfilled, exceeds the limits of `json_schemas`, or is refused.
     """
     from llguidance import LLMatcher
 
     schema = {} if schema is True else schema
     if not isinstance(schema, Mapping):
         raise _error(f"{param} must be a JSON schema: an object.", param)
-    schema_limits.check(schema, param)
-    schema = {key: value for key, value in schema.items() if key != "x-guidance"}
+    json_schemas.check(schema, param)
+    schema = {key: value for key, value in json_schemas.close(schema).items() if key != "x-guidance"}
     options = {**_JSON_OPTIONS, "lenient": not strict, "coerce_one_of": not strict}
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema, overrides=options)  # type: ignore[arg-type]

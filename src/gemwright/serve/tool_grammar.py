@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from gemwright.serve import grammar
+from gemwright.serve import grammar, json_schemas
 from gemwright.serve.tool_formats import CallFormat
 
 _COMPACT = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
@@ -37,7 +37,7 @@ def required_calls(
         several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]} if parallel else one
         return grammar.from_json_schema({**several, "$defs": definitions}, "tools", strict=False)
     start, end = (_marker(marker, control_tokens) for marker in (call_format.start, call_format.end))
-    body = json.dumps({**one, "$defs": definitions, "x-guidance": _COMPACT})
+    body = json.dumps({**json_schemas.close({**one, "$defs": definitions}), "x-guidance": _COMPACT})
     repeated = ' ("\\n" call)*' if parallel else ""
     lark = f'start: call{repeated}\ncall: {start} "\\n" body "\\n" {end}\nbody: %json {body}\n'
     return grammar.from_own_lark(lark, "tools")
@@ -49,17 +49,11 @@ def _schemas(functions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
     definitions: dict[str, Any] = {}
     for index, function in enumerate(functions):
         key = f"parameters{index}"
-        parameters = _closed(function["parameters"])
-        definitions[key] = _moved(parameters, f"#/$defs/{key}")
+        definitions[key] = _moved(function["parameters"], f"#/$defs/{key}")
         properties = {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/{key}"}}
         call = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
         calls.append(call)
     return calls, definitions
-
-
-def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema without arguments beyond those that it names, unless it says otherwise."""
-    return {"additionalProperties": False, **parameters} if parameters.get("properties") else dict(parameters)
 
 
 def _moved(schema: Any, root: str) -> Any:
@@ -89,7 +83,7 @@ def _native(
         _marker(marker, control_tokens) for marker in (call_format.start, call_format.end, call_format.quote)
     )
     rules = _NativeRules(quote)
-    calls = [f'"call:{function["name"]}" {rules.of(_closed(function["parameters"]))}' for function in functions]
+    calls = [f'"call:{function["name"]}" {rules.of(function["parameters"])}' for function in functions]
     lines = [f"start: call{'+' if parallel else ''}", f"call: {start} ({' | '.join(calls)}) {end}", *rules.lines]
     return grammar.from_own_lark("\n".join(lines), "tools")
 
@@ -138,7 +132,7 @@ class _NativeRules:
                 item = self.of(table.get("items"))
                 return f'("[" ({item} ("," {item})*)? "]")'
             case "object":
-                return self._object(table) if table.get("properties") else "object"
+                return self._object(table) if "properties" in table else "object"
             case _:
                 return "any"
 

@@ -69,7 +69,7 @@ class ToolCallParser:
         self._format, self._names, self._parallel = call_format, names, parallel
         self._scan = self._scan_marked if call_format.start else self._scan_json
         self._held = ""
-        self._is_inside = self._follows_call = False
+        self._is_inside = self._follows_call = self._has_content = False
         self._count = 0
 
     def push(self, text: str) -> ParsedText:
@@ -91,6 +91,9 @@ class ToolCallParser:
             self._is_inside = False
             part = self._scan(self._held, at_end)
             self._held, going = part.rest, not part.waits
+            if part.content:
+                content += ["\n"] if self._follows_call and self._has_content else []
+                self._has_content = True
             self._follows_call = bool(part.calls) or (self._follows_call and not part.content)
             content.append(part.content)
             for call in part.calls:

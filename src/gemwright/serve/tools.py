@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from gemwright.errors import RequestError
-from gemwright.serve import schema_limits, tool_grammar
+from gemwright.serve import json_schemas, tool_grammar
 from gemwright.serve.tool_formats import JSON, CallFormat, format_of
 from gemwright.serve.tool_parser import ParsedText, ToolCallDelta, ToolCallParser
 from gemwright.text.chat_template import ChatTemplate
@@ -135,14 +135,14 @@ def _read_tool(tool: Any, param: str) -> dict[str, Any]:
     parameters = function.get("parameters", {})
     if not isinstance(parameters, Mapping) or cast(Mapping[str, Any], parameters).get("type", "object") != "object":
         raise _error(f"{place} must be a JSON schema of an object.", place)
-    schema = {"type": "object", "properties": {}, **cast(Mapping[str, Any], parameters)}
-    schema_limits.check(schema, place)
+    schema = {"type": "object", **(cast(Mapping[str, Any], parameters) or {"properties": {}})}
+    json_schemas.check(schema, place)
     _check_schema(schema, place)
     return {**function, "parameters": schema}
 
 
 def _check_schema(schema: Mapping[str, Any], param: str) -> None:
-    """Refuse what is not a JSON schema; `schema_limits.check` has bounded it."""
+    """Refuse what is not a JSON schema; `json_schemas.check` has bounded it."""
     left: list[Any] = [schema]
     while left:
         part = left.pop()
