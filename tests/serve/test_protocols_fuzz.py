@@ -63,7 +63,7 @@ def fields_of(path: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", BASES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_body_is_an_error_of_the_server(client: TestClient, path: str, data: st.DataObject):
     changes = data.draw(st.dictionaries(st.sampled_from(fields_of(path)), JSON, min_size=1, max_size=2))

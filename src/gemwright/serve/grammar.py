@@ -141,7 +141,8 @@ def from_lark(grammar: str, param: str = "grammar") -> str:
         raise
     except Exception as error:  # of any kind: the converter trusts its input
         raise _error(f"{param} is no grammar in GBNF or Lark: {_first_line(error)}.", param) from error
-    if refused := _REFUSED.search(_LITERAL.sub("", lark)):
+    written = lark.removeprefix("%llguidance {}")  # the converter begins with this
+    if refused := _REFUSED.search(_LITERAL.sub("", written)):
         raise _error(f"{param} has {refused[0]!r}, which is not supported.", param)
     return _checked(LLMatcher.grammar_from_lark(lark), param)
 

@@ -183,7 +183,7 @@ def _sampling(fields: CompletionFields) -> dict[str, Any]:
 
 
 def _read_bias(given: Bias, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return the bias of each token; a text stands for all its tokens, and false forbids them."""
+    """Return the bias of each token; a text means all its tokens, and false forbids them."""
     bias = dict[str, float]()
     for token, value in given.items() if isinstance(given, dict) else given:
         if value is True:
