@@ -64,7 +64,7 @@ sensible: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_no_request_fails_the_server(client: TestClient, registry: ModelRegistry, path: str, data: st.DataObject):
     names = st.sampled_from([field for field in BODIES[path].__struct_fields__ if field != "tools"])
@@ -78,7 +78,7 @@ def test_no_request_fails_the_server(client: TestClient, registry: ModelRegistry
         assert response.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     body=st.binary(max_size=60), path=st.sampled_from(sorted(BODIES)), method=st.sampled_from(["POST", "GET", "PUT"])
 )
