@@ -33,6 +33,9 @@ class ScriptedScheduler:
     requests: list[GenerationRequest] = field(default_factory=list)
     cancelled: list[Generation] = field(default_factory=list)
     is_alive: bool = True
+    slots: int = 4
+    running: int = 0
+    waiting: int = 0
 
     def submit(self, request: GenerationRequest) -> Generation:
         if self.full:

@@ -12,6 +12,7 @@ import pytest
 from gemwright.api import Model
 from gemwright.errors import RequestError
 from gemwright.generate.sampling import Sampling
+from gemwright.serve.grammar import from_choices
 from gemwright.serve.request import GenerationRequest
 from gemwright.serve.scheduler import Limits, Scheduler
 from tests.helpers import random_ids
@@ -186,3 +187,13 @@ def test_a_full_queue_is_refused_with_a_time_to_retry(tiny_model: Model) -> None
     with pytest.raises(RequestError, match="queue is full") as caught:
         asyncio.run(submit())
     assert (caught.value.status, caught.value.retry_after) == (429, 2)
+
+
+def test_a_grammar_is_followed_beside_other_requests(tiny_model: Model, scheduler: Scheduler) -> None:
+    ids = prompt(tiny_model, 12, seed=40)
+    choice = GenerationRequest(ids, Sampling(), 40, stop_ids=(1,), grammar=from_choices(["the cat", "the thing"]))
+    sampled = replace(choice, sampling=Sampling(temperature=1.5, seed=3))
+    results = run(scheduler, [choice, sampled, GenerationRequest(ids, Sampling(), 20)])
+    assert {results[0].text, results[1].text} <= {"the cat", "the thing"}
+    assert [result.finish_reason for result in results] == ["stop", "stop", "length"]
+    assert results[2].tokens == alone(tiny_model, ids, Sampling(), 20)

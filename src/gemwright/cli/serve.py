@@ -70,6 +70,10 @@ def serve(
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running requests after SIGTERM.")
     ] = 30.0,
     no_page: Annotated[bool, typer.Option("--no-page", help="Do not serve the web page.")] = False,
+    mask_decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="NPZ", help="PaliGemma's mask decoder, vae-oid.npz, for the web page."),
+    ] = None,
     dtype: o.DTypeOption = None,
     threads: o.ThreadsOption = None,
 ) -> None:
@@ -88,10 +92,16 @@ def serve(
     served_names = served_name or [_short_name(name) for name in names]
 
     _require_packages()
+    from gemwright.images.masks import MaskDecoder
     from gemwright.serve.server import Server, open_port
     from gemwright.serve.settings import Settings
 
-    settings = Settings(api_keys=keys, cors_origins=tuple(cors_origin or ()), page=not no_page)
+    settings = Settings(
+        api_keys=keys,
+        cors_origins=tuple(cors_origin or ()),
+        page=not no_page,
+        mask_decoder=None if mask_decoder is None else MaskDecoder.load(mask_decoder),
+    )
     listener = open_port(address, port)
     bound = f"[{address}]" if ":" in address else address
     render.note(f"Listening on http://{bound}:{listener.getsockname()[1]}")

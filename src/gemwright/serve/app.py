@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemwright.errors import GemwrightError, RequestError
-from gemwright.serve import health, openai
+from gemwright.serve import anthropic, health, kserve, llama_server, ollama, openai, page, responses, vertex
 from gemwright.serve.http import ErrorBody, error_response, openai_error, settings_of
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings
@@ -27,7 +27,12 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _KEY_HEADERS = ("x-api-key", "api-key")
 CLIENT_CLOSED = 499
 """Status of a request whose client left, as in nginx; nobody receives it."""
-_ERROR_BODIES: Mapping[str, ErrorBody] = {}
+_ERROR_BODIES: Mapping[str, ErrorBody] = {
+    anthropic.ROOT: anthropic.error_body,
+    kserve.ROOT: kserve.error_body,
+    ollama.ROOT: ollama.error_body,
+    **dict.fromkeys(llama_server.ROOTS, llama_server.error_body),
+}
 """Formats of errors by the beginning of the path; OpenAI's for all others."""
 
 
@@ -39,7 +44,7 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
         settings: Keys, origins and limits.
     """
     app = Starlette(
-        routes=_routes(),
+        routes=_routes(settings),
         middleware=_middleware(settings),
         exception_handlers={
             GemwrightError: _handle,
@@ -52,8 +57,18 @@ def create_app(registry: ModelRegistry | None, settings: Settings) -> Starlette:
     return app
 
 
-def _routes() -> list[BaseRoute]:
-    return [*health.routes(), *openai.routes()]
+def _routes(settings: Settings) -> list[BaseRoute]:
+    return [
+        *vertex.routes(),
+        *health.routes(),
+        *openai.routes(),
+        *responses.routes(),
+        *anthropic.routes(),
+        *ollama.routes(),
+        *llama_server.routes(),
+        *kserve.routes(),
+        *(page.routes() if settings.page else ()),
+    ]
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
@@ -138,7 +153,7 @@ class _Guard:
 
 def _find_refusal(request: Request) -> RequestError | None:
     path, settings = request.url.path, settings_of(request)
-    if path in health.PUBLIC:
+    if path in health.PUBLIC or path == vertex.health_path() or page.is_public(path):
         return None
     if not _is_allowed_origin(request, settings.cors_origins):
         return RequestError(

@@ -44,7 +44,7 @@ class Running:
         output: Its text.
         limit: Maximum number of tokens, by the request and by the context.
         matcher: The state of its grammar.
-        overrun: Whether its state may hold tokens beyond its end.
+        overrun: Whether it has ended on the host while the device may go on with it.
     """
 
     generation: Generation
@@ -281,12 +281,12 @@ class Batch:
 
     def _take_state(self) -> DecodeState:
         """Return the state, and forget what else the device has of the batch."""
-        if self._slots is not None:
-            self._state, self._slots = self._slots.state, None
-        if self._state is None:
+        state = self._state if self._slots is None else self._slots.state
+        if state is None:
             config, dtype = self.engine.config, self.engine.state_dtype
-            self._state = empty_state(config, len(self._sequences), self.context, dtype)
-        return self._state
+            state = empty_state(config, len(self._sequences), self.context, dtype)
+        self._state, self._slots = state, None
+        return state
 
     def _resize(self, size: int) -> None:
         """Change the number of slots, whose sequences move to the front."""

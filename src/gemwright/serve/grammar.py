@@ -1,20 +1,24 @@
 """Structured output: grammars from the formats that clients send, and the tokens that a grammar allows next.
 
 A grammar is a string of llguidance (github.com/guidance-ai/llguidance), made and checked by the `from_` functions
-before its request is queued. The scheduler compiles it for each text: `compile`, then `fill_mask` and `accept` at each
+before its request is queued. The scheduler calls `compile_grammar` for each text, then `fill_mask` and `accept` at each
 token. JSON is compact, without whitespace between its tokens, which Gemma models otherwise repeat until the limit.
 """
 
+import functools
 import json
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.errors import RequestError
+from gemwright.serve import json_schemas
+from gemwright.serve.json_schemas import MAX_BYTES, MAX_VALUES
 from gemwright.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,19 +27,13 @@ if TYPE_CHECKING:
 Schema: TypeAlias = Mapping[str, Any] | bool
 """A JSON schema."""
 
-MAX_BYTES = 1 << 17
-"""Maximum size of a schema or grammar in bytes."""
-MAX_VALUES = 5000
-"""Maximum number of values in a schema, keys not counted."""
-MAX_DEPTH = 64
-"""Maximum nesting of a schema."""
-MAX_REPETITION = 10_000
-"""Maximum value of keywords such as minItems and maxLength."""
-_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":", "lenient": False}
+_LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|//[^\n]*')
+_REFUSED = re.compile(r"[&~<@]|%(?!import|ignore)\w+")
+"""Operators and directives of Lark that a client's grammar may not have."""
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
-def from_response_format(format: Mapping[str, Any], param: str = "response_format") -> str | None:
+def from_response_format(value: Mapping[str, Any], param: str = "response_format") -> str | None:
     """Return the grammar of a `response_format`; None for text.
 
     It is OpenAI's `{"type": "text" | "json_object" | "json_schema", ...}`; `json_object` may have a "schema", as in
@@ -44,11 +42,11 @@ def from_response_format(format: Mapping[str, Any], param: str = "response_forma
     Raises:
         RequestError: It is of another form, or its schema is none or not supported.
     """
-    match format:
+    match value:
         case {"type": "text"}:
             return None
         case {"type": "json_object"}:
-            schema = format.get("schema")
+            schema = value.get("schema")
             return from_json_schema({"type": "object"} if schema is None else schema, f"{param}.schema")
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
             return from_json_schema(schema, f"{param}.json_schema.schema")
@@ -60,45 +58,47 @@ def from_response_format(format: Mapping[str, Any], param: str = "response_forma
             raise _error(f"{param} must have the type text, json_object or json_schema.", f"{param}.type")
 
 
-def from_ollama_format(format: str | Schema, param: str = "format") -> str | None:
+def from_ollama_format(value: str | Schema, param: str = "format") -> str | None:
     """Return the grammar of Ollama's `format`: "json", a schema, or "" for text.
 
     Raises:
         RequestError: As for `from_json_schema`.
     """
-    if format == "":
+    if value == "":
         return None
-    if format == "json":
+    if value == "json":
         return from_json_schema({"type": "object"}, param)
-    if isinstance(format, str):
+    if isinstance(value, str):
         raise _error(f'{param} must be "json" or a JSON schema.', param)
-    return from_json_schema(format, param)
+    return from_json_schema(value, param)
 
 
-def from_json_schema(schema: Schema, param: str = "schema") -> str:
+def from_json_schema(schema: Schema, param: str = "schema", *, strict: bool = True) -> str:
     """Return a grammar of compact JSON that fulfills a schema, with properties in the order of the schema.
 
-    Raises:
-        RequestError: The schema is invalid, cannot be fulfilled, is larger than the limits of this module, or has a
-            keyword that llguidance does not implement.
-    """
-    return checked(json_schema_rule(schema, param), param)
+    Objects have no properties that the schema does not name, unless it says otherwise: see `json_schemas.close`.
 
-
-def json_schema_rule(schema: Schema, param: str) -> str:
-    """Return the grammar of `from_json_schema` without compiling it.
+    Args:
+        schema: The schema; `$ref` may point into it.
+        param: The field of the request, for errors.
+        strict: Refuse a schema with a keyword that llguidance does not implement, instead of ignoring the keyword.
 
     Raises:
-        RequestError: It exceeds the limits.
+        RequestError: The schema is invalid, cannot be fulfilled, exceeds the limits of `json_schemas`, or is refused.
     """
     from llguidance import LLMatcher
 
     schema = {} if schema is True else schema
     if not isinstance(schema, Mapping):
         raise _error(f"{param} must be a JSON schema: an object.", param)
-    schema = {key: value for key, value in schema.items() if key != "x-guidance"}
-    _check_size(schema, param)
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
+    json_schemas.check(schema, param)
+    schema = {key: value for key, value in json_schemas.close(schema).items() if key != "x-guidance"}
+    options = {**_JSON_OPTIONS, "lenient": not strict, "coerce_one_of": not strict}
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=options)  # type: ignore[arg-type]
+    except ValueError as error:  # such as an integer of 100 digits
+        raise _error(f"{param} is no JSON schema: {_first_line(error)}.", param) from error
+    return _checked(grammar, param)
 
 
 def from_regex(pattern: str, param: str = "regex") -> str:
@@ -109,7 +109,7 @@ def from_regex(pattern: str, param: str = "regex") -> str:
     """
     from llguidance import LLMatcher
 
-    return checked(LLMatcher.grammar_from_regex(_text(pattern, param)), param)
+    return _checked(LLMatcher.grammar_from_regex(_text(pattern, param)), param)
 
 
 def from_choices(choices: Sequence[str], param: str = "choice") -> str:
@@ -129,16 +129,35 @@ def from_lark(grammar: str, param: str = "grammar") -> str:
     """Return a grammar in Lark's syntax with the extensions of llguidance, or in the GBNF of llama.cpp.
 
     Raises:
-        RequestError: It is invalid or too large.
+        RequestError: It is invalid or too large, chooses tokens by name, intersects or negates terminals, which may
+            take any time, or includes another grammar.
     """
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         lark = any_to_lark(_text(grammar, param))
+    except RequestError:
+        raise
     except Exception as error:  # of any kind: the converter trusts its input
         raise _error(f"{param} is no grammar in GBNF or Lark: {_first_line(error)}.", param) from error
-    return checked(LLMatcher.grammar_from_lark(lark), param)
+    if refused := _REFUSED.search(_LITERAL.sub("", lark)):
+        raise _error(f"{param} has {refused[0]!r}, which is not supported.", param)
+    return _checked(LLMatcher.grammar_from_lark(lark), param)
+
+
+def from_own_lark(lark: str, param: str) -> str:
+    """Return a grammar in Lark's syntax that this program has written, which may choose control tokens by their ids.
+
+    Raises:
+        RequestError: It is too large.
+    """
+    from llguidance import LLMatcher
+
+    grammar = LLMatcher.grammar_from_lark(lark)
+    if problem := LLMatcher.validate_grammar(grammar, limits=_limits()):
+        raise _error(f"{param} are not supported: {_first_line(problem)}.", param)
+    return grammar
 
 
 def lark_literal(text: str) -> str:
@@ -146,18 +165,35 @@ def lark_literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def checked(grammar: str, param: str) -> str:
-    """Return a grammar of llguidance that compiles within limits.
-
-    Raises:
-        RequestError: It does not.
-    """
+def _checked(grammar: str, param: str) -> str:
+    """Return a grammar of llguidance that compiles within limits and allows some text."""
     from llguidance import LLMatcher
 
-    problem = LLMatcher.validate_grammar(grammar, limits=_limits())
-    if problem and not problem.startswith("WARNING"):
+    matcher = LLMatcher(_bytes_tokenizer(), grammar, log_level=0, limits=_limits())
+    if problem := matcher.get_error():
         raise _error(f"{param} is not supported: {_first_line(problem)}.", param)
+    if not any(matcher.compute_bitmask()):
+        raise _error(f"{param} allows no text: {_first_line(matcher.get_error()) or 'it is endless'}.", param)
     return grammar
+
+
+@functools.cache
+def _bytes_tokenizer() -> "LLTokenizer":
+    """Return a tokenizer of single bytes, for checks that need no model."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()))
+
+
+class _Bytes:
+    """A tokenizer of the 256 bytes, and the end."""
+
+    eos_token_id, bos_token_id = 256, None
+    tokens: Sequence[bytes] = (*(bytes([value]) for value in range(256)), b"<end>")
+    special_token_ids: Sequence[int] = (256,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
 
 
 @final
@@ -212,7 +248,9 @@ class Matcher:
         return _first_line(self._matcher.get_error())
 
 
-def compile(grammar: str, tokenizer: Tokenizer, stop_ids: Iterable[int], vocabulary: int | None = None) -> Matcher:
+def compile_grammar(
+    grammar: str, tokenizer: Tokenizer, stop_ids: Iterable[int], vocabulary: int | None = None
+) -> Matcher:
     """Return a matcher at the beginning of a text.
 
     The first call for a tokenizer takes seconds: see `GrammarTokenizer.of`.
@@ -240,9 +278,6 @@ class GrammarTokenizer:
         tokens: The tokens for llguidance.
     """
 
-    _made: "weakref.WeakKeyDictionary[Tokenizer, dict[int, GrammarTokenizer]]" = weakref.WeakKeyDictionary()
-    _lock = threading.Lock()
-
     def __init__(self, tokenizer: Tokenizer, size: int):
         from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -253,11 +288,15 @@ class GrammarTokenizer:
     def of(cls, tokenizer: Tokenizer, vocabulary: int | None = None) -> "GrammarTokenizer":
         """Return the one of a tokenizer. The first call takes seconds for a large vocabulary: make it in a thread."""
         size = tokenizer.size if vocabulary is None else min(vocabulary, tokenizer.size)
-        with cls._lock:
-            sizes = cls._made.setdefault(tokenizer, {})
+        with _MAKING:
+            sizes = _MADE.setdefault(tokenizer, {})
             if size not in sizes:
                 sizes[size] = cls(tokenizer, size)
             return sizes[size]
+
+
+_MADE: "weakref.WeakKeyDictionary[Tokenizer, dict[int, GrammarTokenizer]]" = weakref.WeakKeyDictionary()
+_MAKING = threading.Lock()
 
 
 class _Source:
@@ -284,27 +323,9 @@ def _limits() -> "LLParserLimits":
     """Return limits on the time and memory of a grammar: about 0.1 s to compile, and 50 MB."""
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=25_000, max_grammar_size=100_000, verbose_errors=False)
-
-
-def _check_size(schema: Mapping[str, Any], param: str) -> None:
-    """Refuse a schema that is too large or deep, or repeats too often, without recursion."""
-    values, left = 0, [(cast(Any, schema), 1)]
-    while left:
-        value, depth = left.pop()
-        values += 1
-        if values > MAX_VALUES or depth > MAX_DEPTH:
-            raise _error(f"{param} has more than {MAX_VALUES} values or {MAX_DEPTH} levels.", param)
-        if isinstance(value, Mapping):
-            table = cast(Mapping[str, Any], value)
-            for key in _COUNTS:
-                if isinstance(count := table.get(key), int | float) and count > MAX_REPETITION:
-                    raise _error(f"{key} in {param} is {count}, and at most {MAX_REPETITION} is supported.", param)
-            left += [(item, depth + 1) for item in table.values()]
-        elif isinstance(value, list | tuple):
-            left += [(item, depth + 1) for item in cast(Sequence[Any], value)]
-    if (size := len(json.dumps(schema))) > MAX_BYTES:
-        raise _error(f"{param} has {size} bytes, and at most {MAX_BYTES} are supported.", param)
+    return LLParserLimits(
+        max_items_in_row=20_000, max_lexer_states=25_000, max_grammar_size=100_000, verbose_errors=False
+    )
 
 
 def _text(text: object, param: str) -> str:

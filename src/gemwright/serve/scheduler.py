@@ -12,31 +12,31 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 
 import jax
 import numpy as np
 
+from gemwright import memory
 from gemwright.api import Model
 from gemwright.errors import GemwrightError, NotFiniteError, RequestError
-from gemwright.generate import buckets, programs
-from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens, TokenScores
-from gemwright.generate.prompts import SOFT_TOKEN, Prompt, next_chunk, token_ids
-from gemwright.model.state import DecodeState, empty_state
-from gemwright.serve import grammar
-from gemwright.serve.batch import Batch, Call, Running, host_tokens
+from gemwright.generate import buckets
+from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens
+from gemwright.generate.prompts import SOFT_TOKEN, Prompt, token_ids
+from gemwright.model.state import DecodeState, state_bytes
+from gemwright.serve.batch import STOP_IDS, Batch, Call, Running, host_tokens
 from gemwright.serve.generation import Generation
+from gemwright.serve.grammar import GrammarTokenizer, compile_grammar
 from gemwright.serve.output import Output
-from gemwright.serve.prefix_cache import Key, PrefixCache, load_prefix, prompt_key
-from gemwright.serve.request import MAX_TOP_LOGPROBS, GenerationRequest, TokenLogprob, Update
+from gemwright.serve.prefill import SHARED_CHUNK, Prefill, Prefiller
+from gemwright.serve.prefix_cache import PrefixCache, prompt_key
+from gemwright.serve.request import GenerationRequest, TokenLogprob, Update
 
 DEFAULT_CONTEXT = 4096
 """Maximum number of tokens of a sequence unless given."""
 DEFAULT_SLOTS = 16
 """Maximum number of sequences that are decoded together unless given."""
-SHARED_CHUNK = 128
-"""Number of tokens of a prompt that are prefilled between two decode calls."""
 RETRY_SECONDS = 2
 """Time after which a client may try again if the queue is full."""
 
@@ -64,20 +64,6 @@ class Limits:
     cache_bytes: int = 1 << 30
 
 
-@dataclass(eq=False)
-class _Prefill:
-    """A prompt that is being prefilled: `done` of its `end` tokens are in `state`."""
-
-    generation: Generation
-    key: Key
-    end: int
-    state: DecodeState
-    done: int = 0
-    saved: int | None = None
-    """Length at which the state is added to the prefix cache, as another prompt begins with the same tokens."""
-    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-
-
 class Scheduler:
     """Runs the requests of one model on a thread of its own, which alone uses the model's weights.
 
@@ -89,12 +75,13 @@ class Scheduler:
     def __init__(self, model: Model, limits: Limits = Limits()):
         self._model, self._engine, self._limits = model, model.engine, limits
         self.context = min(limits.context, model.engine.config.max_length)
+        self._require_memory()
         self.cache = PrefixCache(model.engine.config, limits.cache_bytes)
         self._batch = Batch(self._engine, self.context, limits.slots)
         self._waiting: deque[Generation] = deque()
         self._cancelled: set[Generation] = set()
-        self._prefill: _Prefill | None = None
-        self._scratch: DecodeState | None = None
+        self._prefiller = Prefiller(self._engine, self.cache, self.context)
+        self._prefill: Prefill | None = None
         self._pending: Call | None = None
         self._steps = buckets.StepsPerCall(MAX_STEPS_PER_CALL)
         self._outbox: list[tuple[Generation, Update | Exception]] = []
@@ -103,6 +90,11 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._waiting_tokens = 0
+
+    @property
+    def slots(self) -> int:
+        """Maximum number of sequences that are decoded together."""
+        return self._limits.slots
 
     @property
     def running(self) -> int:
@@ -161,26 +153,24 @@ class Scheduler:
 
     def warm_up(self) -> Iterator[None]:
         """Compile all programs, before the thread is started, and yield after each."""
+        arguments = (self._model.tokenizer, self._engine.vocabulary)
+        threading.Thread(target=GrammarTokenizer.of, args=arguments, daemon=True).start()
         yield from self._batch.warm_up()
-        empty = np.zeros((1, 1), np.int32)
-        for size in buckets.CHUNKS:
-            tokens, valid = np.repeat(empty, size, 1), np.zeros((1, size), bool)
-            state = self._take_scratch()
-            state, _ = programs.prefill(
-                self._engine.config, self._engine.params, jax.device_put(tokens), valid, state, None, last=False
-            )
-            scores, state, _ = programs.score(
-                *(self._engine.config, self._engine.vocabulary, self._engine.params),
-                *(jax.device_put(tokens), tokens, valid, state, None),
-                self._top_logprobs,
-            )
-            jax.block_until_ready(scores)
-            self._scratch = state
-            yield
+        yield from self._prefiller.warm_up()
 
-    @property
-    def _top_logprobs(self) -> int:
-        return min(MAX_TOP_LOGPROBS, self._engine.vocabulary)
+    def _require_memory(self) -> None:
+        """Check that the decode states and the prefix cache fit.
+
+        Raises:
+            GemwrightError: They do not; the message has the numbers.
+        """
+        engine, limits, free = self._engine, self._limits, memory.available()
+        state = state_bytes(engine.config, limits.slots + 1, self.context, engine.state_dtype)
+        if free is not None and state + limits.cache_bytes > free:
+            raise GemwrightError(
+                f"{limits.slots} sequences of {self.context} tokens need {state / 1e9:.1f} GB, the prefix cache "
+                f"{limits.cache_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower --slots or --context."
+            )
 
     def _check(self, request: GenerationRequest) -> None:
         ids, length = token_ids(request.prompt), len(request.prompt)
@@ -254,10 +244,9 @@ class Scheduler:
             if sequence is None or sequence.output.ended:
                 continue
             for step in range(max(made, 1)):
-                if sequence.output.ended:
-                    sequence.overrun |= bool(tokens[step, slot] != NO_TOKEN)
-                    break
                 self._take_token(sequence, int(tokens[step, slot]), host, step, slot)
+                if sequence.output.ended:
+                    break
             self._finish_if_ended(sequence)
 
     def _take_token(self, sequence: Running, token: int, host: SampledTokens, step: int, slot: int) -> None:
@@ -284,6 +273,8 @@ class Scheduler:
                 output.finish("stop")
         if len(output.generated) >= sequence.limit:
             output.finish("length")
+        on_device = len(output.generated) >= sequence.limit or token in generation.request.stop_ids[:STOP_IDS]
+        sequence.overrun = output.ended and not on_device
 
     def _finish_if_ended(self, sequence: Running) -> None:
         if (update := sequence.output.update()) is not None:
@@ -300,7 +291,7 @@ class Scheduler:
         key = np.concatenate([prompt_key(request.prompt), np.asarray(generated[:-1], np.int64)])
         self.cache.put(key, self._batch.snapshot(sequence, len(key)), request.cache_salt)
 
-    def _next_prefill(self) -> _Prefill | None:
+    def _next_prefill(self) -> Prefill | None:
         """Take the first request of the queue, and the part of its prompt that is cached."""
         with self._lock:
             if not self._waiting:
@@ -313,91 +304,32 @@ class Scheduler:
             self._post(generation, error)
             return None
         generation.started = now
-        request = generation.request
-        key, salt = prompt_key(request.prompt), request.cache_salt
-        is_grouped = isinstance(request.prompt, Prompt) and request.prompt.groups[-1] >= 0
-        prefill = _Prefill(generation, key, len(key) - (not is_grouped), self._take_scratch())
-        if request.prompt_logprobs:
-            return prefill
-        found = self.cache.find(key, salt)
-        if found is not None:
-            prefix, prefill.done = found
-            engine = self._engine
-            prefill.state = load_prefix(prefix, prefill.done, engine.config, self.context, engine.state_dtype)
-            generation.cached_tokens = prefill.done
-        shared = self.cache.shared_length(key[: prefill.end], salt)
-        if shared >= prefill.done + SHARED_CHUNK and not isinstance(request.prompt, Prompt):
-            prefill.saved = shared
-        return prefill
-
-    def _take_scratch(self) -> DecodeState:
-        """Return a state for one prompt, with the buffers of the last one if they are free."""
-        state, self._scratch = self._scratch, None
-        if state is None:
-            return empty_state(self._engine.config, 1, self.context, self._engine.state_dtype)
-        return DecodeState(jax.device_put(np.zeros(1, np.int32)), state.layers)
+        return self._prefiller.begin(generation)
 
     def _prefill_chunk(self) -> tuple[Running, DecodeState] | None:
         """Prefill the next chunk; return the sequence with its state if that was the last."""
         prefill = self._prefill
         assert prefill is not None
-        request = prefill.generation.request
+        hidden = self._prefiller.step(prefill, SHARED_CHUNK if self._batch.running else buckets.CHUNKS[-1])
         if prefill.done < prefill.end:
-            most = SHARED_CHUNK if self._batch.running else buckets.CHUNKS[-1]
-            hidden = self._run_chunk(prefill, most)
-            if prefill.done < prefill.end:
-                return None
-        else:
-            hidden = None
+            return None
         self._prefill = None
-        self.cache.put(prefill.key[: prefill.end], prefill.state, request.cache_salt)
-        if request.prompt_logprobs:
-            first = TokenLogprob(token_ids(request.prompt)[0], None, ())
-            prefill.generation.prompt_logprobs = (first, *prefill.logprobs)
         return self._begin(prefill, hidden)
 
-    def _run_chunk(self, prefill: _Prefill, most: int) -> jax.Array | None:
-        request, engine = prefill.generation.request, self._engine
-        stop = prefill.end if prefill.saved is None else prefill.saved
-        part = request.prompt[:stop] if stop < len(request.prompt) else request.prompt
-        chunk = next_chunk([part], [prefill.done], most)
-        count = int(chunk.valid.sum())
-        arguments = (chunk.tokens, chunk.valid)
-        if request.prompt_logprobs:
-            following = np.asarray(prefill.key[prefill.done + 1 : prefill.done + 1 + count], np.int64)
-            targets = np.zeros(chunk.valid.shape, np.int32)
-            targets[0, : len(following)] = np.maximum(following, 0)
-            scores, prefill.state, hidden = programs.score(
-                *(engine.config, engine.vocabulary, engine.params, chunk.tokens, targets, chunk.valid, prefill.state),
-                chunk.soft_tokens,
-                self._top_logprobs,
-            )
-            prefill.logprobs += _prompt_logprobs(following.tolist(), scores, request.top_logprobs or 0)
-        else:
-            last = chunk.last and prefill.end == len(request.prompt)
-            prefill.state, hidden = programs.prefill(
-                engine.config, engine.params, *arguments, prefill.state, chunk.soft_tokens, last=last
-            )
-        jax.block_until_ready(prefill.state.lengths)
-        prefill.done += count
-        if prefill.done == prefill.saved:
-            self.cache.put(prefill.key[: prefill.done], prefill.state, request.cache_salt)
-            prefill.saved = None
-        return hidden
-
-    def _begin(self, prefill: _Prefill, hidden: jax.Array | None) -> tuple[Running, DecodeState] | None:
+    def _begin(self, prefill: Prefill, hidden: jax.Array | None) -> tuple[Running, DecodeState] | None:
         """Return a sequence whose prompt has been prefilled, unless it has ended."""
         generation, request = prefill.generation, prefill.generation.request
         limit = min(request.max_tokens, self.context - len(request.prompt))
         sequence = Running(generation, Output(request, self._model.tokenizer), limit)
-        self._scratch = prefill.state
+        self._prefiller.release(prefill.state)
         if limit <= 0:
             sequence.output.finish("length")
             self._post_update(sequence)
             return None
         if request.grammar is not None:
             try:
-                sequence.matcher = grammar.compile(request.grammar, self._model.tokenizer, request.stop_ids)
+                tokenizer, vocabulary = self._model.tokenizer, self._engine.vocabulary
+                sequence.matcher = compile_grammar(request.grammar, tokenizer, request.stop_ids, vocabulary)
             except GemwrightError as error:
                 self._post(generation, error)
                 return None
@@ -421,7 +353,8 @@ class Scheduler:
         if not cancelled:
             return
         if self._prefill is not None and self._prefill.generation in cancelled:
-            self._prefill, self._scratch = None, self._prefill.state
+            self._prefiller.release(self._prefill.state)
+            self._prefill = None
         if any(sequence.generation in cancelled for sequence in self._batch.running):
             self._collect()
         for sequence in self._batch.running:
@@ -445,7 +378,8 @@ class Scheduler:
             self._waiting.clear()
         for generation in begun:
             self._post(generation, error)
-        self._prefill, self._pending, self._scratch = None, None, None
+        self._prefill, self._pending = None, None
+        self._prefiller = Prefiller(self._engine, self.cache, self.context)
         self._batch = Batch(self._engine, self.context, self._limits.slots)
 
     def _post_update(self, sequence: Running) -> None:
@@ -467,16 +401,3 @@ class Scheduler:
 def _deliver(updates: list[tuple[Generation, Update | Exception]]) -> None:
     for generation, update in updates:
         generation.deliver(update)
-
-
-def _prompt_logprobs(following: list[int], scores: TokenScores, count: int) -> list[TokenLogprob]:
-    """Return the scores of the tokens that follow those of a chunk."""
-    host = jax.tree.map(np.asarray, scores)
-    return [
-        TokenLogprob(
-            token,
-            float(host.logprob[0, index]),
-            tuple(zip(host.top_tokens[0, index].tolist(), host.top_logprobs[0, index].tolist(), strict=True))[:count],
-        )
-        for index, token in enumerate(following)
-    ]

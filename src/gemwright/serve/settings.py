@@ -1,6 +1,10 @@
 """Settings of a server that do not depend on a model."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemwright.images.masks import MaskDecoder
 
 MEGABYTE = 1_000_000
 
@@ -16,6 +20,7 @@ class Settings:
         max_images: Maximum number of images of a request.
         max_pixels: Maximum size of an image in pixels.
         page: Whether the web page is served.
+        mask_decoder: Decodes the masks that the page draws; without it, boxes are drawn alone.
         ping_seconds: Time without an event after which a stream sends a comment, so that proxies keep it open.
     """
 
@@ -25,4 +30,5 @@ class Settings:
     max_images: int = 16
     max_pixels: int = 25_000_000
     page: bool = True
+    mask_decoder: "MaskDecoder | None" = None
     ping_seconds: float = 15.0
