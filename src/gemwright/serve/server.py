@@ -81,7 +81,9 @@ class Server(uvicorn.Server):
         if self.error is not None:
             raise self.error
         registry = self._app.state.registry
-        for served in registry.models if registry is not None else ():
+        if registry is None:  # Python cannot end a thread that loads a model
+            os._exit(0)
+        for served in registry.models:
             served.scheduler.stop()
 
 
