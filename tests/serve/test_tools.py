@@ -1,5 +1,6 @@
 """Functions: definitions, prompts, grammars of required calls, and calls parsed from texts cut anywhere."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,7 +88,7 @@ def _parse(parser: ToolCallParser, pieces: Sequence[str]) -> tuple[str, list[tup
 
 def _cut(text: str, places: Sequence[int]) -> list[str]:
     ends = sorted({place % (len(text) + 1) for place in places} | {0, len(text)})
-    return [text[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+    return [text[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 _OSLO = ("get_weather", '{"city":"Oslo"}')
@@ -108,7 +109,8 @@ TEXTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("hermes", 'Hm.\n<tool_call>{"name": "now"}</tool_call>\n<tool_call>{"name": "now"}', "Hm.", [("now", "{}")] * 2),
     ("hermes", '<tool_call>{"name":"now","arguments":{"a":"</tool_call>"}}</tool_call>', "",
      [("now", '{"a":"</tool_call>"}')]),
-    ("functiongemma", "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>", "", [_OSLO]),
+    ("functiongemma", "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>", "",
+     [_OSLO]),
     ("functiongemma", "<start_function_call>call:now{}<end_function_call>" * 2, "", [("now", "{}")] * 2),
     ("gemma4", 'On it.<|tool_call>call:now{a:<|"|>x, {y}<|"|>,n:-1.5,ok:true,l:[1,<|"|>b<|"|>],o:{z:null}}<tool_call|>',
      "On it.", [("now", '{"a":"x, {y}","n":-1.5,"ok":true,"l":[1,"b"],"o":{"z":null}}')]),
@@ -132,7 +134,7 @@ CONTENT = [
 
 
 @pytest.mark.parametrize(("name", "text", "content", "calls"), TEXTS, ids=lambda part: str(part)[:30])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=40))
 def test_calls_are_parsed_wherever_the_text_is_cut(
     name: str, text: str, content: str, calls: list[tuple[str, str]], places: list[int]
@@ -141,7 +143,7 @@ def test_calls_are_parsed_wherever_the_text_is_cut(
 
 
 @pytest.mark.parametrize(("name", "text"), CONTENT, ids=lambda part: str(part)[:30])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=40))
 def test_what_is_no_call_stays_content(name: str, text: str, places: list[int]):
     assert _parse(ToolCallParser(FORMATS[name], NAMES), _cut(text, places)) == (text, [])
@@ -162,7 +164,7 @@ def test_a_text_cut_by_its_limit_keeps_whole_calls_alone(
         assert not any(marker in found[0] for marker in call_format.markers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(list(FORMATS)),
     st.text(st.sampled_from('ab{}[]"\\:,<>|` \n'), max_size=60) | st.text(max_size=30),
@@ -175,14 +177,11 @@ def test_any_text_is_parsed_alike_however_it_comes(name: str, text: str, places:
         assert whole == (text, [])
 
 
+_keys = st.sampled_from(["a", "city", "x_1", "Long_name", "type"])
 _values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**9), 10**9)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.from_regex(r"[a-z_]\w{0,8}", fullmatch=True), parts),
-    max_leaves=8,
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.text(max_size=9),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(_keys, parts, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -197,8 +196,8 @@ def _native(value: Any, quote: str) -> str:
     return json.dumps(value)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(FORMATS)), st.dictionaries(st.from_regex(r"[a-z_]\w{0,8}", fullmatch=True), _values))
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(list(FORMATS)), st.dictionaries(_keys, _values, max_size=3))
 def test_arguments_survive(name: str, arguments: dict[str, Any]):
     call_format = FORMATS[name]
     if call_format.quote:
