@@ -314,8 +314,11 @@ def score(
 
     flat_hidden = hidden.reshape(-1, SCORED_TOKENS, hidden.shape[-1])
     result = jax.lax.map(scores, (flat_hidden, targets.reshape(-1, SCORED_TOKENS)))
-    result = jax.tree.map(lambda leaf: leaf.reshape(*tokens.shape, *leaf.shape[2:]), result)
-    return result, after, _last(hidden, valid)
+    return jax.tree.map(functools.partial(_unflatten, tokens.shape), result), after, _last(hidden, valid)
+
+
+def _unflatten(shape: tuple[int, ...], leaf: Array) -> Array:
+    return leaf.reshape(*shape, *leaf.shape[2:])
 
 
 def _last(hidden: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -22,13 +22,13 @@ from gemwright.serve.json_schemas import MAX_BYTES, MAX_VALUES
 from gemwright.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 Schema: TypeAlias = Mapping[str, Any] | bool
 """A JSON schema."""
 
 _LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|//[^\n]*')
-_REFUSED = re.compile(r"[&~<@]|%(?!import|ignore)\w+")
+_REFUSED = re.compile(r"[&~<@]|%(?!import|ignore|llguidance)\w+")
 """Operators and directives of Lark that a client's grammar may not have."""
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
@@ -173,8 +173,9 @@ def _checked(grammar: str, param: str) -> str:
     matcher = LLMatcher(_bytes_tokenizer(), grammar, log_level=0, limits=_limits())
     if problem := matcher.get_error():
         raise _error(f"{param} is not supported: {_first_line(problem)}.", param)
-    if not any(matcher.compute_bitmask()):
-        raise _error(f"{param} allows no text: {_first_line(matcher.get_error()) or 'it is endless'}.", param)
+    matcher.compute_bitmask()
+    if matcher.is_stopped() and not matcher.is_accepting():
+        raise _error(f"{param} allows no text; it must not refer to itself alone.", param)
     return grammar
 
 

@@ -99,11 +99,9 @@ def _check_numbers(table: Mapping[str, Any], param: str) -> None:
         if isinstance(count := table.get(key), int | float) and not count <= MAX_REPETITION:
             raise _error(f"{key} in {param} is {count}, and at most {MAX_REPETITION} is supported.", param)
     if isinstance(step := table.get("multipleOf"), int | float):
-        parts = Decimal(str(step)).as_tuple()
-        if (
-            not isinstance(parts.exponent, int)
-            or not Decimal(parts._replace(exponent=max(0, parts.exponent))) <= 10_000
-        ):
+        parts = Decimal(str(step)).normalize().as_tuple()
+        exponent = parts.exponent if isinstance(parts.exponent, int) else MAX_REPETITION  # of infinity
+        if len(parts.digits) + max(0, exponent) >= len(str(MAX_REPETITION)):
             raise _error(f"multipleOf in {param} is {step}, which has too many digits.", param)
 
 
