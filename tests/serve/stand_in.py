@@ -112,7 +112,10 @@ def _chat(body: dict[str, Any], pieces: Sequence[str]) -> list[dict[str, Any]]:
         return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
 
     def logprobs(piece: str) -> dict[str, Any]:
-        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in ((piece, -0.5), (" or", -1.5))]
+        chosen = -0.5 * (1 + len(piece) % 3)
+        top = [
+            {"token": token, "logprob": logprob, "bytes": None} for token, logprob in ((piece, chosen), (" or", -1.5))
+        ]
         return {"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
 
     wanted = body.get("logprobs", False)
@@ -122,7 +125,7 @@ def _chat(body: dict[str, Any], pieces: Sequence[str]) -> list[dict[str, Any]]:
 
 def _completion(body: dict[str, Any], pieces: Sequence[str]) -> list[dict[str, Any]]:
     texts = [{"choices": [{"index": 0, "text": piece, "finish_reason": None, "logprobs": None}]} for piece in pieces]
-    end = {"choices": [{"index": 0, "text": "", "finish_reason": "length", "logprobs": None}]}
+    end = {"choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]}
     return [*texts, end, _usage(body, pieces)]
 
 

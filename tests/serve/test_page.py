@@ -52,6 +52,7 @@ def test_replies_are_streamed_rendered_and_kept(browser: Browser, script: Script
     browser.ready()
     browser.ask("Hello")
     assert browser.texts(".reply .body strong, .reply .body pre code, .reply td") == ["bold", "x = 1\n", "1", "2"]
+    assert browser.texts(".user") == ["You\nHello"]
     assert browser.texts(".code-top span") == ["python"]
     assert script.requests[0]["messages"] == [{"role": "user", "content": "Hello"}]
     assert browser.texts("#context") == ["15 of 8,192 tokens of context"]
@@ -291,9 +292,9 @@ def test_token_probabilities(browser: Browser, script: Script):
     browser.find(".tokens").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     tip = browser.texts("#tip")[0]
     assert "␣cat" in tip
-    assert "61%" in tip  # exp(-0.5)
+    assert "37%" in tip  # exp(-1)
     assert "22%" in tip  # exp(-1.5)
-    assert browser.texts("#announce") == ["␣cat, 61%"]
+    assert browser.texts("#announce") == ["␣cat, 37%"]
 
 
 def test_rename_delete_export_and_import(browser: Browser, script: Script):

@@ -44,6 +44,7 @@ function askForKey(message) {
 // Models.
 
 let connecting = null;
+let chosen = ""; // name of the model that was chosen last
 
 /** Read the models of the server, again and again until it answers. */
 function connect() {
@@ -70,7 +71,11 @@ async function attempt() {
 
 async function choose(name) {
   const notice = setTimeout(() => showBanner(`Loading ${name} …`, "wait"), NOTICE_MILLISECONDS);
-  state.model = await json(`page/model?model=${encodeURIComponent(name)}`).finally(() => clearTimeout(notice));
+  chosen = name;
+  state.model = null; // nothing is sent meanwhile
+  const model = await json(`page/model?model=${encodeURIComponent(name)}`).finally(() => clearTimeout(notice));
+  if (chosen !== name) return; // another was chosen meanwhile
+  state.model = model;
   showBanner("");
   const several = state.models.length > 1;
   $("model").replaceChildren(...state.models.map((id) => h("option", { value: id }, id)));
@@ -237,7 +242,7 @@ async function start() {
   connectSidebar();
   $("model").addEventListener("change", () => {
     lastModel.set($("model").value);
-    choose($("model").value).catch(failed);
+    choose($("model").value).catch((error) => (error.kind === "refused" ? showBanner(error.message) : connect()));
   });
   $("chat-tab").addEventListener("click", () => (location.hash = state.conversations.has(state.current.id) ? state.current.id : "#new"));
   $("complete-tab").addEventListener("click", () => (location.hash = "#complete"));

@@ -57,12 +57,12 @@ function userView(conversation, message, actions) {
   const update = (focus) => {
     const copyButton = iconButton("copy", "Copy", () => copy(copyButton, message.text));
     const editButton = iconButton("edit", "Edit and send again", edit);
-    element.replaceChildren(
+    element.replaceChildren(...[
       h("h2", { class: "sr" }, "You"),
       message.images.length > 0 && h("div", { class: "images" }, ...message.images.map((src, i) => h("img", { src, alt: `Image ${i + 1}` }))),
       message.text && h("div", { class: "bubble" }, message.text),
       h("footer", {}, branches(conversation, message, actions), editButton, copyButton),
-    );
+    ].filter(Boolean));
     if (focus === "edit") editButton.focus();
   };
   update();
