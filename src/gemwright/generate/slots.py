@@ -115,7 +115,11 @@ def copy(slots: _Sequences, source: Int[Array, " N"], target: Int[Array, " N"]) 
 @jax.jit
 def gather(slots: _Sequences, at: Int[Array, " N"]) -> _Sequences:
     """Return N slots, copies of those at `at`; `slots` is left as it is."""
-    return jax.tree.map(lambda leaf: leaf[at], slots)
+
+    def take(leaf: Array) -> Array:
+        return leaf[at]
+
+    return jax.tree.map(take, slots)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
