@@ -31,7 +31,7 @@ WEATHER: dict[str, Any] = {
             "place": {"$ref": "#/$defs/place"},
         },
         "required": ["city"],
-        "$defs": {"place": {"type": "object", "properties": {"x": {"type": ["number", "null"]}}, "required": ["x"]}},
+        "$defs": {"place": {"type": "object", "properties": {"x": {"type": ["integer", "null"]}}, "required": ["x"]}},
     },
 }
 NOW: dict[str, Any] = {"name": "now"}
