@@ -52,6 +52,7 @@ def test_a_message(client: TestClient, scheduler: ScriptedScheduler):
 
 def test_fields_are_applied(client: TestClient, scheduler: ScriptedScheduler):
     fields = {"temperature": 0.5, "top_p": 0.8, "top_k": 7, "stop_sequences": ["xyz"], "system": "be brief"}
+    fields |= {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}
     fields |= {"max_tokens": 3, "metadata": {"user_id": "u"}, "thinking": {"type": "enabled", "budget_tokens": 1024}}
     body = client.post("/v1/messages", json={**HELLO, **fields}).json()
     assert (body["stop_reason"], body["usage"]["output_tokens"]) == ("max_tokens", 3)
@@ -214,6 +215,8 @@ def _block(**block: Any) -> dict[str, Any]:
         ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
         ({"tools": [{"name": "f"}]}, "input_schema"),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management"),
+        ({"context_management": 3}, "context_management"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice"),
         (_block(type="image", source={"type": "file", "file_id": "f"}), "file"),
         (_block(type="image", source={"type": "url", "url": "http://127.0.0.1/x.png"}), "image"),

@@ -13,17 +13,18 @@ from gemwright.errors import RequestError
 from gemwright.serve.http import convert, refuse
 
 WITHOUT_EFFECT = frozenset(
-    {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed", "thinking"}
-    | {"user_profile_id", "workspace_id"}
+    {"cache_control", "context_management", "diagnostics", "inference_geo", "metadata", "service_tier"}
+    | {"speed", "thinking", "user_profile_id", "workspace_id"}
 )
 """Fields that change nothing. `thinking` is among them since its budget is a maximum, and these models use none of it;
-so is `cache_control`, since every prefix is cached."""
+so is `cache_control`, since every prefix is cached, and an edit by `context_management` that clears thinking, since
+thinking of earlier answers is not read anyway."""
 
 REFUSED = {
     "container": "leave it out.",
-    "context_management": "leave it out.",
     "mcp_servers": "call the tools yourself, and send their results.",
 }
+_CLEAR_THINKING = "clear_thinking_"
 _DROPPED = ("thinking", "redacted_thinking")
 """Content of earlier answers that models of this server do not read."""
 
@@ -64,10 +65,29 @@ def read_messages(fields: Mapping[str, Any], *, count: bool = False) -> Messages
         RequestError: One is missing, has another type, or asks for what is not supported; `param` has its name.
     """
     refuse(fields, REFUSED)
+    _check_edits(fields.get("context_management"))
     found = convert(fields, MessagesFields, WITHOUT_EFFECT)
     if found.max_tokens is None and not count:
         raise RequestError("max_tokens: Field required", param="max_tokens")
     return found
+
+
+def _check_edits(given: Any) -> None:
+    match given:
+        case None | {"edits": []}:
+            return
+        case {"edits": [*edits]} if all(str(edit).startswith(_CLEAR_THINKING) for edit in map(_type_of, edits)):
+            return
+        case _:
+            raise RequestError(
+                "context_management is not supported, except to clear thinking; send a shorter conversation.",
+                code="unsupported_parameter",
+                param="context_management",
+            )
+
+
+def _type_of(edit: Any) -> Any:
+    return cast(dict[str, Any], edit).get("type") if isinstance(edit, dict) else None
 
 
 def to_chat(fields: MessagesFields) -> dict[str, Any]:

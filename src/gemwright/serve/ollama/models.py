@@ -193,6 +193,7 @@ def _model_info(served: ServedModel) -> dict[str, Any]:
     heads = {"head_count": attention.heads, "head_count_kv": attention.kv_heads} if attention else {}
     return {
         "general.architecture": name,
+        "general.basename": served.name,
         "general.parameter_count": parameter_count(config),
         f"{name}.context_length": served.context,
         f"{name}.embedding_length": config.width,
