@@ -11,8 +11,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from gemwright.serve import tools
+from gemwright.serve.app import create_app
 from gemwright.serve.conversation import fold
 from gemwright.serve.models import ModelRegistry
+from gemwright.serve.settings import Settings
 from gemwright.serve.tools import ParsedText, ToolCallDelta, ToolUse
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
@@ -200,13 +202,12 @@ def test_images_that_cannot_be_read(client: TestClient, url: str):
     assert error_of(client.post("/v1/chat/completions", json=body), 400)["type"] == "invalid_request_error"
 
 
-def test_too_many_and_too_large_images(client: TestClient):
-    part = {"type": "image_url", "image_url": {"url": image_url()}}
-    body = {"messages": [{"role": "user", "content": [part] * 17}]}
-    assert error_of(client.post("/v1/chat/completions", json=body), 400)["code"] == "too_many_images"
-    part = {"type": "image_url", "image_url": {"url": image_url((6000, 5000))}}
-    body = {"messages": [{"role": "user", "content": [part]}]}
-    assert error_of(client.post("/v1/chat/completions", json=body), 400)["code"] == "image_too_large"
+def test_too_many_and_too_large_images(registry: ModelRegistry):
+    client = TestClient(create_app(registry, Settings(max_images=3, max_pixels=100)))
+    for size, count, code in (((4, 4), 4, "too_many_images"), ((8, 8), 2, "image_too_large")):
+        part = {"type": "image_url", "image_url": {"url": image_url(size)}}
+        body = {"messages": [{"role": "user", "content": [part] * count}]}
+        assert error_of(client.post("/v1/chat/completions", json=body), 400)["code"] == code
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The process of a server: when its port is open, and how signals end it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import httpx
 import pytest
 
 from gemwright.errors import GemwrightError
-from gemwright.serve.server import open_port
+from gemwright.serve.models import ModelRegistry
+from gemwright.serve.server import Server, open_port
+from gemwright.serve.settings import Settings
 from tests.serve.scripted_process import PAUSE
 from tests.tiny.gguf import write_tiny_gguf
 
@@ -116,6 +119,17 @@ def test_a_signal_while_loading(start, path: Path):
 def test_a_model_that_cannot_be_loaded_ends_the_process(start):
     process, _ = start("")
     assert process.wait(60) == 1  # the exception, of which the command line prints the sentence
+
+
+def test_models_whose_time_is_over_are_unloaded(registry: ModelRegistry):
+    server = Server(Settings(), lambda: registry)
+    server._app.state.registry = registry
+    (source,) = registry.sources
+    asyncio.run(server.on_tick(0))
+    assert source.served is not None
+    source.keep_seconds = -1.0
+    asyncio.run(server.on_tick(0))
+    assert source.served is None
 
 
 def test_a_port_in_use():

@@ -17,6 +17,7 @@ from gemwright.serve.settings import Settings
 
 KEEP_ALIVE_SECONDS = 65
 """Time after which an idle connection is closed; longer than that of common proxies, which would lose requests."""
+_TICKS_PER_CHECK = 50  # of uvicorn, which has ten a second
 
 
 class Server(uvicorn.Server):
@@ -58,10 +59,12 @@ class Server(uvicorn.Server):
             self.error, self.should_exit = error, True
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end: no request is left, or the time is over."""
+        """Unload models whose time is over; return whether to end: no request is left, or there is no more time."""
         state = self._app.state
         if state.draining and (state.active == 0 or time.monotonic() > self._deadline):
             self.should_exit = True
+        if state.registry is not None and counter % _TICKS_PER_CHECK == 0:
+            await state.registry.unload_expired()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
