@@ -154,8 +154,8 @@ def engine_main(context: int, slots: int) -> None:
     """Run loads through a scheduler without HTTP, one for each line of standard input."""
     import gemwright
     from gemwright.generate.sampling import Sampling
-    from gemwright.serve.request import GenerationRequest
-    from gemwright.serve.scheduler import Limits, Scheduler
+    from gemwright.serve.batching.request import GenerationRequest
+    from gemwright.serve.batching.scheduler import Limits, Scheduler
 
     scheduler = Scheduler(gemwright.load("gemma-3-270m"), Limits(context=context, slots=slots))
     for _ in scheduler.warm_up():

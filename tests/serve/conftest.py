@@ -13,7 +13,6 @@ from gemwright.serve.settings import Settings
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
 from tests.tiny.gguf import write_tiny_gguf
-from tests.tiny.hf import write_model
 
 TEXT = "the cat and the thing."
 KINDS = ("gemma", "gemma3_text", "recurrent_gemma")
@@ -54,4 +53,6 @@ def openai_client(registry: ModelRegistry) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session", params=KINDS)
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gemwright.Model:
     """A model of each kind of decoder: full attention, sliding windows, recurrence."""
+    from tests.tiny.hf import write_model  # imports PyTorch
+
     return gemwright.load(write_model(tmp_path_factory.mktemp("model") / request.param, request.param), dtype="float32")

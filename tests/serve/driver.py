@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gemwright.api import Model
-from gemwright.serve.generation import Generation
-from gemwright.serve.request import GenerationRequest, TokenLogprob
-from gemwright.serve.scheduler import Limits, Scheduler
+from gemwright.serve.batching.generation import Generation
+from gemwright.serve.batching.request import GenerationRequest, TokenLogprob
+from gemwright.serve.batching.scheduler import Limits, Scheduler
 
 
 @dataclass

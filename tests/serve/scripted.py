@@ -7,14 +7,14 @@ from time import monotonic
 
 from gemwright.api import Model
 from gemwright.errors import RequestError
-from gemwright.serve.generation import Generation
-from gemwright.serve.request import FinishReason, GenerationRequest, TokenLogprob, Update
+from gemwright.serve.batching.generation import Generation
+from gemwright.serve.batching.request import FinishReason, GenerationRequest, TokenLogprob, Update
 from gemwright.text.stop import StopStrings
 
 
 @dataclass(eq=False)
 class ScriptedScheduler:
-    """Implements `gemwright.serve.scheduler.Scheduler`.
+    """Implements `gemwright.serve.batching.scheduler.Scheduler`.
 
     Attributes:
         model: The model, whose tokenizer and vocabulary are used.

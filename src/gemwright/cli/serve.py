@@ -163,8 +163,8 @@ def _load(names: list[str], served_names: list[str], dtype: str | None, limits: 
 def _start(name: str, served_name: str, dtype: str | None, limits: dict[str, int]) -> "ServedModel":
     """Load a model, compile its programs and start its scheduler."""
     from gemwright.cli.loading import load
+    from gemwright.serve.batching.scheduler import Limits, Scheduler
     from gemwright.serve.models import ServedModel
-    from gemwright.serve.scheduler import Limits, Scheduler
 
     loaded = load(name, dtype=dtype, variant=None, verbose=False)
     scheduler = Scheduler(loaded.model, Limits(**limits))

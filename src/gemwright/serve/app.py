@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemwright.errors import GemwrightError, RequestError
-from gemwright.serve import anthropic, health, kserve, llama_server, ollama, openai, page, responses, vertex
+from gemwright.serve import health, page
+from gemwright.serve.apis import anthropic, kserve, llama_server, ollama, openai, responses, vertex
 from gemwright.serve.http import ErrorBody, error_response, openai_error, settings_of
 from gemwright.serve.models import ModelRegistry
 from gemwright.serve.settings import Settings

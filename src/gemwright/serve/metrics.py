@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from gemwright.serve.generation import Generation
-from gemwright.serve.request import Update
+from gemwright.serve.batching.generation import Generation
+from gemwright.serve.batching.request import Update
 
 _REGISTRY = CollectorRegistry()
 _FIRST_TOKEN_BUCKETS = (

@@ -10,9 +10,9 @@ from typing import ParamSpec, TypeVar
 from gemwright.api import Model
 from gemwright.errors import GemwrightError, RequestError
 from gemwright.runtime import heap
-from gemwright.serve.generation import Generation
-from gemwright.serve.request import GenerationRequest
-from gemwright.serve.scheduler import Scheduler
+from gemwright.serve.batching.generation import Generation
+from gemwright.serve.batching.request import GenerationRequest
+from gemwright.serve.batching.scheduler import Scheduler
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

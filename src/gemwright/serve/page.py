@@ -19,9 +19,9 @@ from starlette.routing import Route
 from gemwright.errors import RequestError
 from gemwright.images.locations import Found, parse
 from gemwright.images.masks import MaskDecoder
+from gemwright.serve.apis.prepare import infill_markers
 from gemwright.serve.http import JSONResponse, convert, get_model, read_json, settings_of
 from gemwright.serve.models import ServedModel
-from gemwright.serve.prepare import infill_markers
 
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
