@@ -15,7 +15,7 @@ from tests.serve.server import run_server
 from tests.tiny.gguf import write_tiny_gguf
 
 TEXT = "the cat and the thing."
-KINDS = ("gemma", "gemma3_text", "recurrent_gemma")
+KINDS = ("gemma3_text", "recurrent_gemma", pytest.param("gemma", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="session")

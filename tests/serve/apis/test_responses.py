@@ -16,7 +16,7 @@ from gemwright.serve.settings import Settings
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
-from tests.serve.test_anthropic import CALL, events_of, say
+from tests.serve.apis.test_anthropic import CALL, events_of, say
 
 TOOL = {"type": "function", "name": "weather", "description": "Tell it.", "parameters": {"type": "object"}}
 

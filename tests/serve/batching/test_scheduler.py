@@ -29,7 +29,7 @@ SAMPLINGS = [
 
 
 @pytest.fixture(scope="module")
-def scheduler(tiny_model: Model) -> Iterator[Scheduler]:
+def scheduler(tiny_model: Model, quick_compilation: None) -> Iterator[Scheduler]:
     with running(tiny_model, LIMITS) as scheduler:
         yield scheduler
 

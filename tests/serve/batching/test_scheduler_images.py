@@ -24,8 +24,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def scheduler(model: Model) -> Iterator[Scheduler]:
-    with running(model, Limits(context=256, slots=2, cache_bytes=1 << 22)) as scheduler:
+def scheduler(model: Model, quick_compilation: None) -> Iterator[Scheduler]:
+    with running(model, Limits(context=256, slots=1, cache_bytes=1 << 22)) as scheduler:
         yield scheduler
 
 
