@@ -1,9 +1,9 @@
-"""Matrix products with GGUF-quantized weights, attention, a recurrence and a loss: C++ kernels for CPUs behind JAX's FFI.
+"""C++ kernels for CPUs behind JAX's FFI: products with GGUF-quantized weights, attention, a recurrence and a loss.
 
 A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is repacked once,
 `packed = repack(encoding, raw, (out, in))`, and stays quantized in memory: decoding is bound by the bytes it reads.
-`matmul`, `fused_linear`, `top`, `rows`, `attention`, `rg_lru` and `cross_entropy` are JAX operations for the CPU backend
-and work under `jit`.
+`matmul`, `fused_linear`, `top`, `rows`, `attention`, `rg_lru` and `cross_entropy` are JAX operations for the CPU
+backend and work under `jit`.
 
 The environment variable GEMWRIGHT_NATIVE_ISA selects one of `isas()` instead of the first.
 """

@@ -13,8 +13,8 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """Compute the losses of tokens and their gradients with respect to the hidden states.
 
-    The loss is `-log_softmax(logits)[target]` with `logits = hidden @ head.T`, capped as `cap * tanh(logits / cap)`. The
-    logits of a tile of the vocabulary at a time are in memory.
+    The loss is `-log_softmax(logits)[target]` with `logits = hidden @ head.T`, capped as `cap * tanh(logits / cap)`.
+    The logits of a tile of the vocabulary at a time are in memory.
 
     Args:
         hidden: float32 `[N, D]`.
