@@ -53,7 +53,8 @@ def _forward(
     plain = isinstance(head, Array) and head.dtype == hidden.dtype == jnp.float32
     impl = choice.resolve("the cross-entropy", None if plain else "its head or hidden states are not float32")
     function = _reference if impl == "reference" else functools.partial(_operation, impl=impl)
-    return *function(head, hidden, targets, learned, config=config, differentiate=differentiate), None
+    losses, gradient = function(head, hidden, targets, learned, config=config, differentiate=differentiate)
+    return losses, gradient, None
 
 
 def _reference(
