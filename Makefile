@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-sanitized test-neon check format bench bench-tune bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-deploy test-ray test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -48,6 +48,14 @@ test-resume: .venv/dev.installed  ## Kill a run on the demo weights at 20 moment
 test-peers: .venv/peers.installed  ## Compile llama.cpp and run the tests that need it
 	$(BIN)/pytest -m peer
 
+test-deploy: .venv/dev.installed  ## Check the deployment files against the schemas of Kubernetes
+	$(INSTALL) 'kubernetes-validate>=1.37,<2'
+	$(BIN)/pytest -m peer tests/test_deploy.py -k kubernetes
+
+test-ray: .venv/dev.installed  ## Kill one of two replicas under Ray Serve while requests run
+	$(INSTALL) 'ray[serve]>=2.60,<3'
+	$(BIN)/pytest -m peer tests/test_deploy.py -k ray
+
 check: .venv/dev.installed  ## Check style, types, import order, and C++ style and lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -67,6 +75,9 @@ bench: .venv/peers.installed  ## Compare with llama.cpp and transformers on this
 
 bench-tune: .venv/dev.installed  ## Compare tuning with transformers and PEFT on this machine
 	$(BIN)/python bench/tune.py
+
+bench-serve: .venv/dev.installed  ## Compare serving with llama.cpp's server: LLAMA_SERVER=path (docs/serve.md)
+	$(BIN)/python bench/serve.py $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
 
 bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or TPU (needs the extra cuda or tpu)
 	$(BIN)/python bench/accelerator.py

@@ -267,10 +267,14 @@ class Model:
         messages: Conversation,
         tools: Tools | None = None,
         variables: Mapping[str, Any] | None = None,
+        answer: str = "",
         **options: Unpack[Options],
     ) -> Ids | Prompt:
-        """Return the prompt of a conversation, for `engine`; arguments and errors are those of `chat`."""
-        return self._conversation(messages, check_options(options), tools, variables)
+        """Return the prompt of a conversation and the beginning of its answer, for `engine`.
+
+        Other arguments, and errors, are those of `chat`.
+        """
+        return self._conversation(messages, check_options(options), tools, variables, answer)
 
     @property
     def chat_stop_ids(self) -> tuple[int, ...]:
@@ -297,6 +301,7 @@ class Model:
         options: Options,
         tools: Tools | None = None,
         variables: Mapping[str, Any] | None = None,
+        answer: str = "",
     ) -> Ids | Prompt:
         talk, sources = read_messages(messages)
         prompter = self.image_prompter
@@ -305,10 +310,10 @@ class Model:
                 raise GemwrightError(
                     "This model does not accept images in a conversation; use one that does, such as gemma-3-4b-it."
                 )
-            return self.chat_template.encode(talk, tools, (), variables)
+            return self.chat_template.encode(talk, tools, (), variables, answer)
         images = _views(sources, options)
         insertions = [prompter.insertion(views) for views in images]
-        ids = self.chat_template.encode(talk, tools, insertions, variables)
+        ids = self.chat_template.encode(talk, tools, insertions, variables, answer)
         return prompter.prompt(ids, [view for views in images for view in views]) if images else ids
 
     def _complete(self, prompts: Sequence[Ids | Prompt], stop_ids: Iterable[int], options: Options) -> list[Completion]:

@@ -14,6 +14,7 @@ from gemwright.cli.inspect import inspect
 from gemwright.cli.models import models
 from gemwright.cli.score import score
 from gemwright.cli.see import see
+from gemwright.cli.serve import serve
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
 from gemwright.cli.tune import tune
@@ -40,13 +41,13 @@ def _gemwright(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Run Gemma models: generate, chat, describe images, score, convert and quantize."""
+    """Run Gemma models: generate, chat, serve, describe images, score, convert and quantize."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
 
 
-for command in (generate, chat, see, infill, score, tokenize):
+for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
 app.command()(tune)

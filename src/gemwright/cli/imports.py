@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -18,8 +19,12 @@ def import_jax() -> None:
 def importing() -> Generator[None]:
     """Make Ctrl-C end the process at once inside the context.
 
-    An extension module interrupted during its import may raise another error or none.
+    An extension module interrupted during its import may raise another error or none. Only the main thread can set
+    signal handlers; others import without one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, _leave)
     try:
         yield

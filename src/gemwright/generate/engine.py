@@ -17,6 +17,7 @@ from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_id
 from gemwright.generate.sampling import BatchedSampling, Sampling, TokenCounts, candidate_count
 from gemwright.generate.slots import Slots, stop_table
 from gemwright.generate.step import Step, from_choice, from_choices, require_finite
+from gemwright.generate.token_bias import TokenBias
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, parameter_count
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
@@ -96,6 +97,7 @@ class Engine:
         options: DecodeOptions,
         stop_ids: Iterable[int] = (),
         state: DecodeState | None = None,
+        bias: TokenBias | None = None,
     ) -> tuple[Step, Slots]:
         """Prefill prompts and choose the first token of each.
 
@@ -107,6 +109,7 @@ class Engine:
             stop_ids: ids that end a sequence.
             state: what to prefill into, donated, with room for the prompts; a new one unless given. It may hold the
                 first tokens of each prompt, less than all of them, as many as its lengths say.
+            bias: restrictions of the first token.
 
         Returns:
             The first tokens, and the slots to continue with `programs.decode`, one per prompt.
@@ -117,11 +120,14 @@ class Engine:
         state, hidden = self._prefill(prompts, self._empty(prompts) if state is None else state)
         counts = self._counts(prompts) if options.penalty else None
         batched = BatchedSampling.stack(samplings)
-        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, counts)
-        first, table = from_choice(choice), stop_table([stop_ids := tuple(stop_ids)] * len(prompts))
+        table = jax.device_put(stop_table([stop_ids := tuple(stop_ids)] * len(prompts)))
+        bias = None if bias is None else bias.ban(table, bias.min_tokens > 0)
+        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, counts, bias)
+        first = from_choice(choice)
         require_finite(first.tokens != NOT_FINITE)
-        remaining = np.where(np.isin(first.tokens, stop_ids), 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
-        slots = Slots(state, choice.token, jax.device_put(remaining), jax.device_put(table), batched, counts)
+        ended = (first.tokens < 0) | np.isin(first.tokens, stop_ids)
+        remaining = np.where(ended, 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
+        slots = Slots(state, choice.token, jax.device_put(remaining), table, batched, counts)
         return first, slots
 
     def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:
@@ -145,10 +151,10 @@ class Engine:
             for index, start in enumerate(chunk.starts):
                 following = token_ids(prompts[index])[start + 1 : start + 1 + chunk.valid.shape[1]]
                 targets[index, : len(following)] = np.maximum(np.asarray(following, np.int32), 0)
-            part, state = programs.score(
+            part, state, _ = programs.score(
                 self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.soft_tokens
             )
-            part = np.asarray(part)
+            part = np.asarray(part.logprob)
             require_finite(np.isfinite(part[chunk.valid]))
             for index, valid in enumerate(chunk.valid):
                 scores[index] += part[index, valid].tolist()

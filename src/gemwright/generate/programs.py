@@ -11,6 +11,7 @@ from gemwright import tree, weights
 from gemwright.generate import sampling
 from gemwright.generate.sampling import BatchedSampling, TokenCounts
 from gemwright.generate.slots import Slots
+from gemwright.generate.token_bias import TokenBias
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
@@ -75,8 +76,7 @@ def prefill(
     With `last`, also return the hidden state of each sequence's last token, for `choose`.
     """
     hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
-    ends = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
-    return after, hidden[jnp.arange(tokens.shape[0]), ends] if last else None
+    return after, _last(hidden, valid) if last else None
 
 
 _Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, TokenCounts | None]
@@ -84,12 +84,26 @@ _Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, Token
 
 @functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
 def decode(
-    config: Config, options: DecodeOptions, params: ModelWeights, slots: Slots, count: Int[Array, ""]
+    config: Config,
+    options: DecodeOptions,
+    params: ModelWeights,
+    slots: Slots,
+    count: Int[Array, ""],
+    bias: TokenBias | None = None,
 ) -> tuple[SampledTokens, Slots]:
     """Add each sequence's last token to its state and choose the next, up to `count <= MAX_STEPS_PER_CALL` times.
 
     Several tokens per call save a small model the host's work for each. A sequence ends when nothing remains, at a stop
-    id, which is returned, and where its logits are not finite; decoding ends when all sequences have.
+    id, which is returned, where its logits are not finite, and where `bias` leaves it no token; decoding ends when all
+    sequences have.
+
+    Args:
+        config: the model.
+        options: the static options.
+        params: the weights.
+        slots: the sequences; donated.
+        count: maximum number of tokens; 1 if the mask of some sequence depends on its next token.
+        bias: restrictions, of all tokens of the call alike. With one, and without, is a program each.
 
     Returns:
         The tokens, [MAX_STEPS_PER_CALL, B], `NO_TOKEN` beyond `count` and after a sequence's end; the slots.
@@ -106,7 +120,8 @@ def decode(
         if counts is not None:
             sequences = jnp.arange(token.shape[0])
             counts = replace(counts, generated=counts.generated.at[sequences, token].add(active.astype(jnp.int32)))
-        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, counts)
+        limited = None if bias is None else bias.ban(stop_ids, at < bias.min_tokens)
+        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, counts, limited)
         chosen = jnp.where(active, choice.token, NO_TOKEN)
         choices = jax.tree.map(functools.partial(_put, at), choices, replace(choice, token=chosen))
         ended = (chosen < 0) | jnp.any(chosen[:, None] == stop_ids, axis=1)
@@ -214,10 +229,13 @@ def choose(
     lengths: Int[Array, " B"],
     batched: BatchedSampling,
     counts: TokenCounts | None,
+    bias: TokenBias | None = None,
 ) -> SampledTokens:
-    """Choose the next token of each sequence from the hidden state of its last, `NOT_FINITE` if that gives no numbers.
+    """Choose the next token of each sequence from the hidden state of its last.
 
-    Log-probabilities are the model's own, before penalties, temperature and filters.
+    The token is `NOT_FINITE` if that gives no numbers, and `NO_TOKEN` if `bias` allows none. `bias.min_tokens` is not
+    used, as stop ids are not known here: see `TokenBias.ban`. Log-probabilities are the model's own, before bias,
+    penalties, temperature and filters.
     """
     numbers = sampling.uniform(batched.seed, lengths)
 
@@ -229,12 +247,15 @@ def choose(
         return jnp.where(jnp.isfinite(largest) & jnp.all(jnp.isfinite(hidden), axis=-1), chosen, NOT_FINITE)
 
     count = None if options.candidates is None else min(options.candidates, options.vocabulary)
-    if count is not None and counts is None and options.top_logprobs is None:
+    if count is not None and counts is None and bias is None and options.top_logprobs is None:
         largest, ids = transformer.top_logits(config, params, hidden, options.vocabulary, count)
         return SampledTokens(checked(from_top(largest, ids), largest[:, 0]), None, None, None)
     logits = _real(transformer.logits(config, params, hidden), options.vocabulary)
-    scores = logits if counts is None else sampling.penalise(logits, counts, batched)
+    scores = logits if bias is None else bias.apply(logits)
+    scores = scores if counts is None else sampling.penalise(scores, counts, batched)
     chosen = sampling.sample(scores, batched, numbers) if count is None else from_top(*weights.largest(scores, count))
+    if bias is not None:
+        chosen = jnp.where(jnp.max(scores, axis=-1) > -jnp.inf, chosen, NO_TOKEN)
     token = checked(chosen, jnp.max(logits, axis=-1))
     if options.top_logprobs is None:
         return SampledTokens(token, None, None, None)
@@ -244,7 +265,16 @@ def choose(
     return SampledTokens(token, logprob[:, 0], top_tokens, top - log_total)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
+@tree.node
+class TokenScores:
+    """The log-probability of each token's successor, and the likeliest successors, best first, with theirs."""
+
+    logprob: Float[Array, "B T"]
+    top_tokens: Int[Array, "B T A"]
+    top_logprobs: Float[Array, "B T A"]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocabulary", "top_logprobs"), donate_argnames="state")
 def score(
     config: Config,
     vocabulary: int,
@@ -254,18 +284,46 @@ def score(
     valid: Bool[Array, "B T"],
     state: DecodeState,
     soft_tokens: SoftTokens | None = None,
-) -> tuple[Float[Array, "B T"], DecodeState]:
-    """Add a chunk to the state and return the log-probability of each token's successor."""
+    top_logprobs: int = 0,
+) -> tuple[TokenScores, DecodeState, Float[Array, "B D"]]:
+    """Add a chunk to the state, as `prefill` does, and score each token's successor.
+
+    Args:
+        config: the model.
+        vocabulary: number of real ids.
+        params: the weights.
+        tokens: of each sequence.
+        targets: the successor of each token; any id where there is none, whose score is then to be ignored.
+        valid: which tokens are real; padding is behind them.
+        state: donated.
+        soft_tokens: of images among the tokens.
+        top_logprobs: number of likeliest successors to report.
+
+    Returns:
+        The scores; the state; the hidden state of each sequence's last token, for `choose`.
+    """
     hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
 
-    def logprobs(part: tuple[Array, Array]) -> Array:
+    def scores(part: tuple[Array, Array]) -> TokenScores:
         hidden, target = part
         logits = _real(transformer.logits(config, params, hidden), vocabulary)
-        return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        top, top_tokens = weights.largest(logits, top_logprobs)
+        logprob = jnp.take_along_axis(logits, target[:, None], axis=-1) - log_total
+        return TokenScores(logprob[:, 0], top_tokens, top - log_total)
 
     flat_hidden = hidden.reshape(-1, SCORED_TOKENS, hidden.shape[-1])
-    result = jax.lax.map(logprobs, (flat_hidden, targets.reshape(-1, SCORED_TOKENS)))
-    return result.reshape(tokens.shape), after
+    result = jax.lax.map(scores, (flat_hidden, targets.reshape(-1, SCORED_TOKENS)))
+    return jax.tree.map(functools.partial(_unflatten, tokens.shape), result), after, _last(hidden, valid)
+
+
+def _unflatten(shape: tuple[int, ...], leaf: Array) -> Array:
+    return leaf.reshape(*shape, *leaf.shape[2:])
+
+
+def _last(hidden: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Return the hidden state of the last valid token of each sequence, of the first if none is."""
+    return hidden[jnp.arange(len(hidden)), jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)]
 
 
 def _real(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:

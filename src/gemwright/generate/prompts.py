@@ -75,17 +75,23 @@ def chunks(prompts: Sequence[Ids | Prompt], starts: Sequence[int] | None = None)
         starts: [B] how many tokens of each to leave out; 0 unless given.
     """
     starts = [0] * len(prompts) if starts is None else list(starts)
-    while rest := max(len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)):
-        size = buckets.chunk(rest, max(map(_group_length, prompts, starts)))
-        stops = [_stop(prompt, start + size) for prompt, start in zip(prompts, starts, strict=True)]
-        parts = list(zip(prompts, starts, stops, strict=True))
-        tokens, valid = np.zeros((len(prompts), size), np.int32), np.zeros((len(prompts), size), bool)
-        for index, (prompt, start, stop) in enumerate(parts):
-            tokens[index, : stop - start] = token_ids(prompt)[start:stop]
-            valid[index, : stop - start] = True
-        last = any(start < stop == len(prompt) for prompt, start, stop in parts)
-        yield Chunk(starts, jax.device_put(tokens), valid, last, _soft_tokens(parts, size))
-        starts = stops
+    while any(len(prompt) > start for prompt, start in zip(prompts, starts, strict=True)):
+        yield (chunk := next_chunk(prompts, starts))
+        starts = [start + int(part.sum()) for start, part in zip(starts, chunk.valid, strict=True)]
+
+
+def next_chunk(prompts: Sequence[Ids | Prompt], starts: Sequence[int], most: int = buckets.CHUNKS[-1]) -> Chunk:
+    """Return the chunk that begins at `starts`, of at most `most` tokens of each prompt unless a group is longer."""
+    rest = max(len(prompt) - start for prompt, start in zip(prompts, starts, strict=True))
+    size = buckets.chunk(min(rest, most), max(map(_group_length, prompts, starts)))
+    stops = [_stop(prompt, start + size) for prompt, start in zip(prompts, starts, strict=True)]
+    parts = list(zip(prompts, starts, stops, strict=True))
+    tokens, valid = np.zeros((len(prompts), size), np.int32), np.zeros((len(prompts), size), bool)
+    for index, (prompt, start, stop) in enumerate(parts):
+        tokens[index, : stop - start] = token_ids(prompt)[start:stop]
+        valid[index, : stop - start] = True
+    last = any(start < stop == len(prompt) for prompt, start, stop in parts)
+    return Chunk(list(starts), jax.device_put(tokens), valid, last, _soft_tokens(parts, size))
 
 
 def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

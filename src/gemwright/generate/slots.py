@@ -112,6 +112,16 @@ def copy(slots: _Sequences, source: Int[Array, " N"], target: Int[Array, " N"]) 
     return jax.tree.map(overwrite, slots)
 
 
+@jax.jit
+def gather(slots: _Sequences, at: Int[Array, " N"]) -> _Sequences:
+    """Return N slots, copies of those at `at`; `slots` is left as it is."""
+
+    def take(leaf: Array) -> Array:
+        return leaf[at]
+
+    return jax.tree.map(take, slots)
+
+
 @functools.partial(jax.jit, static_argnames="capacity")
 def snapshot(slots: _Sequences, slot: Int[Array, ""], capacity: int) -> _Sequences:
     """Return a copy of one slot, as a value with a single slot.

@@ -107,6 +107,14 @@ class ImagePrompter:
             groups[places] = np.arange(len(places)) // self.vision.tokens
         return Prompt(ids, self._embed_all(images), groups)
 
+    def filled(self, length: int) -> Prompt:
+        """Return a prompt of so many tokens of text, with the groups that a prompt with images has."""
+        return Prompt(
+            [self.tokenizer.bos_id] * length,
+            np.zeros((0, self.params.project.shape[0]), np.float32),
+            np.full(length, 0 if self.style == "prefix" else -1, np.int32),
+        )
+
     def _embed_all(self, images: Sequence[Image]) -> Embeddings:
         """Return the soft tokens [images * tokens, D]."""
         none = np.zeros((0, self.params.project.shape[0]), np.float32)

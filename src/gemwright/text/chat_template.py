@@ -40,6 +40,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         images: Sequence[Sequence[int]] = (),
         variables: Mapping[str, Any] | None = None,
+        answer: str = "",
     ) -> list[int]:
         """Return the ids of a conversation up to the model's next turn.
 
@@ -48,12 +49,19 @@ class ChatTemplate:
             tools: Descriptions of functions that the model may call, as JSON schemas.
             images: The ids of each image, which replace the markers of images in order.
             variables: Other variables of the template, such as `enable_thinking`.
+            answer: The beginning of the model's next turn.
 
         Raises:
             GemwrightError: The template refuses the conversation, fails or exceeds a limit, or writes another number of
                 images.
         """
-        return self._encode(self.render(messages, tools, variables), images)
+        pieces = self.render(messages, tools, variables)
+        match pieces:
+            case [*before, str(last)]:  # encoded together with the answer, as in training
+                pieces = [*before, last + answer]
+            case _:
+                pieces = [*pieces, answer]
+        return self._encode(pieces, images)
 
     def render(
         self,

@@ -31,6 +31,8 @@ class StopStrings:
             raise GemwrightError("A stop string is empty, which would stop every text at once: remove it.")
         self._held = ""
         self._stopped = False
+        self.found: str | None = None
+        """The stop string that ended the text."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text.
@@ -43,7 +45,7 @@ class StopStrings:
         self._held += text
         found = self._find_complete()
         pending = self._find_incomplete()
-        self._stopped = found <= pending and found < len(self._held)
+        self._stop(found <= pending and found < len(self._held), found)
         return self._release(min(found, pending)), self._stopped
 
     def finish(self) -> tuple[str, bool]:
@@ -53,8 +55,14 @@ class StopStrings:
             The text still held back, up to a stop string, and whether a stop string has been found.
         """
         found = self._find_complete()
-        self._stopped = self._stopped or found < len(self._held)
+        self._stop(found < len(self._held), found)
         return self._release(found), self._stopped
+
+    def _stop(self, stopped: bool, start: int) -> None:
+        """Record that a stop string begins at `start` of the held text, if one does."""
+        if stopped:
+            self._stopped = True
+            self.found = next(string for string in self._strings if self._held.startswith(string, start))
 
     def _find_complete(self) -> int:
         """Return the start of the first stop string in the held text, or the length of the text."""

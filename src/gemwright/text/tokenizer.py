@@ -172,9 +172,9 @@ class Tokenizer:
         """
         return b"".join([self.piece_bytes(token, keep_control) for token in ids]).decode("utf-8", "replace")
 
-    def stream(self) -> "TextStream":
-        """Return a decoder that takes one id at a time."""
-        return TextStream(self)
+    def stream(self, keep_control: bool = False) -> "TextStream":
+        """Return a decoder that takes one id at a time; the argument is that of `decode`."""
+        return TextStream(self, keep_control)
 
 
 def _make_matcher(vocabulary: Vocabulary) -> AddedTokenMatcher:
@@ -188,13 +188,14 @@ def _make_matcher(vocabulary: Vocabulary) -> AddedTokenMatcher:
 class TextStream:
     """An incremental decoder that never splits a character: its outputs, joined, equal `decode`."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, keep_control: bool = False):
         self._tokenizer = tokenizer
+        self._keep_control = keep_control
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """Return the characters that this id completes, if any."""
-        return self._decoder.decode(self._tokenizer.piece_bytes(token))
+        return self._decoder.decode(self._tokenizer.piece_bytes(token, self._keep_control))
 
     def finish(self) -> str:
         """Return U+FFFD if a character is incomplete, else nothing."""

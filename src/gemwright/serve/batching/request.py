@@ -33,7 +33,7 @@ class GenerationRequest:
         logit_bias: Added to the logits of tokens, at most `MAX_LOGIT_BIAS` of them.
         top_logprobs: Report log-probabilities, and those of this many of the likeliest tokens.
         prompt_logprobs: Report them for the tokens of the prompt, too.
-        grammar: A grammar of llguidance that the text must match, as `gemwright.serve.grammar` writes it.
+        grammar: A grammar of llguidance that the text must match, as `gemwright.serve.structured.grammar` writes it.
         skip_control_tokens: Leave control tokens out of the text.
         cache_salt: Prompts share cached prefixes only with those of the same salt.
     """

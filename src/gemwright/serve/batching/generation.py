@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from gemwright.serve.request import GenerationRequest, TokenLogprob, Update
+from gemwright.serve.batching.request import GenerationRequest, TokenLogprob, Update
 
 
 class Generation(AsyncIterator[Update]):

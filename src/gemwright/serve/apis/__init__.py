@@ -1,0 +1,1 @@
+"""The APIs that clients speak: each translates its requests to those of `batching`, and the updates to its replies."""

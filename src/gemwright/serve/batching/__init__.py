@@ -1,0 +1,1 @@
+"""Continuous batching: requests, the scheduler that runs them together, and the prefix cache."""

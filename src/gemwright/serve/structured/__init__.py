@@ -1,0 +1,1 @@
+"""Structured output: grammars that a text must match, and calls of functions."""
