@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -324,6 +325,45 @@ void run_rg_lru() {
   }
 }
 
+// The cross-entropy over labels, some of them outside the vocabulary.
+std::vector<float> run_cross_entropy(int64_t tokens, int64_t width, int64_t vocabulary, float cap, int64_t threads) {
+  std::mt19937 random(3);
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = std::normal_distribution<float>()(random);
+    return values;
+  };
+  const auto hidden = numbers(tokens * width), head = numbers(vocabulary * width);
+  std::vector<int32_t> targets(tokens);
+  for (int32_t& target : targets) target = int32_t(random() % vocabulary);
+  const std::unique_ptr<bool[]> learned(new bool[tokens + 1]);
+  for (int64_t i = 0; i < tokens; ++i) learned[i] = i % 5 != 3;
+  std::vector<float> results(tokens * (width + 1));
+  Threads pool(threads);
+  const std::string error = cross_entropy(pool, {tokens, width, vocabulary, hidden.data(), head.data(), targets.data(),
+                                                 learned.get(), cap, results.data(), results.data() + tokens});
+  check(error.empty(), {"cross_entropy", vocabulary, width, tokens}, kernels().name, error.c_str());
+  return results;
+}
+
+void run_cross_entropy() {
+  for (int64_t tokens : {0, 1, 40}) {
+    for (int64_t width : {1, 37, 330}) {
+      for (int64_t vocabulary : {1, 61, 2100}) {
+        for (float cap : {0.0f, 5.0f}) {
+          select_isa("portable");
+          const auto expected = run_cross_entropy(tokens, width, vocabulary, cap, 1);
+          for (int i = 0; const char* isa = isa_name(i); ++i) {
+            select_isa(isa);
+            const auto found = run_cross_entropy(tokens, width, vocabulary, cap, 3);
+            check(close(expected, found), {"cross_entropy", vocabulary, width, tokens}, isa, "losses and gradients");
+          }
+        }
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937 random(0);
   for (const char* encoding :
@@ -344,6 +384,7 @@ int main() {
   attend<Bfloat16>(1e-2);  // a key near a rounding boundary may go either way
   run_rg_lru<float>();
   run_rg_lru<Bfloat16>();
+  run_cross_entropy();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from gemwright import ops, tree
+from gemwright.errors import GemwrightError
+from gemwright.kernels import choice
 from gemwright.model import loss
 from gemwright.model.loss import cross_entropy
 from gemwright.weights import LoraTensor, matmul
@@ -64,6 +66,29 @@ def test_loss_and_gradients_equal_those_of_whole_logits(config: Any):
     found, expected = _both(config, *_arrays())
     assert largest_difference(found, expected) < SAME
     assert not np.any(np.asarray(found[1][1])[~np.asarray(_arrays()[3])])
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+@pytest.mark.parametrize("config", [CAPPED, PLAIN], ids=["capped", "plain"])
+def test_a_frozen_head_has_the_same_loss_and_gradient(config: Any, impl: choice.Impl):
+    """`auto` is the C++ kernel on a CPU."""
+    head, hidden, *labels = _arrays()
+
+    def differentiate(function: Any) -> Any:
+        return jax.jit(jax.value_and_grad(lambda hidden: 3 * function(config, head, hidden, *labels)))(hidden)
+
+    with choice.use(impl):
+        found = differentiate(cross_entropy)
+        value = 3 * cross_entropy(config, head, hidden, *labels)
+    expected = differentiate(_naive)
+    assert largest_difference(found, expected) < SAME
+    assert relative(value, expected[0]) < SAME
+
+
+def test_the_kernel_takes_float32_heads_only():
+    head, hidden, *labels = _arrays(jnp.bfloat16)
+    with choice.use("native"), pytest.raises(GemwrightError, match="not float32"):
+        cross_entropy(CAPPED, head, hidden, *labels)
 
 
 @pytest.mark.parametrize("count", [1, TOKENS])

@@ -1,9 +1,9 @@
-"""Matrix products with GGUF-quantized weights, attention and a recurrence: C++ kernels for CPUs behind JAX's FFI.
+"""C++ kernels for CPUs behind JAX's FFI: products with GGUF-quantized weights, attention, a recurrence and a loss.
 
 A weight `[out, in]` in one of `ENCODINGS` (block formats of GGUF files, and plain floats) is repacked once,
 `packed = repack(encoding, raw, (out, in))`, and stays quantized in memory: decoding is bound by the bytes it reads.
-`matmul`, `fused_linear`, `top`, `rows`, `attention` and `rg_lru` are JAX operations for the CPU backend and work under
-`jit`.
+`matmul`, `fused_linear`, `top`, `rows`, `attention`, `rg_lru` and `cross_entropy` are JAX operations for the CPU
+backend and work under `jit`.
 
 The environment variable GEMWRIGHT_NATIVE_ISA selects one of `isas()` instead of the first.
 """
@@ -25,6 +25,7 @@ from gemwright_native._repack import (
 
 if TYPE_CHECKING:
     from gemwright_native._attention import attention
+    from gemwright_native._cross_entropy import cross_entropy
     from gemwright_native._linear import fused_linear, matmul, rows, top
     from gemwright_native._rg_lru import rg_lru
 
@@ -35,6 +36,7 @@ __all__ = [
     "SPLIT",
     "attention",
     "available",
+    "cross_entropy",
     "empty",
     "fused_linear",
     "isa",
@@ -51,6 +53,7 @@ __all__ = [
 
 _OPERATIONS = {
     "attention": "_attention",
+    "cross_entropy": "_cross_entropy",
     "fused_linear": "_linear",
     "matmul": "_linear",
     "rg_lru": "_rg_lru",

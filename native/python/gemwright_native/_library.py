@@ -50,6 +50,7 @@ def _register() -> None:
     import jax
 
     for name in (
+        "gemwright_cross_entropy",
         "gemwright_fused_linear",
         "gemwright_top",
         "gemwright_rows",

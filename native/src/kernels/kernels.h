@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/format.h"
 #include "kernels/rg_lru.h"
 #include "kernels/split.h"
@@ -71,6 +72,7 @@ struct Kernels {
   const RecurrenceKernels& recurrence;
   const RowKernels& row;
   const SplitKernels& split;
+  const CrossEntropyKernels& cross_entropy;
 };
 
 // Returns the kernels in use: those of the best supported instruction set, unless `select_isa` chose another.

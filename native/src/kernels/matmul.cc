@@ -18,6 +18,7 @@ namespace GEMWRIGHT_ISA {
 
 extern const Bfloat16Kernels bfloat16;
 extern const AttentionKernels attention;
+extern const CrossEntropyKernels cross_entropy;
 extern const RecurrenceKernels recurrence;
 extern const RowKernels row;
 extern const SplitKernels split;
@@ -286,7 +287,8 @@ constexpr Kernels make_table() {
                 attention,
                 recurrence,
                 row,
-                split};
+                split,
+                cross_entropy};
 #define GEMWRIGHT_ADD(format) add<format>(table, k##format);
   GEMWRIGHT_FORMATS(GEMWRIGHT_ADD)
 #undef GEMWRIGHT_ADD

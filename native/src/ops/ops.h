@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/rg_lru.h"
 #include "ops/parallel.h"
 
@@ -59,5 +60,8 @@ std::string attention(Pool& pool, AttentionArgs args, KVCache<Number> cache);
 // Computes h of every token, by the equations of `RgLruArgs`.
 template <class Number>  // float or Bfloat16
 std::string rg_lru(Pool& pool, const RgLruArgs<Number>& args);
+
+// Computes the losses and gradients of `CrossEntropyArgs`; they depend on the number of threads in the last bits.
+std::string cross_entropy(Pool& pool, const CrossEntropyArgs& args);
 
 }  // namespace gemwright

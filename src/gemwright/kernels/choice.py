@@ -26,7 +26,7 @@ _requested: Any = jax.make_user_context("auto")
 
 
 def use(impl: Impl) -> AbstractContextManager[None]:
-    """Return a context in which attention with a cache and the RG-LRU have this implementation.
+    """Return a context in which attention with a cache, the RG-LRU and the cross-entropy have this implementation.
 
     The request is part of the key of `jax.jit`'s caches. It has no effect on products with a `PackedTensor`, which have
     no other implementation: load a model with another `dtype` instead.
@@ -64,6 +64,7 @@ def describe_choices() -> dict[str, str]:
         "products with stored weights": fast if kernels else "panels decoded by XLA",
         "attention with a cache": fast,
         "RG-LRU": fast,
+        "cross-entropy of a frozen float32 head": fast,
         "linear recurrence": "sequential" if on_cpu else "associative",
     }
 

@@ -1,7 +1,8 @@
 """The cross-entropy of next tokens, without ever holding the logits of all tokens.
 
 The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
-logits are forgotten. Only labeled tokens are multiplied by the head.
+logits are forgotten. Only labeled tokens are multiplied by the head. On a CPU a frozen float32 head has a C++ kernel,
+which keeps the logits of a tile of the vocabulary in the cache.
 """
 
 import functools
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 
 from gemwright import ops, tree, weights
+from gemwright.kernels import choice, native
 from gemwright.model.config import Config
 from gemwright.typing import Array, Bool, Float, Int
 from gemwright.weights import Weight
@@ -39,13 +41,45 @@ def cross_entropy(
         targets: The token after each; the loss of a labeled one outside the vocabulary is NaN.
         learned: Whether the loss covers the token's target.
     """
-    return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
+    return jnp.sum(_forward(config, head, None, hidden, targets, learned, differentiate=False)[0])
 
 
 def _forward(
     config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
 ) -> tuple[Array, Array, Any]:
-    """Return the loss and its gradients with respect to the hidden states and the trained leaves of the head.
+    """Return the result of `_chunked`, of the kernel if it takes the head."""
+    if trained is not None:
+        return _chunked(config, head, trained, hidden, targets, learned, differentiate=differentiate)
+    plain = isinstance(head, Array) and head.dtype == hidden.dtype == jnp.float32
+    impl = choice.resolve("the cross-entropy", None if plain else "its head or hidden states are not float32")
+    function = _reference if impl == "reference" else functools.partial(_operation, impl=impl)
+    losses, gradient = function(head, hidden, targets, learned, config=config, differentiate=differentiate)
+    return losses, gradient, None
+
+
+def _reference(
+    head: Any, hidden: Array, targets: Array, learned: Array, *, config: Config, differentiate: bool
+) -> tuple[Array, Array]:
+    return _chunked(config, head, None, hidden, targets, learned, differentiate=differentiate)[:2]
+
+
+def _native(
+    head: Array, hidden: Array, targets: Array, learned: Array, *, config: Config, differentiate: bool
+) -> tuple[Array, Array]:
+    run, targets = native.library().cross_entropy, targets.astype(jnp.int32)
+    losses, gradient = run(hidden, head, targets, learned, cap=config.final_soft_cap, differentiate=differentiate)
+    return losses, gradient if differentiate else jnp.zeros_like(hidden)
+
+
+_operation = choice.PlatformOperation(
+    "the cross-entropy", reference=_reference, cpu=_native, like=(2, 1), dtype=jnp.float32
+)
+
+
+def _chunked(
+    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
+) -> tuple[Array, Array, Any]:
+    """Return the losses [N] and their gradients with respect to the hidden states and the trained leaves of the head.
 
     Args:
         config: The model.
@@ -71,26 +105,26 @@ def _forward(
         return ops.soft_cap(weights.matmul(*pair, out=jnp.float32), config.final_soft_cap)
 
     def step(index: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        total, gradient, head_gradient = carry
+        losses, gradient, head_gradient = carry
         places = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
         wanted = index * chunk + jnp.arange(chunk) < count
+        result = jnp.where(wanted, places, size)  # a padded place repeats token 0, and is dropped
         target = jnp.where(targets[places] < 0, config.vocab, targets[places])
         states = jnp.where(wanted[:, None], hidden[places], 0)
         scores, pull = jax.vjp(logits, trained, states)  # without `pull`, only the logits are computed
         log_total = jax.nn.logsumexp(scores, axis=axis, keepdims=True)
         of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis, mode="fill")
-        total += jnp.sum(jnp.where(wanted, (log_total - of_target).reshape(-1), 0.0))
+        losses = losses.at[result].set((log_total - of_target).reshape(-1), mode="drop")
         if not differentiate:
-            return total, gradient, head_gradient
+            return losses, gradient, head_gradient
         is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
         difference = jnp.exp(scores - log_total) - is_target
         of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
-        # A padded place repeats token 0, whose gradient would be overwritten.
-        gradient = gradient.at[jnp.where(wanted, places, size)].set(of_hidden, mode="drop")
-        return total, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
+        gradient = gradient.at[result].set(of_hidden, mode="drop")
+        return losses, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
 
     zeros = jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), trained)
-    start = (jnp.float32(0), jnp.zeros((size, width), hidden.dtype), zeros)
+    start = (jnp.zeros(size, jnp.float32), jnp.zeros((size, width), hidden.dtype), zeros)
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
 
 
@@ -109,8 +143,8 @@ def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learne
     )
     trained = trained if jax.tree.leaves(trained) else None
     arguments = (leaf.value for leaf in (hidden, targets, learned))
-    loss, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
-    return loss, (gradient, jax.tree.map(_like, head_gradient, trained))
+    losses, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
+    return jnp.sum(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
 
 
 def _like(value: Array, other: Array) -> Array:
