@@ -63,7 +63,7 @@ class Recipe:
     packing: Packing = "best-fit"
     ema: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "layers"
+    remat: Remat = "products"
     seed: int = 0
 
     def __post_init__(self) -> None:
