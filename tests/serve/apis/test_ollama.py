@@ -13,10 +13,10 @@ import gemwright
 from gemwright.serve.app import create_app
 from gemwright.serve.models import ModelRegistry, ModelSource, ServedModel
 from gemwright.serve.settings import Settings
+from tests.serve.apis.test_anthropic import CALL, say
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
-from tests.serve.apis.test_anthropic import CALL, say
 
 
 @pytest.fixture

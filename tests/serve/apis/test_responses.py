@@ -13,10 +13,10 @@ from gemwright.serve.app import create_app
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.models import ModelRegistry, ServedModel
 from gemwright.serve.settings import Settings
+from tests.serve.apis.test_anthropic import CALL, events_of, say
 from tests.serve.conftest import TEXT
 from tests.serve.scripted import ScriptedScheduler
 from tests.serve.server import run_server
-from tests.serve.apis.test_anthropic import CALL, events_of, say
 
 TOOL = {"type": "function", "name": "weather", "description": "Tell it.", "parameters": {"type": "object"}}
 

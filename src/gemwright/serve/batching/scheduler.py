@@ -10,7 +10,6 @@ as all others, and a cached prompt needs no prefill at all.
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -31,6 +30,7 @@ from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.output import Output
 from gemwright.serve.batching.prefill import SHARED_CHUNK, Prefill, Prefiller
 from gemwright.serve.batching.prefix_cache import PrefixCache, prompt_key
+from gemwright.serve.batching.queue import WaitingQueue
 from gemwright.serve.batching.request import GenerationRequest, TokenLogprob, Update
 from gemwright.serve.structured.grammar import GrammarTokenizer, compile_grammar
 
@@ -38,8 +38,6 @@ DEFAULT_CONTEXT = 4096
 """Maximum number of tokens of a sequence unless given."""
 DEFAULT_SLOTS = 16
 """Maximum number of sequences that are decoded together unless given."""
-RETRY_SECONDS = 2
-"""Time after which a client may try again if the queue is full."""
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ class Scheduler:
         self._require_memory()
         self.cache = PrefixCache(model.engine.config, limits.cache_bytes)
         self._batch = Batch(self._engine, self.context, limits.slots)
-        self._waiting: deque[Generation] = deque()
+        self._waiting = WaitingQueue(limits.waiting, limits.waiting_tokens)
         self._cancelled: set[Generation] = set()
         self._prefiller = Prefiller(self._engine, self.cache, self.context)
         self._prefill: Prefill | None = None
@@ -90,7 +88,6 @@ class Scheduler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._waiting_tokens = 0
 
     @property
     def slots(self) -> int:
@@ -136,19 +133,8 @@ class Scheduler:
         with self._lock:
             if self._stopping:
                 raise RequestError("The model is being unloaded; try again.", status=503, code="unloading")
-            if (
-                len(self._waiting) >= self._limits.waiting
-                or self._waiting_tokens + len(request.prompt) > self._limits.waiting_tokens
-            ):
-                raise RequestError(
-                    f"The queue is full: {len(self._waiting)} requests wait; try again later.",
-                    status=429,
-                    code="queue_full",
-                    retry_after=RETRY_SECONDS,
-                )
-            self._loop = asyncio.get_running_loop()
             self._waiting.append(generation)
-            self._waiting_tokens += len(request.prompt)
+            self._loop = asyncio.get_running_loop()
             self._lock.notify()
         return generation
 
@@ -324,10 +310,9 @@ class Scheduler:
     def _next_prefill(self) -> Prefill | None:
         """Take the first request of the queue, and the part of its prompt that is cached."""
         with self._lock:
-            if not self._waiting:
-                return None
-            generation = self._waiting.popleft()
-            self._waiting_tokens -= generation.prompt_tokens
+            generation = self._waiting.pop()
+        if generation is None:
+            return None
         now = monotonic()
         if now - generation.arrival > self._limits.waiting_seconds:
             error = RequestError("The request waited too long; try again later.", status=503, code="queue_timeout")
@@ -375,13 +360,9 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
-            kept = deque(each for each in self._waiting if each not in cancelled)
-            dropped = len(self._waiting) - len(kept)
-            if dropped:
-                self._waiting = kept
-                self._waiting_tokens = sum(each.prompt_tokens for each in kept)
-        if not cancelled:
-            return
+            if not cancelled:
+                return
+            self._waiting.remove(cancelled)
         if self._prefill is not None and self._prefill.generation in cancelled:
             self._prefiller.release(self._prefill.state)
             self._prefill = None
@@ -404,8 +385,7 @@ class Scheduler:
         begun = [sequence.generation for sequence in self._batch.running]
         begun += [self._prefill.generation] if self._prefill is not None else []
         if self._stopping:
-            begun += self._waiting
-            self._waiting.clear()
+            begun += self._waiting.clear()
         for generation in begun:
             self._post(generation, error)
         self._prefill, self._pending = None, None
