@@ -1,12 +1,12 @@
 #!/bin/sh
 # Upload the server to Vertex AI and deploy it on an endpoint:
-#   PROJECT=... REGION=europe-west4 deploy/vertex_upload.sh gs://bucket/gemma-3-1b-it
-# The server reads the port and the routes from the variables AIP_* that Vertex AI sets, and copies the weights from the
-# folder in Cloud Storage (AIP_STORAGE_URI).
+#   PROJECT=... REGION=europe-west4 HF_TOKEN=... deploy/vertex_upload.sh gemma-3-1b-it
+# The server reads the port and the routes from the variables AIP_* that Vertex AI sets. It downloads the weights from the
+# hub when it starts; HF_TOKEN is that of an account that has accepted their terms.
 set -eu
 
-weights=${1:?"Usage: PROJECT=... REGION=... $0 gs://bucket/folder"}
-: "${PROJECT:?}" "${REGION:?}"
+source=${1:?"Usage: PROJECT=... REGION=... HF_TOKEN=... $0 MODEL"}
+: "${PROJECT:?}" "${REGION:?}" "${HF_TOKEN:?}"
 image=$REGION-docker.pkg.dev/$PROJECT/gemwright/gemwright-serve:0.1.0
 
 docker build -f deploy/Dockerfile --build-arg EXTRAS=serve -t "$image" .
@@ -16,12 +16,12 @@ model=$(gcloud ai models upload --project="$PROJECT" --region="$REGION" \
     --display-name=gemwright \
     --container-image-uri="$image" \
     --container-command=gemwright \
-    --container-args=serve,--host=0.0.0.0 \
+    --container-args="serve,--model=$source,--host=0.0.0.0" \
+    --container-env-vars="HF_TOKEN=$HF_TOKEN" \
     --container-ports=8080 \
     --container-health-route=/readyz \
     --container-predict-route=/predict \
     --container-deployment-timeout-seconds=1800 \
-    --artifact-uri="$weights" \
     --format='value(model)')
 
 endpoint=$(gcloud ai endpoints create --project="$PROJECT" --region="$REGION" \

@@ -189,7 +189,7 @@ def test_vertex_upload():
     assert (missing.returncode != 0, "Usage: PROJECT=" in missing.stderr) == (True, True)
     words = shlex.split(path.read_text().replace("$(", "( ").replace("\\\n", " "), comments=True)
     options = dict(word[2:].split("=", 1) for word in words if re.match(r"--container-[a-z-]+=", word))
-    assert options["container-args"].split(",")[:2] == ["serve", "--host=0.0.0.0"]
+    assert options["container-args"].split(",") == ["serve", "--model=$source", "--host=0.0.0.0"]
     assert options["container-health-route"].startswith("/")
     assert options["container-predict-route"].startswith("/")
     assert options["container-ports"] == "8080"
