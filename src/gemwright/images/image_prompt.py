@@ -1,6 +1,7 @@
 """Build prompts with image soft tokens: ids with placeholders, and the embeddings that replace them."""
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -47,6 +48,7 @@ class ImagePrompter:
     resample: Resample
     tokenizer: Tokenizer
     cache: dict[bytes, Embeddings] = field(default_factory=dict[bytes, Embeddings])
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def before(self, text: str, images: Sequence[Sequence[Image]]) -> Prompt:
         """Return the prompt of a text after images, each of which may be followed by its crops.
@@ -124,9 +126,11 @@ class ImagePrompter:
         """Return the soft tokens [tokens, D] of one image, so that one compiled program serves any number."""
         pixels = resize_square(image, self.vision.image_size, self.resample)
         digest = hashlib.blake2b(pixels.tobytes()).digest()
-        if digest not in self.cache:
-            if len(self.cache) >= MAX_CACHED_IMAGES:
-                del self.cache[next(iter(self.cache))]
-            soft_tokens = encode(self.vision, self.params, jnp.asarray(pixels)[None])[0]
-            self.cache[digest] = np.asarray(soft_tokens, np.float32)
-        return self.cache[digest]
+        with self._lock:  # a server encodes images in several threads
+            found = self.cache.get(digest)
+            if found is None:
+                if len(self.cache) >= MAX_CACHED_IMAGES:
+                    del self.cache[next(iter(self.cache))]
+                soft_tokens = encode(self.vision, self.params, jnp.asarray(pixels)[None])[0]
+                self.cache[digest] = found = np.asarray(soft_tokens, np.float32)
+        return found
