@@ -9,7 +9,7 @@ import gemwright
 
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
-    *("generate", "chat", "see", "infill", "score", "tokenize"),
+    *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
     *("list", "tune", "models", "pull", "rm", "du", "inspect", "convert", "quantize", "doctor"),
 )
 
