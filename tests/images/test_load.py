@@ -19,7 +19,7 @@ from PIL import Image
 
 from gemwright.errors import GemwrightError
 from gemwright.images import load
-from gemwright.images.load import load_image
+from gemwright.images.load import count_pixels, load_image
 
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.integers(0, 256, (13, 9, 3), np.uint8)
@@ -330,7 +330,7 @@ def test_decompression_bombs_take_no_memory(tmp_path: Path) -> None:
     script = f"""
 import resource
 from gemwright.images import load
-from gemwright.images.load import load_image
+from gemwright.images.load import count_pixels, load_image
 load_image({str(small)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in ("tile.tiff", "header.png"):
@@ -379,3 +379,9 @@ def test_warning_filters_are_restored() -> None:
     load_image(WHOLE["PNG"])
     error_of(b"")
     assert warnings.filters == filters
+
+
+def test_pixels_are_counted_by_the_header_tiles_too() -> None:
+    assert count_pixels(tile_bomb(1024)) == 1024 * 1024
+    with pytest.raises(GemwrightError, match="of another format"):
+        count_pixels(b"no image")

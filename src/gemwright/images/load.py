@@ -60,6 +60,19 @@ def load_image(source: "str | Path | bytes | Image.Image | NDArray[np.uint8]") -
         return _load(file, name)
 
 
+def count_pixels(content: bytes) -> int:
+    """Return how many pixels the decoder of a file holds, by its header alone.
+
+    Raises:
+        GemwrightError: It is damaged, empty or of another format.
+    """
+    from PIL import Image
+
+    name = f"The image of {len(content)} bytes"
+    with _translate_errors(name), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return max(_find_sizes(image))
+
+
 def _check_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise GemwrightError(
@@ -137,14 +150,18 @@ def _decode_pixels(image: "Image.Image", name: str) -> NDArray[np.uint8]:
 
 
 def _check_size(image: "Image.Image", name: str) -> None:
-    """Check the size by the header alone. A TIFF tile is decoded whole, however little of it the image shows."""
+    """Check the size by the header alone."""
+    sizes = _find_sizes(image)
+    if not all(sizes):
+        raise GemwrightError(f"{name} has no pixels: pass another image.")
+    if max(sizes) > MAX_PIXELS:
+        raise _make_size_error(name)
+
+
+def _find_sizes(image: "Image.Image") -> tuple[int, int]:
+    """Return the pixels of an image and of a tile of it, as a TIFF tile is decoded whole, however little it shows."""
     tags = _read_tiff_tags(image)
-    tile = tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1)
-    for width, height in (image.size, tile):
-        if not width * height:
-            raise GemwrightError(f"{name} has no pixels: pass another image.")
-        if width * height > MAX_PIXELS:
-            raise _make_size_error(name)
+    return image.width * image.height, tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
 
 
 def _read_tiff_tags(image: "Image.Image") -> Mapping[int, Any]:

@@ -18,7 +18,7 @@ class Settings:
         cors_origins: Origins of web pages, apart from the server's own, that may use it; "*" for any.
         max_body: Maximum size of a request's body in bytes.
         max_images: Maximum number of images of a request.
-        max_pixels: Maximum size of an image in pixels.
+        max_pixels: Maximum number of pixels of all images of a request.
         page: Whether the web page is served.
         mask_decoder: Decodes the masks that the page draws; without it, boxes are drawn alone.
         ping_seconds: Time without an event after which a stream sends a comment, so that proxies keep it open.

@@ -222,7 +222,8 @@ class Vocabulary:
         """Return the document of a Hugging Face `tokenizer.json`, as published with Gemma models."""
         return tokenizer_json.make_document(self.pieces, self.scores, self.kinds, self.contextual)
 
-    def tokenizer_config(self, chat_template: str | None = None) -> dict[str, Any]:
+    @staticmethod
+    def tokenizer_config(chat_template: str | None = None) -> dict[str, Any]:
         """Return the document of a Hugging Face `tokenizer_config.json`.
 
         Args:

@@ -6,13 +6,13 @@ image, with the image's file as bytes) and optional "tool_calls".
 
 import base64
 import binascii
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from gemwright.api import Model
 from gemwright.errors import RequestError
 from gemwright.generate.prompts import Ids, Prompt
+from gemwright.images.load import count_pixels
 from gemwright.serve.models import ServedModel
 from gemwright.serve.settings import Settings
 
@@ -176,24 +176,9 @@ def _check_images(messages: Sequence[Mapping[str, Any]], settings: Settings) -> 
             code="too_many_images",
             param="messages",
         )
-    if sum(map(_pixels, images)) > settings.max_pixels:
+    if sum(map(count_pixels, images)) > settings.max_pixels:
         raise RequestError(
             f"The images of the request have over {settings.max_pixels / 1e6:g} megapixels; reduce their size.",
             code="image_too_large",
             param="messages",
         )
-
-
-def _pixels(image: Any) -> int:
-    """Return the number of pixels of a file by its header; 0 if it cannot be read, which loading it reports."""
-    from PIL import Image
-
-    from gemwright.images.load import FORMATS
-
-    try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return opened.width * opened.height
-    except Image.DecompressionBombError:
-        return 1 << 62
-    except Exception:
-        return 0

@@ -239,7 +239,8 @@ class Scheduler:
             self._batch.add(*ready)
         previous, self._pending = self._pending, None
         if self._batch.running:
-            count = 1 if self._waiting or self._prefill is not None else self._steps.count
+            soon = self._prefill is not None or (len(self._waiting) > 0 and not self._batch.is_full)
+            count = 1 if soon else self._steps.count  # no prompt waits for more than a step
             self._pending = self._batch.decode(count)
         if previous is not None:
             self._take(previous)

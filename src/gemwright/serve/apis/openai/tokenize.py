@@ -14,6 +14,7 @@ from gemwright.serve.apis.openai.messages import ChatMessage, read_messages
 from gemwright.serve.apis.openai.replies import token_text
 from gemwright.serve.apis.prepare import encode_prompt
 from gemwright.serve.http import JSONResponse, convert, get_model, read_json, settings_of
+from gemwright.text.vocabulary import Vocabulary
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -82,17 +83,5 @@ async def detokenize(request: Request) -> Response:
 async def tokenizer_info(request: Request) -> Response:
     """Answer with the special tokens and the chat template."""
     served = await get_model(request, request.query_params.get("model"))
-    template = served.model.chat_template
-    return JSONResponse(
-        {
-            "tokenizer_class": "GemmaTokenizer",
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "model_max_length": served.context,
-            "chat_template": next(iter(template.sources.values()), None),
-        }
-    )
+    template = next(iter(served.model.chat_template.sources.values()), None)
+    return JSONResponse(Vocabulary.tokenizer_config(template) | {"model_max_length": served.context})
