@@ -7,9 +7,9 @@ set -eu
 
 source=${1:?"Usage: PROJECT=... REGION=... HF_TOKEN=... $0 MODEL"}
 : "${PROJECT:?}" "${REGION:?}" "${HF_TOKEN:?}"
-image=$REGION-docker.pkg.dev/$PROJECT/gemwright/gemwright-serve:0.1.0
+image=$REGION-docker.pkg.dev/$PROJECT/gemwright/gemwright:0.1.0
 
-docker build -f deploy/Dockerfile --build-arg EXTRAS=serve -t "$image" .
+docker build --build-arg EXTRAS=serve -t "$image" .
 docker push "$image"
 
 model=$(gcloud ai models upload --project="$PROJECT" --region="$REGION" \

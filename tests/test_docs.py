@@ -174,18 +174,6 @@ def test_table_of_tuning_is_computed():
     assert script["table"]() in script["PAGE"].read_text()
 
 
-def test_dockerfile():
-    """Known instructions, sources that exist, and a user without rights."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
-    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-    known = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
-    assert {words[0] for words in lines} <= known
-    for words in lines:
-        if words[0] == "COPY" and not words[1].startswith("--from"):
-            assert all((ROOT / source).exists() for source in words[1:-1]), words
-    assert [words[1] for words in lines if words[0] == "USER"] == ["1000"]
-
-
 def test_every_page_is_linked_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     assert not [page.name for page in PAGES if page.parent.name == "docs" and f"(docs/{page.name})" not in readme]

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gemwright.generate.output import OutputBatch, Stream
+from gemwright.generate.output import Detokenizer, OutputBatch, Stream
 from gemwright.generate.step import Step
+from gemwright.text.stop import StopStrings
 from gemwright.text.tokenizer import Tokenizer
 from tests.tiny.vocabulary import make_vocabulary
 
@@ -49,3 +52,20 @@ def test_a_completion_never_changes(tokenizer: Tokenizer):
     whole = stream.completion
     assert whole.tokens == ids
     assert whole.top_logprobs[: len(before[3])] == before[3]
+
+
+@given(st.text("aethn ", max_size=30), st.text("aethn ", min_size=1, max_size=3))
+def test_tokens_end_with_the_text_before_a_stop_string(tokenizer: Tokenizer, whole: str, stop: str):
+    ids = tokenizer.encode(whole)
+    detokenizer = Detokenizer[int](tokenizer.stream(), StopStrings([stop]), {1})
+    released = []
+    for index, token in enumerate(ids):
+        detokenizer.push(token, index)
+        released.append(detokenizer.release())
+    detokenizer.finish("length")
+    released.append(detokenizer.release())
+    text, tokens = "".join(text for text, _ in released), [token for _, tokens in released for token in tokens]
+    assert text == whole.partition(stop)[0]
+    assert (detokenizer.finish_reason, detokenizer.stop) == (("stop", stop) if stop in whole else ("length", None))
+    count = next(count for count in range(len(ids) + 1) if len(tokenizer.decode(ids[:count])) >= len(text))
+    assert tokens == [(token, index) for index, token in enumerate(ids[:count])]

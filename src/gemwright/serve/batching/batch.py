@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gemwright.generate import buckets, programs, slots, token_bias
 from gemwright.generate.engine import Engine
+from gemwright.generate.output import Detokenizer
 from gemwright.generate.programs import DecodeOptions, SampledTokens
 from gemwright.generate.prompts import SOFT_TOKEN, token_ids
 from gemwright.generate.sampling import USUAL, BatchedSampling, Sampling, TokenCounts
@@ -23,8 +24,7 @@ from gemwright.generate.slots import Slots
 from gemwright.generate.token_bias import TokenBias
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.serve.batching.generation import Generation
-from gemwright.serve.batching.output import Output
-from gemwright.serve.batching.request import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
+from gemwright.serve.batching.request import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, TokenLogprob, Update
 from gemwright.serve.structured.grammar import Matcher
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -41,16 +41,18 @@ class Running:
 
     Attributes:
         generation: Its request, and where its updates go.
-        output: Its text.
+        detokenizer: Its text.
         limit: Maximum number of tokens, by the request and by the context.
         matcher: The state of its grammar.
+        generated: Its tokens after the prompt, a stop id that ended it among them.
         overrun: Whether it has ended on the host while the device may go on with it.
     """
 
     generation: Generation
-    output: Output
+    detokenizer: Detokenizer[TokenLogprob | None]
     limit: int
     matcher: Matcher | None = None
+    generated: list[int] = field(default_factory=list[int])
     overrun: bool = False
 
     @property
@@ -59,19 +61,24 @@ class Running:
         return self.generation.request.sampling
 
     @property
+    def ended(self) -> bool:
+        """Whether its text has ended."""
+        return self.detokenizer.ended
+
+    @property
     def last_token(self) -> int:
         """The token that is not yet in the state."""
-        return self.output.generated[-1] if self.output.generated else token_ids(self.generation.request.prompt)[-1]
+        return self.generated[-1] if self.generated else token_ids(self.generation.request.prompt)[-1]
 
     @property
     def remaining(self) -> int:
         """How many more tokens to decode."""
-        return 0 if self.output.ended else max(0, self.limit - len(self.output.generated))
+        return 0 if self.ended else max(0, self.limit - len(self.generated))
 
     @property
     def min_tokens(self) -> int:
         """How many of the next tokens may not be stop ids."""
-        return max(0, self.generation.request.min_tokens - len(self.output.generated))
+        return max(0, self.generation.request.min_tokens - len(self.generated))
 
     @property
     def is_plain(self) -> bool:
@@ -85,6 +92,19 @@ class Running:
     def needs_host(self) -> bool:
         """Whether the host must know a token before the next can be chosen."""
         return self.matcher is not None or self.min_tokens > 0
+
+    def update(self) -> Update | None:
+        """Return what was added since the last update; None if nothing was."""
+        text, tokens = self.detokenizer.release()
+        if not (text or tokens or self.ended):
+            return None
+        return Update(
+            text,
+            tuple(token for token, _ in tokens),
+            tuple(logprob for _, logprob in tokens if logprob is not None),
+            self.detokenizer.finish_reason,
+            self.detokenizer.stop,
+        )
 
 
 class Call(NamedTuple):
@@ -261,8 +281,8 @@ class Batch:
                 ids = np.asarray(token_ids(sequence.generation.request.prompt))
                 in_prompt[index, ids[ids != SOFT_TOKEN]] = True
                 # The last token is counted by the next call.
-                np.add.at(generated[index], np.asarray(sequence.output.generated[:-1], np.int64), 1)
-                if not sequence.output.generated:
+                np.add.at(generated[index], np.asarray(sequence.generated[:-1], np.int64), 1)
+                if not sequence.generated:
                     generated[index, ids[-1]] -= 1
         return TokenCounts(jax.device_put(in_prompt), jax.device_put(generated))
 

@@ -21,18 +21,19 @@ from gemwright import memory
 from gemwright.api import Model
 from gemwright.errors import GemwrightError, NotFiniteError, RequestError
 from gemwright.generate import buckets
+from gemwright.generate.output import Detokenizer
 from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens
 from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, token_ids
 from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState, state_bytes
 from gemwright.serve.batching.batch import STOP_IDS, Batch, Call, Running, host_tokens
 from gemwright.serve.batching.generation import Generation
-from gemwright.serve.batching.output import Output
 from gemwright.serve.batching.prefill import SHARED_CHUNK, Prefill, Prefiller
 from gemwright.serve.batching.prefix_cache import PrefixCache, prompt_key
-from gemwright.serve.batching.queue import WaitingQueue
+from gemwright.serve.batching.queue import RETRY_SECONDS, WaitingQueue
 from gemwright.serve.batching.request import GenerationRequest, TokenLogprob, Update
 from gemwright.serve.structured.grammar import GrammarTokenizer, compile_grammar
+from gemwright.text.stop import StopStrings
 
 DEFAULT_CONTEXT = 4096
 """Maximum number of tokens of a sequence unless given."""
@@ -132,7 +133,9 @@ class Scheduler:
         generation = Generation(request, self._cancel)
         with self._lock:
             if self._stopping:
-                raise RequestError("The model is being unloaded; try again.", status=503, code="unloading")
+                raise RequestError(
+                    "The model is being unloaded; try again.", status=503, code="unloading", retry_after=RETRY_SECONDS
+                )
             self._waiting.append(generation)
             self._loop = asyncio.get_running_loop()
             self._lock.notify()
@@ -258,22 +261,22 @@ class Scheduler:
         if made:
             self._steps.record(made)
         for slot, sequence in enumerate(call.sequences):
-            if sequence is None or sequence.output.ended:
+            if sequence is None or sequence.ended:
                 continue
             for step in range(max(made, 1)):
                 self._take_token(sequence, int(tokens[step, slot]), host, step, slot)
-                if sequence.output.ended:
+                if sequence.ended:
                     break
             self._finish_if_ended(sequence)
 
     def _take_token(self, sequence: Running, token: int, host: SampledTokens, step: int, slot: int) -> None:
-        generation, output = sequence.generation, sequence.output
+        generation, text = sequence.generation, sequence.detokenizer
         if token == NOT_FINITE:
             error = NotFiniteError("The model's logits are not finite; check the checkpoint, or load it as float32.")
             self._fail(sequence, error)
             return
         if token == NO_TOKEN:
-            output.finish("stop" if sequence.matcher is not None else "length")
+            text.finish("stop" if sequence.matcher is not None else "length")
             return
         if generation.first is None:
             generation.first = monotonic()
@@ -283,26 +286,26 @@ class Scheduler:
             assert host.top_logprobs is not None
             top = zip(host.top_tokens[step, slot].tolist(), host.top_logprobs[step, slot].tolist(), strict=True)
             logprob = TokenLogprob(token, float(host.logprob[step, slot]), tuple(top)[:top_logprobs])
-        output.take(token, logprob)
-        if sequence.matcher is not None and not output.ended:
+        sequence.generated.append(token)
+        text.push(token, logprob)
+        if sequence.matcher is not None and not text.ended:
             sequence.matcher.accept(token)
             if sequence.matcher.is_stopped:
-                output.finish("stop")
-        if len(output.generated) >= sequence.limit:
-            output.finish("length")
-        on_device = len(output.generated) >= sequence.limit or token in generation.request.stop_ids[:STOP_IDS]
-        sequence.overrun = output.ended and not on_device
+                text.finish("stop")
+        if len(sequence.generated) >= sequence.limit:
+            text.finish("length")
+        on_device = len(sequence.generated) >= sequence.limit or token in generation.request.stop_ids[:STOP_IDS]
+        sequence.overrun = text.ended and not on_device
 
     def _finish_if_ended(self, sequence: Running) -> None:
-        if (update := sequence.output.update()) is not None:
-            self._post(sequence.generation, update)
-        if sequence.output.ended:
+        self._post_update(sequence)
+        if sequence.ended:
             self._save_answer(sequence)
             self._batch.remove(sequence)
 
     def _save_answer(self, sequence: Running) -> None:
         """Add the state after an answer to the prefix cache, for the next turn of its conversation."""
-        request, generated = sequence.generation.request, sequence.output.generated
+        request, generated = sequence.generation.request, sequence.generated
         if not self._limits.cache_bytes or sequence.overrun or len(generated) < 2:
             return
         key = np.concatenate([prompt_key(request.prompt), np.asarray(generated[:-1], np.int64)])
@@ -336,10 +339,12 @@ class Scheduler:
         """Return a sequence whose prompt has been prefilled, unless it has ended."""
         generation, request = prefill.generation, prefill.generation.request
         limit = min(request.max_tokens, self.context - len(request.prompt))
-        sequence = Running(generation, Output(request, self._model.tokenizer), limit)
+        stream = self._model.tokenizer.stream(keep_control=not request.skip_control_tokens)
+        text = Detokenizer[TokenLogprob | None](stream, StopStrings(request.stop_strings), frozenset(request.stop_ids))
+        sequence = Running(generation, text, limit)
         self._prefiller.release(prefill.state)
         if limit <= 0:
-            sequence.output.finish("length")
+            sequence.detokenizer.finish("length")
             self._post_update(sequence)
             return None
         if request.grammar is not None:
@@ -354,7 +359,7 @@ class Scheduler:
             tokens, host = host_tokens(call)
             self._take_token(sequence, int(tokens[0, 0]), host, 0, 0)
             self._post_update(sequence)
-            if sequence.output.ended:
+            if sequence.ended:
                 return None
         return sequence, prefill.state
 
@@ -371,14 +376,13 @@ class Scheduler:
             self._collect()
         for sequence in self._batch.running:
             if sequence.generation in cancelled:
-                sequence.output.finish("length")
+                sequence.detokenizer.finish("length")
                 sequence.overrun = True
                 self._batch.remove(sequence)
 
     def _fail(self, sequence: Running, error: Exception) -> None:
         self._post(sequence.generation, error)
-        sequence.output.finish("length")
-        sequence.output.update()
+        sequence.detokenizer.finish("length")
         sequence.overrun = True
 
     def _fail_all(self, error: Exception) -> None:
@@ -394,10 +398,12 @@ class Scheduler:
         self._batch = Batch(self._engine, self.context, self._limits.slots)
 
     def _post_update(self, sequence: Running) -> None:
-        if (update := sequence.output.update()) is not None:
+        if (update := sequence.update()) is not None:
             self._post(sequence.generation, update)
 
     def _post(self, generation: Generation, update: Update | Exception) -> None:
+        if generation.finished is not None:  # it has failed
+            return
         if isinstance(update, Exception) or update.finish_reason is not None:
             generation.finished = monotonic()
         self._outbox.append((generation, update))

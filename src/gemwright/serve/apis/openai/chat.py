@@ -28,15 +28,11 @@ from gemwright.serve.http import (
 from gemwright.serve.models import ServedModel
 from gemwright.serve.structured.tools import ParsedText
 
-_REFUSED = {
+_REFUSED = replies.REFUSED | {
     "functions": "use tools.",
     "function_call": "use tool_choice.",
     "audio": "leave it out: the server writes text.",
     "web_search_options": "leave it out, or offer a search as a tool.",
-    "use_beam_search": "leave it out.",
-    "structured_outputs": "use response_format.",
-    "grammar": "use response_format.",
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "use response_format."),
 }
 _WITHOUT_EFFECT = replies.WITHOUT_EFFECT | {*("prediction", "reasoning_effort", "verbosity", "modalities")}
 

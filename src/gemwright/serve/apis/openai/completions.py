@@ -34,12 +34,8 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's default."""
 MAX_PROMPTS = 256
 """Maximum number of prompts of a request."""
-_REFUSED = {
-    "use_beam_search": "leave it out.",
+_REFUSED = replies.REFUSED | {
     "prompt_logprobs": "use echo with logprobs.",
-    "grammar": "use response_format.",
-    "structured_outputs": "use response_format.",
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "use response_format."),
 }
 
 

@@ -19,6 +19,14 @@ LEAST_LOGPROB = -9999.0
 """Log-probability that is reported for minus infinity, which JSON lacks."""
 WITHOUT_EFFECT = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"})
 """Fields of any request that change nothing."""
+REFUSED = {
+    "use_beam_search": "leave it out.",
+    **dict.fromkeys(
+        ("grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        "use response_format.",
+    ),
+}
+"""Fields of any request that are refused, with advice."""
 
 
 class StreamOptions(msgspec.Struct):
