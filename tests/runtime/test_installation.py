@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gemwright.runtime.installation import install_command
+from gemwright.errors import GemwrightError
+from gemwright.runtime.installation import install_command, require_extra
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, origin: dict[str, Any] | None) -> None:
@@ -47,3 +48,9 @@ def test_a_clone_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "distribution", missing)
     clone = Path(__file__).parents[2]
     assert install_command("demo") == f"pip install -e '{clone}[demo]'"
+
+
+def test_the_missing_packages_of_an_extra_are_named() -> None:
+    require_extra("serve", ("json", "numpy"), "Serving")
+    with pytest.raises(GemwrightError, match=r"^Serving needs nosuch1, nosuch2; run: pip install .*\[serve\]"):
+        require_extra("serve", ("json", "nosuch1", "nosuch2"), "Serving")

@@ -1,6 +1,5 @@
 """`gemwright serve`: answer requests over HTTP."""
 
-import importlib.util
 import ipaddress
 import os
 from functools import partial
@@ -12,6 +11,7 @@ import typer
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.errors import GemwrightError
+from gemwright.runtime.installation import require_extra
 
 if TYPE_CHECKING:
     from gemwright.serve.models import ModelRegistry, ServedModel
@@ -91,7 +91,7 @@ def serve(
     limits = {name: value for name, value in given.items() if value is not None}
     served_names = served_name or [_short_name(name) for name in names]
 
-    _require_packages()
+    require_extra("serve", _PACKAGES, "Serving")
     from gemwright.images.masks import MaskDecoder
     from gemwright.serve.server import Server, open_port
     from gemwright.serve.settings import Settings
@@ -109,17 +109,6 @@ def serve(
         render.warn("Anyone in the network can use the server; require a key with --api-key-file.")
     load = partial(_load, names, served_names, dtype, limits)
     Server(settings, load, shutdown_timeout).run_until_signal(listener)
-
-
-def _require_packages() -> None:
-    """Raise if the packages of the extra `serve` are missing, before anything else.
-
-    Raises:
-        GemwrightError: One is missing.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise GemwrightError(f"{', '.join(missing)} must be installed to serve; run: pip install 'gemwright[serve]'")
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """`gemwright tune`: tune a model on your own data."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -10,6 +9,7 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
+from gemwright.runtime.installation import require_extra
 
 SHOWN_DOCUMENTS = 3
 """Number of documents that `--show-data` prints."""
@@ -85,7 +85,7 @@ def tune(
 
     The result is an adapter for `--adapter`, or with --method full a model. Run the same command again to continue.
     """
-    _require_packages()
+    require_extra("train", PACKAGES, "Tuning")
     if out is None and not show_data:
         raise GemwrightError("There is no folder for the results; add --out FOLDER.")
     render.status("Reading the data ...")
@@ -132,13 +132,3 @@ def _file_or_share(held_out: str | None) -> Path | float | None:
     if not 0 <= share < 1:
         raise GemwrightError(f"--held-out is {held_out}; a share lies between 0 and 1.")
     return share
-
-
-def _require_packages() -> None:
-    """Raise if a package of the extra `train` is missing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise GemwrightError(
-            f"Tuning needs {', '.join(missing)}, which is not installed; run pip install 'gemwright[train]', or in a "
-            "clone pip install '.[train]'."
-        )

@@ -2,12 +2,32 @@
 
 import json
 import shlex
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from gemwright.errors import GemwrightError
+
 _CLONE = Path(__file__).parents[3]
+
+
+def require_extra(extra: str, packages: Iterable[str], purpose: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        extra: Its name.
+        packages: Names under which they are imported.
+        purpose: What needs them, as the beginning of a sentence.
+
+    Raises:
+        GemwrightError: One is missing.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise GemwrightError(f"{purpose} needs {', '.join(missing)}; run: {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:
