@@ -247,6 +247,7 @@ def servers() -> list[int]:
 
 @needs_server
 @pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")  # of Ray and its dependencies
 def test_ray_replaces_a_killed_replica_under_load(ray_address: str):
     """Every reply is the whole greedy text; requests of the killed replica fail and are repeated, as clients do."""
     import httpx
