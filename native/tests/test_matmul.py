@@ -62,6 +62,17 @@ def test_product_with_quantized_activations(isa: str, encoding: str, out: int, b
     assert (np.abs(y - x.astype(np.float64) @ w.values.T) <= bound + slack).all()
 
 
+@pytest.mark.parametrize("encoding", INTEGER_ENCODINGS)
+def test_sixteen_bit_products_do_not_depend_on_the_number_of_rows(isa: str, encoding: str) -> None:
+    w = random_weight(encoding, (37, 3 * block(encoding)))
+    x = jnp.asarray(activations(301, w.values.shape[1]))[: 64 if isa == "amx" else 301]
+    packed = jnp.asarray(native.repack(encoding, w.raw, w.values.shape))
+    together = native.matmul(x, packed, encoding, 37, activation_bits=16)
+    for rows in (slice(0, 1), slice(1, 3), slice(2, 7), slice(len(x) - 13, len(x))):
+        some = native.matmul(x[rows], packed, encoding, 37, activation_bits=16)
+        np.testing.assert_array_equal(some, together[rows])
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("rows", range(1, 18))
 def test_every_number_of_rows(isa: str, rows: int, exact: bool) -> None:

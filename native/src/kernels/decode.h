@@ -71,6 +71,18 @@ constexpr bool kSignedWeights = decltype(Format::Stripe::q)::kSigned;
 template <class Format>  // signed, but never -128, which has no negative in 8 bits
 constexpr bool kSmallWeights = std::is_base_of_v<Indices, decltype(Format::Stripe::q)>;
 
+// Prefetches a part of the panel. A product with a single tile of activations is bound by memory, and the hardware prefetcher is
+// too late. Past the end of the weight this does nothing; the address is an integer because a pointer past the end is
+// undefined.
+template <class Part>
+inline void prefetch_ahead(const Part& part) {
+  constexpr uintptr_t kAhead = 4096, kLine = 64;
+  for (uintptr_t i = 0; i < sizeof(part); i += kLine) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&part) + kAhead + i));
+  }
+}
+
 // ---- Decoded weights in float32, equal to the reference decoder of the format.
 
 constexpr int kTileValues = 256;  // one K block; the tile, 16 KB, stays in the first-level cache

@@ -208,14 +208,18 @@ using BF16 = Plain<Bfloat16>;
 enum Encoding { GEMWRIGHT_FORMATS(GEMWRIGHT_NAME) kEncodings };
 #undef GEMWRIGHT_NAME
 
-// 32 values of one activation row as small integers: x[i] is about scale * q[i].
-struct Activations {
-  int8_t q[kStripe];  // -127..127
-  float scale;        // largest magnitude / 127; NaN if a value is not finite
+// 32 values of one activation row as integers: x[i] is about scale * q[i].
+template <class Integer>
+struct Quantized {
+  Integer q[kStripe];  // symmetric: -127..127 or -32767..32767
+  float scale;         // largest magnitude / largest integer; NaN if a value is not finite
   // Initial integer sum of each scaled part, which makes an unsigned weight's offset free:
   // sum((w - offset) * q) = sum(w * q) - offset * sum(q).
   int32_t start[2];
   float sum;  // scale * sum(q), to be multiplied by the minima of a format that has them
 };
+using Activations = Quantized<int8_t>;
+// Of each four values, the first and third come first: the order in which pairs of bytes widen to pairs of 16 bits.
+using Activations16 = Quantized<int16_t>;
 
 }  // namespace gemwright

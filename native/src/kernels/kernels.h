@@ -54,6 +54,14 @@ struct Bfloat16Kernels {
 };
 constexpr int64_t kBfloat16Rows = 32;  // the first row of a product is a multiple of this
 
+// Products with activations rounded to 16 bits, one `Activations16` per stripe and else as `Kernels::matmul`; null if the
+// instruction set multiplies two 8-bit parts as fast. Sums do not depend on the number of rows.
+struct Int16Kernels {
+  void (*prepare[kEncodings])(const MatmulArgs&, int64_t row, int64_t rows);
+  void (*matmul[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
+};
+constexpr int64_t kInt16Rows = 128;  // most rows of a product
+
 struct Kernels {
   const char* name;
   bool (*supported)();  // asks the processor
@@ -67,6 +75,7 @@ struct Kernels {
   void (*exact[kEncodings])(const MatmulArgs&, int64_t first, int64_t last, int64_t row, int64_t rows);
   // Looks up ids [first, last).
   void (*rows[kEncodings])(const RowsArgs&, int64_t first, int64_t last);
+  const Int16Kernels& int16;
   const Bfloat16Kernels& bfloat16;
   const AttentionKernels& attention;
   const RecurrenceKernels& recurrence;

@@ -2,7 +2,6 @@
 //
 // Everything is in a namespace named after the instruction set, and no inline function of the standard library is used,
 // so that the linker never merges code of one instruction set into that of another.
-#include <cfloat>
 #include <cstring>
 #include <utility>
 
@@ -11,12 +10,14 @@
 #define GEMWRIGHT_STRING_(x) #x
 #define GEMWRIGHT_STRING(x) GEMWRIGHT_STRING_(x)
 #include GEMWRIGHT_SIMD_HEADER
+#include "kernels/activations.h"
 #include "kernels/decode.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
 extern const Bfloat16Kernels bfloat16;
+extern const Int16Kernels int16;
 extern const AttentionKernels attention;
 extern const CrossEntropyKernels cross_entropy;
 extern const RecurrenceKernels recurrence;
@@ -59,41 +60,6 @@ inline void store_lanes(float* p, int64_t lanes, Floats x) {
 }
 
 // ---- Activations.
-
-template <class Format>
-void quantize(const float* x, Activations& a) {
-  constexpr int kParts = kStripe / Format::kScaled;
-  constexpr int kOffset = Format::kOffset + (kSignedWeights<Format> ? kSignedOffset : 0);
-  int32_t largest = 0;  // of the bits of the magnitudes, which order like the magnitudes, with infinities and NaNs last
-  for (int i = 0; i < kStripe; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  float magnitude;
-  std::memcpy(&magnitude, &largest, 4);
-  const float scale = magnitude / 127.0f;
-  const bool finite = largest < 0x7f800000;
-  a.scale = finite ? scale : __builtin_nanf("");
-  a.start[0] = a.start[1] = 0;
-  a.sum = 0.0f;
-  if (!finite || scale < FLT_MIN) {  // below, 1 / scale might be infinite
-    std::memset(a.q, 0, kStripe);
-    if (finite) a.scale = 0.0f;
-    return;
-  }
-  const float inverse = 1.0f / scale;
-  int32_t q[kStripe];
-  for (int i = 0; i < kStripe; ++i) q[i] = int32_t(__builtin_rintf(x[i] * inverse));
-  for (int i = 0; i < kStripe; ++i) a.q[i] = int8_t(q[i]);
-  for (int part = 0; part < kParts; ++part) {
-    int32_t sum = 0;
-    for (int i = 0; i < Format::kScaled; ++i) sum += q[part * Format::kScaled + i];
-    a.start[part] = -kOffset * sum;
-    a.sum += scale * float(sum);
-  }
-}
 
 template <class Format>
 void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
@@ -146,18 +112,6 @@ inline void accumulate(const typename Format::Stripe& w, const BlockScales<Forma
   if constexpr (Format::kMinima) {
     const Floats min = scales.dmin * load(w.min);
     for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r].sum), y[r]);
-  }
-}
-
-// Prefetches a part of the panel. A product with a single tile of activations is bound by memory, and the hardware prefetcher is
-// too late. Past the end of the weight this does nothing; the address is an integer because a pointer past the end is
-// undefined.
-template <class Part>
-inline void prefetch_ahead(const Part& part) {
-  constexpr uintptr_t kAhead = 4096, kLine = 64;
-  for (uintptr_t i = 0; i < sizeof(part); i += kLine) {
-    // NOLINTNEXTLINE(performance-no-int-to-ptr)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(&part) + kAhead + i));
   }
 }
 
@@ -283,6 +237,7 @@ constexpr Kernels make_table() {
                 prepare_exact,
                 {},
                 {},
+                int16,
                 bfloat16,
                 attention,
                 recurrence,

@@ -19,7 +19,7 @@ constexpr int64_t kBytesPerThread = 1 << 16;
 constexpr int64_t kChunkBytes = 1 << 18;
 
 // The arithmetic for block formats. Plain floats are always multiplied in float32.
-enum class Arithmetic { kFloat32, kInt8, kBfloat16 };
+enum class Arithmetic { kFloat32, kInt8, kInt16, kBfloat16 };
 
 // With more rows than this, products are computed in bfloat16 if the processor multiplies bfloat16 tiles. bfloat16 rounds
 // activations more finely than 8 bits, which share the scale of the largest of 32, so `activation_bits` is then ignored.
@@ -85,18 +85,26 @@ std::vector<Product> plan(Arithmetic arithmetic, int64_t rows, int64_t in, const
   for (const Weight& weight : weights) {
     const Encoding encoding = *find_encoding(weight.encoding);
     const bool integers = arithmetic != Arithmetic::kFloat32 && table.matmul[encoding] != nullptr;
-    const int64_t row_bytes = integers ? in / kStripe * int64_t{sizeof(Activations)} : in * int64_t{sizeof(float)};
+    const bool int16 = integers && arithmetic == Arithmetic::kInt16;
+    const int64_t stripes = in / kStripe;
+    const int64_t row_bytes = int16      ? stripes * int64_t{sizeof(Activations16)}
+                              : integers ? stripes * int64_t{sizeof(Activations)}
+                                         : in * int64_t{sizeof(float)};
     const int64_t chunk_rows =
         std::max<int64_t>(kChunkBytes / std::max<int64_t>(row_bytes * kRowGroup, 1), 1) * kRowGroup;
     products.push_back(
-        {integers ? table.prepare[encoding] : table.prepare_exact,
-         integers ? table.matmul[encoding] : table.exact[encoding],
+        {int16      ? table.int16.prepare[encoding]
+         : integers ? table.prepare[encoding]
+                    : table.prepare_exact,
+         int16      ? table.int16.matmul[encoding]
+         : integers ? table.matmul[encoding]
+                    : table.exact[encoding],
          rows * row_bytes,
          weight.packed_size,
          (weight.out + kLanes - 1) / kLanes,
          1,
          256,
-         chunk_rows,
+         int16 ? std::min(chunk_rows, kInt16Rows) : chunk_rows,
          {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y, false}});
     if (arithmetic == Arithmetic::kBfloat16 && table.bfloat16.matmul[encoding] != nullptr) {
       Product& product = products.back();
@@ -171,10 +179,10 @@ void multiply(Pool& pool, int64_t rows, const std::vector<Product>& products) {
   });
 }
 
-// Multiplies with 16-bit activations: a row of x becomes two rows of 8-bit activations, itself and its rounding error,
-// whose products are added.
-void multiply_16_bit(Pool& pool, const float* x, int64_t rows, int64_t in, const Fusion& fusion,
-                     const std::vector<Weight>& weights) {
+// Multiplies with 16-bit activations as two parts: a row of x becomes two rows of 8-bit activations, itself and its
+// rounding error, whose products are added.
+void multiply_in_parts(Pool& pool, const float* x, int64_t rows, int64_t in, const Fusion& fusion,
+                       const std::vector<Weight>& weights) {
   const int64_t bytes = 2 * rows * in * sizeof(float);
   Scratch<1> scratch(bytes);
   auto* const input = static_cast<float*>(scratch.allocate(bytes));
@@ -233,9 +241,14 @@ std::string fused_linear(Pool& pool, bool exact, const float* x, int64_t rows, i
     return kernels().matmul[*find_encoding(weight.encoding)] != nullptr;
   });
   const bool many = rows > kMaxInt8Rows && kernels().bfloat16.prepare != nullptr;
-  const Arithmetic arithmetic = exact ? Arithmetic::kFloat32 : many ? Arithmetic::kBfloat16 : Arithmetic::kInt8;
-  if (fusion.activation_bits == 16 && blocks && arithmetic == Arithmetic::kInt8) {
-    multiply_16_bit(pool, x, rows, in, fusion, weights);
+  const bool int16 = fusion.activation_bits == 16 && blocks && !exact && !many;
+  const bool parts = int16 && kernels().int16.matmul[kQ8_0] == nullptr;
+  const Arithmetic arithmetic = exact   ? Arithmetic::kFloat32
+                                : many  ? Arithmetic::kBfloat16
+                                : int16 ? Arithmetic::kInt16
+                                        : Arithmetic::kInt8;
+  if (parts) {
+    multiply_in_parts(pool, x, rows, in, fusion, weights);
   } else {
     std::vector<Product> planned = plan(arithmetic, rows, in, weights);
     prepare(pool, x, rows, in, fusion, planned);

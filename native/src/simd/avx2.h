@@ -174,6 +174,34 @@ inline Ints dot_small(Ints sum, Bytes w, const int8_t* q) {
           dot(sum.v[1], magnitude, _mm256_sign_epi8(w.v[1], four))};
 }
 
+// Sixteen lanes of two 16-bit integers. Multiplying them takes half as many instructions as two 8-bit parts.
+#define GEMWRIGHT_INT16
+struct Pairs {
+  __m256i v[2];
+};
+inline Pairs load_pairs(const int16_t* p) { return {load_256(p), load_256(p + 16)}; }
+inline void store(int16_t* p, Pairs x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v[0]);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), x.v[1]);
+}
+// Bytes 0 and 2 of each lane, or bytes 1 and 3.
+template <bool IsSigned, bool Odd>
+inline __m256i widen_bytes(__m256i x) {
+  if constexpr (IsSigned) return _mm256_srai_epi16(Odd ? x : _mm256_slli_epi16(x, 8), 8);
+  return Odd ? _mm256_srli_epi16(x, 8) : _mm256_and_si256(x, _mm256_set1_epi16(255));
+}
+template <bool IsSigned, bool Odd>
+inline Pairs widen_bytes(Bytes x) {
+  return {widen_bytes<IsSigned, Odd>(x.v[0]), widen_bytes<IsSigned, Odd>(x.v[1])};
+}
+inline Ints dot(Ints sum, Pairs w, const int16_t* q) {
+  int32_t two;
+  std::memcpy(&two, q, 4);
+  const __m256i both = _mm256_set1_epi32(two);
+  return {_mm256_add_epi32(sum.v[0], _mm256_madd_epi16(w.v[0], both)),
+          _mm256_add_epi32(sum.v[1], _mm256_madd_epi16(w.v[1], both))};
+}
+
 #endif
 
 }  // namespace GEMWRIGHT_ISA
