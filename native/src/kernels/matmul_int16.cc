@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kDecoded = 8;  // stripes of a panel that are decoded at a time: 9 KB of the first-level cache
 
-struct DecodedStripe {
+struct alignas(64) DecodedStripe {
   int16_t q[kStripe / 2][2 * kLanes];
   float scale[2][kLanes], min[kLanes];
 };
@@ -75,7 +75,7 @@ void multiply_panel(const MatmulArgs& args, int64_t panel, int64_t row, int64_t 
   const auto* activations = static_cast<const Activations16*>(args.tiles);
   const int64_t stripes = args.in / kStripe, column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
   DecodedStripe decoded[kDecoded];
-  float sums[kInt16Rows][kLanes];
+  alignas(64) float sums[kInt16Rows][kLanes];
   std::memset(sums, 0, rows * sizeof(sums[0]));
   for (int64_t first = 0; first < stripes; first += kDecoded) {
     const int64_t count = smaller(kDecoded, stripes - first);
