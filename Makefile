@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-deploy test-ray test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -51,6 +51,10 @@ test-peers: .venv/peers.installed  ## Compile llama.cpp and run the tests that n
 test-deploy: .venv/dev.installed  ## Check the deployment files against the schemas of Kubernetes
 	$(INSTALL) 'kubernetes-validate>=1.37,<2'
 	$(BIN)/pytest -m peer tests/test_deploy.py -k kubernetes
+
+test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, lm-eval and schemathesis
+	$(INSTALL) 'langchain-openai>=1.7,<2' 'litellm>=1.110,<2' 'lm_eval[api]>=0.4.13,<0.5' 'schemathesis>=4.32,<5'
+	$(BIN)/pytest -m peer tests/serve/test_clients.py
 
 test-ray: .venv/dev.installed  ## Kill one of two replicas under Ray Serve while requests run
 	$(INSTALL) 'ray[serve]>=2.60,<3'

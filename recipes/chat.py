@@ -28,8 +28,8 @@ MINUTES = 20.0
 HELD_OUT = 100
 SHOWN = 10
 SEED = 0
-MAX_PROMPT, MAX_REPLY = 800, 600
-"""Maximum number of characters of a message and of a reply to learn, so that replies end within 200 tokens."""
+MAX_PROMPT, MAX_REPLY = 500, 300
+"""Maximum number of characters of a message and of a reply to learn, so that a step has many replies, and their ends."""
 
 Conversation = list[dict[str, Any]]
 

@@ -200,6 +200,7 @@ def test_fill_in_the_middle_as_continue_sends_it(client: TestClient, scheduler: 
     ("fields", "name"),
     [
         ({"prompt": {"prompt_string": "a"}}, "prompt"),
+        ({"prompt": 0}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [1.5]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),

@@ -210,8 +210,8 @@ def _fit(served: ServedModel, prompt: Ids | Prompt, max_tokens: int | None) -> i
         raise RequestError(f"max_tokens is {max_tokens}, and it must be at least 0.", param="max_tokens")
     if left < (1 if max_tokens is None else min(max_tokens, 1)):
         raise RequestError(
-            f"The prompt has {len(prompt)} tokens, and the context of {served.name} is {served.context} tokens, one of "
-            "which must be left for the text; shorten the prompt.",
+            f"The prompt is too long: it has {len(prompt)} tokens, and the context of {served.name} {served.context}, "
+            "one of which must be left for the text; shorten the prompt.",
             code="context_length_exceeded",
             param="prompt",
         )

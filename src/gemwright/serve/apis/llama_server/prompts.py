@@ -72,7 +72,7 @@ def _read_prompts(prompt: Any) -> list[str | list[int | str]]:
     if len(prompts) > MAX_CHOICES:
         raise RequestError(f"There are {len(prompts)} prompts; send at most {MAX_CHOICES}.", param="prompt")
     for one in prompts:
-        items = cast(list[Any], one) if isinstance(one, list) else [one]
+        items = cast(list[Any], one) if isinstance(one, list) else [one] if isinstance(one, str) else []
         if not items or not all(isinstance(item, str) or type(item) is int for item in items):
             raise RequestError("A prompt must be a text, or a list of token ids and texts.", param="prompt")
     return prompts
