@@ -29,7 +29,7 @@ HELD_OUT = 100
 SHOWN = 10
 SEED = 0
 MAX_PROMPT, MAX_REPLY = 500, 300
-"""Maximum number of characters of a message and of a reply to learn, so that a step has many replies, and their ends."""
+"""Maximum number of characters of a message and of a reply to learn: many short replies teach their end."""
 
 Conversation = list[dict[str, Any]]
 
