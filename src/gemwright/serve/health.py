@@ -8,7 +8,7 @@ from gemwright.errors import RequestError
 from gemwright.serve import metrics
 from gemwright.serve.http import JSONResponse
 
-PUBLIC = frozenset({"/health", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+PUBLIC = frozenset({"/health", "/v1/health", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need neither a key nor a model."""
 METRICS = "/metrics"
 """Path that needs no model."""
@@ -20,6 +20,7 @@ def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
         Route("/health", _ready),
+        Route("/v1/health", _ready),
         Route("/readyz", _ready),
         Route("/livez", _live),
         Route(METRICS, _metrics),

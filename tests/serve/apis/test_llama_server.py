@@ -70,6 +70,12 @@ def test_a_completion(client: TestClient, tiny: gemwright.Model, scheduler: Scri
     assert (cut["stop_type"], cut["tokens_predicted"]) == ("limit", 2)
 
 
+def test_the_rate_of_a_text_does_not_count_its_first_token(client: TestClient):
+    alone, several = (complete(client, prompt="the cat", n_predict=count)["timings"] for count in (1, 3))
+    assert (alone["predicted_per_second"], alone["predicted_per_token_ms"]) == (0, 0)
+    assert several["predicted_per_token_ms"] == several["predicted_ms"] / 2
+
+
 def test_a_stream_ends_with_all_but_the_text(client: TestClient):
     *parts, last = parts_of(client, prompt="the cat", timings_per_token=True)
     assert "".join(part["content"] for part in parts) == TEXT
@@ -104,7 +110,8 @@ def test_sampling_is_applied(client: TestClient, tiny: gemwright.Model, schedule
     assert (sampling.top_k, sampling.top_p, sampling.repetition_penalty, sampling.temperature) == (7, 1.0, 1.0, 1.0)
     complete(client, prompt="a", ignore_eos=True, n_predict=3, cache_prompt=False)
     assert (scheduler.requests[-1].stop_ids, len(scheduler.requests[-1].cache_salt)) == ((), 16)
-    complete(client, prompt="a", logit_bias=[[300, 2.5], ["th", False]])
+    settings = complete(client, prompt="a", logit_bias=[[300, 2.5], ["th", False]])["generation_settings"]
+    assert {"token": 300, "bias": 2.5} in settings["logit_bias"]
     (th,) = tiny.tokenizer.encode("th")
     assert scheduler.requests[-1].logit_bias == {300: 2.5, th: -100.0}
     complete(client, prompt="a", logit_bias={"300": -1})
@@ -199,7 +206,7 @@ def test_fill_in_the_middle_as_continue_sends_it(client: TestClient, scheduler: 
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"prompt": {"prompt_string": "a"}}, "prompt"),
+        ({"prompt": {"text": "a"}}, "prompt"),
         ({"prompt": 0}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [1.5]}, "prompt"),
@@ -238,6 +245,35 @@ def test_neutral_values_are_not_refused(client: TestClient):
 def test_a_prompt_longer_than_the_context_is_an_error(client: TestClient):
     error = client.post("/completion", json={"prompt": "the " * 600}).json()["error"]
     assert (error["code"], error["type"]) == (400, "exceed_context_size_error")
+    assert error["n_prompt_tokens"] > error["n_ctx"] == 512
+
+
+def test_ending_tokens_that_are_ignored_have_no_finite_bias(client: TestClient, tiny: gemwright.Model):
+    settings = complete(client, prompt="a", ignore_eos=True)["generation_settings"]
+    assert settings["logit_bias"] == [{"token": token, "bias": None} for token in tiny.stop_ids]
+    assert complete(client, prompt="a")["generation_settings"]["logit_bias"] == []
+
+
+def test_a_prompt_may_be_an_object(client: TestClient, scheduler: ScriptedScheduler):
+    complete(client, prompt={"prompt_string": "the cat"})
+    assert text_of(scheduler) == "<bos>the cat"
+    assert len(complete(client, prompt=["the", {"prompt_string": "the cat", "multimodal_data": []}])) == 2
+    for prompt, name in (({"prompt_string": "a", "multimodal_data": ["aGk="]}, "multimodal_data"), ({}, "prompt")):
+        response = client.post("/completion", json={"prompt": prompt})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_openai_s_endpoints_with_and_without_v1(client: TestClient, prefix: str):
+    messages = [{"role": "user", "content": "the"}]
+    reply = client.post(f"{prefix}/chat/completions", json={"messages": messages}).json()
+    assert reply["choices"][0]["message"]["content"] == TEXT
+    assert client.post(f"{prefix}/chat/completions/input_tokens", json={"messages": messages}).json()["input_tokens"]
+    assert client.post(f"{prefix}/responses/input_tokens", json={"input": "the"}).json()["input_tokens"]
+    assert client.get(f"{prefix}/models").json()["data"][0]["id"] == "tiny"
+    assert client.get(f"{prefix}/models/tiny").json()["id"] == "tiny"
+    assert client.get(f"{prefix}/health").json() == {"status": "ok"}
+    assert client.post(f"{prefix}/embeddings", json={"input": "a"}).status_code == 501
 
 
 def test_properties(client: TestClient):
@@ -248,6 +284,7 @@ def test_properties(client: TestClient):
     )
     assert "start_of_turn" in body["chat_template"]
     assert body["total_slots"] == 4
+    assert body["default_generation_settings"]["params"]["seed"] == 2**32 - 1
     assert client.post("/props", json={}).status_code == 501
 
 

@@ -216,6 +216,7 @@ def test_absent_and_null_fields_take_the_models_defaults(client: TestClient, sch
         ({"best_of": 3}, "best_of"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"guided_regex": "a"}, "guided_regex"),
+        ({"json_schema": {"type": "object"}}, "json_schema"),
         ({"model": 5}, "model"),
         ({"echo": True, "suffix": "a"}, "echo"),
     ],

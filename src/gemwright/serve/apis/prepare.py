@@ -214,6 +214,7 @@ def _fit(served: ServedModel, prompt: Ids | Prompt, max_tokens: int | None) -> i
             "one of which must be left for the text; shorten the prompt.",
             code="context_length_exceeded",
             param="prompt",
+            numbers={"n_prompt_tokens": len(prompt), "n_ctx": served.context},
         )
     return left if max_tokens is None else min(max_tokens, left)
 

@@ -50,7 +50,8 @@ _SAMPLERS = {
 }
 """The samplers, each with the settings that turn it off."""
 _OTHER_SAMPLERS = frozenset({"adaptive_p", "dry", "infill", "logit_bias", "top_n_sigma", "typ_p", "xtc"})
-_RANDOM_SEEDS = (-1, 2**32 - 1)
+RANDOM_SEED = 2**32 - 1
+"""Seed that stands for a new one for each request, as does -1."""
 
 Bias = list[tuple[int | str, float | bool]] | dict[str, float | bool]
 
@@ -61,7 +62,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     Sampling that is not given is the model's own, in gemwright's order; `samplers` only turns off those it lacks.
 
     Attributes:
-        prompt: A text, token ids, a list of both, or several prompts.
+        prompt: A text, also as `prompt_string` of an object, token ids, a list of texts and ids, or several prompts.
         n_predict: Maximum number of tokens; -1 for what is left of the context, 0 to fill the prefix cache only.
         n_indent: End the text at a line that is indented by fewer characters.
         n_probs: Number of most likely tokens to report at each position.
@@ -158,7 +159,7 @@ def make_parameters(fields: CompletionFields, tokenizer: Tokenizer, cache_salt: 
     return Parameters(
         **_sampling(fields),
         max_tokens=None if fields.n_predict < 0 else fields.n_predict,
-        seed=None if fields.seed in _RANDOM_SEEDS else fields.seed,
+        seed=None if fields.seed in (-1, RANDOM_SEED) else fields.seed,
         n=fields.n_cmpl,
         stop=fields.stop,
         ignore_eos=fields.ignore_eos,

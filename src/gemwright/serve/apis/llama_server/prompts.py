@@ -7,7 +7,13 @@ from typing import Any, cast
 from gemwright.errors import RequestError
 from gemwright.families import FILL_IN_THE_MIDDLE
 from gemwright.generate.prompts import Ids
-from gemwright.serve.apis.llama_server.fields import CompletionFields, ExtraInput, InfillFields, make_parameters
+from gemwright.serve.apis.llama_server.fields import (
+    REFUSED_UNLESS_0,
+    CompletionFields,
+    ExtraInput,
+    InfillFields,
+    make_parameters,
+)
 from gemwright.serve.apis.prepare import (
     MAX_CHOICES,
     encode_infill,
@@ -17,6 +23,7 @@ from gemwright.serve.apis.prepare import (
     split_markers,
 )
 from gemwright.serve.batching.request import GenerationRequest
+from gemwright.serve.http import refuse
 from gemwright.serve.models import ServedModel
 from gemwright.serve.structured import grammar
 from gemwright.text import infill
@@ -68,7 +75,8 @@ def _read_prompts(prompt: Any) -> list[str | list[int | str]]:
         RequestError: It has none, too many, or one that is neither text nor a list of token ids and texts.
     """
     parts = cast(list[Any], prompt) if isinstance(prompt, list) else []
-    prompts = parts if parts and all(isinstance(part, str | list) for part in parts) else [prompt]
+    several = parts and all(isinstance(part, str | list | dict) for part in parts)
+    prompts = [_read_text(part) for part in (parts if several else [prompt])]
     if len(prompts) > MAX_CHOICES:
         raise RequestError(f"There are {len(prompts)} prompts; send at most {MAX_CHOICES}.", param="prompt")
     for one in prompts:
@@ -76,6 +84,15 @@ def _read_prompts(prompt: Any) -> list[str | list[int | str]]:
         if not items or not all(isinstance(item, str) or type(item) is int for item in items):
             raise RequestError("A prompt must be a text, or a list of token ids and texts.", param="prompt")
     return prompts
+
+
+def _read_text(prompt: Any) -> Any:
+    """Return the text of an object, and other prompts as they are."""
+    if not isinstance(prompt, dict):
+        return prompt
+    fields = cast(dict[str, Any], prompt)
+    refuse(fields, {"multimodal_data": REFUSED_UNLESS_0["multimodal_data"]})
+    return fields.get("prompt_string")
 
 
 def _encode(served: ServedModel, prompt: str | list[int | str]) -> Ids:

@@ -11,6 +11,7 @@ from gemwright import __version__
 from gemwright.errors import RequestError
 from gemwright.generate.prompts import token_ids
 from gemwright.serve.apis.answer import plan_chat
+from gemwright.serve.apis.llama_server.fields import RANDOM_SEED
 from gemwright.serve.apis.llama_server.replies import describe_sampling
 from gemwright.serve.http import JSONResponse, get_model, read_json
 from gemwright.text.chat_template import DEFAULT
@@ -36,7 +37,7 @@ async def _properties(request: Request) -> Response:
         {
             "default_generation_settings": {
                 "n_ctx": served.context,
-                "params": describe_sampling(served, -1, model.defaults),
+                "params": describe_sampling(served, -1, model.defaults) | {"seed": RANDOM_SEED},
             },
             "total_slots": served.scheduler.slots,
             "model_alias": served.name,

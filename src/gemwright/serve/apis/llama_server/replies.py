@@ -20,8 +20,8 @@ from gemwright.text.tokenizer import Tokenizer
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """Return the body of an error: OpenAI's with the status as the code."""
-    body = openai_error(error)["error"] | {"code": error.status}
+    """Return the body of an error: OpenAI's with the status as the code, and the numbers of the message."""
+    body = openai_error(error)["error"] | {"code": error.status, **error.numbers}
     if error.code == "context_length_exceeded":
         body["type"] = "exceed_context_size_error"
     return {"error": body}
@@ -98,11 +98,14 @@ class Reply:
 
     def _settings(self, request: GenerationRequest) -> dict[str, Any]:
         fields = self.fields
+        # JSON lacks minus infinity, for which llama-server has null.
+        never = dict.fromkeys(self.served.model.stop_ids if fields.ignore_eos else ())
+        biases = {**request.logit_bias, **never}
         return {
             **describe_sampling(self.served, request.max_tokens, request.sampling),
             "stop": list(request.stop_strings),
             "ignore_eos": fields.ignore_eos,
-            "logit_bias": [[token, bias] for token, bias in request.logit_bias.items()],
+            "logit_bias": [{"token": token, "bias": bias} for token, bias in biases.items()],
             "n_probs": fields.n_probs,
             "n_indent": fields.n_indent,
             "stream": fields.stream,
@@ -145,16 +148,18 @@ def make_timings(result: Result) -> dict[str, float]:
     return {
         "cache_n": cached,
         **_rates("prompt", generation.prompt_tokens - cached, 1000 * (first - start)),
-        **_rates("predicted", len(result.tokens), 1000 * (end - first)),
+        **_rates("predicted", len(result.tokens), 1000 * (end - first), uncounted=1),
     }
 
 
-def _rates(name: str, count: int, milliseconds: float) -> dict[str, float]:
+def _rates(name: str, count: int, milliseconds: float, uncounted: int = 0) -> dict[str, float]:
+    """Return numbers about tokens, of which the first `uncounted` came before the time began."""
+    counted = max(count - uncounted, 0)
     return {
         f"{name}_n": count,
         f"{name}_ms": milliseconds,
-        f"{name}_per_token_ms": milliseconds / max(count, 1),
-        f"{name}_per_second": 1000 * count / max(milliseconds, 1e-3),
+        f"{name}_per_token_ms": milliseconds / counted if counted else 0.0,
+        f"{name}_per_second": 1000 * counted / max(milliseconds, 1e-3),
     }
 
 

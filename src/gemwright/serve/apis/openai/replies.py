@@ -22,7 +22,10 @@ WITHOUT_EFFECT = frozenset({"user", "store", "metadata", "service_tier", "safety
 REFUSED = {
     "use_beam_search": "leave it out.",
     **dict.fromkeys(
-        ("grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        (
+            *("grammar", "json_schema", "structured_outputs"),
+            *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        ),
         "use response_format.",
     ),
 }

@@ -18,8 +18,8 @@ __all__ = ["routes"]
 def routes() -> list[Route]:
     """Return the routes."""
     return [
-        *(Route(path, _respond, methods=["POST"]) for path in ("/v1/responses", "/responses")),
-        Route("/v1/responses/input_tokens", _count, methods=["POST"]),
+        *(Route(f"{prefix}/responses", _respond, methods=["POST"]) for prefix in ("/v1", "")),
+        *(Route(f"{prefix}/responses/input_tokens", _count, methods=["POST"]) for prefix in ("/v1", "")),
         Route("/v1/responses/{rest:path}", _refuse_stored, methods=["GET", "POST", "DELETE"]),
     ]
 
