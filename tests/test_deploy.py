@@ -230,7 +230,7 @@ def ray_address(tiny: Path) -> Iterator[str]:
     sys.path.insert(0, str(FOLDER))
     from ray_serve import build  # pyright: ignore[reportMissingImports]
 
-    paths = os.pathsep.join([str(FOLDER), str(ROOT / "src")])
+    paths = os.pathsep.join(filter(None, [str(FOLDER), str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
     serve.start(http_options={"host": "127.0.0.1", "port": 8123})
     serve.run(build({"model": str(tiny), "replicas": "2"}))

@@ -34,7 +34,11 @@ _REFUSED = replies.REFUSED | {
     "audio": "leave it out: the server writes text.",
     "web_search_options": "leave it out, or offer a search as a tool.",
 }
-_WITHOUT_EFFECT = replies.WITHOUT_EFFECT | {*("prediction", "reasoning_effort", "verbosity", "modalities")}
+_WITHOUT_EFFECT = (
+    replies.WITHOUT_EFFECT
+    | {"prediction", "reasoning_effort", "verbosity", "modalities"}
+    | {"add_generation_prompt", "continue_final_message"}  # as the last message decides
+)
 
 
 async def chat(request: Request) -> Response:
