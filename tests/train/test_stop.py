@@ -1,5 +1,6 @@
 """Runs in processes of their own that signals end: the run then continues and ends as one that was not stopped."""
 
+import json
 import os
 import random
 import re
@@ -101,13 +102,14 @@ def test_a_run_killed_at_20_moments_ends_with_the_same_bytes(tiny: Path, expecte
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_the_270m_ends_with_the_same_bytes(demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_the_270m_ends_with_the_same_bytes(joined_demo: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.gguf").symlink_to(demo_gguf)
+    (tmp_path / "model" / "model.gguf").symlink_to(joined_demo)
     write_data(tmp_path / "train.jsonl")
-    options = """{"held_out": 0, "steps": 20, "ema": null, "learning_rate": 1e-4}"""
+    kills = int(os.environ.get("KILLS", "2"))
+    options = json.dumps({"held_out": 0, "steps": 8 + 6 * kills, "ema": None, "learning_rate": 1e-4})
     finish(tmp_path, tmp_path / "expected", options)
-    kill_and_finish(tmp_path, tmp_path / "out", int(os.environ.get("KILLS", "2")), 3.0, options)
+    kill_and_finish(tmp_path, tmp_path / "out", kills, 3.0, options)
     assert result(tmp_path / "out") == result(tmp_path / "expected")
 
 
