@@ -1,5 +1,7 @@
 """Programs that speak OpenAI's API, unchanged: LangChain, LiteLLM, lm-eval and schemathesis (`make test-clients`)."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -106,9 +108,6 @@ def test_likelihoods_of_lm_eval(address: str, tuned: gemwright.Model, backend: s
 def test_no_request_breaks_the_server(address: str, tmp_path: Path):
     """Valid and invalid requests from the OpenAPI description get an answer in JSON, and no status of 500 or more."""
     pytest.importorskip("schemathesis")
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "schemathesis.cli", "run", str(OPENAPI), "--url", address, "--seed", "1"]
     options = [
         "--checks",

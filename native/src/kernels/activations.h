@@ -8,6 +8,8 @@
 
 #include "kernels/decode.h"
 #include "kernels/format.h"
+#include "kernels/kernels.h"
+#include "kernels/tiles.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
@@ -18,13 +20,10 @@ constexpr int place(int i) {
   return sizeof(Integer) == 1 ? i : (i & ~3) | (i & 1) << 1 | (i & 2) >> 1;
 }
 
-// Rounds 32 activations for products with weights of a format.
-template <class Format, class Integer>
-void quantize(const float* x, Quantized<Integer>& a) {
-  constexpr int kLargest = std::numeric_limits<Integer>::max();
-  constexpr int kParts = kStripe / Format::kScaled;
-  constexpr int kOffset = Format::kOffset + (kSignedWeights<Format> ? kSignedOffset : 0);
-  int32_t largest = 0;  // of the bits of the magnitudes, which order like the magnitudes, with infinities and NaNs last
+// Returns the largest of kStripe magnitudes, a NaN if there is one. Their bits order as they do, and an integer maximum
+// vectorizes.
+inline float largest_magnitude(const float* x) {
+  int32_t largest = 0;
   for (int i = 0; i < kStripe; ++i) {
     int32_t bits;
     std::memcpy(&bits, x + i, 4);
@@ -33,8 +32,17 @@ void quantize(const float* x, Quantized<Integer>& a) {
   }
   float magnitude;
   std::memcpy(&magnitude, &largest, 4);
-  const float scale = magnitude / float(kLargest);
-  const bool finite = largest < 0x7f800000;
+  return magnitude;
+}
+
+// Rounds 32 activations for products with weights of a format.
+template <class Format, class Integer>
+void quantize(const float* x, Quantized<Integer>& a) {
+  constexpr int kLargest = std::numeric_limits<Integer>::max();
+  constexpr int kParts = kStripe / Format::kScaled;
+  constexpr int kOffset = Format::kOffset + (kSignedWeights<Format> ? kSignedOffset : 0);
+  const float magnitude = largest_magnitude(x), scale = magnitude / float(kLargest);
+  const bool finite = magnitude <= FLT_MAX;  // false for NaN
   a.scale = finite ? scale : __builtin_nanf("");
   a.start[0] = a.start[1] = 0;
   a.sum = 0.0f;
@@ -53,6 +61,21 @@ void quantize(const float* x, Quantized<Integer>& a) {
     a.start[part] = -kOffset * sum;
     a.sum += scale * float(sum);
   }
+}
+
+static_assert(kRowGroup % kRows == 0 && kRows % 2 == 0, "the two rows of a pair must be in one tile");
+
+// Writes rows [row, row + rows) of x as tiles: one `Quantized` per stripe, those of a tile's rows adjacent.
+template <class Format, class Integer>
+void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
+  const int64_t stripes = args.in / kStripe;
+  for_each_tile(row, row + rows, [&](int64_t first, auto n) {
+    auto* tile = static_cast<Quantized<Integer>*>(args.tiles) + first * stripes;
+    for (int r = 0; r < n; ++r) {
+      const float* x = args.x + (first + r) * args.in;
+      for (int64_t s = 0; s < stripes; ++s) quantize<Format>(x + s * kStripe, tile[s * n + r]);
+    }
+  });
 }
 
 }  // namespace GEMWRIGHT_ISA

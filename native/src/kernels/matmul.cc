@@ -3,7 +3,6 @@
 // Everything is in a namespace named after the instruction set, and no inline function of the standard library is used,
 // so that the linker never merges code of one instruction set into that of another.
 #include <cstring>
-#include <utility>
 
 #include "kernels/kernels.h"
 
@@ -12,6 +11,7 @@
 #include GEMWRIGHT_SIMD_HEADER
 #include "kernels/activations.h"
 #include "kernels/decode.h"
+#include "kernels/tiles.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
@@ -25,25 +25,6 @@ extern const RowKernels row;
 extern const SplitKernels split;
 
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Cuts rows [row, row + rows) into tiles of kTileRows, then of smaller powers of two: body(first row, constant).
-static_assert(kRowGroup % kTileRows == 0 && kTileRows % 2 == 0, "the two rows of a pair must be in one tile");
-template <class Body>
-inline void for_each_tile(int64_t row, int64_t rows, Body body) {
-  const int64_t end = row + rows;
-  for (; end - row >= kTileRows; row += kTileRows) body(row, std::integral_constant<int, kTileRows>{});
-  unroll<3>([&](auto i) GEMWRIGHT_INLINE {
-    constexpr int kRows = 4 >> i;
-    if constexpr (kRows < kTileRows) {
-      if (end - row >= kRows) {
-        body(row, std::integral_constant<int, kRows>{});
-        row += kRows;
-      }
-    }
-  });
-}
 
 // Load and store the lanes that exist: all 16 except in the last panel.
 inline Floats load_lanes(const float* p, int64_t lanes) {
@@ -59,22 +40,8 @@ inline void store_lanes(float* p, int64_t lanes, Floats x) {
   std::memcpy(p, all, lanes * sizeof(float));
 }
 
-// ---- Activations.
-
-template <class Format>
-void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
-  const int64_t stripes = args.in / kStripe;
-  for_each_tile(row, rows, [&](int64_t first, auto n) {
-    Activations* tile = static_cast<Activations*>(args.tiles) + first * stripes;
-    for (int r = 0; r < n; ++r) {
-      const float* x = args.x + (first + r) * args.in;
-      for (int64_t s = 0; s < stripes; ++s) quantize<Format>(x + s * kStripe, tile[s * n + r]);
-    }
-  });
-}
-
 void prepare_exact(const MatmulArgs& args, int64_t row, int64_t rows) {
-  for_each_tile(row, rows, [&](int64_t first, auto n) {
+  for_each_tile(row, row + rows, [&](int64_t first, auto n) {
     float* tile = static_cast<float*>(args.tiles) + first * args.in;
     const float* x = args.x + first * args.in;
     for (int64_t i = 0; i < args.in; ++i) {
@@ -141,7 +108,7 @@ void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, in
   const int64_t stripes = args.in / kStripe;
   for (int64_t panel = first; panel < last; ++panel) {  // a panel stays in the cache for all rows
     const int64_t column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
-    for_each_tile(row, rows, [&](int64_t r, auto n) {
+    for_each_tile(row, row + rows, [&](int64_t r, auto n) {
       matmul_tile<Format, n>(args.panels + panel * args.panel_bytes,
                              static_cast<const Activations*>(args.tiles) + r * stripes, args.in / Format::kElements,
                              args.y + (args.paired ? r / 2 : r) * args.out + column, args.out, lanes, args.paired,
@@ -183,7 +150,7 @@ void exact(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int
     do {  // at least once, so that y is written even if `in` is zero
       const int64_t count = smaller(kTileValues, args.in - i);
       decode<Format>(args.panels + panel * args.panel_bytes, i, count, tile);
-      for_each_tile(row, rows, [&](int64_t r, auto n) {
+      for_each_tile(row, row + rows, [&](int64_t r, auto n) {
         const float* x = static_cast<const float*>(args.tiles) + r * args.in + i * n;
         exact_tile<n>(tile, count, x, args.y + r * args.out + column, args.out, lanes, i == 0);
       });
@@ -224,7 +191,7 @@ constexpr void add(Kernels& table, Encoding encoding) {
   table.exact[encoding] = exact<Format>;
   table.rows[encoding] = rows<Format>;
   if constexpr (!Format::kPlain) {
-    table.prepare[encoding] = prepare<Format>;
+    table.prepare[encoding] = prepare<Format, int8_t>;
     table.matmul[encoding] = matmul<Format>;
   }
 }

@@ -23,18 +23,6 @@ struct alignas(64) DecodedStripe {
 };
 
 template <class Format>
-void prepare(const MatmulArgs& args, int64_t row, int64_t rows) {
-  const int64_t stripes = args.in / kStripe;
-  for_each_tile(row, row + rows, [&](int64_t first, auto n) {
-    Activations16* tile = static_cast<Activations16*>(args.tiles) + first * stripes;
-    for (int r = 0; r < n; ++r) {
-      const float* x = args.x + (first + r) * args.in;
-      for (int64_t s = 0; s < stripes; ++s) quantize<Format>(x + s * kStripe, tile[s * n + r]);
-    }
-  });
-}
-
-template <class Format>
 void decode_stripe(const BlockScales<Format>& scales, const typename Format::Stripe& stripe, DecodedStripe& to) {
   unroll<kStripe / 4>([&](auto g) GEMWRIGHT_INLINE {
     const Bytes q = group<g>(stripe.q);
@@ -104,7 +92,7 @@ void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, in
 template <class Format>
 constexpr void add(Int16Kernels& table, Encoding encoding) {
   if constexpr (!Format::kPlain) {
-    table.prepare[encoding] = prepare<Format>;
+    table.prepare[encoding] = prepare<Format, int16_t>;
     table.matmul[encoding] = matmul<Format>;
   }
 }

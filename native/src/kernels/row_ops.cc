@@ -1,10 +1,11 @@
 // Norms, gates and sums of rows of activations, compiled once for each instruction set.
 #include <cfloat>
-#include <cstring>
 
-#include "kernels/exponential.h"
-#include "kernels/format.h"
 #include "kernels/kernels.h"
+
+#include GEMWRIGHT_SIMD_HEADER
+#include "kernels/activations.h"
+#include "kernels/exponential.h"
 
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
@@ -32,20 +33,6 @@ void add(const float* x, const float* residual, int64_t width, float* y) {
 
 void gate(const float* gate, const float* x, int64_t width, float* y) {
   for (int64_t i = 0; i < width; ++i) y[i] = gelu(gate[i]) * x[i];
-}
-
-// Returns the largest of kStripe magnitudes. Their bits order as they do, and an integer maximum vectorizes.
-inline float largest_magnitude(const float* x) {
-  int32_t largest = 0;
-  for (int i = 0; i < kStripe; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  float magnitude;
-  std::memcpy(&magnitude, &largest, 4);
-  return magnitude;
 }
 
 void rounding_error(const float* x, int64_t width, float* y) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -84,27 +85,28 @@ std::vector<Product> plan(Arithmetic arithmetic, int64_t rows, int64_t in, const
   std::vector<Product> products;
   for (const Weight& weight : weights) {
     const Encoding encoding = *find_encoding(weight.encoding);
-    const bool integers = arithmetic != Arithmetic::kFloat32 && table.matmul[encoding] != nullptr;
-    const bool int16 = integers && arithmetic == Arithmetic::kInt16;
-    const int64_t stripes = in / kStripe;
-    const int64_t row_bytes = int16      ? stripes * int64_t{sizeof(Activations16)}
-                              : integers ? stripes * int64_t{sizeof(Activations)}
-                                         : in * int64_t{sizeof(float)};
+    Prepare prepare = table.prepare_exact;
+    Multiply multiply = table.exact[encoding];
+    int64_t row_bytes = in * int64_t{sizeof(float)}, most_rows = std::numeric_limits<int64_t>::max();
+    if (arithmetic != Arithmetic::kFloat32 && table.matmul[encoding] != nullptr) {
+      prepare = table.prepare[encoding], multiply = table.matmul[encoding];
+      row_bytes = in / kStripe * int64_t{sizeof(Activations)};
+      if (arithmetic == Arithmetic::kInt16) {
+        prepare = table.int16.prepare[encoding], multiply = table.int16.matmul[encoding];
+        row_bytes = in / kStripe * int64_t{sizeof(Activations16)}, most_rows = kInt16Rows;
+      }
+    }
     const int64_t chunk_rows =
         std::max<int64_t>(kChunkBytes / std::max<int64_t>(row_bytes * kRowGroup, 1), 1) * kRowGroup;
     products.push_back(
-        {int16      ? table.int16.prepare[encoding]
-         : integers ? table.prepare[encoding]
-                    : table.prepare_exact,
-         int16      ? table.int16.matmul[encoding]
-         : integers ? table.matmul[encoding]
-                    : table.exact[encoding],
+        {prepare,
+         multiply,
          rows * row_bytes,
          weight.packed_size,
          (weight.out + kLanes - 1) / kLanes,
          1,
          256,
-         int16 ? std::min(chunk_rows, kInt16Rows) : chunk_rows,
+         std::min(chunk_rows, most_rows),
          {weight.packed, *panel_bytes(encoding, in), in, weight.out, nullptr, nullptr, weight.y, false}});
     if (arithmetic == Arithmetic::kBfloat16 && table.bfloat16.matmul[encoding] != nullptr) {
       Product& product = products.back();

@@ -9,7 +9,7 @@
 namespace gemwright {
 namespace GEMWRIGHT_ISA {
 
-constexpr int kTileRows = 2;      // activation rows that share one decoded weight
+constexpr int kTileRows = 2;      // of matrices; products take four
 constexpr int kSignedOffset = 0;  // added to a weight by `prepare_signed`
 
 inline bool supported() { return true; }
