@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_likelihoods_of_lm_eval(address: str, tuned: gemwright.Model, backend: s
     """Likelihoods are those of the Python interface. The server's tokenizer, as lm-eval asks for it, adds no BOS."""
     models = pytest.importorskip("lm_eval.models.openai_completions")
     instances = pytest.importorskip("lm_eval.api.instance")
-    options = {"num_concurrent": 4, "max_length": 512, "add_bos_token": True}
+    options: dict[str, Any] = {"num_concurrent": 4, "max_length": 512, "add_bos_token": True}
     if backend == "huggingface":
         convert(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "hf", "huggingface")
         options["tokenizer"] = str(tmp_path / "hf")
