@@ -117,7 +117,9 @@ class Engine:
         Raises:
             GemwrightError: logits are not finite.
         """
-        state, hidden = self._prefill(prompts, self._empty(prompts) if state is None else state)
+        state, hidden = self.prefill(
+            prompts, self.empty_state(len(prompts), max(map(len, prompts))) if state is None else state
+        )
         counts = self._counts(prompts) if options.penalty else None
         batched = BatchedSampling.stack(samplings)
         table = jax.device_put(stop_table([stop_ids := tuple(stop_ids)] * len(prompts)))
@@ -143,22 +145,47 @@ class Engine:
         Raises:
             GemwrightError: as for `generate`, but a prompt may be as long as the model's maximum length.
         """
+        return [
+            logprobs
+            for logprobs, _ in self.score_after(self.empty_state(len(prompts), max(map(len, prompts))), prompts)
+        ]
+
+    def score_after(
+        self, state: DecodeState, prompts: Sequence[Ids | Prompt], starts: Sequence[int] | None = None
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """Return as `score` does the log-probability of every id after the first tokens, which a state holds.
+
+        Args:
+            state: of the prompts, with room for the rest of them; donated.
+            prompts: whole.
+            starts: [B] how many tokens of each the state holds; 0 unless given. The next id is not scored.
+
+        Returns:
+            Of each prompt, the log-probabilities, and whether each id is the likeliest.
+        """
         self._check(prompts, self.config.max_length, "score it in windows, with stride")
-        state = self._empty(prompts)
         scores: list[list[float]] = [[] for _ in prompts]
-        for chunk in chunks(_scored(prompts)):
+        likeliest: list[list[bool]] = [[] for _ in prompts]
+        for chunk in chunks(_scored(prompts), starts):
             targets = np.zeros(chunk.valid.shape, np.int32)
             for index, start in enumerate(chunk.starts):
                 following = token_ids(prompts[index])[start + 1 : start + 1 + chunk.valid.shape[1]]
                 targets[index, : len(following)] = np.maximum(np.asarray(following, np.int32), 0)
             part, state, _ = programs.score(
-                self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.soft_tokens
+                *(self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state),
+                chunk.soft_tokens,
+                top_logprobs=1,
             )
-            part = np.asarray(part.logprob)
-            require_finite(np.isfinite(part[chunk.valid]))
+            logprobs, best = np.asarray(part.logprob), np.asarray(part.top_tokens)[..., 0] == targets
+            require_finite(np.isfinite(logprobs[chunk.valid]))
             for index, valid in enumerate(chunk.valid):
-                scores[index] += part[index, valid].tolist()
-        return [np.asarray(part[: len(prompt) - 1], np.float32) for part, prompt in zip(scores, prompts, strict=True)]
+                scores[index] += logprobs[index, valid].tolist()
+                likeliest[index] += best[index, valid].tolist()
+        lengths = [len(prompt) - 1 - start for prompt, start in zip(prompts, starts or [0] * len(prompts), strict=True)]
+        return [
+            (np.asarray(part[:length], np.float32), np.asarray(flags[:length], bool))
+            for part, flags, length in zip(scores, likeliest, lengths, strict=True)
+        ]
 
     def _generate(
         self,
@@ -171,7 +198,7 @@ class Engine:
     ) -> Iterator[Step]:
         """Run `generate` on checked arguments; `limits` are at least 1."""
         options = self.options(samplings, top_logprobs)
-        state = self._empty(prompts, slack=0 if proposer is None else SLACK)
+        state = self.empty_state(len(prompts), max(map(len, prompts)), 0 if proposer is None else SLACK)
         first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state)
         if proposer is None:
             yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids)
@@ -242,11 +269,12 @@ class Engine:
             if not lowest <= min(token_ids(prompt)) <= max(token_ids(prompt)) < self.vocabulary:
                 raise GemwrightError(f"Token ids must be between 0 and {self.vocabulary - 1}.")
 
-    def _empty(self, prompts: Sequence[Ids | Prompt], slack: int = 0) -> DecodeState:
-        capacity = buckets.capacity(max(map(len, prompts)), self.config.max_length)
-        return empty_state(with_slack(self.config, slack), len(prompts), capacity, self.state_dtype)
+    def empty_state(self, count: int, length: int, slack: int = 0) -> DecodeState:
+        """Return a state with room for `length` tokens of each of `count` sequences."""
+        capacity = buckets.capacity(length, self.config.max_length)
+        return empty_state(with_slack(self.config, slack), count, capacity, self.state_dtype)
 
-    def _prefill(self, prompts: Sequence[Ids | Prompt], state: DecodeState) -> tuple[DecodeState, jax.Array]:
+    def prefill(self, prompts: Sequence[Ids | Prompt], state: DecodeState) -> tuple[DecodeState, jax.Array]:
         """Return the state after the prompts, and the hidden state of the last token of each."""
         hidden = None
         for chunk in chunks(prompts, np.asarray(state.lengths).tolist()):

@@ -1,0 +1,1 @@
+"""Evaluation with lm-eval: its tasks and metrics over models that this package runs."""

@@ -1,0 +1,184 @@
+"""Log-likelihoods of continuations of texts, as evaluations ask for: each text is read once, shared beginnings too.
+
+Few-shot prompts of one task begin with the same examples, and the answers of one question follow the same text. Texts
+with a long common beginning run behind a copy of its state; the answers run behind copies of the state of their text.
+Only the tokens of answers are multiplied by the head.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from gemwright.generate import slots
+from gemwright.generate.engine import Engine
+from gemwright.generate.prompts import Ids
+from gemwright.generate.step import require_finite
+from gemwright.model import transformer
+from gemwright.model.config import Config
+from gemwright.model.params import ModelWeights
+from gemwright.model.state import DecodeState
+from gemwright.typing import Array, Float, Int
+
+TEXTS = 16
+"""Maximum number of texts that run as a batch."""
+CONTINUATIONS = 32
+"""Maximum number of continuations that run as a batch."""
+LEAST_SHARED = 64
+"""Minimum number of tokens of a beginning that is read once for several texts."""
+
+_Row = TypeVar("_Row")
+Report = Callable[[int], None]
+"""A callback with the number of continuations that have been scored."""
+
+
+class Likelihood(NamedTuple):
+    """The natural logarithm of a continuation's probability, and whether each of its tokens is the likeliest."""
+
+    logprob: float
+    is_greedy: bool
+
+
+class _Text(NamedTuple):
+    """A text, and the indices of its continuations among all."""
+
+    ids: tuple[int, ...]
+    continuations: list[int]
+
+
+def score_continuations(
+    engine: Engine, pairs: Sequence[tuple[Ids, Ids]], report: Report = lambda done: None
+) -> list[Likelihood]:
+    """Return the likelihood of each continuation after its text; both are token ids, of which there is at least one.
+
+    Raises:
+        GemwrightError: As for `Engine.score`, of a text with its continuation.
+    """
+    results: list[Likelihood | None] = [None] * len(pairs)
+    indices = sorted(range(len(pairs)), key=lambda index: tuple(pairs[index][0]))
+    texts = [_Text(ids, list(group)) for ids, group in groupby(indices, key=lambda index: tuple(pairs[index][0]))]
+    done = 0
+    for run, shared in _runs(texts):
+        beginning = None
+        for start in range(0, len(run), TEXTS):
+            batch = run[start : start + TEXTS]
+            room = max(len(text.ids) + _longest(text, pairs) for text in (run if shared else batch))
+            if shared and beginning is None:
+                beginning, _ = engine.prefill([run[0].ids[:shared]], engine.empty_state(1, room))
+            for index, likelihood in _score_batch(engine, batch, room, beginning, pairs):
+                results[index] = likelihood
+                done += 1
+            report(done)
+    return [likelihood for likelihood in results if likelihood is not None]  # all of them
+
+
+def _longest(text: _Text, pairs: Sequence[tuple[Ids, Ids]]) -> int:
+    return max(len(pairs[index][1]) for index in text.continuations)
+
+
+def _runs(texts: Sequence[_Text]) -> Iterator[tuple[list[_Text], int]]:
+    """Yield runs of sorted texts, each with the length of its beginning; at last, by length, those that share none."""
+    alone: list[_Text] = []
+    start = 0
+    while start < len(texts):
+        stop, shared = _run(texts, start)
+        if shared:
+            yield list(texts[start:stop]), shared
+        else:
+            alone += texts[start:stop]
+        start = stop
+    yield sorted(alone, key=lambda text: len(text.ids)), 0
+
+
+def _run(texts: Sequence[_Text], start: int) -> tuple[int, int]:
+    """Return the end of the run of texts from `start` that share a beginning, and its length, 0 for a single text.
+
+    The beginning is at least half of the texts, so that what one of them adds does not shorten it for the others.
+    """
+    stop, shared = start + 1, len(texts[start].ids) - 1
+    while stop < len(texts):
+        common = min(shared, _common(texts[start].ids, texts[stop].ids), len(texts[stop].ids) - 1)
+        if common < max(LEAST_SHARED, len(texts[stop].ids) // 2):
+            break
+        stop, shared = stop + 1, common
+    return stop, shared if stop > start + 1 else 0
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Return the number of tokens with which both begin."""
+    length = min(len(one), len(other))
+    same = np.asarray(one[:length]) == np.asarray(other[:length])
+    return length if same.all() else int(np.argmin(same))
+
+
+def _score_batch(
+    engine: Engine,
+    batch: Sequence[_Text],
+    room: int,
+    beginning: DecodeState | None,
+    pairs: Sequence[tuple[Ids, Ids]],
+) -> Iterator[tuple[int, Likelihood]]:
+    """Yield the index and the likelihood of each continuation of a batch of texts that begin as a state says."""
+    texts = _fill([text.ids for text in batch])
+    if beginning is None:
+        state = engine.empty_state(len(texts), room)
+    else:
+        state = slots.gather(beginning, jnp.zeros(len(texts), jnp.int32))
+    state, hidden = engine.prefill(texts, state)
+    rows = [(row, index) for row, text in enumerate(batch) for index in text.continuations]
+    first = _first_tokens(engine, hidden, [(row, pairs[index][1][0]) for row, index in rows])
+    rest = [(row, index) for row, index in rows if len(pairs[index][1]) > 1]
+    later = dict(_later_tokens(engine, state, sorted(rest, key=lambda one: len(pairs[one[1]][1])), pairs))
+    for (_, index), (logprob, is_greedy) in zip(rows, first, strict=True):
+        more, all_greedy = later.get(index, (0.0, True))
+        yield index, Likelihood(logprob + more, is_greedy and all_greedy)
+
+
+def _later_tokens(
+    engine: Engine, state: DecodeState, rows: Sequence[tuple[int, int]], pairs: Sequence[tuple[Ids, Ids]]
+) -> Iterator[tuple[int, Likelihood]]:
+    """Yield the likelihood of the tokens after the first of each continuation, given the row of its text."""
+    for start in range(0, len(rows), CONTINUATIONS):
+        part = _fill(rows[start : start + CONTINUATIONS])
+        parents = slots.gather(state, jnp.asarray([row for row, _ in part], jnp.int32))
+        whole = [[*pairs[index][0], *pairs[index][1]] for _, index in part]
+        scores = engine.score_after(parents, whole, [len(pairs[index][0]) for _, index in part])
+        for (_, index), (logprobs, likeliest) in zip(part, scores, strict=True):
+            yield index, Likelihood(float(np.sum(logprobs, dtype=np.float64)), bool(likeliest.all()))
+
+
+def _fill(rows: Sequence[_Row]) -> list[_Row]:
+    """Repeat the first row until their number is a power of two, so that few programs are compiled."""
+    return [*rows, *rows[:1] * ((1 << (len(rows) - 1).bit_length()) - len(rows))]
+
+
+def _first_tokens(engine: Engine, hidden: Array, wanted: Sequence[tuple[int, int]]) -> list[Likelihood]:
+    """Return the likelihood of each token that follows the text of a row."""
+    counts = np.bincount([row for row, _ in wanted], minlength=len(hidden))
+    targets = np.zeros((len(hidden), -(-int(counts.max()) // 4) * 4), np.int32)
+    places: list[tuple[int, int]] = []
+    filled = np.zeros(len(hidden), np.int32)
+    for row, token in wanted:
+        targets[row, filled[row]] = token
+        places.append((row, int(filled[row])))
+        filled[row] += 1
+    logprobs, likeliest = _token_logprobs(engine.config, engine.vocabulary, engine.params, hidden, jnp.asarray(targets))
+    found: NDArray[np.float32] = np.asarray(logprobs)
+    require_finite(np.isfinite(found))
+    return [Likelihood(float(found[place]), int(likeliest[place[0]]) == targets[place]) for place in places]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocabulary"))
+def _token_logprobs(
+    config: Config, vocabulary: int, params: ModelWeights, hidden: Float[Array, "B D"], targets: Int[Array, "B N"]
+) -> tuple[Float[Array, "B N"], Int[Array, " B"]]:
+    """Return the log-probability of each target after a hidden state, and the likeliest token."""
+    logits = transformer.logits(config, params, hidden)
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)
+    chosen = jnp.take_along_axis(logits, targets, axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1)
