@@ -72,7 +72,7 @@ def evaluate(model: str, arguments: dict[str, Any], task: Path, shots: int) -> d
 
 @pytest.mark.parametrize("shots", [0, 3])
 def test_responses_equal_those_of_transformers(folder: Path, task: Path, shots: int):
-    pytest.importorskip("lm_eval")
+    import lm_eval.models  # noqa: F401  # registers transformers' models
 
     import gemwright.eval.harness  # pyright: ignore[reportUnusedImport]  # noqa: F401
 

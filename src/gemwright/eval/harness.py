@@ -1,8 +1,9 @@
 """lm-eval's interface of a model: `lm_eval --model gemwright` after `import gemwright.eval.harness`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -58,7 +59,11 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
         with tqdm(total=len(pairs), disable=disable_tqdm, desc="Scoring") as bar:
-            found = score_continuations(self.model.engine, pairs, lambda done: bar.update(done - bar.n))
+
+            def report(done: int) -> None:
+                bar.update(done - bar.n)
+
+            found = score_continuations(self.model.engine, pairs, report)
         return [(likelihood.logprob, likelihood.is_greedy) for likelihood in found]
 
     def _fit(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
@@ -67,25 +72,29 @@ class HarnessModel(TemplateLM):
         return context[-room:], continuation[: self.max_length - 1]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of whole texts, in windows without overlap."""
-        sums: list[float] = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="Scoring"):
-            score = self.model.score(request.args[0], stride=self.max_length - 1, window=self.max_length)
-            sums.append(float(sum(score.logprobs)))
+        """Return the log-likelihood of whole texts; those longer than `max_length` run in windows without overlap."""
+        windows: list[tuple[int, tuple[list[int], list[int]]]] = []
+        for index, request in enumerate(requests):
+            ids = self.tok_encode(str(_arguments(request)[0]), add_special_tokens=False)
+            rolling = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            windows += ((index, utils.make_disjoint_window(window)) for window in rolling)
+        found = self._loglikelihood_tokens([(("", ""), *window) for _, window in windows], disable_tqdm)
+        sums = [0.0] * len(requests)
+        for (index, _), (logprob, _) in zip(windows, found, strict=True):
+            sums[index] += logprob
         return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the text after each prompt, up to one of its stop strings."""
         replies: dict[int, str] = {}
-        order = sorted(
-            range(len(requests)), key=lambda index: (repr(requests[index].args[1]), len(requests[index].args[0]))
-        )
+        asked = [_arguments(request) for request in requests]
+        order = sorted(range(len(asked)), key=lambda index: (repr(asked[index][1]), len(asked[index][0])))
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
         start = 0
         while start < len(order):
-            options = requests[order[start]].args[1]
-            part = [index for index in order[start : start + REPLIES] if requests[index].args[1] == options]
-            texts = self._generate([requests[index].args[0] for index in part], options)
+            options = asked[order[start]][1]
+            part = [index for index in order[start : start + REPLIES] if asked[index][1] == options]
+            texts = self._generate([asked[index][0] for index in part], options)
             replies |= zip(part, texts, strict=True)
             start += len(part)
             bar.update(len(part))
@@ -100,3 +109,8 @@ class HarnessModel(TemplateLM):
         temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
         cut = [self.model.encode(prompt)[-room:] for prompt in prompts]
         return [one.text for one in self.model.generate(cut, max_tokens=tokens, temperature=temperature, stop=stops)]
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    """Return the arguments of a request, whose type lm-eval leaves open."""
+    return cast(tuple[Any, ...], request.args)

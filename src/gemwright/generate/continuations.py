@@ -154,7 +154,7 @@ def _later_tokens(
 
 def _fill(rows: Sequence[_Row]) -> list[_Row]:
     """Repeat the first row until their number is a power of two, so that few programs are compiled."""
-    return [*rows, *rows[:1] * ((1 << (len(rows) - 1).bit_length()) - len(rows))]
+    return [*rows, *[rows[0]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))]
 
 
 def _first_tokens(engine: Engine, hidden: Array, wanted: Sequence[tuple[int, int]]) -> list[Likelihood]:
