@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gemwright
-from gemwright.generate.continuations import score_continuations
+from gemwright.generate.continuations import Likelihood, score_continuations
 from tests.serve.conftest import tiny_model  # noqa: F401  # a model of each kind of decoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,9 +25,9 @@ def test_likelihoods(tiny_model: gemwright.Model):  # noqa: F811
     contexts = [[*examples, *ids(count)] for count in (3, 20, 1, 40)] + [[2], [2, *ids(10)], examples]
     answers = [ids(1), ids(1), ids(7), ids(33)]
     pairs = [(context, answer) for answer in answers for context in contexts]
-    done: list[int] = []
-    found = score_continuations(tiny_model.engine, pairs, done.append)
-    assert done[-1] == len(pairs) == len(found)
+    reported: dict[int, Likelihood] = {}
+    found = score_continuations(tiny_model.engine, pairs, reported.update)
+    assert found == [reported[index] for index in range(len(pairs))]
     for pair, likelihood in zip(pairs, found, strict=True):
         np.testing.assert_allclose(likelihood.logprob, expected(tiny_model, *pair), rtol=2e-5, atol=2e-5)
 

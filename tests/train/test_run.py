@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemwright.checkpoint.digest import model_digest
 from gemwright.errors import GemwrightError, NotFiniteError
-from gemwright.train import forecast, made_with
+from gemwright.train import forecast
 from gemwright.train.folder import claim, compare, lock_folder
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Progress
@@ -247,4 +248,4 @@ def test_a_forecast_counts_the_tokens_and_bytes_that_are_there(tiny: Path, tmp_p
 def test_the_digest_of_a_model_changes_with_its_config(tiny: Path, tmp_path: Path) -> None:
     checkpoint = prepare_tiny(tiny, tmp_path / "out").checkpoint
     other = replace(checkpoint, config=replace(checkpoint.config, norm_eps=1e-5))
-    assert made_with.model_digest(checkpoint) != made_with.model_digest(other)
+    assert model_digest(checkpoint) != model_digest(other)

@@ -7,6 +7,7 @@ import typer
 from gemwright import __version__
 from gemwright.cli.chat import chat
 from gemwright.cli.doctor import doctor
+from gemwright.cli.eval import evaluate
 from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
@@ -51,5 +52,6 @@ for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
 app.command()(tune)
+app.command("eval")(evaluate)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)

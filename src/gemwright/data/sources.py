@@ -135,7 +135,12 @@ def read_records(files: Sequence[Path]) -> Iterator[Record]:
             raise DataError(f"{file} cannot be read ({error}); check the file.") from error
 
 
-def _read_json_lines(path: Path) -> Iterator[Record]:
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """Yield the objects of a file of JSON lines, which may be compressed.
+
+    Raises:
+        DataError: A line is malformed.
+    """
     opener = cast(Callable[..., IO[bytes]], gzip.open if path.suffix.lower() == ".gz" else open)
     with opener(path, "rb") as file:
         for place, line in _lines(path, file):
@@ -191,7 +196,7 @@ def _name(value: Any) -> str:
 def _read_json(path: Path) -> Iterator[Record]:
     """Yield the objects of a list; a file that begins with an object holds lines."""
     if _first_character(path) != b"[":
-        yield from _read_json_lines(path)
+        yield from read_json_lines(path)
         return
     for place, item in _items(path):
         yield _as_record(place, _parse(place, item))
@@ -276,8 +281,8 @@ def _read_text(path: Path) -> Iterator[Record]:
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
-    ".jsonl": _read_json_lines,
-    ".jsonl.gz": _read_json_lines,
+    ".jsonl": read_json_lines,
+    ".jsonl.gz": read_json_lines,
     ".json": _read_json,
     ".parquet": _read_parquet,
     ".csv": _read_table,

@@ -1,38 +1,70 @@
-"""lm-eval's interface of a model: `lm_eval --model gemwright` after `import gemwright.eval.harness`."""
+"""lm-eval's interface of a model: its model `gemwright`, once this module is imported."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, cast
 
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from tqdm import tqdm
 
 import gemwright
-from gemwright.generate.continuations import score_continuations
-from gemwright.generate.prompts import Ids
+from gemwright.api import Model
+from gemwright.errors import GemwrightError
+from gemwright.eval.responses import Responses, key_of
+from gemwright.generate.continuations import Beginning, Likelihood, score_continuations
+from gemwright.generate.output import OutputBatch
+from gemwright.generate.prompts import Ids, Prompt
+from gemwright.generate.sampling import Sampling
+from gemwright.model.state import DecodeState
+from gemwright.text.stop import find_stop_ids
 
 MAX_NEW_TOKENS = 256
 """Maximum number of tokens of a reply whose task does not say."""
-REPLIES = 16
+MAX_REPLIES = 16
 """Maximum number of replies that are generated together."""
+Progress = Callable[[str, int, int], None]
+"""A callback with the kind of requests that run, how many are answered, and how many there are."""
 
 
-@register_model("gemwright")
 class HarnessModel(TemplateLM):
     """A model behind lm-eval's interface. Every text begins with BOS, as Gemma was trained.
 
     Args:
-        pretrained: Path, name or hub id.
+        pretrained: Path, name or hub id; or a loaded model.
         dtype: See `gemwright.load`.
+        adapter: See `gemwright.load`.
         max_length: Maximum number of tokens of a text with its continuation; what exceeds it is cut on the left.
+        responses: Where responses are looked up and kept.
+        progress: Called while requests run.
     """
 
-    def __init__(self, pretrained: str = "gemma-3-270m", dtype: str | None = None, max_length: int = 4096, **_: Any):
+    MULTIMODAL = True
+
+    def __init__(
+        self,
+        pretrained: str | Model = "gemma-3-270m",
+        dtype: str | None = None,
+        adapter: str | None = None,
+        max_length: int = 4096,
+        responses: Responses | None = None,
+        progress: Progress = lambda kind, done, total: None,
+        **_: Any,
+    ):
         super().__init__()
-        self.model = gemwright.load(pretrained, dtype=dtype)
+        is_loaded = isinstance(pretrained, Model)
+        self.model = pretrained if is_loaded else gemwright.load(pretrained, dtype=dtype, adapter=adapter or ())
         self.max_length = min(int(max_length), self.model.engine.config.max_length)
+        self.progress = progress
+        self._beginning = Beginning(self.model.engine)
+        self._responses = responses
+        self._context: tuple[str, list[int]] = "", []
+        """The last context and its ids: the choices of a question follow each other."""
+        self._conversations: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -46,30 +78,82 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the cache of requests."""
-        return self.model.name
+        """A name for lm-eval's cache of requests."""
+        return self.model.name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Return the template of conversations."""
+        return next(iter(self.model.chat_template.sources.values())) if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Return a text for a conversation; its ids are those of the chat template, whatever its messages contain.
+
+        A last message of the model is the beginning of its answer unless `add_generation_prompt` is true.
+        """
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in chat_history)
+        text += "\nassistant:" if add_generation_prompt else ""
+        self._conversations[text] = chat_history
+        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text, with BOS unless `add_special_tokens` is false."""
-        tokenizer = self.model.tokenizer
-        return tokenizer.encode(string) if add_special_tokens is False else self.model.encode(string)
+        if string in self._conversations:
+            return cast(list[int], self._encode(string))
+        return self.model.tokenizer.encode(string) if add_special_tokens is False else self.model.encode(string)
+
+    def _encode(self, text: str, images: Sequence[Any] = ()) -> Ids | Prompt:
+        """Return the prompt of a text, or of the conversation that it stands for."""
+        messages = self._conversations.get(text)
+        if messages is None:
+            return self.model.prepare(_without_marker(text), images) if images else self.model.encode(text)
+        *before, last = [{**message, "content": _without_marker(message["content"])} for message in messages]
+        answer = last["content"] if last["role"] in ("assistant", "model") else ""
+        talk = before if answer else [*before, last]
+        if images:
+            talk = [*talk[:-1], {**talk[-1], "images": list(images)}]
+        return self.model.prepare_chat(talk, answer=answer)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if context in self._conversations:
+            return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        # As lm-eval's other models: spaces that end the context belong to the continuation.
+        text = context.rstrip()
+        if text != self._context[0]:
+            self._context = text, self.tok_encode(text)
+        ids = self._context[1]
+        return ids, self.tok_encode(context + continuation)[len(ids) :]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation, and whether it is what greedy decoding generates."""
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
-        with tqdm(total=len(pairs), disable=disable_tqdm, desc="Scoring") as bar:
+        keys = [key_of("loglikelihood", *pair) for pair in pairs]
+        found = self._find(keys)
+        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
+        names = list(missing)
+        done = len(keys) - len(missing)
+        self.progress("scored", done, len(keys))
 
-            def report(done: int) -> None:
-                bar.update(done - bar.n)
+        def keep(scored: Sequence[tuple[int, Likelihood]]) -> None:
+            nonlocal done
+            done += len(scored)
+            self._keep(found, {names[index]: list(likelihood) for index, likelihood in scored})
+            self.progress("scored", done, len(keys))
 
-            found = score_continuations(self.model.engine, pairs, report)
-        return [(likelihood.logprob, likelihood.is_greedy) for likelihood in found]
+        score_continuations(self.model.engine, list(missing.values()), keep)
+        return [(float(found[key][0]), bool(found[key][1])) for key in keys]
 
     def _fit(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
         """Cut a text on the left, as lm-eval's other models do."""
         room = max(1, self.max_length - len(continuation))
-        return context[-room:], continuation[: self.max_length - 1]
+        return list(context[-room:]), list(continuation[: self.max_length - 1])
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts; those longer than `max_length` run in windows without overlap."""
@@ -78,7 +162,7 @@ class HarnessModel(TemplateLM):
             ids = self.tok_encode(str(_arguments(request)[0]), add_special_tokens=False)
             rolling = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
             windows += ((index, utils.make_disjoint_window(window)) for window in rolling)
-        found = self._loglikelihood_tokens([(("", ""), *window) for _, window in windows], disable_tqdm)
+        found = self._loglikelihood_tokens([(("", ""), *window) for _, window in windows])
         sums = [0.0] * len(requests)
         for (index, _), (logprob, _) in zip(windows, found, strict=True):
             sums[index] += logprob
@@ -86,31 +170,100 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the text after each prompt, up to one of its stop strings."""
-        replies: dict[int, str] = {}
-        asked = [_arguments(request) for request in requests]
-        order = sorted(range(len(asked)), key=lambda index: (repr(asked[index][1]), len(asked[index][0])))
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
-        start = 0
-        while start < len(order):
-            options = asked[order[start]][1]
-            part = [index for index in order[start : start + REPLIES] if asked[index][1] == options]
-            texts = self._generate([asked[index][0] for index in part], options)
-            replies |= zip(part, texts, strict=True)
-            start += len(part)
-            bar.update(len(part))
-        bar.close()
-        return [replies[index] for index in range(len(requests))]
+        asked = [_read_request(request) for request in requests]
+        # Sampled replies to the same prompt differ, so a request's place among equal ones belongs to its key.
+        repeats: dict[str, int] = {}
+        keys: list[str] = []
+        for prompt, options, images in asked:
+            key = key_of("generate", prompt, options, [_image_digest(image) for image in images])
+            repeats[key] = repeats.get(key, -1) + 1
+            keys.append(key_of(key, repeats[key]) if options.get("do_sample") and repeats[key] else key)
+        found = self._find(keys)
+        missing = {key: one for key, one in zip(keys, asked, strict=True) if key not in found}
+        self.progress("generated", len(keys) - len(missing), len(keys))
+        for part in _batches(missing):
+            texts = self._generate([one for _, one in part])
+            self._keep(found, {key: text for (key, _), text in zip(part, texts, strict=True)})
+            self.progress("generated", sum(key in found for key in keys), len(keys))
+        return [found[key] for key in keys]
 
-    def _generate(self, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    def _generate(self, asked: Sequence[tuple[str, Mapping[str, Any], Sequence[Any]]]) -> list[str]:
+        options = asked[0][1]
         until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
+        stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
         tokens = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
-        room = self.max_length - tokens
-        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-        cut = [self.model.encode(prompt)[-room:] for prompt in prompts]
-        return [one.text for one in self.model.generate(cut, max_tokens=tokens, temperature=temperature, stop=stops)]
+        sampling = Sampling()
+        if options.get("do_sample"):
+            given: dict[str, Any] = {name: options[name] for name in ("top_k", "top_p") if name in options}
+            sampling = Sampling(temperature=float(options.get("temperature", 1.0)), **given)
+        seeds = list(range(len(asked)))
+        prompts = [self._cut(self._encode(text, images), tokens) for text, _, images in asked]
+        is_chat = asked[0][0] in self._conversations
+        ends = self.model.chat_stop_ids if is_chat else self.model.stop_ids
+        ends = (*ends, *find_stop_ids(self.model.tokenizer, stops))
+        samplings = [replace(sampling, seed=seed) for seed in seeds]
+        state = self._read_beginning(prompts, tokens)
+        steps = self.model.engine.generate(prompts, samplings, tokens, stop_ids=ends, state=state)
+        batch = OutputBatch(steps, self.model.tokenizer, [len(prompt) for prompt in prompts], ends, stops, seeds)
+        for _ in batch:
+            pass
+        return [completion.text for completion in batch.completions]
+
+    def _cut(self, prompt: Ids | Prompt, tokens: int) -> Ids | Prompt:
+        """Cut a prompt on the left, so that it leaves room for a number of tokens."""
+        return prompt if isinstance(prompt, Prompt) else prompt[-max(1, self.max_length - tokens) :]
+
+    def _read_beginning(self, prompts: Sequence[Ids | Prompt], tokens: int) -> DecodeState | None:
+        """Return states that hold what prompts share, such as examples, if that is much."""
+        texts = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
+        room = max(map(len, prompts)) + tokens
+        return self._beginning.states(texts, room) if len(texts) == len(prompts) > 1 else None
+
+    def _find(self, keys: Sequence[str]) -> dict[str, Any]:
+        if self._responses is None:
+            return {}
+        return {key: value for key in keys if (value := self._responses.find(key)) is not None}
+
+    def _keep(self, found: dict[str, Any], responses: Mapping[str, Any]) -> None:
+        found |= responses
+        if self._responses is not None:
+            self._responses.add(responses)
+
+
+register_model("gemwright")(HarnessModel)
 
 
 def _arguments(request: Instance) -> tuple[Any, ...]:
     """Return the arguments of a request, whose type lm-eval leaves open."""
     return cast(tuple[Any, ...], request.args)
+
+
+def _read_request(request: Instance) -> tuple[str, dict[str, Any], list[Any]]:
+    """Return the prompt, the options and the images of a request for a reply."""
+    prompt, options, *rest = _arguments(request)
+    media = cast(Mapping[str, Any], rest[0]) if rest else {}
+    if unknown := set(media) - {"visual"}:
+        raise GemwrightError(f"A task has {' and '.join(sorted(unknown))}; the model reads text and images.")
+    return str(prompt), dict(options), list(media.get("visual", ()))
+
+
+def _batches(
+    missing: Mapping[str, tuple[str, dict[str, Any], list[Any]]],
+) -> Iterator[list[tuple[str, tuple[str, dict[str, Any], list[Any]]]]]:
+    """Yield requests with equal options, those of about the same length together."""
+    order = sorted(missing.items(), key=lambda one: (repr(one[1][1]), len(one[1][0])))
+    for _, group in groupby(order, key=lambda one: repr(one[1][1])):
+        same = list(group)
+        for start in range(0, len(same), MAX_REPLIES):
+            yield same[start : start + MAX_REPLIES]
+
+
+def _without_marker(text: str) -> str:
+    """Remove lm-eval's place holder of images, which come before the text."""
+    return text.replace("<image>", "").lstrip() if "<image>" in text else text
+
+
+def _image_digest(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PPM")
+    return hashlib.sha256(buffer.getvalue()).hexdigest()

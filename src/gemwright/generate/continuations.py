@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate import slots
+from gemwright.generate import buckets, slots
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import Ids
 from gemwright.generate.step import require_finite
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
-from gemwright.model.state import DecodeState
+from gemwright.model.state import DecodeState, with_room
 from gemwright.typing import Array, Float, Int
 
 TEXTS = 16
@@ -33,8 +33,6 @@ LEAST_SHARED = 64
 """Minimum number of tokens of a beginning that is read once for several texts."""
 
 _Row = TypeVar("_Row")
-Report = Callable[[int], None]
-"""A callback with the number of continuations that have been scored."""
 
 
 class Likelihood(NamedTuple):
@@ -42,6 +40,10 @@ class Likelihood(NamedTuple):
 
     logprob: float
     is_greedy: bool
+
+
+Report = Callable[[Sequence[tuple[int, Likelihood]]], None]
+"""A callback with the indices and likelihoods of continuations that have just been scored."""
 
 
 class _Text(NamedTuple):
@@ -52,7 +54,7 @@ class _Text(NamedTuple):
 
 
 def score_continuations(
-    engine: Engine, pairs: Sequence[tuple[Ids, Ids]], report: Report = lambda done: None
+    engine: Engine, pairs: Sequence[tuple[Ids, Ids]], report: Report = lambda scored: None
 ) -> list[Likelihood]:
     """Return the likelihood of each continuation after its text; both are token ids, of which there is at least one.
 
@@ -62,7 +64,6 @@ def score_continuations(
     results: list[Likelihood | None] = [None] * len(pairs)
     indices = sorted(range(len(pairs)), key=lambda index: tuple(pairs[index][0]))
     texts = [_Text(ids, list(group)) for ids, group in groupby(indices, key=lambda index: tuple(pairs[index][0]))]
-    done = 0
     for run, shared in _runs(texts):
         beginning = None
         for start in range(0, len(run), TEXTS):
@@ -70,11 +71,45 @@ def score_continuations(
             room = max(len(text.ids) + _longest(text, pairs) for text in (run if shared else batch))
             if shared and beginning is None:
                 beginning, _ = engine.prefill([run[0].ids[:shared]], engine.empty_state(1, room))
-            for index, likelihood in _score_batch(engine, batch, room, beginning, pairs):
+            scored = list(_score_batch(engine, batch, room, beginning, pairs))
+            for index, likelihood in scored:
                 results[index] = likelihood
-                done += 1
-            report(done)
+            report(scored)
     return [likelihood for likelihood in results if likelihood is not None]  # all of them
+
+
+class Beginning:
+    """The state of the last beginning that was read, for the texts that follow.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._ids: Ids = ()
+        self._state: DecodeState | None = None
+
+    def states(self, texts: Sequence[Ids], room: int) -> DecodeState | None:
+        """Return states that hold the common beginning of texts, or None if it is short.
+
+        Args:
+            texts: Token ids of each text.
+            room: Number of tokens of each text and of what follows it.
+        """
+        first, last = min(texts, key=tuple), max(texts, key=tuple)  # their common beginning is that of all
+        shared = min(_common(first, last), len(first) - 1, len(last) - 1)
+        if shared < LEAST_SHARED:
+            return None
+        is_known = self._state is not None and LEAST_SHARED <= len(self._ids) <= shared
+        if not is_known or list(first[: len(self._ids)]) != list(self._ids) or len(self._ids) < shared // 2:
+            self._ids = first[:shared]
+            self._state, _ = self._engine.prefill([self._ids], self._engine.empty_state(1, room))
+        assert self._state is not None
+        state = with_room(
+            self._state, self._engine.config, room, buckets.capacity(room, self._engine.config.max_length)
+        )
+        return slots.gather(state, jnp.zeros(len(texts), jnp.int32))
 
 
 def _longest(text: _Text, pairs: Sequence[tuple[Ids, Ids]]) -> int:
@@ -136,7 +171,7 @@ def _score_batch(
     later = dict(_later_tokens(engine, state, sorted(rest, key=lambda one: len(pairs[one[1]][1])), pairs))
     for (_, index), (logprob, is_greedy) in zip(rows, first, strict=True):
         more, all_greedy = later.get(index, (0.0, True))
-        yield index, Likelihood(logprob + more, is_greedy and all_greedy)
+        yield index, Likelihood(logprob + more, bool(is_greedy and all_greedy))
 
 
 def _later_tokens(

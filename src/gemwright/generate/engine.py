@@ -57,6 +57,7 @@ class Engine:
         top_logprobs: int | None = None,
         proposer: Proposer | None = None,
         stop_ids: Iterable[int] = (),
+        state: DecodeState | None = None,
     ) -> Iterator[Step]:
         """Continue every prompt, one token of each per step, until all have ended or the caller stops iterating.
 
@@ -71,6 +72,7 @@ class Engine:
             top_logprobs: report log-probabilities, and those of this many of the likeliest tokens.
             proposer: where draft tokens for speculation come from.
             stop_ids: ids that end a sequence. They are reported as its last token.
+            state: see `begin`.
 
         Raises:
             GemwrightError: when called, if a prompt is empty, longer than the model's maximum length or holds an
@@ -87,7 +89,7 @@ class Engine:
             refuse_recurrent(self.config)
             proposer = proposer if len(prompts) <= speculation.MAX_SEQUENCES else None
         limits = [min(n, self.config.max_length - len(prompt)) for n, prompt in zip(limits, prompts, strict=True)]
-        return self._generate(prompts, samplings, limits, top_logprobs, proposer, sorted(set(stop_ids)))
+        return self._generate(prompts, samplings, limits, top_logprobs, proposer, sorted(set(stop_ids)), state)
 
     def begin(
         self,
@@ -195,10 +197,12 @@ class Engine:
         top_logprobs: int | None,
         proposer: Proposer | None,
         stop_ids: list[int],
+        state: DecodeState | None,
     ) -> Iterator[Step]:
         """Run `generate` on checked arguments; `limits` are at least 1."""
         options = self.options(samplings, top_logprobs)
-        state = self.empty_state(len(prompts), max(map(len, prompts)), 0 if proposer is None else SLACK)
+        if state is None:
+            state = self.empty_state(len(prompts), max(map(len, prompts)), 0 if proposer is None else SLACK)
         first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state)
         if proposer is None:
             yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids)

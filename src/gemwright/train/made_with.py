@@ -1,25 +1,20 @@
 """A description of all that determines a run: its model, data, recipe and machine."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import gemwright
+from gemwright.checkpoint.digest import model_digest
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Dataset
 from gemwright.data.sources import digest
 from gemwright.runtime import machine
 from gemwright.train.recipe import Recipe
-
-SAMPLES, SAMPLE_BYTES = 64, 1 << 14
-"""Number and size of the parts of a file of weights that a digest covers."""
-_WEIGHTS = (".gguf", ".safetensors", ".npz")
 
 
 def describe(
@@ -34,27 +29,6 @@ def describe(
         "recipe": recipe.document(),
         "machine": _describe_machine(),
     }
-
-
-def model_digest(checkpoint: Checkpoint) -> str:
-    """Return a SHA-256 of the config and of the sizes and some parts of the files of weights."""
-    total = hashlib.sha256(repr(checkpoint.config).encode())
-    for path in _weight_files(checkpoint.path):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for index in range(SAMPLES):
-                file.seek(index * max(SAMPLE_BYTES, size // SAMPLES))
-                total.update(file.read(SAMPLE_BYTES))
-    return total.hexdigest()
-
-
-def _weight_files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    yield from [file for file in files if file.suffix in _WEIGHTS] or files
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:

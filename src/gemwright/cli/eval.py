@@ -1,0 +1,99 @@
+"""`gemwright eval`: run benchmarks on a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gemwright.cli import options as o
+from gemwright.cli import render
+from gemwright.cli.imports import import_jax
+from gemwright.errors import GemwrightError
+from gemwright.runtime.installation import require_extra
+
+if TYPE_CHECKING:
+    from gemwright.eval.run import Result
+
+PACKAGES = ("lm_eval",)
+"""Packages of the extra `eval` that benchmarks need."""
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Path, name listed by `gemwright models`, or hub id.",
+            autocompletion=o.complete_model,
+        ),
+    ],
+    suite: Annotated[
+        Literal["gemma1", "gemma2", "gemma3", "recurrentgemma"] | None,
+        typer.Option(help="Benchmarks of a model report, each as the report ran it."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Tasks of lm-eval, or benchmarks of the suite, by name.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of data files, instead of the hub (docs/eval.md).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the report and of all samples; a run in it is continued."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of items of a task, drawn with the seed.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Number of examples in each prompt. Default: the suite's.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the chat template.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the items that --limit draws.")] = 0,
+    adapter: o.AdapterOption = None,
+    dtype: o.DTypeOption = None,
+    threads: o.ThreadsOption = None,
+    unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Run code that the model writes without a sandbox.")
+    ] = False,
+) -> None:
+    """Run benchmarks with lm-eval and compare the scores with the published ones.
+
+    Run the same command again to continue after an interruption.
+    """
+    require_extra("eval", PACKAGES, "Evaluation")
+    if suite is None and tasks is None:
+        raise GemwrightError("There is nothing to run; add --suite NAME or --tasks A,B.")
+    if out is None:
+        raise GemwrightError("There is no folder for the results; add --out FOLDER.")
+    render.status("Loading lm-eval ...")
+    import_jax()
+    from gemwright.eval import quiet
+
+    quiet.silence(offline=data is not None)
+    from gemwright.cli.eval_report import ProgressLine, print_plan, print_result
+    from gemwright.cli.loading import load
+    from gemwright.eval.harness import HarnessModel
+    from gemwright.eval.made_with import describe, find_variant
+    from gemwright.eval.plan import make_plan
+    from gemwright.eval.report import write_report
+    from gemwright.eval.responses import Responses
+    from gemwright.eval.run import Settings, run_benchmark
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    made_with = describe(model, adapter, dtype, chat=chat)
+    responses = Responses(out, made_with)
+    plan = make_plan(suite, names, data, out, shots)
+    print_plan(plan)
+    loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
+    progress = ProgressLine()
+    harness = HarnessModel(pretrained=loaded.model, responses=responses, progress=progress)
+    variant = find_variant(model, loaded.model.engine.config)
+    results: list[Result] = []
+    for benchmark in plan.benchmarks:
+        progress.begin(benchmark.title)
+        settings = Settings(limit, seed, chat, unsafe_code)
+        result = run_benchmark(harness, benchmark, plan.manager, out, settings)
+        results.append(result)
+        write_report(out, results, variant, made_with, [])
+        print_result(result, variant)
+    render.note(f"Report:  {out / 'report.md'}")

@@ -1,0 +1,34 @@
+"""A description of what the responses of a model depend on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gemwright
+from gemwright.checkpoint.adapters import find_model
+from gemwright.checkpoint.digest import model_digest
+from gemwright.checkpoint.open import open_checkpoint
+from gemwright.loading.model import choose_precision
+from gemwright.model.config import Config
+from gemwright.variants import VARIANTS
+
+
+def describe(model: str, adapters: Sequence[str] | None, dtype: str | None, *, chat: bool) -> dict[str, Any]:
+    """Return the model, its precision and the form of its prompts, as values of JSON."""
+    path, _ = find_model(model, ())
+    return {
+        "model": model,
+        "digest": model_digest(open_checkpoint(path))[:16],
+        "adapter": list(adapters) if adapters else None,
+        "dtype": choose_precision(dtype),
+        "chat": chat,
+        "gemwright": gemwright.__version__,
+    }
+
+
+def find_variant(model: str, config: Config) -> str:
+    """Return the published name of a model, whose scores are published; or its own name."""
+    names = [name for variant in VARIANTS.values() for name in variant.checkpoints]
+    if model in names:
+        return model
+    same = [name for name, variant in VARIANTS.items() if variant.config == config]
+    return same[0] if same else model
