@@ -1,5 +1,6 @@
 """`gemwright eval`: run benchmarks on a model."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -81,19 +82,18 @@ def evaluate(
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     made_with = describe(model, adapter, dtype, chat=chat)
-    responses = Responses(out, made_with)
-    plan = make_plan(suite, names, data, out, shots)
-    print_plan(plan)
-    loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
-    progress = ProgressLine()
-    harness = HarnessModel(pretrained=loaded.model, responses=responses, progress=progress)
-    variant = find_variant(model, loaded.model.engine.config)
-    results: list[Result] = []
-    for benchmark in plan.benchmarks:
-        progress.begin(benchmark.title)
-        settings = Settings(limit, seed, chat, unsafe_code)
-        result = run_benchmark(harness, benchmark, plan.manager, out, settings)
-        results.append(result)
-        write_report(out, results, variant, made_with, [])
-        print_result(result, variant)
+    settings = Settings(limit, seed, chat, unsafe_code)
+    with closing(Responses(out, made_with)) as responses:
+        plan = make_plan(suite, names, data, out, shots)
+        print_plan(plan)
+        loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
+        progress = ProgressLine()
+        harness = HarnessModel(pretrained=loaded.model, responses=responses, progress=progress)
+        variant = find_variant(model, loaded.model.engine.config)
+        results: list[Result] = []
+        for benchmark in plan.benchmarks:
+            progress.begin(benchmark.title)
+            results.append(run_benchmark(harness, benchmark, plan.manager, out, settings))
+            write_report(out, results, variant, made_with)
+            print_result(results[-1], variant)
     render.note(f"Report:  {out / 'report.md'}")

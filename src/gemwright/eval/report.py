@@ -9,9 +9,7 @@ from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.eval.run import Result
 
 
-def write_report(
-    out: Path, results: Sequence[Result], variant: str, made_with: Mapping[str, Any], notes: Sequence[str]
-) -> None:
+def write_report(out: Path, results: Sequence[Result], variant: str, made_with: Mapping[str, Any]) -> None:
     """Write `report.md` and `results.json` of benchmarks.
 
     Args:
@@ -19,16 +17,15 @@ def write_report(
         results: The results so far.
         variant: The published name of the model, whose scores are compared.
         made_with: What the scores depend on.
-        notes: Sentences under the table.
     """
     rows = [dict(result.document(), published=result.published(variant)) for result in results]
-    document = {"made_with": dict(made_with), "results": rows, "notes": list(notes)}
+    document = {"made_with": dict(made_with), "results": rows}
     with replace_file(out / "results.json") as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
     lines = ["| benchmark | metric | shots | items | score | 95% interval | published | within |", "| --- " * 8 + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in table(results, variant)]
     settings = ", ".join(f"{name} {value}" for name, value in made_with.items() if value is not None)
-    text = "\n".join([f"# Benchmarks of {variant or made_with['model']}", "", *lines, "", *notes, "", settings, ""])
+    text = "\n".join([f"# Benchmarks of {variant or made_with['model']}", "", *lines, "", settings, ""])
     with replace_file(out / "report.md") as file:
         file.write(text.encode())
 
