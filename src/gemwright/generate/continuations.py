@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.generate import buckets, slots
+from gemwright.generate import buckets, programs, slots
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import Ids
 from gemwright.generate.step import require_finite
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
-from gemwright.model.state import DecodeState, with_room
-from gemwright.typing import Array, Float, Int
+from gemwright.model.state import DecodeState, empty_state, with_room
+from gemwright.typing import Array, Bool, Float, Int
 
 TEXTS = 16
 """Maximum number of texts that run as a batch."""
@@ -31,6 +31,12 @@ CONTINUATIONS = 32
 """Maximum number of continuations that run as a batch."""
 LEAST_SHARED = 64
 """Minimum number of tokens of a beginning that is read once for several texts."""
+WIDTHS = (8, 32, 128, 512)
+"""Numbers of tokens per continuation in a call."""
+BLOCK = 32
+"""Number of tokens whose logits are computed together."""
+CAPACITIES = (128, 256, 512)
+"""Capacities of small KV caches in tokens: states of texts are copied for each of their continuations."""
 
 _Row = TypeVar("_Row")
 
@@ -70,7 +76,7 @@ def score_continuations(
             batch = run[start : start + TEXTS]
             room = max(len(text.ids) + _longest(text, pairs) for text in (run if shared else batch))
             if shared and beginning is None:
-                beginning, _ = engine.prefill([run[0].ids[:shared]], engine.empty_state(1, room))
+                beginning, _ = engine.prefill([run[0].ids[:shared]], _empty_state(engine, 1, room))
             scored = list(_score_batch(engine, batch, room, beginning, pairs))
             for index, likelihood in scored:
                 results[index] = likelihood
@@ -110,6 +116,12 @@ class Beginning:
             self._state, self._engine.config, room, buckets.capacity(room, self._engine.config.max_length)
         )
         return slots.gather(state, jnp.zeros(len(texts), jnp.int32))
+
+
+def _empty_state(engine: Engine, count: int, room: int) -> DecodeState:
+    """Return a state of the smallest capacity with room for a number of tokens."""
+    capacity = next((size for size in CAPACITIES if size >= room), buckets.capacity(room, engine.config.max_length))
+    return empty_state(engine.config, count, min(capacity, engine.config.max_length), engine.state_dtype)
 
 
 def _longest(text: _Text, pairs: Sequence[tuple[Ids, Ids]]) -> int:
@@ -161,7 +173,7 @@ def _score_batch(
     """Yield the index and the likelihood of each continuation of a batch of texts that begin as a state says."""
     texts = _fill([text.ids for text in batch])
     if beginning is None:
-        state = engine.empty_state(len(texts), room)
+        state = _empty_state(engine, len(texts), room)
     else:
         state = slots.gather(beginning, jnp.zeros(len(texts), jnp.int32))
     state, hidden = engine.prefill(texts, state)
@@ -181,10 +193,75 @@ def _later_tokens(
     for start in range(0, len(rows), CONTINUATIONS):
         part = _fill(rows[start : start + CONTINUATIONS])
         parents = slots.gather(state, jnp.asarray([row for row, _ in part], jnp.int32))
-        whole = [[*pairs[index][0], *pairs[index][1]] for _, index in part]
-        scores = engine.score_after(parents, whole, [len(pairs[index][0]) for _, index in part])
-        for (_, index), (logprobs, likeliest) in zip(part, scores, strict=True):
-            yield index, Likelihood(float(np.sum(logprobs, dtype=np.float64)), bool(likeliest.all()))
+        found = _score_rest(engine, parents, [pairs[index][1] for _, index in part])
+        for (_, index), likelihood in zip(part, found, strict=True):
+            yield index, likelihood
+
+
+def _score_rest(engine: Engine, state: DecodeState, continuations: Sequence[Ids]) -> list[Likelihood]:
+    """Return the likelihood of the tokens after the first of each continuation of the texts that a state holds."""
+    sums, greedy = [0.0] * len(continuations), [True] * len(continuations)
+    for start in range(0, max(map(len, continuations)) - 1, WIDTHS[-1]):
+        parts = [list(ids[start : start + WIDTHS[-1] + 1]) for ids in continuations]
+        width = next(size for size in WIDTHS if size >= max(map(len, parts)) - 1)
+        tokens, valid = np.zeros((len(parts), width), np.int32), np.zeros((len(parts), width), bool)
+        for row, ids in enumerate(parts):
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            valid[row, : len(ids) - 1] = True
+        at = np.argwhere(valid)
+        targets = np.array([parts[row][column + 1] for row, column in at], np.int32)
+        logprobs, likeliest, state = _score_tokens(
+            *(engine.config, engine.vocabulary, engine.params, tokens, valid, state), _pad(at), _pad(targets)
+        )
+        found: NDArray[np.float32] = np.asarray(logprobs)[: len(at)]
+        require_finite(np.isfinite(found))
+        for (row, _), logprob, is_likeliest in zip(at, found, np.asarray(likeliest) == _pad(targets), strict=False):
+            sums[row] += float(logprob)
+            greedy[row] &= bool(is_likeliest)
+    return [Likelihood(*pair) for pair in zip(sums, greedy, strict=True)]
+
+
+def _pad(rows: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Append zeros until the number of blocks is a power of two, so that few programs are compiled."""
+    blocks = -(-len(rows) // BLOCK)
+    padded = np.zeros((BLOCK << (blocks - 1).bit_length(), *rows.shape[1:]), np.int32)
+    padded[: len(rows)] = rows
+    return padded
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
+def _score_tokens(
+    config: Config,
+    vocabulary: int,
+    params: ModelWeights,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: DecodeState,
+    at: Int[Array, "N 2"],
+    targets: Int[Array, " N"],
+) -> tuple[Float[Array, " N"], Int[Array, " N"], DecodeState]:
+    """Add a chunk to the state; return the log-probability and the likeliest of the successors of some of its tokens.
+
+    Args:
+        config: The model.
+        vocabulary: Number of real ids.
+        params: The weights.
+        tokens: Of each sequence.
+        valid: Which tokens are real; padding is behind them.
+        state: Donated.
+        at: Sequence and place of each token whose successor is scored.
+        targets: The successors.
+    """
+    hidden, after = programs.forward(config, params, tokens, valid, state)
+
+    def score(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = programs.real_logits(transformer.logits(config, params, part[0]), vocabulary)
+        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1)
+
+    chosen = hidden[at[:, 0], at[:, 1]].reshape(-1, BLOCK, hidden.shape[-1])
+    logprobs, likeliest = jax.lax.map(score, (chosen, targets.reshape(-1, BLOCK)))
+    return logprobs.reshape(-1), likeliest.reshape(-1), after
 
 
 def _fill(rows: Sequence[_Row]) -> list[_Row]:
@@ -213,7 +290,6 @@ def _token_logprobs(
     config: Config, vocabulary: int, params: ModelWeights, hidden: Float[Array, "B D"], targets: Int[Array, "B N"]
 ) -> tuple[Float[Array, "B N"], Int[Array, " B"]]:
     """Return the log-probability of each target after a hidden state, and the likeliest token."""
-    logits = transformer.logits(config, params, hidden)
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)
+    logits = programs.real_logits(transformer.logits(config, params, hidden), vocabulary)
     chosen = jnp.take_along_axis(logits, targets, axis=-1)
     return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1)

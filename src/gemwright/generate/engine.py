@@ -147,47 +147,22 @@ class Engine:
         Raises:
             GemwrightError: as for `generate`, but a prompt may be as long as the model's maximum length.
         """
-        return [
-            logprobs
-            for logprobs, _ in self.score_after(self.empty_state(len(prompts), max(map(len, prompts))), prompts)
-        ]
-
-    def score_after(
-        self, state: DecodeState, prompts: Sequence[Ids | Prompt], starts: Sequence[int] | None = None
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-        """Return as `score` does the log-probability of every id after the first tokens, which a state holds.
-
-        Args:
-            state: of the prompts, with room for the rest of them; donated.
-            prompts: whole.
-            starts: [B] how many tokens of each the state holds; 0 unless given. The next id is not scored.
-
-        Returns:
-            Of each prompt, the log-probabilities, and whether each id is the likeliest.
-        """
         self._check(prompts, self.config.max_length, "score it in windows, with stride")
+        state = self.empty_state(len(prompts), max(map(len, prompts)))
         scores: list[list[float]] = [[] for _ in prompts]
-        likeliest: list[list[bool]] = [[] for _ in prompts]
-        for chunk in chunks(_scored(prompts), starts):
+        for chunk in chunks(_scored(prompts)):
             targets = np.zeros(chunk.valid.shape, np.int32)
             for index, start in enumerate(chunk.starts):
                 following = token_ids(prompts[index])[start + 1 : start + 1 + chunk.valid.shape[1]]
                 targets[index, : len(following)] = np.maximum(np.asarray(following, np.int32), 0)
             part, state, _ = programs.score(
-                *(self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state),
-                chunk.soft_tokens,
-                top_logprobs=1,
+                self.config, self.vocabulary, self.params, chunk.tokens, targets, chunk.valid, state, chunk.soft_tokens
             )
-            logprobs, best = np.asarray(part.logprob), np.asarray(part.top_tokens)[..., 0] == targets
-            require_finite(np.isfinite(logprobs[chunk.valid]))
+            part = np.asarray(part.logprob)
+            require_finite(np.isfinite(part[chunk.valid]))
             for index, valid in enumerate(chunk.valid):
-                scores[index] += logprobs[index, valid].tolist()
-                likeliest[index] += best[index, valid].tolist()
-        lengths = [len(prompt) - 1 - start for prompt, start in zip(prompts, starts or [0] * len(prompts), strict=True)]
-        return [
-            (np.asarray(part[:length], np.float32), np.asarray(flags[:length], bool))
-            for part, flags, length in zip(scores, likeliest, lengths, strict=True)
-        ]
+                scores[index] += part[index, valid].tolist()
+        return [np.asarray(part[: len(prompt) - 1], np.float32) for part, prompt in zip(scores, prompts, strict=True)]
 
     def _generate(
         self,

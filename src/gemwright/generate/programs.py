@@ -75,7 +75,7 @@ def prefill(
 
     With `last`, also return the hidden state of each sequence's last token, for `choose`.
     """
-    hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
+    hidden, after = forward(config, params, tokens, valid, state, soft_tokens)
     return after, _last(hidden, valid) if last else None
 
 
@@ -116,7 +116,7 @@ def decode(
     def step(carry: _Carry) -> _Carry:
         at, choices, token, remaining, state, counts = carry
         active = remaining > 0
-        hidden, after = _forward(config, params, token[:, None], active[:, None], state)
+        hidden, after = forward(config, params, token[:, None], active[:, None], state)
         if counts is not None:
             sequences = jnp.arange(token.shape[0])
             counts = replace(counts, generated=counts.generated.at[sequences, token].add(active.astype(jnp.int32)))
@@ -133,7 +133,7 @@ def decode(
     return choices, Slots(state, token, remaining, stop_ids, batched, counts)
 
 
-def _forward(
+def forward(
     config: Config,
     params: ModelWeights,
     tokens: Int[Array, "B T"],
@@ -141,7 +141,10 @@ def _forward(
     state: DecodeState,
     soft_tokens: SoftTokens | None = None,
 ) -> tuple[Float[Array, "B T D"], DecodeState]:
-    """Run the decoder. A sequence without valid tokens keeps its state, and its cache is not read."""
+    """Run the decoder on a chunk, and return the states after it.
+
+    A sequence without valid tokens keeps its state, and its cache is not read.
+    """
     lengths = jnp.where(jnp.any(valid, axis=1), state.lengths, 0)  # no length: kernels skip the cache
     shown = DecodeState(lengths, state.layers)
     hidden, after = transformer.forward(config, params, tokens, shown, valid=valid, soft_tokens=soft_tokens)
@@ -187,7 +190,7 @@ def verify(
         accepted draft tokens; the slots after the accepted tokens.
     """
     size, state, counts = tokens.shape[1], slots.state, slots.counts
-    hidden, after = _forward(config, params, tokens, valid, state)
+    hidden, after = forward(config, params, tokens, valid, state)
     at_each = None if counts is None else _counts_after_each(counts, tokens, valid)
     lengths = state.lengths[:, None] + jnp.arange(1, size + 1)
     choice = choose(
@@ -250,7 +253,7 @@ def choose(
     if count is not None and counts is None and bias is None and options.top_logprobs is None:
         largest, ids = transformer.top_logits(config, params, hidden, options.vocabulary, count)
         return SampledTokens(checked(from_top(largest, ids), largest[:, 0]), None, None, None)
-    logits = _real(transformer.logits(config, params, hidden), options.vocabulary)
+    logits = real_logits(transformer.logits(config, params, hidden), options.vocabulary)
     scores = logits if bias is None else bias.apply(logits)
     scores = scores if counts is None else sampling.penalise(scores, counts, batched)
     chosen = sampling.sample(scores, batched, numbers) if count is None else from_top(*weights.largest(scores, count))
@@ -302,11 +305,11 @@ def score(
     Returns:
         The scores; the state; the hidden state of each sequence's last token, for `choose`.
     """
-    hidden, after = _forward(config, params, tokens, valid, state, soft_tokens)
+    hidden, after = forward(config, params, tokens, valid, state, soft_tokens)
 
     def scores(part: tuple[Array, Array]) -> TokenScores:
         hidden, target = part
-        logits = _real(transformer.logits(config, params, hidden), vocabulary)
+        logits = real_logits(transformer.logits(config, params, hidden), vocabulary)
         log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         top, top_tokens = weights.largest(logits, top_logprobs)
         logprob = jnp.take_along_axis(logits, target[:, None], axis=-1) - log_total
@@ -326,7 +329,7 @@ def _last(hidden: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Arr
     return hidden[jnp.arange(len(hidden)), jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)]
 
 
-def _real(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:
+def real_logits(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:
     """Mask the logits of padding ids, which are neither chosen nor have a probability."""
     if vocabulary >= logits.shape[-1]:
         return logits
