@@ -6,6 +6,7 @@ import typer
 
 from gemwright import __version__
 from gemwright.cli.chat import chat
+from gemwright.cli.compare import compare
 from gemwright.cli.doctor import doctor
 from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.generate import generate
@@ -50,6 +51,7 @@ def _gemwright(
 for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
-app.command()(tune)
+for command in (tune, compare):
+    app.command()(command)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)
