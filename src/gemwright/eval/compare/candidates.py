@@ -1,5 +1,6 @@
 """What is compared: models of this package and models behind an API, each with its settings."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ _SAMPLING = {
     "frequency_penalty": float,
     "seed": int,
 }
+_SETTINGS = re.compile(r"(?:,\w+=[^,]*)*\Z")
+"""The settings after the name of a model, which may have commas of its own."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,9 @@ def parse_candidate(text: str) -> Candidate:
     Raises:
         GemwrightError: A setting is unknown or of another type, or an endpoint is not complete.
     """
-    model, *settings = text.split(",") if "=" in text.rpartition(",")[2] else [text]
-    given: dict[str, str] = {}
-    for setting in settings:
-        name, _, given[name] = setting.partition("=")
+    found = _SETTINGS.search(text)
+    assert found
+    model, given = text[: found.start()], dict(re.findall(r",(\w+)=([^,]*)", found[0]))
     is_endpoint = model.startswith(("http://", "https://"))
     own = "key" if is_endpoint else "dtype"
     refuse_unknown(given, (*_SAMPLING, own))

@@ -70,12 +70,11 @@ def parse_endpoint(text: str, key_variable: str = KEY_VARIABLE) -> Endpoint:
 class Client:
     """Asks an endpoint, at most `CONCURRENCY` requests at a time."""
 
-    def __init__(self, endpoint: Endpoint, first_wait: float = FIRST_WAIT_SECONDS):
+    def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self._first_wait = first_wait
         self._length_field = "max_tokens"
         self._turn = asyncio.Semaphore(CONCURRENCY)
-        self._http = httpx.AsyncClient(headers=_authorization(endpoint), timeout=TIMEOUT_SECONDS)
+        self._http = httpx.AsyncClient(headers=authorization(endpoint), timeout=TIMEOUT_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,7 +105,7 @@ class Client:
                 return _parse(await self._send(body | {self._length_field: max_tokens}), self.endpoint)
 
     async def _send(self, body: Mapping[str, Any]) -> httpx.Response:
-        problem, wait = "", self._first_wait
+        problem, wait = "", FIRST_WAIT_SECONDS
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
@@ -152,7 +151,7 @@ class _OtherFieldError(Exception):
     """The server takes the maximum number of tokens by another name."""
 
 
-def _authorization(endpoint: Endpoint) -> dict[str, str]:
+def authorization(endpoint: Endpoint) -> dict[str, str]:
     """Return the header with the key; a key is never sent in the clear over a network.
 
     Raises:

@@ -67,7 +67,7 @@ def format_duels(results: Results) -> str:
 
 def _note(duel: Duel) -> str:
     if duel.rate is None:
-        return "not judged yet"
+        return "no verdicts"
     is_decided = duel.rate.low > 0.5 or duel.rate.high < 0.5
     verdict = "the interval excludes 50%" if is_decided else "no difference shown"
     return verdict + (f"; {duel.unjudged} not judged" if duel.unjudged else "")

@@ -52,18 +52,13 @@ class Records:
     """
 
     def __init__(self, path: Path):
-        self.by_key: dict[str, Mapping[str, Any]] = {}
         try:
-            self._file = path.open("a+b")
-            self._file.seek(0)
-            end = 0
-            for number, line in enumerate(self._file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                record = _parse(path, number, line)
-                self.by_key[record["key"]] = record
-                end += len(line)
-            self._file.truncate(end)
+            data = path.read_bytes() if path.exists() else b""
+            *whole, cut = data.split(b"\n")
+            parsed = (_parse(path, number, line) for number, line in enumerate(whole, 1))
+            self.by_key = {str(record["key"]): record for record in parsed}
+            self._file = path.open("ab")
+            self._file.truncate(len(data) - len(cut))
         except OSError as error:
             raise GemwrightError(f"{path} cannot be read or written ({error.strerror}); check the folder.") from error
 

@@ -18,7 +18,7 @@ function element(name, className, ...children) {
 function block(title, className, text) {
   const body = element("div", text ? "text" : "text empty", text || "Empty");
   body.dir = "auto";
-  return element("section", className, element("h3", "", title), body);
+  return element("section", className, element("h2", "", title), body);
 }
 
 function show(next, message) {
