@@ -1,5 +1,6 @@
 """`gemwright compare`: judge the answers of models side by side."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from gemwright.runtime.installation import require_extra
 
 if TYPE_CHECKING:
     from gemwright.api import Model
+    from gemwright.eval.compare.run import Plan
 
 PACKAGES = ("httpx", "matplotlib")
 """Packages of the extra `eval` that comparing needs."""
@@ -67,9 +69,19 @@ def compare(
         max_tokens=max_tokens,
         limit=limit,
     )
-    results, _ = run(plan, _load, _show, lambda address: render.note(f"Judge the answers at {address}"))
+    _find_models(plan)
+    results = run(plan, _load, _show, lambda address: render.note(f"Judge the answers at {address}"))
     render.clear_status()
     render.write(f"{format_duels(results)}\n{out / 'report.md'}\n")
+
+
+def _find_models(plan: "Plan") -> None:
+    """Find the models of this package before the first of them answers, and download what is missing."""
+    from gemwright.cli.loading import find
+
+    for candidate in plan.candidates:
+        if isinstance(candidate.model, str):
+            find(candidate.model)
 
 
 def _load(name: str, dtype: str | None) -> "Model":
@@ -79,4 +91,8 @@ def _load(name: str, dtype: str | None) -> "Model":
 
 
 def _show(title: str, done: int, total: int) -> None:
-    render.status(f"{title}: {done} of {total}")
+    line = f"{title}: {done} of {total}"
+    if done == total:
+        render.note(line)
+    else:
+        render.status(line[: shutil.get_terminal_size().columns - 1])

@@ -59,6 +59,11 @@ def choose_first(state: dict[str, Any]) -> str:
     return "left" if state["turns"][0]["left"].startswith("one") else "right"
 
 
+def is_done(session: Session) -> bool:
+    session.finish_if_done()
+    return session.finished.is_set()
+
+
 def judge(session: Session, verdict: str, tab: str = "a") -> dict[str, Any]:
     state = session.show(tab)
     found = session.judge(tab, state["pair"], choose_first(state) if verdict == "first" else verdict)
@@ -68,9 +73,9 @@ def judge(session: Session, verdict: str, tab: str = "a") -> dict[str, Any]:
 
 def test_a_person_judges_all_pairs(session: Session, records: Records):
     for _ in range(5):
-        assert not session.finished.is_set()
+        assert not is_done(session)
         judge(session, "first")
-    assert session.finished.is_set()
+    assert is_done(session)
     assert session.show("a")["pair"] is None
     assert scores(records) == [1.0] * 5
 
@@ -99,6 +104,16 @@ def test_skipped_pairs_come_at_the_end(session: Session):
     assert judge(session, "tie")["pair"] is None
 
 
+def test_a_verdict_that_was_taken_back_can_be_given_in_another_order(session: Session, records: Records):
+    judge(session, "first")
+    session.undo("a")
+    swapped = [Pair(pair.prompt, pair.second, pair.first) for pair in PAIRS]
+    again = Session(swapped, records, lambda *_: None)
+    for _ in range(5):
+        judge(again, "tie")
+    assert scores(records) == [0.5] * 5
+
+
 def test_undo_shows_the_pair_again(session: Session, records: Records):
     first = session.show("a")["pair"]
     assert session.undo("a")["pair"] == first
@@ -119,7 +134,7 @@ def test_two_tabs_have_different_pairs_and_one_verdict_counts(session: Session, 
     while (state := session.show("a"))["pair"] != other["pair"]:
         session.judge("a", state["pair"], "tie")  # the pair of the closed tab is the last
     session.judge("a", state["pair"], "tie")
-    assert session.finished.is_set()
+    assert is_done(session)
 
 
 def test_equal_answers_are_not_shown(records: Records):
@@ -145,7 +160,7 @@ def test_names_are_never_sent(server: PageServer, session: Session):
     assert set(state) == {"pair", "judged", "total", "can_undo", "turns"}
     text = "".join(post(server, "judge", {"tab": "a", "pair": number, "verdict": "tie"}).text for number in range(5))
     assert "secret" not in text
-    assert session.finished.is_set()
+    assert is_done(session)
 
 
 @pytest.mark.parametrize(

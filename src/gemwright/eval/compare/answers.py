@@ -5,6 +5,7 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+from gemwright.errors import GemwrightError
 from gemwright.eval.compare.candidates import Candidate
 from gemwright.eval.compare.endpoint import Client, Endpoint, Reply, run_all
 from gemwright.eval.compare.prompts import Prompt
@@ -71,7 +72,8 @@ def collect_answers(
                 continue
             model = model or load(candidate.model, candidate.dtype)
             _generate(model, candidate, missing, max_tokens, keep)
-    return {pair: _read(records.by_key[key]) for pair, key in keys.items()}
+    turns = {prompt.name: len(prompt.turns) for prompt in prompts}
+    return {pair: _read(records.by_key[key], turns[pair[0]]) for pair, key in keys.items()}
 
 
 def _group(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
@@ -84,8 +86,11 @@ def _group(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
         yield list(group)
 
 
-def _read(record: Mapping[str, Any]) -> Answer:
-    return Answer(tuple(record["turns"]), record["cut"])
+def _read(record: Mapping[str, Any], count: int) -> Answer:
+    turns = record.get("turns")
+    if not isinstance(turns, list) or [type(turn) for turn in cast(list[Any], turns)] != [str] * count:
+        raise GemwrightError(f"The answer with the key {record['key']} was changed; remove its line in answers.jsonl.")
+    return Answer(tuple(cast(list[str], turns)), bool(record.get("cut")))
 
 
 class _Keeper:

@@ -56,7 +56,7 @@ class Session:
     if there is no other pair left, and only the first judgement counts. Skipped pairs come again at the end.
 
     Attributes:
-        finished: Set when all pairs are judged.
+        finished: Set when all pairs are judged, and the browser knows it.
     """
 
     def __init__(self, pairs: Sequence[Pair], records: Records, progress: Callable[[int, int], None]):
@@ -67,7 +67,7 @@ class Session:
         self._open = [number for number, place in enumerate(self._places) if not self._is_judged(place)]
         self._judged: list[int] = []
         self._shown: dict[str, int] = {}
-        self._finish_if_done()
+        self.finish_if_done()
 
     def _is_judged(self, place: Place) -> bool:
         return find_outcome(place.pair, PERSON, self._records.by_key).score is not None
@@ -104,7 +104,7 @@ class Session:
                 self._records.append(pair.record(PERSON, is_swapped, cast(Verdict, verdict), by="person"))
                 self._judged.append(number)
             self._open.remove(number)  # the first, which is not the one at the end
-            self._report()
+            self._progress(len(self._places) - len(self._open), len(self._places))
             return self._show(tab)
 
     def undo(self, tab: str) -> dict[str, Any]:
@@ -114,17 +114,14 @@ class Session:
                 return self._show(tab)
             number = self._judged[-1]
             pair, is_swapped = self._places[number]
-            self._records.append(pair.record(PERSON, is_swapped, None, by="person"))
+            self._records.append(pair.record(PERSON, is_swapped, None, by="person", withdrawn=True))
             self._judged.pop()
             self._open.insert(0, number)
-            self._report()
+            self._progress(len(self._places) - len(self._open), len(self._places))
             return self._show(tab, number)
 
-    def _report(self) -> None:
-        self._progress(len(self._places) - len(self._open), len(self._places))
-        self._finish_if_done()
-
-    def _finish_if_done(self) -> None:
+    def finish_if_done(self) -> None:
+        """Set `finished` if all pairs are judged."""
         if not self._open:
             self.finished.set()
 
@@ -168,9 +165,6 @@ class PageServer:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False
-    """The reply to the last verdict is sent before the end."""
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print nothing about a browser that closed its connection."""
 
@@ -215,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        self._session.finish_if_done()
 
     def _path(self) -> str:
         """Return the path within the page, if the request comes from the page.

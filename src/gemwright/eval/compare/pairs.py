@@ -84,13 +84,19 @@ class Outcome(NamedTuple):
 
 
 def find_outcome(pair: Pair, judge: Sequence[Any], records: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    """Return the outcome of a pair: equal answers are a tie, and so are orders that contradict each other."""
+    """Return the outcome of a pair: equal answers are a tie, and so are orders that contradict each other.
+
+    Args:
+        pair: The pair.
+        judge: Who judged, as in the keys.
+        records: Judgements by their keys; one that was withdrawn does not count.
+    """
     if pair.is_equal:
         return Outcome(pair, {}, 0.5)
     verdicts: dict[bool, Verdict | None] = {
         is_swapped: records[key].get("verdict")
         for is_swapped in (False, True)
-        if (key := pair.key(judge, is_swapped)) in records
+        if (key := pair.key(judge, is_swapped)) in records and not records[key].get("withdrawn")
     }
     points = {_points(verdict, is_swapped) for is_swapped, verdict in verdicts.items()}
     if not points or None in points:
@@ -100,6 +106,6 @@ def find_outcome(pair: Pair, judge: Sequence[Any], records: Mapping[str, Mapping
 
 def _points(verdict: Verdict | None, is_swapped: bool) -> float | None:
     """Return the points of the first answer."""
-    if verdict is None or verdict == "tie":
-        return None if verdict is None else 0.5
-    return float((verdict == "left") != is_swapped)
+    if verdict == "tie":
+        return 0.5
+    return float((verdict == "left") != is_swapped) if verdict in ("left", "right") else None

@@ -1,6 +1,7 @@
 """Plots of the results: win rates of all pairs, and ratings."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def _draw_ratings(results: Results) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name may have letters that the font lacks
+        figure.savefig(encoded, format="png", dpi=150)
     with replace_file(path, len(encoded.getvalue())) as file:
         file.write(encoded.getvalue())

@@ -45,7 +45,7 @@ class Plan:
     limit: int | None = None
 
 
-def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str], None]) -> tuple[Results, str]:
+def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str], None]) -> Results:
     """Run a comparison to its end and write the report; what an earlier run made is used again.
 
     If it is interrupted while it judges, the report has what was judged.
@@ -55,9 +55,6 @@ def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str]
         load: Loads a model of this package by its name and data type.
         progress: Called with what is made, how many are done, and how many there are.
         announce: Called with the address of the page for the person who judges.
-
-    Returns:
-        The results, and the report as Markdown.
 
     Raises:
         GemwrightError: The prompts, a model, an endpoint or the folder cannot be used.
@@ -69,11 +66,12 @@ def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str]
             answers = collect_answers(prompts, plan.candidates, plan.max_tokens, kept, load, progress)
         pairs = make_pairs(prompts, labels, answers)
 
-        def write_report() -> tuple[Results, str]:
+        def write_report() -> Results:
             judge = PERSON if plan.judge is None else plan.judge.identity
             outcomes = [find_outcome(pair, judge, judgements.by_key) for pair in pairs]
             results = summarize(prompts, labels, answers, outcomes)
-            return results, _write(plan, results)
+            _write(plan, results)
+            return results
 
         try:
             if plan.judge is None:
@@ -99,8 +97,8 @@ def _ask_person(
             pass
 
 
-def _write(plan: Plan, results: Results) -> str:
-    """Write report.md, report.json and the plots, and return the Markdown."""
+def _write(plan: Plan, results: Results) -> None:
+    """Write report.md, report.json and the plots."""
     name = None if plan.judge is None else plan.judge.endpoint.model
     setting = report.Setting(plan.prompts.name, plan.max_tokens, name, date.today().isoformat())
     text = report.format_markdown(setting, results, plots.plot(results, plan.out))
@@ -108,4 +106,3 @@ def _write(plan: Plan, results: Results) -> str:
     for file, content in (("report.md", text), ("report.json", f"{encoded}\n")):
         with replace_file(plan.out / file) as opened:
             opened.write(content.encode())
-    return text
