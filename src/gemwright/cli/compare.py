@@ -22,7 +22,7 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL MODEL...",
+            metavar="MODEL",
             help="Path, name or hub id, or an endpoint as http://HOST:PORT/v1#MODEL; with settings, as in "
             "NAME,temperature=0,seed=1.",
             autocompletion=o.complete_model,

@@ -63,9 +63,9 @@ def _draw_win_rates(results: Results) -> Any:
             share = 100 * count / judged
             axes.barh(row, share, 0.5, left, color=_COLORS[name], label=name if row == 0 else None)
             left += share
-        value, low, high = (100 * part for part in duel.rate)
+        rate = (100 * duel.rate.value, 100 * duel.rate.low, 100 * duel.rate.high)
         label = "win rate with its 95% interval" if row == 0 else None
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=_DARK, capsize=4, label=label)
+        _draw_estimate(axes, row, rate, _DARK, label)
     axes.axvline(50, color=_DARK, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of prompts")
@@ -78,12 +78,19 @@ def _draw_ratings(results: Results) -> Any:
     order = sorted(range(len(results.labels)), key=lambda index: -results.ratings.values[index].value)  # pyright: ignore[reportOptionalMemberAccess]
     figure, axes = _axes([results.labels[index] for index in order])
     for row, index in enumerate(order):
-        value, low, high = results.ratings.values[index]
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=_COLORS["wins"], capsize=4)
+        _draw_estimate(axes, row, results.ratings.values[index], _COLORS["wins"])
     axes.set_xlabel("Bradley-Terry rating with its 95% interval")
     axes.grid(axis="x", color=_COLORS["ties"], linewidth=0.6)
     axes.set_axisbelow(True)
     return figure
+
+
+def _draw_estimate(
+    axes: Any, row: int, estimate: tuple[float, float, float], color: str, label: str | None = None
+) -> None:
+    value, *ends = estimate
+    axes.plot(ends, [row, row], color=color, linewidth=1.6, marker="|", markersize=9)
+    axes.plot(value, row, "o", color=color, label=label)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -114,6 +114,8 @@ def format_checks(setting: Setting, results: Results) -> list[str]:
         lines.append(
             f"Both orders have the same verdict on {_percent(results.agreement)} of the pairs; others are ties."
         )
+    if results.as_person is not None:
+        lines.append(f"A person gave the same verdict on {_percent(results.as_person)} of the pairs that both judged.")
     lines.append(f"The longer answer won {_percent(results.longer)} of the pairs with a winner.")
     equal = sum(duel.equal for duel in results.duels)
     lines += [f"{equal} pairs have equal answers, and are ties."] * (equal > 0)

@@ -51,6 +51,7 @@ class Results:
         ratings: Bradley-Terry ratings of three or more candidates; None if there are fewer or they do not exist.
         shown_first: Share of the verdicts for one of two answers that are for the one shown first, or on the left.
         agreement: Share of the pairs on which both orders have the same verdict; None if one order was shown.
+        as_person: Share of the pairs which a person judged too that have the same outcome; None if there are none.
         longer: Share of the pairs with a winner and answers of different lengths that the longer one won.
         without_verdict: Prompts and candidates (left and right) of replies of the judge without a verdict.
         cut: Number of answers of each candidate that were cut at the maximum number of tokens.
@@ -63,6 +64,7 @@ class Results:
     ratings: Ratings | None
     shown_first: Estimate | None
     agreement: Estimate | None
+    as_person: Estimate | None
     longer: Estimate | None
     without_verdict: Sequence[tuple[str, str, str]]
     cut: Mapping[str, int]
@@ -70,9 +72,13 @@ class Results:
 
 
 def summarize(
-    prompts: Sequence[Prompt], labels: Sequence[str], answers: Answers, outcomes: Sequence[Outcome]
+    prompts: Sequence[Prompt],
+    labels: Sequence[str],
+    answers: Answers,
+    outcomes: Sequence[Outcome],
+    by_person: Sequence[Outcome] = (),
 ) -> Results:
-    """Return the results of outcomes."""
+    """Return the results of outcomes, which may be compared with those of a person on the same pairs."""
     categories = {prompt.name: prompt.category for prompt in prompts if prompt.category is not None}
     if not 1 < len(set(categories.values())) <= MAX_CATEGORIES:
         categories = {}
@@ -86,6 +92,7 @@ def summarize(
         ratings=rate(_points(prompts, labels, outcomes)) if len(labels) > 2 else None,
         shown_first=_shown_first(outcomes),
         agreement=_agreement(outcomes),
+        as_person=_compare(outcomes, by_person) if by_person else None,
         longer=_longer(outcomes),
         without_verdict=[
             (one.pair.prompt.name, left.label, right.label)
@@ -144,6 +151,12 @@ def _agreement(outcomes: Sequence[Outcome]) -> Estimate | None:
     swapped = {"left": "right", "right": "left", "tie": "tie"}
     both = [one.verdicts for one in outcomes if len(one.verdicts) == 2 and None not in one.verdicts.values()]
     return estimate_share(sum(swapped[str(one[True])] == one[False] for one in both), len(both))
+
+
+def _compare(outcomes: Sequence[Outcome], others: Sequence[Outcome]) -> Estimate | None:
+    scores = [(one.score, other.score) for one, other in zip(outcomes, others, strict=True) if not one.pair.is_equal]
+    both = [pair for pair in scores if None not in pair]
+    return estimate_share(sum(one == other for one, other in both), len(both))
 
 
 def _longer(outcomes: Sequence[Outcome]) -> Estimate | None:

@@ -67,9 +67,13 @@ def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str]
         pairs = make_pairs(prompts, labels, answers)
 
         def write_report() -> Results:
-            judge = PERSON if plan.judge is None else plan.judge.identity
-            outcomes = [find_outcome(pair, judge, judgements.by_key) for pair in pairs]
-            results = summarize(prompts, labels, answers, outcomes)
+            by_person = [find_outcome(pair, PERSON, judgements.by_key) for pair in pairs]
+            if plan.judge is None:
+                results = summarize(prompts, labels, answers, by_person)
+            else:
+                judge = plan.judge.identity
+                outcomes = [find_outcome(pair, judge, judgements.by_key) for pair in pairs]
+                results = summarize(prompts, labels, answers, outcomes, by_person)
             _write(plan, results)
             return results
 

@@ -58,7 +58,8 @@ def _wilson(mean: float, count: float) -> Estimate:
     center = mean + _Z**2 / (2 * count)
     half = _Z * math.sqrt(mean * (1 - mean) / count + (_Z / (2 * count)) ** 2)
     scale = 1 + _Z**2 / count
-    return Estimate(mean, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale))
+    low, high = (center - half) / scale, (center + half) / scale
+    return Estimate(mean, min(mean, max(0.0, low)), max(mean, min(1.0, high)))  # rounding may exceed 0, 1 or the mean
 
 
 class Ratings(NamedTuple):
