@@ -60,7 +60,11 @@ def serve(stand_in: StandIn) -> Iterator[StandIn]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """Print nothing about a client that left."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     stand_in.address = f"http://127.0.0.1:{server.server_port}/v1"

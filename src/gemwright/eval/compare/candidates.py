@@ -45,7 +45,7 @@ class Candidate:
         """What its answers depend on; that of a file or folder changes with its files."""
         if isinstance(self.model, Endpoint):
             return [self.model.url, self.model.model, dict(self.sampling)]
-        return [self.model, _state(Path(self.model)), self.dtype, dict(self.sampling)]
+        return [self.model, _state(Path(self.model).expanduser()), self.dtype, dict(self.sampling)]
 
 
 def parse_candidate(text: str) -> Candidate:
