@@ -128,8 +128,8 @@ def test_console(page: str, line: str, models: Path, workspace: Path, monkeypatc
         run_gemwright(["gemwright", "quantize", "model.gguf", "folder"], b"", monkeypatch)
     if words[1] in ("generate", "chat", "infill", "see"):
         words += ["--max-tokens", "8"]  # the last value counts
-    if words[1] == "serve":
-        words += ["--help"]  # it would run until a signal; tests/serve starts it
+    if words[1] in ("serve", "compare"):
+        words += ["--help"]  # they would wait for requests; tests/serve and tests/eval/compare start them
     if words[1] == "tune":
         (workspace / "mine").unlink()
         words += ["--length", "32", "--batch-size", "2", "--steps", "1"]

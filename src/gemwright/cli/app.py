@@ -6,6 +6,7 @@ import typer
 
 from gemwright import __version__
 from gemwright.cli.chat import chat
+from gemwright.cli.compare import compare
 from gemwright.cli.doctor import doctor
 from gemwright.cli.eval import evaluate
 from gemwright.cli.files import convert, pull, quantize
@@ -53,5 +54,6 @@ for command in (generate, chat, serve, see, infill, score, tokenize):
 app.command("list")(list_models)
 app.command()(tune)
 app.command("eval")(evaluate)
+app.command()(compare)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)
