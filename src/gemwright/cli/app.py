@@ -11,6 +11,7 @@ from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
+from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
 from gemwright.cli.score import score
 from gemwright.cli.see import see
@@ -51,5 +52,6 @@ for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
 app.command()(tune)
+app.command()(memorize)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)
