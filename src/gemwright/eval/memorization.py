@@ -281,7 +281,7 @@ def make_rate(count: int, documents: int) -> Rate:
     share, squared = count / documents, _NORMAL_95**2 / documents
     center = (share + squared / 2) / (1 + squared)
     half = _NORMAL_95 * math.sqrt(share * (1 - share) / documents + squared / (4 * documents)) / (1 + squared)
-    return Rate(count, documents, max(0.0, center - half), min(1.0, center + half))
+    return Rate(count, documents, min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
 
 
 def _write_report(path: Path, model: Model, settings: Settings, findings: Sequence[Finding]) -> None:
