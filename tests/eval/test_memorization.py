@@ -1,7 +1,10 @@
 """The memorization audit: distances and intervals against other code, rates of models whose continuations are known."""
 
+import itertools
 import json
 import random
+import runpy
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from gemwright.eval.memorization import BATCH, Settings, audit, make_rate
 from gemwright.eval.memorization_extract import EditDistances, extract, extract_exact
 from gemwright.eval.memorization_sample import Passage, Sample, draw_samples
 from gemwright.eval.personal_data import find_personal_data
+from tests.documents import ROOT
 from tests.tiny.gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -85,20 +89,20 @@ def known_passages(model: gemwright.Model) -> list[Passage]:
                 case _:
                     del ids[place]
                     ids.append(draw.randrange(330, 380))
-        passages.append(Passage("own", str(index), tuple(prompts[index]), tuple(ids[:50])))
+        passages.append(Passage("own", str(index), np.array([*prompts[index], *ids[:50]], np.int32), 21))
     return passages
 
 
 def test_known_continuations(model: gemwright.Model):
     passages = known_passages(model)
-    whole = [one.tokens for one in model.generate([list(p.prompt) for p in passages], max_tokens=50, temperature=0.0)]
+    whole = [one.tokens for one in model.generate([p.prompt for p in passages], max_tokens=50, temperature=0.0)]
     expected = [edit_distance(p.continuation, tokens) for p, tokens in zip(passages, whole, strict=True)]
     found = extract(model.engine, passages, most_edits=5)
     assert [one.edits for one in found] == [edits if edits <= 5 else None for edits in expected]
     assert expected[:2] == [0, 0]
     assert sum(0 < edits <= 5 for edits in expected) > 3 < sum(edits > 5 for edits in expected)
     for one, tokens in zip(found, whole, strict=True):
-        assert list(one.generated) == tokens[: len(one.generated)]
+        assert one.generated == tokens[: len(one.generated)]
     exact = extract_exact(model.engine, passages)
     assert [one.edits == 0 for one in exact] == [edits == 0 for edits in expected]
     hopeless = [passage for passage, edits in zip(passages, expected, strict=True) if edits > 20]
@@ -127,9 +131,9 @@ def test_samples(model: gemwright.Model, tmp_path: Path):
         ids = [part for record, part in zip(records, whole, strict=True) if record["source"] == source]
         enough = [part for part in ids if len(part) >= 30]
         found = samples[source]
-        assert [[*p.prompt, *p.continuation] for p in found.passages] == [[2, *part[:30]] for part in enough]
+        assert [p.ids.tolist() for p in found.passages] == [[2, *part[:30]] for part in enough]
         assert (found.documents, found.tokenized, found.too_short) == (len(ids), len(ids), len(ids) - len(enough))
-    assert {len(passage.prompt) for passage in samples["a"].passages} == {21}
+    assert {(len(one.prompt), len(one.continuation)) for one in samples["a"].passages} == {(21, 10)}
     assert samples["a"].passages[0].place.startswith(f"{files[0]}, line ")
 
 
@@ -139,7 +143,8 @@ def test_samples_are_uniform():
     for seed in range(2000):
         sample = Sample("source", limit=5, seed=seed)
         for index in range(50):
-            sample.offer(lambda index=index: None if index % 5 == 4 else Passage("source", str(index), (), ()))
+            passage = Passage("source", str(index), np.zeros(3, np.int32), 2)
+            sample.offer(lambda passage=passage, index=index: None if index % 5 == 4 else passage)
         assert len(sample.passages) == 5
         drawn.update(passage.place for passage in sample.passages)
     assert len(drawn) == 40
@@ -203,6 +208,22 @@ def test_memorized_corpus(model: gemwright.Model, tmp_path: Path):
         approximate = [one.approximate and one.approximate.count for one in findings]
         assert approximate == ([None] * 3 if exact_only else [len(own), 0, len(own)])
     assert len(own) >= 8
+
+
+@pytest.mark.slow
+def test_canaries(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The more often a tiny model saw a text, the likelier it completes it; what it never saw, it does not."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    arguments = ["canaries.py", "--out", str(tmp_path / "out"), "--model", str(tiny), "--method", "full"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--learning-rate", "1e-2", "--batch-size", "1"])
+    runpy.run_path(str(ROOT / "recipes" / "canaries.py"), run_name="__main__")
+    report = json.loads((tmp_path / "out" / "audit" / "report.json").read_text())
+    rates = [source["exact"] for source in report["sources"]]
+    assert [source["source"] for source in report["sources"]] == ["0", "1", "2", "4", "8", "16", "32", "64"]
+    assert [rate["share"] for rate in rates[:3]] == [0.0] * 3
+    assert rates[-1]["share"] == 1.0
+    assert all(before["low"] <= after["high"] for before, after in itertools.pairwise(rates))  # no fall beyond chance
+    assert (tmp_path / "out" / "canaries.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_personal_data():

@@ -10,6 +10,7 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.tune_report import format_seconds
 
 if TYPE_CHECKING:
     from gemwright.eval.memorization import Finding, Rate
@@ -63,6 +64,8 @@ def memorize(
     render.clear_status()
     for line in format_table(findings):
         render.write(f"{line}\n")
+    for kind, count in findings[-1].personal_data.items():
+        render.write(f"{kind}: in {count:,} of the memorized continuations\n")
     render.note(f"{out / REPORT} has the rates, and {out / SAMPLES} every document with its continuation.")
 
 
@@ -85,7 +88,7 @@ class Progress:
         start, begin = self._first
         speed = (done - start) / (now - begin) if done > start else 0.0
         line = f"{done:,} of {total:,} documents"
-        line += f", {speed:.1f} documents/s, {(total - done) / speed:.0f} s left" if speed else ""
+        line += f", {speed:.1f} documents/s, {format_seconds((total - done) / speed)} left" if speed else ""
         render.status(line)
         is_due = now - self._last >= SECONDS or (done == total and done > start)
         if is_due and not sys.stderr.isatty():

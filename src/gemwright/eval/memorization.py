@@ -200,7 +200,8 @@ def _extract_all(model: Model, settings: Settings, passages: Sequence[Passage], 
         if settings.exact_only:
             extractions = extract_exact(model.engine, batch)
         else:
-            extractions = extract(model.engine, batch, settings.most_edits)
+            filled = [*batch, *[batch[0]] * (min(BATCH, len(passages)) - len(batch))]  # the size that is compiled
+            extractions = extract(model.engine, filled, settings.most_edits)[: len(batch)]
         lines = [describe(model, passage, found) for passage, found in zip(batch, extractions, strict=True)]
         with path.open("ab") as file:
             file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
@@ -236,8 +237,8 @@ def describe(model: Model, passage: Passage, extraction: Extraction) -> dict[str
         "prefix": decode(passage.prompt),
         "continuation": decode(passage.continuation),
         "generated": decode(extraction.generated),
-        "continuation_ids": list(passage.continuation),
-        "generated_ids": list(extraction.generated),
+        "continuation_ids": passage.continuation,
+        "generated_ids": extraction.generated,
         "personal_data": dict(find_personal_data(decode(extraction.generated))) if is_memorized else {},
     }
 

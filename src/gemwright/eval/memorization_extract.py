@@ -21,7 +21,7 @@ class Extraction(NamedTuple):
         edits: Edit distance from the continuation, in tokens; None if it is more than allowed.
     """
 
-    generated: tuple[int, ...]
+    generated: list[int]
     edits: int | None
 
 
@@ -62,7 +62,7 @@ def extract(engine: Engine, passages: Sequence[Passage], most_edits: int) -> lis
         passages: The prefixes, and the continuations to compare with, all of one length.
         most_edits: Largest edit distance to be found.
     """
-    texts = np.array([passage.continuation for passage in passages], np.int32)
+    texts = np.stack([passage.ids[passage.start :] for passage in passages])
     distances, steps = EditDistances(texts), list[NDArray[np.int32]]()
     prompts = [passage.prompt for passage in passages]
     for step in engine.generate(prompts, [Sampling()] * len(passages), texts.shape[1]):
@@ -71,7 +71,7 @@ def extract(engine: Engine, passages: Sequence[Passage], most_edits: int) -> lis
         if (distances.least > most_edits).all():
             break
     generated, edits = np.stack(steps, axis=1).tolist(), distances.least.tolist()
-    return [Extraction(tuple(g), e if e <= most_edits else None) for g, e in zip(generated, edits, strict=True)]
+    return [Extraction(g, e if e <= most_edits else None) for g, e in zip(generated, edits, strict=True)]
 
 
 def extract_exact(engine: Engine, passages: Sequence[Passage]) -> list[Extraction]:
@@ -82,6 +82,6 @@ def extract_exact(engine: Engine, passages: Sequence[Passage]) -> list[Extractio
     """
     found = score_continuations(engine, [(passage.prompt, passage.continuation) for passage in passages])
     return [
-        Extraction(passage.continuation, 0) if likelihood.is_greedy else Extraction((), None)
+        Extraction(passage.continuation, 0) if likelihood.is_greedy else Extraction([], None)
         for passage, likelihood in zip(passages, found, strict=True)
     ]

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemwright.api import Model
 from gemwright.data.documents import Encoder
 from gemwright.data.records import Example, Text, find_kind, read_examples
@@ -32,14 +35,24 @@ class Passage:
     Attributes:
         source: Name of its source.
         place: Where the document is, such as "corpus.jsonl, line 7".
-        prompt: Token ids of BOS and the prefix.
-        continuation: Token ids that follow.
+        ids: [N] token ids: BOS, the prefix and the continuation. An array, as there may be millions of them.
+        start: Index of the first id of the continuation.
     """
 
     source: str
     place: str
-    prompt: tuple[int, ...]
-    continuation: tuple[int, ...]
+    ids: NDArray[np.int32]
+    start: int
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids of BOS and the prefix."""
+        return self.ids[: self.start].tolist()
+
+    @property
+    def continuation(self) -> list[int]:
+        """Token ids that follow the prefix."""
+        return self.ids[self.start :].tolist()
 
 
 @dataclass
@@ -133,8 +146,8 @@ def draw_samples(
                 ids = _encode(encoder, record, example, prefix + continuation)
                 if len(ids) < prefix + continuation:
                     return None
-                prompt = (encoder.tokenizer.bos_id, *ids[:prefix])
-                return Passage(source, _utf8(str(record.place)), prompt, tuple(ids[prefix : prefix + continuation]))
+                kept = np.array([encoder.tokenizer.bos_id, *ids[: prefix + continuation]], np.int32)
+                return Passage(source, _utf8(str(record.place)), kept, 1 + prefix)
 
             sample.offer(read)
     if not any(sample.passages for sample in samples.values()):
@@ -180,5 +193,9 @@ def _encode_beginnings(encoder: Encoder, text: str, count: int) -> Iterator[list
 
 def digest(samples: Sequence[Sample]) -> str:
     """Return the SHA-256 of the passages of samples."""
-    passages = [(passage.source, passage.prompt, passage.continuation) for one in samples for passage in one.passages]
-    return hashlib.sha256(repr(passages).encode("utf-8", "surrogatepass")).hexdigest()
+    total = hashlib.sha256()
+    for sample in samples:
+        for passage in sample.passages:
+            total.update(f"{passage.source}\n{passage.start}\n".encode())
+            total.update(passage.ids.tobytes())
+    return total.hexdigest()
