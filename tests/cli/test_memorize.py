@@ -21,6 +21,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in content))
     (folder / "used").mkdir()
     (folder / "used" / "thesis.txt").write_text("all of it")
+    (folder / "tuned").mkdir()
+    (folder / "tuned" / "run.json").write_text('{"model": {}, "data": {}}')
     return {"tiny": tiny, "folder": folder}
 
 
@@ -62,6 +64,10 @@ def test_run(run: Run, places: dict[str, Path]):
             "{tiny} {folder}/corpus.jsonl --out {folder}/used --prefix 20 --continuation 10",
             "used has files that are not of a run; give an empty or a new folder.",
         ),
+        (
+            "{tiny} {folder}/corpus.jsonl --out {folder}/tuned --prefix 20 --continuation 10",
+            "run.json is not of an audit; give another folder.",
+        ),
     ],
 )
 def test_errors(run: Run, places: dict[str, Path], arguments: str, sentence: str):
@@ -71,3 +77,4 @@ def test_errors(run: Run, places: dict[str, Path], arguments: str, sentence: str
     assert result.err.count("\n") == 1
     assert not (places["folder"] / "x").exists()
     assert [path.name for path in (places["folder"] / "used").iterdir()] == ["thesis.txt"]
+    assert (places["folder"] / "tuned" / "run.json").read_text() == '{"model": {}, "data": {}}'

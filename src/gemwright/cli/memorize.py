@@ -65,7 +65,7 @@ def memorize(
     for line in format_table(findings):
         render.write(f"{line}\n")
     for kind, count in findings[-1].personal_data.items():
-        render.write(f"{kind}: in {count:,} of the memorized continuations\n")
+        render.write(f"documents with personal data of the kind {kind}: {count:,}\n")
     render.note(f"{out / REPORT} has the rates, and {out / SAMPLES} every document with its continuation.")
 
 

@@ -174,20 +174,24 @@ def _digest_weights(model: Model) -> str:
 
 
 def _claim(out: Path, made_with: Mapping[str, Any]) -> None:
-    """Write what an audit is made with to its folder, or require that the samples in it are of the same."""
-    if not (out / SAMPLES).exists():
-        with replace_file(out / MARKER) as file:
-            file.write(json.dumps(made_with, indent=1).encode())
-        return
-    try:
-        before = json.loads((out / MARKER).read_bytes())
-        changed = [name for name, value in made_with.items() if before[name] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GemwrightError(f"{out / MARKER} is not of an audit; give another folder.") from error
-    if changed:
-        raise GemwrightError(
-            f"{out} has an audit with other {' and '.join(changed)}; use the same again or give another folder."
-        )
+    """Write what an audit is made with to its locked folder, or require that what the folder has is of the same.
+
+    Raises:
+        GemwrightError: The folder is of another run, or has samples that were made with something else.
+    """
+    marker = out / MARKER
+    if marker.exists():
+        try:
+            before = json.loads(marker.read_bytes())
+            changed = [name for name, value in made_with.items() if before[name] != value]
+        except (ValueError, KeyError, TypeError) as error:
+            raise GemwrightError(f"{marker} is not of an audit; give another folder.") from error
+        if changed and (out / SAMPLES).exists():
+            raise GemwrightError(
+                f"{out} has an audit with other {' and '.join(changed)}; use the same again or give another folder."
+            )
+    with replace_file(marker) as file:
+        file.write(json.dumps(made_with, indent=1).encode())
 
 
 def _extract_all(model: Model, settings: Settings, passages: Sequence[Passage], out: Path, report: Report) -> None:
