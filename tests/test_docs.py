@@ -59,6 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("essay.txt", "report.txt"):
         (folder / name).write_text("the hen and the thing\n")
     (folder / "train.jsonl").write_text('{"text": "the hen and the thing"}\n' * 4)
+    (folder / "corpus.jsonl").write_text(f'{{"text": "{"the hen and the thing " * 40}"}}\n' * 4)
     return folder
 
 

@@ -10,7 +10,7 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
     *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
-    *("list", "tune", "models", "pull", "rm", "du", "inspect", "convert", "quantize", "doctor"),
+    *("list", "tune", "memorize", "models", "pull", "rm", "du", "inspect", "convert", "quantize", "doctor"),
 )
 
 FAST = """

@@ -13,6 +13,7 @@ from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
+from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
 from gemwright.cli.score import score
 from gemwright.cli.see import see
@@ -55,5 +56,6 @@ app.command("list")(list_models)
 app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(memorize)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)
