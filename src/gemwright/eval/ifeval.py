@@ -16,10 +16,11 @@ from gemwright.errors import DataError
 Arguments = Mapping[str, Any]
 """What an instruction says, such as its number of words; without those that are None."""
 
-ABBREVIATIONS: Final = frozenset(
+_ABBREVIATIONS = (
     "a.m adm aug ave bros co col corp d.c dec dr feb fri ft gen inc jan jr l.a lt ltd maj messrs mr mrs ms n.y nov oct "
-    "p.m ph.d prof rep sen sep sept sr st u.k u.n u.s u.s.a vs wed".split()
+    "p.m ph.d prof rep sen sep sept sr st u.k u.n u.s u.s.a vs wed"
 )
+ABBREVIATIONS: Final = frozenset(_ABBREVIATIONS.split())
 """English abbreviations whose period ends no sentence, in lower case without the last period."""
 
 _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
