@@ -72,8 +72,7 @@ def test_relaxed_accuracy_allows_five_percent():
         assert metrics.score_relaxed(answer, reference) == expected, (answer, reference)
 
 
-def test_cider_equals_that_of_pycocoevalcap():
-    cider = pytest.importorskip("pycocoevalcap.cider.cider")
+def draw_captions() -> tuple[list[str], list[list[str]]]:
     words = ["a", "the", "dog", "cat", "red", "stone", "river", "runs", "sits", "on", "near", "two"]
     draw = np.random.default_rng(0)
 
@@ -83,20 +82,56 @@ def test_cider_equals_that_of_pycocoevalcap():
     captions = [caption() for _ in range(20)]
     references = [[caption() for _ in range(draw.integers(1, 6))] for _ in range(20)]
     references[0][0] = captions[0]
-    scorer = cider.Cider()
-    mean, each = scorer.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(captions)})
+    return captions, references
+
+
+def define_cider(captions: list[str], references: list[list[str]]) -> list[float]:
+    """CIDEr-D as its paper defines it, with a dense vector for each length of n-grams."""
+
+    def list_grams(text: str, n: int) -> list[tuple[str, ...]]:
+        words = text.split()
+        return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+    totals = np.zeros((len(captions), 4))
+    for n in range(1, 5):
+        every = sorted({gram for text in (*captions, *itertools.chain(*references)) for gram in list_grams(text, n)})
+        rarity = np.array(
+            [
+                np.log(len(references))
+                - np.log(max(1, sum(any(gram in list_grams(t, n) for t in some) for some in references)))
+                for gram in every
+            ]
+        )
+        for image, caption in enumerate(captions):
+            values: list[float] = []
+            found = rarity * [list_grams(caption, n).count(gram) for gram in every]
+            for reference in references[image]:
+                there = rarity * [list_grams(reference, n).count(gram) for gram in every]
+                norm = np.linalg.norm(found) * np.linalg.norm(there)
+                apart = len(list_grams(caption, 2)) - len(list_grams(reference, 2))
+                cosine = np.minimum(found, there) @ there / norm if norm else 0.0
+                values.append(10 * float(cosine) * np.exp(-(apart**2) / 72))
+            totals[image, n - 1] = np.mean(values)
+    return totals.mean(axis=1).tolist()
+
+
+def test_cider_equals_its_definition():
+    captions, references = draw_captions()
+    expected = define_cider(captions, references)
+    np.testing.assert_allclose(metrics.score_captions(captions, references), expected, rtol=1e-12, atol=1e-12)
+    words = metrics.split_caption("A dog's bone,\non the red-brick floor.")
+    assert words == ["a", "dog's", "bone", "on", "the", "red-brick", "floor"]
+
+
+def test_cider_equals_that_of_pycocoevalcap():
+    cider = pytest.importorskip("pycocoevalcap.cider.cider")
+    captions, references = draw_captions()
+    mean, each = cider.Cider().compute_score(
+        dict(enumerate(references)), {i: [text] for i, text in enumerate(captions)}
+    )
     found = metrics.score_captions(captions, references)
     np.testing.assert_allclose(found, each, rtol=1e-12, atol=1e-12)
     assert np.mean(found) == pytest.approx(mean, rel=1e-12)
-    assert metrics.split_caption("A dog's bone, on the\nred-brick floor.") == [
-        "a",
-        "dog's",
-        "bone",
-        "on",
-        "the",
-        "red-brick",
-        "floor",
-    ]
 
 
 def test_overlaps_of_boxes_are_those_of_counted_cells():
