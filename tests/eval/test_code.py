@@ -12,7 +12,7 @@ import yaml
 from lm_eval.api.model import LM
 
 from gemwright.errors import DataError, GemwrightError
-from gemwright.eval import code_scoring, code_tasks, sandbox
+from gemwright.eval import code_scoring, code_tasks, definitions, sandbox
 from gemwright.eval.code_languages import LANGUAGES, Language
 from gemwright.eval.local import write_tasks
 
@@ -125,7 +125,7 @@ def test_damaged_lines_are_named(tmp_path: Path, text: str):
     file = tmp_path / "problems.jsonl"
     file.write_text(f"{{}}\n{text}\n")
     with pytest.raises(DataError, match="line 2"):
-        list(code_tasks.read_lines(file))
+        list(definitions.read_lines(file))
 
 
 class Oracle(LM):
@@ -213,14 +213,14 @@ def test_prompts_and_stop_strings_are_those_of_lm_eval(ours: str, theirs: str):
         return (read(file.parent / parent) if parent else {}) | fields
 
     published = Path(next(iter(lm_eval.tasks.__path__)))
-    found, expected = read(code_tasks.DEFINITIONS / f"{ours}.yaml"), read(published / f"{theirs}.yaml")
+    found, expected = read(definitions.DEFINITIONS / f"{ours}.yaml"), read(published / f"{theirs}.yaml")
     shared = ("dataset_path", "dataset_name", "test_split", "doc_to_text", "doc_to_target", "target_delimiter")
     for field in (*shared, "output_type", "generation_kwargs", "num_fewshot", "repeats"):
         assert found.get(field) == expected.get(field), field
 
 
 def test_every_task_names_functions_that_exist():
-    for file in code_tasks.DEFINITIONS.glob("*.yaml"):
+    for file in definitions.DEFINITIONS.glob("*.yaml"):
         for line in file.read_text().splitlines():
             if "!function" in line:
                 module, _, name = line.split("!function")[1].strip().rpartition(".")

@@ -1,13 +1,17 @@
 """IFEval's checks against those of lm-eval, on texts that follow each kind of instruction or do not."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemwright.errors import DataError
 from gemwright.eval import ifeval
+from gemwright.eval.local import write_tasks
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 pytest.importorskip("langdetect")
 pytest.importorskip("immutabledict")
 
@@ -152,6 +156,27 @@ def test_abbreviations_end_no_sentence():
         "They met at 5 p.m. in St. Moritz.",
         "It rained.",
     ]
+
+
+def test_characters_other_than_letters_are_counted():
+    arguments = {"letter": "!", "let_frequency": 2, "let_relation": "at least"}
+    assert ifeval.check("keywords:letter_frequency", "Oh! No!", arguments)
+    assert not ifeval.check("keywords:letter_frequency", "Oh! No.", arguments)
+
+
+def test_the_definition_reads_local_files(tmp_path: Path):
+    record = {"key": 1, "prompt": "Write.", "instruction_id_list": ["punctuation:no_comma", "keywords:existence"]}
+    record["kwargs"] = [{}, {"keywords": ["Write"]}]
+    (tmp_path / "ifeval").mkdir()
+    (tmp_path / "ifeval/prompt_instructions.jsonl").write_text(json.dumps(record))
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    names = write_tasks(ifeval.TASKS, tmp_path, tmp_path)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    results = simple_evaluate(model="dummy", tasks=names, task_manager=manager, bootstrap_iters=0)
+    assert results is not None
+    assert results["results"]["gemwright_ifeval"]["inst_level_strict_acc,none"] == 0.5  # the reply is "lol"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from gemwright.errors import GemwrightError
 from gemwright.eval import sandbox
 from gemwright.eval.sandbox import MIB, PYTHON, Limits, Outcome, Sandbox
+from gemwright.eval.sandbox_filter import build_filter
 
 LIMITS = Limits(seconds=20, cpu_seconds=5, memory=256 * MIB, files=8 * MIB, processes=16, output=64 * 1024)
 SANDBOXES = [
@@ -187,6 +188,27 @@ except OSError:
 """
     outcome = run(isolate, program)
     assert (outcome.status, outcome.output) == ("passed", "refused\n")
+
+
+def test_memory_that_nobody_counts_is_refused(isolate: Sandbox):
+    if isolate is sandbox.namespaces or build_filter() is None:
+        pytest.skip("no filter of system calls")
+    program = """
+import ctypes, os, subprocess, threading
+libc = ctypes.CDLL(None)
+new_user = 0x10000000
+assert libc.unshare(new_user) == -1
+assert libc.syscall(56 if os.uname().machine == "x86_64" else 220, new_user | 17, 0, 0, 0, 0) == -1
+try:
+    os.memfd_create("file")
+except OSError:
+    print("refused")
+thread = threading.Thread(target=print, args=("thread",))
+thread.start()
+thread.join()
+print(subprocess.run(["echo", "process"], capture_output=True, text=True).stdout)
+"""
+    assert run(isolate, program).output.split() == ["refused", "thread", "process"]
 
 
 def test_without_a_sandbox_nothing_runs_unless_told(isolate: Sandbox, monkeypatch: pytest.MonkeyPatch):

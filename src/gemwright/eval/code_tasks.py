@@ -1,38 +1,15 @@
 """Code tasks over local files: where their records are and how they are read; `tasks/` has the definitions."""
 
 import ast
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from gemwright.errors import DataError
+from gemwright.eval.definitions import DEFINITIONS, make_task, read_lines
 from gemwright.eval.local import LocalTask, Record
 from gemwright.families import FILL_IN_THE_MIDDLE as TOKENS
-
-DEFINITIONS: Final = Path(__file__).parent / "tasks"
-"""Folder of lm-eval definitions, for `lm_eval --include_path`."""
-
-
-def read_lines(file: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file, which may be compressed with gzip.
-
-    Raises:
-        DataError: A line is no JSON object.
-    """
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: {error}; write one JSON object on each line.") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{file}, line {number}: expected a JSON object.")
-            yield record
 
 
 def split_single_line(solution: str) -> Iterator[tuple[str, str, str]]:
@@ -106,22 +83,18 @@ def split_infilling_prompt(text: str) -> tuple[str, str] | None:
     return (before, after) if mark else None
 
 
-def _task(name: str, definition: str, file: str, read: Callable[[Path], Iterator[Record]] = read_lines) -> LocalTask:
-    return LocalTask(f"gemwright_{name}", str(DEFINITIONS / f"{definition}.yaml"), {"test": file}, read)
-
-
 _HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
 _MBPP = "mbpp/mbpp.jsonl"
 TASKS: Final = (
-    _task("humaneval", "humaneval", _HUMANEVAL),
-    _task("humaneval_64", "humaneval_64", _HUMANEVAL),
-    _task("infilling_single_line", "infilling_single", _HUMANEVAL, partial(read_infilling, split_single_line)),
-    _task("infilling_multi_line", "infilling_multi", _HUMANEVAL, partial(read_infilling, split_multi_line)),
+    make_task("humaneval", _HUMANEVAL),
+    make_task("humaneval_64", _HUMANEVAL),
+    make_task("infilling_single_line", _HUMANEVAL, partial(read_infilling, split_single_line)),
+    make_task("infilling_multi_line", _HUMANEVAL, partial(read_infilling, split_multi_line)),
     LocalTask("gemwright_mbpp", str(DEFINITIONS / "mbpp.yaml"), {"test": _MBPP, "prompt": _MBPP}, read_lines),
-    _task("humanevalx_python", "humanevalx_python", "humaneval-x/humaneval_python.jsonl.gz"),
-    _task("humanevalx_cpp", "humanevalx_cpp", "humaneval-x/humaneval_cpp.jsonl.gz"),
-    _task("humanevalx_java", "humanevalx_java", "humaneval-x/humaneval_java.jsonl.gz"),
-    _task("humanevalx_javascript", "humanevalx_javascript", "humaneval-x/humaneval_js.jsonl.gz"),
-    _task("babelcode_python", "babelcode_python", "babelcode/human_eval_questions.jsonl", read_babelcode),
+    make_task("humanevalx_python", "humaneval-x/humaneval_python.jsonl.gz"),
+    make_task("humanevalx_cpp", "humaneval-x/humaneval_cpp.jsonl.gz"),
+    make_task("humanevalx_java", "humaneval-x/humaneval_java.jsonl.gz"),
+    make_task("humanevalx_javascript", "humaneval-x/humaneval_js.jsonl.gz"),
+    make_task("babelcode_python", "babelcode/human_eval_questions.jsonl", read_babelcode),
 )
 """Code tasks and the files that serve them."""

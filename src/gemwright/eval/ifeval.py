@@ -1,8 +1,8 @@
 """IFEval without downloads: the checks of its 25 kinds of instructions, and lm-eval's four scores.
 
-Definitions: Zhou et al. (2023), arXiv:2311.07911. The checks decide as lm-eval's do, with two exceptions: sentences are
-split by the same algorithm (Punkt) with the abbreviations below instead of a trained model, and the detection of
-languages has a fixed seed, so that a score can be repeated.
+Definitions: Zhou et al. (2023), arXiv:2311.07911. The checks decide as lm-eval's do, with three exceptions: sentences
+are split by the same algorithm (Punkt) with the abbreviations below instead of a trained model; the detection of
+languages has a fixed seed; and a letter to count may be any character, for which lm-eval draws a letter at random.
 """
 
 import json
@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from gemwright.errors import DataError
+from gemwright.eval.definitions import make_task
 
 Arguments = Mapping[str, Any]
 """What an instruction says, such as its number of words; without those that are None."""
@@ -256,3 +257,7 @@ def average(items: Iterable[Sequence[bool]]) -> float:
     """Return the share of all instructions that were followed, for lm-eval's `aggregation`."""
     followed = [one for item in items for one in item]
     return sum(followed) / len(followed)
+
+
+TASKS: Final = (make_task("ifeval", "ifeval/prompt_instructions.jsonl"),)
+"""The task and the file that serves it."""

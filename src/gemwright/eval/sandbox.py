@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from gemwright.errors import GemwrightError
+from gemwright.eval.sandbox_filter import build_filter
 
 UNSAFE: Final = "GEMWRIGHT_RUN_UNSAFE_CODE"
 """The environment variable that permits programs to run unprotected where there is no sandbox."""
@@ -138,6 +139,9 @@ def works(sandbox: Sandbox) -> bool:
 def bubblewrap(place: Place, limits: Limits, command: Sequence[str]) -> list[str]:
     """Isolate a command with bubblewrap."""
     words = ["bwrap", "--die-with-parent", "--new-session"]
+    if calls := build_filter():
+        (place.root / "filter").write_bytes(calls)
+        words = ["sh", "-c", 'exec "$@" 9<"$0"', str(place.root / "filter"), *words, "--seccomp", "9"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if os.geteuid() == 0:  # `_drop_privileges` needs these, and drops them
         words += ["--cap-drop", "ALL", *(f"--cap-add=CAP_{name}" for name in ("SETUID", "SETGID", "SETPCAP"))]
@@ -159,7 +163,7 @@ def _scratch(path: str, size: int) -> list[str]:
 
 
 def namespaces(place: Place, limits: Limits, command: Sequence[str]) -> list[str]:
-    """Isolate a command with `unshare` and `pivot_root`, in the same way."""
+    """Isolate a command with `unshare` and `pivot_root` in the same way, but without a filter of system calls."""
     words = ["setpriv", "--pdeathsig=KILL", "unshare", "--fork", "--kill-child"]
     words += ["--mount", "--net", "--pid", "--ipc", "--uts"]
     words += [] if os.geteuid() == 0 else ["--map-root-user"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from gemwright.errors import DataError
 from gemwright.eval import vision_metrics as metrics
-from gemwright.eval.code_tasks import DEFINITIONS, read_lines
-from gemwright.eval.local import LocalTask, Record
+from gemwright.eval.definitions import make_task, read_lines
+from gemwright.eval.local import Record
 from gemwright.images.load import load_image
 from gemwright.images.locations import Box, parse
 from gemwright.images.masks import MaskDecoder, place
@@ -153,17 +153,13 @@ def score_mask(reply: str, expected: NDArray[np.bool_], decoder: MaskDecoder) ->
     return metrics.compare_masks(place(decoder.decode(found.mask_codes), found.box, *expected.shape), expected)
 
 
-def _task(name: str, folder: str, file: str = "test.jsonl", read: Any = read_images) -> LocalTask:
-    return LocalTask(f"gemwright_{name}", str(DEFINITIONS / f"{name}.yaml"), {"test": f"{folder}/{file}"}, read)
-
-
 TASKS: Final = (
-    _task("nlvr", "nlvr", "dev.jsonl", read_nlvr),
-    _task("vqa", "vqa"),
-    _task("docvqa", "docvqa"),
-    _task("chartqa", "chartqa"),
-    _task("captions", "captions"),
-    _task("detection", "detection"),
-    _task("referring", "referring"),
+    make_task("nlvr", "nlvr/dev.jsonl", read_nlvr),
+    make_task("vqa", "vqa/test.jsonl", read_images),
+    make_task("docvqa", "docvqa/test.jsonl", read_images),
+    make_task("chartqa", "chartqa/test.jsonl", read_images),
+    make_task("captions", "captions/test.jsonl", read_images),
+    make_task("detection", "detection/test.jsonl", read_images),
+    make_task("referring", "referring/test.jsonl", read_images),
 )
 """Image tasks and the files that serve them."""
