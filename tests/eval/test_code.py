@@ -49,7 +49,8 @@ def test_pass_at_k_is_the_average_over_all_choices(programs: int):
 
 def available(name: str) -> Any:
     missing = LANGUAGES[name].find_missing_tools()
-    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"{missing} is not installed"))
+    marks = [pytest.mark.skipif(bool(missing), reason=f"{missing} is not installed")]
+    return pytest.param(name, marks=[*marks, pytest.mark.slow] if name == "java" else marks)
 
 
 CPP = "#include<assert.h>\nint add(int a, int b){\n    return a OPERATOR b;\n}\nint main(){ assert(add(1, 2) == 3); }"

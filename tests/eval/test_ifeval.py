@@ -169,6 +169,7 @@ def test_the_definition_reads_local_files(tmp_path: Path):
     record["kwargs"] = [{}, {"keywords": ["Write"]}]
     (tmp_path / "ifeval").mkdir()
     (tmp_path / "ifeval/prompt_instructions.jsonl").write_text(json.dumps(record))
+    import lm_eval.models  # noqa: F401  # registers the dummy model
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
