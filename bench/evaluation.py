@@ -34,6 +34,8 @@ def main() -> None:
     from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
 
+    from gemwright.eval.benchmarks import FINDERS
+    from gemwright.eval.benchmarks import TASKS as TASKS_OF_FILES
     from gemwright.eval.harness import HarnessModel
     from gemwright.eval.local import find_tasks, write_tasks
 
@@ -50,7 +52,7 @@ def main() -> None:
         "gemwright, as stored": lambda: HarnessModel(str(models.locate_demo())),
     }
     with tempfile.TemporaryDirectory() as folder:
-        names = write_tasks(find_tasks(arguments.data), Path(folder))
+        names = write_tasks(find_tasks(arguments.data, TASKS_OF_FILES, FINDERS), Path(folder))
         manager = TaskManager(include_path=folder, include_defaults=False)
         tasks = [task for task in arguments.tasks if task in names]
         found = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gemwright.errors import DataError
-from gemwright.eval import records
+from gemwright.eval import benchmarks, records
 from gemwright.eval.local import find_tasks, write_tasks
 
 ABCD = ["A", "B", "C", "D"]
@@ -134,11 +134,14 @@ def test_the_right_files_serve_a_task(tmp_path: Path):
     for name in ("arc/ARC-Easy_train.csv", "arc/arc_easy_test.jsonl", "piqa/valid.jsonl", "piqa/test.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = {task.local.task: (task.items.name, task.examples and task.examples.name) for task in find_tasks(tmp_path)}
+    found = {
+        task.local.task: (task.items.name, task.examples and task.examples.name)
+        for task in find_tasks(tmp_path, benchmarks.TASKS)
+    }
     assert found == {"arc_easy": ("arc_easy_test.jsonl", "ARC-Easy_train.csv"), "piqa": ("valid.jsonl", None)}
 
 
 def test_what_is_wrong_is_named(tmp_path: Path):
     (tmp_path / "piqa.jsonl").write_text('{"goal": "Cut bread", "sol1": "with a knife"}\n')
     with pytest.raises(DataError, match=r"piqa\.jsonl, line 1: there is no field sol2"):
-        write_tasks(find_tasks(tmp_path), tmp_path / "tasks")
+        write_tasks(find_tasks(tmp_path, benchmarks.TASKS), tmp_path / "tasks")

@@ -4,16 +4,18 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gemwright.errors import DataError
-from gemwright.eval.local import LocalTask, Record
+from gemwright.eval.local import LocalTask
 
+Fields = dict[str, Any]
+"""The fields of a record."""
 DEFINITIONS: Final = Path(__file__).parent / "tasks"
 """Folder of the definitions, for `lm_eval --include_path`."""
 
 
-def read_lines(file: Path) -> Iterator[Record]:
+def read_lines(file: Path) -> Iterator[Fields]:
     """Yield the records of a JSONL file, which may be compressed with gzip.
 
     Raises:
@@ -33,14 +35,14 @@ def read_lines(file: Path) -> Iterator[Record]:
 
 
 def make_task(
-    name: str, file: str, read: Callable[[Path], Iterator[Record]] = read_lines, definition: str | None = None
+    name: str, files: str, read: Callable[[Path], Iterator[Fields]] = read_lines, definition: str | None = None
 ) -> LocalTask:
     """Return a task of this package, over a file of the data folder.
 
     Args:
         name: Its name after `gemwright_`.
-        file: Path of its records.
+        files: A pattern of the paths of its records; see `LocalTask`.
         read: Yields the records of a file.
         definition: Name of the YAML file, if not that of the task.
     """
-    return LocalTask(f"gemwright_{name}", str(DEFINITIONS / f"{definition or name}.yaml"), {"test": file}, read)
+    return LocalTask(f"gemwright_{name}", str(DEFINITIONS / f"{definition or name}.yaml"), files, read, "test")

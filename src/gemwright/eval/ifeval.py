@@ -259,5 +259,5 @@ def average(items: Iterable[Sequence[bool]]) -> float:
     return sum(followed) / len(followed)
 
 
-TASKS: Final = (make_task("ifeval", "ifeval/prompt_instructions.jsonl"),)
+TASKS: Final = (make_task("ifeval", r"if.?eval.*\.jsonl"),)
 """The task and the file that serves it."""

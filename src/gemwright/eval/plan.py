@@ -7,6 +7,8 @@ from pathlib import Path
 from lm_eval.tasks import TaskManager
 
 from gemwright.errors import GemwrightError
+from gemwright.eval import benchmarks, code_tasks, ifeval, vision_tasks
+from gemwright.eval.definitions import DEFINITIONS
 from gemwright.eval.local import find_tasks, write_tasks
 from gemwright.eval.suites import SUITES, Benchmark
 
@@ -46,13 +48,14 @@ def make_plan(suite: str | None, tasks: Sequence[str] | None, data: Path | None,
     if shots is not None:
         chosen = tuple(replace(benchmark, shots=shots) for benchmark in chosen)
     if data is None:
-        return Plan(chosen, TaskManager())
+        return Plan(chosen, TaskManager(include_path=str(DEFINITIONS)))
     if not data.is_dir():
         raise GemwrightError(f"{data} is not a folder; pass the folder of the data files.")
-    found = {task.local.task: task for task in find_tasks(data)}
+    tables = (*benchmarks.TASKS, *code_tasks.TASKS, *ifeval.TASKS, *vision_tasks.TASKS)
+    found = {task.local.task: task for task in find_tasks(data, tables, benchmarks.FINDERS)}
     served = [(benchmark, _served(benchmark.task, list(found))) for benchmark in chosen]
-    benchmarks = tuple(benchmark for benchmark, names in served if names)
-    if not benchmarks:
+    runnable = tuple(benchmark for benchmark, names in served if names)
+    if not runnable:
         names = ", ".join(benchmark.title for benchmark in chosen)
         raise GemwrightError(f"{data} has no files for {names}; docs/eval.md lists the files that serve each task.")
     needed = [found[name] for name in dict.fromkeys(name for _, names in served for name in names)]
@@ -61,7 +64,7 @@ def make_plan(suite: str | None, tasks: Sequence[str] | None, data: Path | None,
         if names and names != [benchmark.task]:
             _write_group(out / TASKS, benchmark.task, names)
     manager = TaskManager(include_path=str(out / TASKS), include_defaults=False)
-    return Plan(benchmarks, manager, tuple(benchmark for benchmark, names in served if not names))
+    return Plan(runnable, manager, tuple(benchmark for benchmark, names in served if not names))
 
 
 def _choose(suite: str | None, tasks: Sequence[str] | None) -> Iterator[Benchmark]:
