@@ -41,7 +41,7 @@ def memorize(
     ] = 10_000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of documents.")] = 0,
     exact_only: Annotated[
-        bool, typer.Option("--exact-only", help="Look for exact continuations alone, which is faster.")
+        bool, typer.Option("--exact-only", help="Look for exact continuations alone, without generating.")
     ] = False,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,

@@ -45,7 +45,7 @@ class Settings:
         continuation: Number of tokens to continue it by.
         limit: Maximum number of documents of each source.
         seed: Seed of the choice of documents.
-        exact_only: Look for exact continuations alone, which is faster.
+        exact_only: Look for exact continuations alone, without generating.
     """
 
     prefix: int = 50
