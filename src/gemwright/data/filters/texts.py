@@ -1,0 +1,86 @@
+"""The texts of a record, whatever its kind, and the record with other texts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+from gemwright.data.records import Fields, find_kind
+from gemwright.data.sources import MAX_DEPTH, Record
+from gemwright.errors import DataError
+
+_CONTENT = frozenset(
+    ("text", "system", "system_prompt", "messages", "conversations", "prompt", "completion", "response")
+    + ("instruction", "instances", "input", "output", "context", "question", "answer")
+)
+"""Fields that hold texts, of all kinds of records."""
+_LABELS = frozenset(
+    ("role", "from", "type", "name", "id", "message_id", "parent_id", "user_id", "lang", "created_date")
+)
+"""Fields of messages that hold no text."""
+
+
+def find_fields(record: Record, field: str | None) -> frozenset[str]:
+    """Return the names of the fields with the texts of a record.
+
+    Args:
+        record: The record.
+        field: The name of the only one, or None to find them by its kind.
+
+    Raises:
+        DataError: The record is of no kind, or has no text in the field.
+    """
+    if field is not None:
+        if not isinstance(record.fields.get(field), str):
+            raise record.place.error(f'there is no text in the field "{field}"; check --text-field.')
+        return frozenset((field,))
+    return frozenset(("text",)) if find_kind(record).name == "text" else _CONTENT
+
+
+def join_texts(fields: Fields, names: frozenset[str]) -> str:
+    """Return the texts of a record, with an empty line between them."""
+    return "\n\n".join(text for name, value in fields.items() if name in names for text in _walk(value))
+
+
+def _walk(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > MAX_DEPTH:
+        raise DataError("the record is nested too deeply")
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in cast(Mapping[str, Any], value).items():
+            if key not in _LABELS:
+                yield from _walk(item, depth + 1)
+    elif isinstance(value, list):
+        for item in cast(list[Any], value):
+            yield from _walk(item, depth + 1)
+
+
+def edit_texts(fields: Fields, names: frozenset[str], edit: Callable[[str], str]) -> Fields:
+    """Return a record with every text edited."""
+    return {name: _edit(value, edit) if name in names else value for name, value in fields.items()}
+
+
+def _edit(value: Any, edit: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return edit(value)
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, Any], value).items()
+        return {key: item if key in _LABELS else _edit(item, edit) for key, item in items}
+    if isinstance(value, list):
+        return [_edit(item, edit) for item in cast(list[Any], value)]
+    return value
+
+
+def check_text_fields(fields: Fields, names: frozenset[str]) -> str:
+    """Return `join_texts` of a record that can be written as UTF-8.
+
+    Raises:
+        DataError: A text has half of a surrogate pair or a NUL character, or the record is nested too deeply.
+    """
+    text = join_texts(fields, names)
+    if "\0" in text:
+        raise DataError("a text has a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("a text has half of a surrogate pair") from None
+    return text
