@@ -30,7 +30,7 @@ class Classifier:
     Attributes:
         weights: Weight of each feature [FEATURES].
         bias: Added to the weighted sum.
-        threshold: Probability from which a text is of the class: that of the best F1 on the training half.
+        threshold: Probability from which a text is of the class: that of the best F1 in cross-validation.
     """
 
     weights: NDArray[np.float32]
@@ -90,11 +90,13 @@ def train(texts: Sequence[str], labels: Sequence[bool], seed: int = 0) -> tuple[
             "a classifier needs at least 10 of each side. Check --label."
         )
     features, truth = _vectorizer().transform(texts), np.asarray(labels)
-    trained, held = train_test_split(np.arange(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=truth)
+    split: Any = train_test_split(np.arange(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=truth)
+    trained, held = split
     model = LogisticRegression(C=10, class_weight="balanced", max_iter=300)
-    guesses = cross_val_predict(model, features[trained], truth[trained], cv=3, method="predict_proba")[:, 1]
+    scores: Any = cross_val_predict(model, features[trained], truth[trained], cv=3, method="predict_proba")
+    guesses = scores[:, 1]
     precision, recall, thresholds = precision_recall_curve(truth[trained], guesses)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    f1: Any = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     model.fit(features[trained], truth[trained])
     found = Classifier(
         model.coef_[0].astype(np.float32), float(model.intercept_[0]), float(thresholds[f1[:-1].argmax()])

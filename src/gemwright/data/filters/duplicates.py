@@ -148,15 +148,16 @@ def _count(
     tallies: dict[str, Tally],
 ) -> bytes | None:
     """Count a record in the steps that compare; return a line about it if it is dropped."""
-    labelled = False
-    if first is not None or recipe.label is not None:
-        record = Record(_find_place(screened[part], layout[part], index), json.loads(line))
-        labelled = recipe.is_labelled(record)
+    if first is None and recipe.label is None:
+        for tally in tallies.values():
+            tally.see(False)
+        return None
+    record = Record(_find_place(screened[part], layout[part], index), json.loads(line))
+    labelled = recipe.is_labelled(record)
     for name, tally in tallies.items():
         tally.see(labelled)
         if first is not None and (name == "exact") == first[1]:
-            other = first[0] >> 32, first[0] & 0xFFFFFFFF
-            because = str(_find_place(screened[other[0]], layout[other[0]], other[1]))
+            because = str(_find_place(screened[first[0] >> 32], layout[first[0] >> 32], first[0] & 0xFFFFFFFF))
             reason, text = _REASONS[name], join_texts(record.fields, find_fields(record, recipe.text_field))
             if tally.remove(reason, text, labelled):
                 tally.add_sample(reason, record.place, None if is_unsafe(text, recipe) else text, because)

@@ -18,7 +18,7 @@ _SENTENCE_END = re.compile(r"[.?!][\"')\]]*(?=\s|$)")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-_TERMINAL = tuple(".!?\"'”’。！？…؟।")
+_TERMINAL = tuple(".!?‼⁇⁈⁉。．！？｡؟۔।॥։။።៕")
 _TOP_RUNS = ((2, 0.20), (3, 0.18), (4, 0.16))
 _REPEATED_RUNS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 
@@ -60,7 +60,7 @@ def judge_c4(text: str) -> str | None:
 def judge_gopher_quality(text: str) -> str | None:
     """Return which rule for quality of Gopher a page breaks. Source: Rae et al. 2021, appendix A1.1."""
     words = text.split()
-    plain = [word for word in words if any(map(str.isalnum, word))]
+    plain = [word for word in words if word.isalpha() or any(map(str.isalnum, word))]
     if not 50 <= len(plain) <= 100_000:
         return "fewer than 50 words" if len(plain) < 50 else "more than 100,000 words"
     if not 3 <= sum(map(len, plain)) / len(plain) <= 10:
@@ -72,7 +72,8 @@ def judge_gopher_quality(text: str) -> str | None:
         return "more than 90% of lines are bullets"
     if sum(line.endswith(("...", "…")) for line in lines) > 0.3 * len(lines):
         return "more than 30% of lines end with an ellipsis"
-    if sum(any(map(str.isalpha, word)) for word in words) < 0.8 * len(words):
+    letters = sum(map(str.isalpha, words))  # enough for most pages, and fast
+    if letters < 0.8 * len(words) and sum(any(map(str.isalpha, word)) for word in words) < 0.8 * len(words):
         return "fewer than 80% of words have a letter"
     if len(_STOP_WORDS.intersection(words)) < 2:
         return "fewer than 2 stop words"
@@ -99,7 +100,14 @@ def judge_gopher_repetition(text: str) -> str | None:
         if _measure_top_run(hash_runs(ids, length), ends, length) > share * len(text):
             return f"one run of {length} words"
     for length, share in _REPEATED_RUNS:
-        if _measure_repeated_runs(hash_runs(ids, length), ends, length, share * len(text)):
+        runs = hash_runs(ids, length)
+        if not len(runs):
+            return None
+        repeated = _mark_repeated(runs)
+        covered = int(np.diff(ends)[_cover(repeated, length)].sum())
+        if covered <= _REPEATED_RUNS[-1][1] * len(text):  # longer runs cover no more, and their limits are not less
+            return None
+        if covered > share * len(text) and _count_characters(runs.tolist(), ends, length) > share * len(text):
             return f"repeated runs of {length} words"
     return None
 
@@ -120,25 +128,33 @@ def _measure_top_run(runs: NDArray[np.uint64], ends: NDArray[np.int64], length: 
     return int((ends[start + length] - ends[start] + length - 1) * counts.max())
 
 
-def _measure_repeated_runs(runs: NDArray[np.uint64], ends: NDArray[np.int64], length: int, limit: float) -> bool:
-    """Return whether runs that occurred before have more characters than a limit, none counted twice."""
-    if not len(runs):
-        return False
+def _mark_repeated(runs: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return whether each run is equal to an earlier one [T]."""
     repeated = np.ones(len(runs), bool)
     repeated[np.unique(runs, return_index=True)[1]] = False
-    covered = np.convolve(repeated, np.ones(length)) > 0
-    if np.diff(ends)[covered].sum() <= limit:  # no way to count gives more
-        return False
+    return repeated
+
+
+def _cover(repeated: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
+    """Return whether each word is in a repeated run: [T - length + 1] to [T]."""
+    edges = np.zeros(len(repeated) + length, np.int64)
+    edges[: len(repeated)] += repeated
+    edges[length:] -= repeated
+    return np.cumsum(edges)[:-1] > 0
+
+
+def _count_characters(runs: Sequence[int], ends: NDArray[np.int64], length: int) -> int:
+    """Return the characters of the runs that occurred before, from the left, of which none overlaps another."""
     seen: set[int] = set()
-    values, index, characters = runs.tolist(), 0, 0
-    while index < len(values):
-        if values[index] in seen:
+    index = characters = 0
+    while index < len(runs):
+        if runs[index] in seen:
             characters += int(ends[index + length] - ends[index])
             index += length
         else:
-            seen.add(values[index])
+            seen.add(runs[index])
             index += 1
-    return characters > limit
+    return characters
 
 
 def judge_fineweb(text: str) -> str | None:

@@ -109,7 +109,7 @@ def plan(
         if (found if isinstance(found, str) else found["stamp"]) != stamp:
             raise DataError(f"{out} holds a run with other data or settings; choose another folder.")
         counts = (0, 0, 0) if isinstance(found, str) else found["evaluation"]
-        return Plan(out, recipe, layout, nbytes, tuple(counts), stamp)
+        return Plan(out, recipe, layout, nbytes, (counts[0], counts[1], counts[2]), stamp)
     if out.exists() and (not out.is_dir() or any(path.name != WORK for path in out.iterdir())):
         raise DataError(f"{out} exists and holds no run; choose an empty or new folder.")
     counts = (len(sets), *_write_index(sets, work / "index")) if sets else (0, 0, 0)

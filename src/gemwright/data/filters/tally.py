@@ -71,8 +71,8 @@ class Tally:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Tally":
         """Return the tally of `vars`, read from JSON."""
-        counters = {name: Counter(value[name]) for name in ("removed", "found")}
-        return cls(**{**value, **counters})
+        counters: dict[str, Any] = {name: Counter(value[name]) for name in ("removed", "found")}
+        return cls(**dict(value) | counters)
 
 
 def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Tally]:

@@ -3,19 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from gemwright.data.records import Fields, find_kind
+from gemwright.data.records import KINDS, Fields, find_kind
 from gemwright.data.sources import MAX_DEPTH, Record
 from gemwright.errors import DataError
 
-_CONTENT = frozenset(
-    ("text", "system", "system_prompt", "messages", "conversations", "prompt", "completion", "response")
-    + ("instruction", "instances", "input", "output", "context", "question", "answer")
+_CONTENT = frozenset(name for kind in KINDS for names in kind.required for name in names) | frozenset(
+    ("system", "system_prompt", "input", "context", "output", "answer")
 )
 """Fields that hold texts, of all kinds of records."""
-_LABELS = frozenset(
-    ("role", "from", "type", "name", "id", "message_id", "parent_id", "user_id", "lang", "created_date")
-)
-"""Fields of messages that hold no text."""
+_LABELS = frozenset(("role", "from", "type", "name", "id", "message_id", "parent_id", "message_tree_id", "lang"))
+"""Fields that hold no text."""
 
 
 def find_fields(record: Record, field: str | None) -> frozenset[str]:
@@ -32,7 +29,7 @@ def find_fields(record: Record, field: str | None) -> frozenset[str]:
         if not isinstance(record.fields.get(field), str):
             raise record.place.error(f'there is no text in the field "{field}"; check --text-field.')
         return frozenset((field,))
-    return frozenset(("text",)) if find_kind(record).name == "text" else _CONTENT
+    return frozenset(("text",)) if find_kind(record).name == "text" else _CONTENT - _LABELS
 
 
 def join_texts(fields: Fields, names: frozenset[str]) -> str:
