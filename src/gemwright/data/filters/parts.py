@@ -146,10 +146,10 @@ def _parse(place: Place, line: bytes) -> Read:
     try:
         return Read(place, parse_line(place, line), line.strip())
     except DataError as error:
-        return Read(place, shorten(error, place), None)
+        return Read(place, _shorten(error, place), None)
 
 
-def shorten(error: Exception, place: Place) -> str:
+def _shorten(error: DataError, place: Place) -> str:
     """Return the reason of an error without its place and without words of the record."""
     reason = str(error).removeprefix(f"{place}: ")
     for sign in (" (", ", not ", ";"):

@@ -7,7 +7,7 @@ numbers that no plan assigns.
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -35,10 +35,19 @@ def find(text: str) -> list[tuple[int, int, str]]:
         if not pattern.hint.search(text):
             continue
         spans = [match.span() for match in pattern.expression.finditer(text) if pattern.check(match)]
-        for start, end in spans:
-            text = text[:start] + "\0" * (end - start) + text[end:]
-            found.append((start, end, pattern.name))
+        found += [(start, end, pattern.name) for start, end in spans]
+        text = _blank(text, spans)
     return sorted(found)
+
+
+def _blank(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Return a text of the same length with what is at some places, in order, overwritten."""
+    parts: list[str] = []
+    last = 0
+    for start, end in spans:
+        parts += [text[last:start], "\0" * (end - start)]
+        last = end
+    return "".join([*parts, text[last:]])
 
 
 def replace(text: str, counts: Counter[str]) -> str:
@@ -96,7 +105,7 @@ _CONTEXT_CHARACTERS = 25
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """Return whether a number exists in the plan of its country, which is the USA if it has no prefix, or is called one.
+    """Return whether a number exists in the plan of its country (the USA if it has no prefix), or is called one.
 
     Source of the plans: Google's metadata of numbers (`phonenumbers`).
     """

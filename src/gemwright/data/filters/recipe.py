@@ -16,11 +16,11 @@ from gemwright.errors import DataError
 
 MIN_LANGUAGE = 0.65
 """Least probability of the language that is wanted; that of FineWeb."""
-PAGES = ("gopher-repetition", "gopher-quality", "c4", "fineweb")
+PAGES = ("gopher-quality", "gopher-repetition", "c4", "fineweb")
 """Steps for web pages, which leave conversations, instructions and other kinds of records alone."""
 STEPS = ("language", *PAGES, "quality", "toxicity", "decontamination", "personal", "exact", "minhash")
 """All steps, in the order in which they are applied."""
-DEFAULT = ("gopher-repetition", "gopher-quality", "fineweb", "personal", "exact", "minhash")
+DEFAULT = ("gopher-quality", "gopher-repetition", "fineweb", "personal", "exact", "minhash")
 """Steps that need no option. `c4` is not among them, as it also removes headings and lists from pages."""
 
 
@@ -77,8 +77,8 @@ def make_steps(recipe: Recipe, index: Path) -> Sequence[Step]:
     """
     makers: dict[str, Callable[[], Step]] = {
         "language": lambda: Step("language", _judge_language(str(recipe.language))),
-        "gopher-repetition": lambda: Step("gopher-repetition", heuristics.judge_gopher_repetition),
         "gopher-quality": lambda: Step("gopher-quality", heuristics.judge_gopher_quality),
+        "gopher-repetition": lambda: Step("gopher-repetition", heuristics.judge_gopher_repetition),
         "c4": lambda: Step("c4", heuristics.judge_c4, _edit_c4),
         "fineweb": lambda: Step("fineweb", heuristics.judge_fineweb),
         "quality": lambda: Step("quality", _judge_class(recipe.quality, keep=True)),

@@ -176,4 +176,6 @@ def run(planned: Plan, engine: Engine, progress: Progress) -> dict[str, Any]:
         by_name = {stage.name: stage for stage in stages}
         report.write(planned, by_name["screen"], by_name["write"])
     shutil.rmtree(planned.work, ignore_errors=True)
+    for unfinished in (planned.out / "data").glob("gemwright-*.partial"):
+        unfinished.unlink(missing_ok=True)
     return report.read(planned.out)

@@ -13,7 +13,7 @@ from gemwright.data.filters import parts
 from gemwright.data.filters.minhash import SIGNATURE, compute_signature
 from gemwright.data.filters.recipe import PAGES, Recipe, Step, is_unsafe, make_steps
 from gemwright.data.filters.tally import Tally
-from gemwright.data.filters.texts import check_text_fields, edit_texts, find_fields, join_texts
+from gemwright.data.filters.texts import edit_texts, find_fields, join_texts
 from gemwright.data.filters.words import Hashes
 from gemwright.data.sources import Place, Record
 from gemwright.errors import DataError, GemwrightError
@@ -64,9 +64,9 @@ def _screen_record(
         if isinstance(record, str):
             raise DataError(record)
         names = find_fields(record, recipe.text_field)
-        text = check_text_fields(record.fields, names)
-    except GemwrightError as error:
-        reason = record if isinstance(record, str) else parts.shorten(error, place)
+        text = join_texts(record.fields, names)
+    except (GemwrightError, RecursionError):
+        reason = record if isinstance(record, str) else "no valid record of a kind that is known"
         tallies["read"].see(False)
         if tallies["read"].remove(reason, "", False):
             tallies["read"].add_sample(reason, place, None)

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from gemwright.data.records import KINDS, Fields, find_kind
-from gemwright.data.sources import MAX_DEPTH, Record
-from gemwright.errors import DataError
+from gemwright.data.records import KINDS, Fields, check_text, find_kind
+from gemwright.data.sources import Record
 
 _CONTENT = frozenset(name for kind in KINDS for names in kind.required for name in names) | frozenset(
     ("system", "system_prompt", "input", "context", "output", "answer")
@@ -16,20 +15,21 @@ _LABELS = frozenset(("role", "from", "type", "name", "id", "message_id", "parent
 
 
 def find_fields(record: Record, field: str | None) -> frozenset[str]:
-    """Return the names of the fields with the texts of a record.
+    """Return the names of the fields with the texts of a record, which is checked as for tuning.
 
     Args:
         record: The record.
         field: The name of the only one, or None to find them by its kind.
 
     Raises:
-        DataError: The record is of no kind, or has no text in the field.
+        GemwrightError: The record is of no kind or not valid, or the field has no text.
     """
     if field is not None:
-        if not isinstance(record.fields.get(field), str):
-            raise record.place.error(f'there is no text in the field "{field}"; check --text-field.')
+        check_text(record.fields.get(field), field)
         return frozenset((field,))
-    return frozenset(("text",)) if find_kind(record).name == "text" else _CONTENT - _LABELS
+    kind = find_kind(record)
+    kind.read(record.fields)
+    return frozenset(("text",)) if kind.name == "text" else _CONTENT - _LABELS
 
 
 def join_texts(fields: Fields, names: frozenset[str]) -> str:
@@ -37,18 +37,16 @@ def join_texts(fields: Fields, names: frozenset[str]) -> str:
     return "\n\n".join(text for name, value in fields.items() if name in names for text in _walk(value))
 
 
-def _walk(value: Any, depth: int = 0) -> Iterator[str]:
-    if depth > MAX_DEPTH:
-        raise DataError("the record is nested too deeply")
+def _walk(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in cast(Mapping[str, Any], value).items():
             if key not in _LABELS:
-                yield from _walk(item, depth + 1)
+                yield from _walk(item)
     elif isinstance(value, list):
         for item in cast(list[Any], value):
-            yield from _walk(item, depth + 1)
+            yield from _walk(item)
 
 
 def edit_texts(fields: Fields, names: frozenset[str], edit: Callable[[str], str]) -> Fields:
@@ -65,19 +63,3 @@ def _edit(value: Any, edit: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_edit(item, edit) for item in cast(list[Any], value)]
     return value
-
-
-def check_text_fields(fields: Fields, names: frozenset[str]) -> str:
-    """Return `join_texts` of a record that can be written as UTF-8.
-
-    Raises:
-        DataError: A text has half of a surrogate pair or a NUL character, or the record is nested too deeply.
-    """
-    text = join_texts(fields, names)
-    if "\0" in text:
-        raise DataError("a text has a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError("a text has half of a surrogate pair") from None
-    return text

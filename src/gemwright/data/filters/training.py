@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemwright.data.filters.recipe import Recipe
-from gemwright.data.filters.texts import check_text_fields, find_fields
+from gemwright.data.filters.texts import find_fields, join_texts
 from gemwright.data.sources import find_files, read_records
 
 
@@ -20,6 +20,6 @@ def read_labelled(
     texts: list[str] = []
     labels: list[bool] = []
     for record in read_records(find_files(inputs)):
-        texts.append(check_text_fields(record.fields, find_fields(record, text_field)))
+        texts.append(join_texts(record.fields, find_fields(record, text_field)))
         labels.append(recipe.is_labelled(record))
     return texts, labels
