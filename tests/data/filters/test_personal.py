@@ -24,6 +24,7 @@ KEPT = (
     "Hosts 10.0.0.1, 192.168.1.20, 127.0.0.1, 1.2.3.4.5 and ::1 are private, or no addresses.",
     "In 1999, 1 250 000 people lived on 12.345.678 acres; see pages 100-200 and ISBN 978-3-16-148410-0.",
     "user@localhost and @name and a@b are no addresses of mail.",
+    "Call started: 2024-05-17 10:30, ended 2024-05-17 10:45.",
     "std::vector<int>::size and 10:30:15 are no addresses.",
 )
 

@@ -16,6 +16,9 @@ from tests.data.filters.corpus import read_output, write_corpus
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]  # of Ray and its dependencies
 
+SLOW_START = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
+"""Settings of Ray, read when it is imported, for busy machines."""
+
 
 def find_workers() -> list[int]:
     """Return the processes of Ray that do a task."""
@@ -25,6 +28,8 @@ def find_workers() -> list[int]:
 
 def test_killed_workers_are_replaced(tmp_path: Path):
     """Three times, the worker of a task is killed; Ray does the task again, and the output has the same bytes."""
+    for name, value in SLOW_START.items():
+        os.environ.setdefault(name, value)
     ray = pytest.importorskip("ray")
     corpus = write_corpus(tmp_path / "pages.jsonl", 3000)
     run(plan([corpus], tmp_path / "expected", Recipe(), part_bytes=500_000), run_locally(1), lambda *_: None)
@@ -41,9 +46,9 @@ def test_killed_workers_are_replaced(tmp_path: Path):
             time.sleep(0.5)
 
     killer = threading.Thread(target=kill)
+    killer.start()
     try:
         planned = plan([corpus], tmp_path / "out", Recipe(), part_bytes=500_000)
-        killer.start()
         run(planned, run_on_ray(), lambda *_: None)
     finally:
         killer.join()

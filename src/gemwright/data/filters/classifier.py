@@ -98,10 +98,9 @@ def train(texts: Sequence[str], labels: Sequence[bool], seed: int = 0) -> tuple[
     precision, recall, thresholds = precision_recall_curve(truth[trained], guesses)
     f1: Any = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     model.fit(features[trained], truth[trained])
-    found = Classifier(
-        model.coef_[0].astype(np.float32), float(model.intercept_[0]), float(thresholds[f1[:-1].argmax()])
-    )
-    return found, measure(found, [texts[index] for index in held], truth[held], roc_auc_score)
+    bias: Any = model.intercept_
+    found = Classifier(model.coef_[0].astype(np.float32), float(bias[0]), float(thresholds[f1[:-1].argmax()]))
+    return found, measure(found, [str(texts[index]) for index in held], truth[held], roc_auc_score)
 
 
 def measure(classifier: Classifier, texts: Sequence[str], truth: NDArray[np.bool_], auc: Any) -> Quality:

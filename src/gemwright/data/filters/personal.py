@@ -101,6 +101,7 @@ def _is_public_address(match: re.Match[str]) -> bool:
 _PHONE_WORDS = re.compile(
     r"\b(?:phone|telephone|tel|mobile|cell|cellphone|fax|call|ring|dial|whatsapp)\b", re.IGNORECASE
 )
+_DATE = re.compile(r"(?:19|20)\d\d[-./]\d\d?[-./]\d\d?(?!\d)")
 _CONTEXT_CHARACTERS = 25
 
 
@@ -120,7 +121,7 @@ def _is_phone(match: re.Match[str]) -> bool:
         known = phonenumbers.is_valid_number(phonenumbers.parse(number, "US"))
     except phonenumbers.NumberParseException:
         known = False
-    return known or bool(_PHONE_WORDS.search(around))
+    return known or bool(_PHONE_WORDS.search(around) and not _DATE.match(number))
 
 
 def _accept(_: re.Match[str]) -> bool:
