@@ -16,7 +16,7 @@ from tests.data.filters.corpus import read_output, write_corpus
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]  # of Ray and its dependencies
 
-SLOW_START = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
+SLOW_START = {"RAY_raylet_start_wait_time_s": "60", "RAY_agent_register_timeout_ms": "120000"}
 """Settings of Ray, read when it is imported, for busy machines."""
 
 

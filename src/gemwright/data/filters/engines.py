@@ -115,7 +115,7 @@ def run_on_ray(address: str | None = None) -> Engine:
     Args:
         address: Address of the cluster; None takes that of `RAY_ADDRESS`, or starts one on this machine.
     """
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False)

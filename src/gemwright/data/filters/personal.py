@@ -111,7 +111,7 @@ def _is_phone(match: re.Match[str]) -> bool:
     Source of the plans: Google's metadata of numbers (`phonenumbers`).
     """
     number = match.group()
-    if not 7 <= sum(map(str.isdigit, number)) <= 20:
+    if not 7 <= sum(map(str.isdigit, number)) <= 20 or _DATE.match(number):
         return False
     import phonenumbers
 
@@ -121,7 +121,7 @@ def _is_phone(match: re.Match[str]) -> bool:
         known = phonenumbers.is_valid_number(phonenumbers.parse(number, "US"))
     except phonenumbers.NumberParseException:
         known = False
-    return known or bool(_PHONE_WORDS.search(around) and not _DATE.match(number))
+    return known or bool(_PHONE_WORDS.search(around))
 
 
 def _accept(_: re.Match[str]) -> bool:
