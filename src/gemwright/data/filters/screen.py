@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,7 @@ def screen(part: parts.Part, recipe: Recipe, index: Path, target: Path) -> dict[
     """
     steps = make_steps(recipe, index)
     tallies = {"read": Tally(), **{step.name: Tally() for step in steps}}
+    segments = {segment.path: number for number, segment in enumerate(part)}
     signs = bool({"exact", "minhash"} & set(recipe.steps))
     with ExitStack() as files:
         kept, removed, places, signatures = (
@@ -47,7 +49,7 @@ def screen(part: parts.Part, recipe: Recipe, index: Path, target: Path) -> dict[
                 continue
             record, text, line = screened
             kept.write((line or _encode(record)) + b"\n")
-            places.write(_encode_place(part, item.place))
+            places.write(np.array([segments[str(item.place.path)], item.place.number], "<u4").tobytes())
             if signs:
                 writer.write(compute_signature(text))
             count += 1
@@ -56,7 +58,7 @@ def screen(part: parts.Part, recipe: Recipe, index: Path, target: Path) -> dict[
 
 
 def _screen_record(
-    item: parts.Read, steps: Any, tallies: dict[str, Tally], recipe: Recipe, removed: IO[bytes]
+    item: parts.Read, steps: Sequence[Step], tallies: dict[str, Tally], recipe: Recipe, removed: IO[bytes]
 ) -> tuple[Record, str, bytes | None] | None:
     """Return a record that stays, its text, and its line if it is unchanged; write why it is removed otherwise."""
     place, record, line = item
@@ -112,11 +114,6 @@ def describe_removed(place: Place, step: str, reason: str, because: str = "") ->
     """Return a line about a record that a step removed."""
     line = {"file": str(place.path), place.unit: place.number, "step": step, "reason": reason}
     return json.dumps(line | ({"because": because} if because else {}), ensure_ascii=False).encode() + b"\n"
-
-
-def _encode_place(part: parts.Part, place: Place) -> bytes:
-    segment = next(index for index, segment in enumerate(part) if segment.path == str(place.path))
-    return np.array([segment, place.number], "<u4").tobytes()
 
 
 class SignatureWriter:
