@@ -56,9 +56,9 @@ test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, 
 	$(INSTALL) 'langchain-openai>=1.7,<2' 'litellm>=1.110,<2' 'lm_eval[api]>=0.4.13,<0.5' 'schemathesis>=4.32,<5'
 	$(BIN)/pytest -m peer tests/serve/test_clients.py
 
-test-ray: .venv/dev.installed  ## Kill one of two replicas under Ray Serve while requests run
+test-ray: .venv/dev.installed  ## Kill workers of Ray: a replica under requests, and those that filter data
 	$(INSTALL) 'ray[serve]>=2.60,<3'
-	$(BIN)/pytest -m peer tests/test_deploy.py -k ray
+	$(BIN)/pytest -m peer tests/test_deploy.py tests/data/filters/test_ray.py -k ray
 
 check: .venv/dev.installed  ## Check style, types, import order, and C++ style and lint
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from gemwright.cli.compare import compare
 from gemwright.cli.doctor import doctor
 from gemwright.cli.eval import evaluate
 from gemwright.cli.files import convert, pull, quantize
+from gemwright.cli.filter import filter_data
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
@@ -57,5 +58,6 @@ app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(memorize)
+app.command("filter")(filter_data)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)

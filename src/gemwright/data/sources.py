@@ -145,7 +145,16 @@ def read_json_lines(path: Path) -> Iterator[Record]:
     with opener(path, "rb") as file:
         for place, line in _lines(path, file):
             if line.strip():
-                yield _as_record(place, _parse(place, line))
+                yield parse_line(place, line)
+
+
+def parse_line(place: Place, line: bytes) -> Record:
+    """Return the record of a line of JSON.
+
+    Raises:
+        DataError: It is not a JSON object.
+    """
+    return _as_record(place, _parse(place, line))
 
 
 def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[Place, bytes]]:

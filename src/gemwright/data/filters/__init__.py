@@ -1,0 +1,1 @@
+"""Filters of training data (the command `gemwright filter`)."""
