@@ -31,7 +31,7 @@ CONTINUATIONS = 32
 """Maximum number of continuations that run as a batch."""
 LEAST_SHARED = 64
 """Minimum number of tokens of a beginning that is read once for several texts."""
-WIDTHS = (8, 32, 128, 512)
+WIDTHS = (4, 8, 16, 32, 128, 512)
 """Numbers of tokens per continuation in a call."""
 BLOCK = 32
 """Number of tokens whose logits are computed together."""
