@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gemwright.errors import DataError
-from gemwright.eval.definitions import DEFINITIONS, make_task, read_lines
-from gemwright.eval.local import LocalTask, Record
+from gemwright.eval.definitions import Fields, OwnTask, make_task, read_lines
 from gemwright.families import FILL_IN_THE_MIDDLE as TOKENS
 
 
@@ -38,7 +37,7 @@ def _split(lines: list[str], first: int, last: int) -> tuple[str, str, str]:
     return before, "\n".join(lines[first : last + 1]), after
 
 
-def read_infilling(split: Callable[[str], Iterator[tuple[str, str, str]]], file: Path) -> Iterator[Record]:
+def read_infilling(split: Callable[[str], Iterator[tuple[str, str, str]]], file: Path) -> Iterator[Fields]:
     """Yield infilling problems made of HumanEval's solutions, as in Bavarian et al. (2022), arXiv:2207.14255."""
     for record in read_lines(file):
         for number, (before, middle, after) in enumerate(split(record["canonical_solution"])):
@@ -52,7 +51,7 @@ def read_infilling(split: Callable[[str], Iterator[tuple[str, str, str]]], file:
             }
 
 
-def read_babelcode(file: Path) -> Iterator[Record]:
+def read_babelcode(file: Path) -> Iterator[Fields]:
     """Yield BabelCode's questions with a prompt: the solution up to its body, then the question as a docstring.
 
     Raises:
@@ -90,7 +89,7 @@ TASKS: Final = (
     make_task("humaneval_64", _HUMANEVAL),
     make_task("infilling_single_line", _HUMANEVAL, partial(read_infilling, split_single_line)),
     make_task("infilling_multi_line", _HUMANEVAL, partial(read_infilling, split_multi_line)),
-    LocalTask("gemwright_mbpp", str(DEFINITIONS / "mbpp.yaml"), {"test": _MBPP, "prompt": _MBPP}, read_lines),
+    OwnTask("gemwright_mbpp", {"test": _MBPP, "prompt": _MBPP}),
     make_task("humanevalx_python", "humaneval-x/humaneval_python.jsonl.gz"),
     make_task("humanevalx_cpp", "humaneval-x/humaneval_cpp.jsonl.gz"),
     make_task("humanevalx_java", "humaneval-x/humaneval_java.jsonl.gz"),

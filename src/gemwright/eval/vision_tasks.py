@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from gemwright.errors import DataError
 from gemwright.eval import vision_metrics as metrics
-from gemwright.eval.definitions import make_task, read_lines
-from gemwright.eval.local import Record
+from gemwright.eval.definitions import Fields, make_task, read_lines
 from gemwright.images.load import load_image
 from gemwright.images.locations import Box, parse
 from gemwright.images.masks import MaskDecoder, place
@@ -27,7 +26,7 @@ Document = Mapping[str, Any]
 """A record of a task."""
 
 
-def read_images(file: Path) -> Iterator[Record]:
+def read_images(file: Path) -> Iterator[Fields]:
     """Yield the records of a file, with the path of each image.
 
     Raises:
@@ -40,7 +39,7 @@ def read_images(file: Path) -> Iterator[Record]:
         yield record | {"image": str(file.parent / name)}
 
 
-def read_nlvr(file: Path) -> Iterator[Record]:
+def read_nlvr(file: Path) -> Iterator[Fields]:
     """Yield NLVR's sentences, each with the first of its images."""
     for record in read_lines(file):
         identifier, _, number = record["identifier"].partition("-")
