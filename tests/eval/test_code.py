@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 from gemwright.errors import DataError, GemwrightError
 from gemwright.eval import code_scoring, code_tasks, definitions, sandbox
 from gemwright.eval.code_languages import LANGUAGES, Language
-from gemwright.eval.definitions import write_own_tasks
+from gemwright.eval.local import find_tasks, write_tasks
 
 pytestmark = [
     pytest.mark.skipif(
@@ -158,7 +158,7 @@ def evaluate(name: str, data: Path, folder: Path) -> tuple[Oracle, dict[str, Any
 
     tasks = [task for task in code_tasks.TASKS if task.task == name]
     folder.mkdir()
-    names = write_own_tasks(tasks, data, folder)
+    names = write_tasks(find_tasks(data, tasks), folder)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     model = Oracle()
     results = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0)

@@ -10,7 +10,7 @@ from lm_eval.api.model import LM
 
 from gemwright.errors import DataError
 from gemwright.eval import ifeval
-from gemwright.eval.definitions import write_own_tasks
+from gemwright.eval.local import find_tasks, write_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 pytest.importorskip("langdetect")
@@ -185,7 +185,7 @@ def test_the_definition_reads_local_files(tmp_path: Path):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = write_own_tasks(ifeval.TASKS, tmp_path, tmp_path)
+    names = write_tasks(find_tasks(tmp_path, ifeval.TASKS), tmp_path)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     results = simple_evaluate(model=Fixed(), tasks=names, task_manager=manager, bootstrap_iters=0)
     assert results is not None

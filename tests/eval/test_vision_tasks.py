@@ -10,8 +10,8 @@ from PIL import Image
 
 from gemwright.errors import DataError
 from gemwright.eval import vision_tasks
-from gemwright.eval.definitions import write_own_tasks
 from gemwright.eval.harness import HarnessModel
+from gemwright.eval.local import find_tasks, write_tasks
 from gemwright.images.locations import Box, Found, render
 from gemwright.images.masks import LAYOUT, MaskDecoder, place
 from tests.tiny.hf import write_model
@@ -70,7 +70,8 @@ def evaluate(model: ImageModel, data: Path, folder: Path) -> dict[str, dict[str,
     from lm_eval.tasks import TaskManager
 
     folder.mkdir()
-    names = write_own_tasks([task for task in vision_tasks.TASKS if task.task != "gemwright_nlvr"], data, folder)
+    tasks = [task for task in vision_tasks.TASKS if task.task != "gemwright_nlvr"]
+    names = write_tasks(find_tasks(data, tasks), folder)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     results = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=False)
     assert results is not None

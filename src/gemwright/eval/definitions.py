@@ -2,8 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +14,6 @@ Fields = dict[str, Any]
 DEFINITIONS: Final = Path(__file__).parent / "tasks"
 """Folder of the definitions, for `lm_eval --include_path`."""
 
-Fields = dict[str, Any]
-"""A record, with the fields that the task reads."""
 
 def read_lines(file: Path) -> Iterator[Fields]:
     """Yield the records of a JSONL file, which may be compressed with gzip.
@@ -46,5 +43,6 @@ def make_task(
         name: Its name after `gemwright_`.
         files: A pattern of the paths of its records; see `LocalTask`.
         read: Yields the records of a file.
+        definition: Name of the YAML file, if not that of the task.
     """
     return LocalTask(f"gemwright_{name}", str(DEFINITIONS / f"{definition or name}.yaml"), files, read, "test")
