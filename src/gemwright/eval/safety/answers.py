@@ -1,0 +1,73 @@
+"""Ask a model the items of a suite: log-likelihoods of continuations, and replies to prompts."""
+
+from collections.abc import Callable, Sequence
+
+from lm_eval.api.instance import Instance
+
+from gemwright.eval.harness import HarnessModel
+from gemwright.eval.safety.suite import Answer, Item, Suite
+
+SCORED_AT_ONCE = 256
+"""Number of items whose continuations are scored between two reports of progress."""
+REPLIES = 16
+"""Maximum number of replies that are generated together."""
+TOP_P = 0.9
+"""Nucleus that several replies to a prompt are drawn from, at temperature 1, as for RealToxicityPrompts."""
+
+Advance = Callable[[int], None]
+"""Called with the number of items that have been answered."""
+
+
+def ask(model: HarnessModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
+    """Return the answer to each item; its items ask for likelihoods or for replies."""
+    if items and items[0].pairs:
+        return _score(model, items, advance)
+    return _reply(model, suite, items, seed, advance)
+
+
+def fits(model: HarnessModel, suite: Suite, item: Item) -> bool:
+    """Return whether an item fits in the context; the longest text of a token is far longer than four characters."""
+    texts = [context + continuation for context, continuation in item.pairs] or [item.prompt]
+    longest = max(texts, key=len)
+    if len(longest.encode()) < model.max_length - suite.tokens - 64:  # a token is at least a byte
+        return True
+    return len(model.model.encode(longest)) < model.max_length - suite.tokens - 64
+
+
+def _score(model: HarnessModel, items: Sequence[Item], advance: Advance) -> list[Answer]:
+    answers: list[Answer] = []
+    for start in range(0, len(items), SCORED_AT_ONCE):
+        part = items[start : start + SCORED_AT_ONCE]
+        requests = [Instance("loglikelihood", {}, pair, 0) for item in part for pair in item.pairs]
+        found = iter(model.loglikelihood(requests, disable_tqdm=True))
+        answers += [Answer(logprobs=[next(found)[0] for _ in item.pairs]) for item in part]
+        advance(len(answers))
+    return answers
+
+
+def _reply(model: HarnessModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
+    """Return replies: to a message if the model is tuned for conversations, else continuations of the plain text."""
+    replies: list[list[str]] = [[] for _ in items]
+    order = sorted(range(len(items)), key=lambda index: len(items[index].prompt))
+    at_once = max(1, REPLIES // suite.samples)
+    for start in range(0, len(order), at_once):
+        part = order[start : start + at_once]
+        prompts = [items[index].prompt for index in part for _ in range(suite.samples)]
+        # The seed of a reply follows from its item, not from its place in a batch.
+        seeds = [seed + 1000 * index + number for index in part for number in range(suite.samples)]
+        drawn = suite.samples > 1
+        temperature, top_p = (1.0, TOP_P) if drawn else (0.0, 1.0)
+        if model.model.tuned:
+            found = model.model.chat(
+                [[{"role": "user", "content": prompt}] for prompt in prompts],
+                max_tokens=suite.tokens, temperature=temperature, top_p=top_p, seed=seeds,
+            )  # fmt: skip
+        else:
+            found = model.model.generate(
+                prompts, max_tokens=suite.tokens, temperature=temperature, top_p=top_p, seed=seeds
+            )
+        texts = iter(one.text for one in found)
+        for index in part:
+            replies[index] = [next(texts) for _ in range(suite.samples)]
+        advance(start + len(part))
+    return [Answer(replies=texts) for texts in replies]
