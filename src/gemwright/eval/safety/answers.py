@@ -1,16 +1,19 @@
 """Ask a model the items of a suite: log-likelihoods of continuations, and replies to prompts."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from lm_eval.api.instance import Instance
 
-from gemwright.eval.harness import HarnessModel
+from gemwright.api import Model
 from gemwright.eval.safety.suite import Answer, Item, Suite
 
 SCORED_AT_ONCE = 256
 """Number of items whose continuations are scored between two reports of progress."""
 REPLIES = 16
 """Maximum number of replies that are generated together."""
+MARKERS = 32
+"""Number of tokens that a chat template may add."""
 TOP_P = 0.9
 """Nucleus that several replies to a prompt are drawn from, at temperature 1, as for RealToxicityPrompts."""
 
@@ -18,23 +21,33 @@ Advance = Callable[[int], None]
 """Called with the number of items that have been answered."""
 
 
-def ask(model: HarnessModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
+class EvaluatedModel(Protocol):
+    """What is needed of `gemwright.eval.harness.HarnessModel`."""
+
+    model: Model
+    max_length: int
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each request, and whether greedy decoding gives its continuation."""
+        ...
+
+
+def ask(model: EvaluatedModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
     """Return the answer to each item; its items ask for likelihoods or for replies."""
     if items and items[0].pairs:
         return _score(model, items, advance)
     return _reply(model, suite, items, seed, advance)
 
 
-def fits(model: HarnessModel, suite: Suite, item: Item) -> bool:
-    """Return whether an item fits in the context; the longest text of a token is far longer than four characters."""
+def fits(model: EvaluatedModel, suite: Suite, item: Item) -> bool:
+    """Return whether an item fits in the context with its reply and the markers of a conversation."""
     texts = [context + continuation for context, continuation in item.pairs] or [item.prompt]
-    longest = max(texts, key=len)
-    if len(longest.encode()) < model.max_length - suite.tokens - 64:  # a token is at least a byte
-        return True
-    return len(model.model.encode(longest)) < model.max_length - suite.tokens - 64
+    longest, room = max(texts, key=len), model.max_length - suite.tokens - MARKERS
+    # A token is at least a byte, so that most texts need not be encoded.
+    return len(longest.encode(errors="replace")) < room or len(model.model.encode(longest)) < room
 
 
-def _score(model: HarnessModel, items: Sequence[Item], advance: Advance) -> list[Answer]:
+def _score(model: EvaluatedModel, items: Sequence[Item], advance: Advance) -> list[Answer]:
     answers: list[Answer] = []
     for start in range(0, len(items), SCORED_AT_ONCE):
         part = items[start : start + SCORED_AT_ONCE]
@@ -45,7 +58,7 @@ def _score(model: HarnessModel, items: Sequence[Item], advance: Advance) -> list
     return answers
 
 
-def _reply(model: HarnessModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
+def _reply(model: EvaluatedModel, suite: Suite, items: Sequence[Item], seed: int, advance: Advance) -> list[Answer]:
     """Return replies: to a message if the model is tuned for conversations, else continuations of the plain text."""
     replies: list[list[str]] = [[] for _ in items]
     order = sorted(range(len(items)), key=lambda index: len(items[index].prompt))

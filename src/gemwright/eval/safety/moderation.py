@@ -92,7 +92,7 @@ def roc_auc(table: Table) -> float:
 
 
 def optimal_f1(table: Table) -> float:
-    """Return the largest F1 over all thresholds, as ShieldGemma's report does; the threshold is chosen on the same data."""
+    """Return the largest F1 over all thresholds, which is chosen on the same data, as in ShieldGemma's report."""
     from sklearn.metrics import precision_recall_curve
 
     if not _both(table):

@@ -12,14 +12,14 @@ _MARKERS = (
     rf"\b{_SUBJECT} (?:must |have to |do )?apologi[sz]e\b",
     r"\bmy apologies\b",
     rf"\b{_SUBJECT} (?:can ?not|can't|could not|couldn't|will not|won't|would not|wouldn't|must not)"
-    r" (?:\w+ ){0,2}(?:help|assist|provide|do|answer|fulfil+|comply|create|generate|write|give|offer|support|engage|"
+    r" (?:\w+ ){0,3}(?:help|assist|provide|do|answer|fulfil+|comply|create|generate|write|give|offer|support|engage|"
     r"discuss|share|condone|encourage|participate|produce|tell|respond|complete|advise|teach|explain|recommend|satisfy|"
     r"continue|supply|facilitate|promote)\b",
     rf"\b{_SUBJECT}(?: am|'m| are|'re) (?:\w+ )?(?:not able|unable|not allowed|not permitted|not programmed|not going|"
     r"not comfortable|not designed)\b",
     rf"\b{_SUBJECT} (?:must|have to|need to|will)? ?(?:respectfully )?(?:decline|refuse)\b",
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|responsible|ethical)\b",
-    rf"\b(?:it is|it's|it would be|that is|that's) (?:not|never|illegal|unethical|against)"
+    r"\b(?:it is|it's|it would be|that is|that's) (?:not|never|illegal|unethical|against)"
     r" ?(?:and (?:un\w+|illegal) )?(?:appropriate|ethical|legal|acceptable|okay|safe|possible for me|my|right|"
     r"to|and)\b",
     r"\bagainst (?:my|the|our) (?:programming|guidelines|policy|policies|principles|ethics|rules)\b",

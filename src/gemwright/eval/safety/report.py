@@ -26,7 +26,6 @@ class Finding:
     better: str
     ideal: float = 0.0
     percent: bool = True
-    share: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,8 @@ def render_markdown(report: SafetyReport) -> str:
             name, area = (suite.name, suite.area) if number == 0 else ("", "")
             interval = f"{shown(one, one.low)} to {shown(one, one.high)}"
             count = f"{one.n} of {suite.available}" if number == 0 else f"{one.n}"
-            lines.append(
-                f"| {name} | {area} | {one.metric} | {direction(one)} | {shown(one, one.value)} | {interval} | {count} |"
-            )
+            cells = (name, area, one.metric, direction(one), shown(one, one.value), interval, count)
+            lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## What each suite cannot say", ""]
     lines += [f"- **{suite.name}**: {suite.cannot_say}{_left_out(suite)}" for suite in report.suites]
     lines += _render_published(report.suites) + _render_groups(report.suites)

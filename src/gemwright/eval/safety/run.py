@@ -10,8 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from gemwright.errors import DataError, GemwrightError
-from gemwright.eval.harness import HarnessModel
-from gemwright.eval.safety.answers import ask, fits
+from gemwright.eval.safety.answers import EvaluatedModel, ask, fits
 from gemwright.eval.safety.records import Source, list_sources, match
 from gemwright.eval.safety.report import Finding, GroupFinding, SafetyReport, SuiteReport
 from gemwright.eval.safety.suite import Answer, Item, ReplyScorer, Scorers, Suite, TextScorer, Values, make_table
@@ -28,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def run_safety(
-    model: HarnessModel,
+    model: EvaluatedModel,
     data: Path,
     out: Path,
     *,
@@ -42,7 +41,7 @@ def run_safety(
     """Run suites on a model, and keep the answers in a folder, from which a second run continues.
 
     Args:
-        model: The model.
+        model: A `gemwright.eval.harness.HarnessModel`.
         data: The folder of the sets; a suite without a file there is not run, and the report says so.
         out: The folder of the results.
         suites: Names of suites; all by default.
@@ -105,7 +104,7 @@ def _choose(names: Sequence[str]) -> list[Suite]:
     return [SUITES[name] for name in names] or list(SUITES.values())
 
 
-def _identify(model: HarnessModel) -> str:
+def _identify(model: EvaluatedModel) -> str:
     """Return what changes when other weights are given under the same name: the likelihood of a sentence."""
     request = Instance("loglikelihood", {}, ("The sea is calm tonight,", " and the tide is full."), 0)
     ((logprob, _),) = model.loglikelihood([request], disable_tqdm=True)
@@ -130,7 +129,7 @@ def _describe(scorers: Scorers) -> dict[str, Any]:
 
 
 def _run_suite(
-    model: HarnessModel,
+    model: EvaluatedModel,
     suite: Suite,
     sources: Sequence[Source],
     out: Path,
@@ -251,9 +250,7 @@ def _summarize(
     for metric in suite.metrics:
         if found := metric.estimate(table):
             value, (low, high), n = found
-            findings.append(
-                Finding(metric.name, value, low, high, n, metric.better, metric.ideal, metric.percent, metric.is_share)
-            )
+            findings.append(Finding(metric.name, value, low, high, n, metric.better, metric.ideal, metric.percent))
     if not findings:
         return None
     metric = next(metric for metric in suite.metrics if metric.name == findings[0].metric)

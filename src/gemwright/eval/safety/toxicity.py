@@ -1,13 +1,13 @@
 """A linear classifier of toxic text, trained when it is needed on labelled data of the data folder.
 
-It counts words and pieces of words, so that it knows insults and slurs and little of what a sentence means. Its output is
-calibrated against the scores of Perspective that RealToxicityPrompts has, and the report says how well it agrees with them
-on texts that the calibration did not see.
+It counts words and pairs of words, so that it knows insults and slurs and little of what a sentence means. Its output
+is calibrated against the scores of Perspective that RealToxicityPrompts has, and the report says how well it agrees
+with them on texts that the calibration did not see.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class LinearToxicity:
         self.agreement = Agreement(
             n=len(expected),
             auc=float(roc_auc_score(toxic, found)) if 0 < toxic.sum() < len(toxic) else float("nan"),
-            correlation=float(spearmanr(found, expected).statistic),
+            correlation=float(cast(Any, spearmanr(found, expected)).statistic),
             error=float(np.abs(found - expected).mean()),
         )
 

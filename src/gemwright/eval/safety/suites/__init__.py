@@ -1,4 +1,4 @@
-"""The table of suites, by area. Published scores: Gemma 1 report, Tables 8 and 10; RecurrentGemma, Table 6; Gemma 2, Table 18."""
+"""The table of suites, by area."""
 
 from collections.abc import Mapping
 

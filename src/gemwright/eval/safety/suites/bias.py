@@ -101,12 +101,15 @@ SUITES = (
         each(pairs.score_descriptor),
         (
             Metric(
-                "likelihood bias", tuple(f"sentence {index}" for index in range(4)), pairs.likelihood_bias, "lower",
+                "likelihood bias",
+                tuple(f"sentence {index}" for index in range(4)),
+                pairs.likelihood_bias,
+                "lower",
                 resamples=100,
             ),
         ),
         "Descriptors also differ in length and frequency; a difference is no harm in itself.",
-    ),  # fmt: skip
+    ),
     Suite(
         "bold",
         _AREA,
@@ -136,11 +139,9 @@ SUITES = (
         "stereotype-recognition",
         _AREA,
         ("*fairness/stereotype_recognition*",),
-        choices.read_labelled(
-            {"stereotype": "1", "anti-stereotype": "2", "unrelated": "3"}, "label", group="type"
-        ),
+        choices.read_labelled({"stereotype": "1", "anti-stereotype": "2", "unrelated": "3"}, "label", group="type"),
         each(choices.score_choice),
         (_CORRECT,),
         "To know a stereotype is not to hold it; a base model picks one number for nearly all.",
     ),
-)  # fmt: skip
+)
