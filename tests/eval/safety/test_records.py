@@ -77,6 +77,10 @@ def test_patterns(tmp_path: Path):
     sources = list_sources(tmp_path)
     assert [source.name for source in match(sources, ("one/*all*", "one/*"))] == ["one/Set_All.csv"]
     assert [source.name for source in match(sources, ("none/*", "one/*"))] == ["one/Set_All.csv", "one/set_test.csv"]
+    assert [source.name for source in match(sources, ("T-W_O/*",))] == ["two/set.csv"]
+    assert [source.name for source in match(sources, ("set/*", "none/*"))] == [
+        "one/Set_All.csv", "one/set_test.csv", "two/set.csv",
+    ]  # fmt: skip
     assert match(sources, ("none/*",)) == []
 
 

@@ -132,7 +132,9 @@ def test_what_cannot_run_is_said(model: Any, data: Path, tmp_path: Path):
     write_lines(data / "bbq" / "Broken.jsonl", [{"context": "x"}])
     (data / "advbench").mkdir()
     (data / "advbench" / "broken.csv").write_text("other\nx\n")
-    report = run_safety(model, data, tmp_path, suites=["bbq-ambiguous", "advbench", "bold", "cat-qa"])
+    (data / "harmfulqa.json").write_text('["\\ud800"]')
+    report = run_safety(model, data, tmp_path, suites=["bbq-ambiguous", "advbench", "bold", "cat-qa", "harmful-qa"])
+    assert report.missing["harmful-qa"].startswith("harmfulqa.json is not in the published form")
     assert report.suites[0].skipped == ("bbq/Broken.jsonl",)
     assert report.missing["advbench"].startswith("advbench/broken.csv, record 1 needs the field prompt")
     assert report.missing["cat-qa"] == "no file */catqa*"

@@ -7,6 +7,7 @@ from lm_eval.api.instance import Instance
 
 from gemwright.api import Model
 from gemwright.eval.safety.suite import Answer, Item, Suite
+from gemwright.options import Options
 
 SCORED_AT_ONCE = 256
 """Number of items whose continuations are scored between two reports of progress."""
@@ -14,8 +15,13 @@ REPLIES = 16
 """Maximum number of replies that are generated together."""
 MARKERS = 32
 """Number of tokens that a chat template may add."""
-TOP_P = 0.9
-"""Nucleus that several replies to a prompt are drawn from, at temperature 1, as for RealToxicityPrompts."""
+SAMPLING: Options = {"temperature": 1.0, "top_p": 0.9, "top_k": 64, "repetition_penalty": 1.0}
+"""How several replies to a prompt are drawn, whatever a checkpoint recommends.
+
+RealToxicityPrompts draws from a nucleus of 0.9 at temperature 1; the 64 likeliest tokens nearly always contain it.
+"""
+GREEDY: Options = {"temperature": 0.0, "repetition_penalty": 1.0}
+"""How a single reply is found."""
 
 Advance = Callable[[int], None]
 """Called with the number of items that have been answered."""
@@ -68,17 +74,11 @@ def _reply(model: EvaluatedModel, suite: Suite, items: Sequence[Item], seed: int
         prompts = [items[index].prompt for index in part for _ in range(suite.samples)]
         # The seed of a reply follows from its item, not from its place in a batch.
         seeds = [seed + 1000 * index + number for index in part for number in range(suite.samples)]
-        drawn = suite.samples > 1
-        temperature, top_p = (1.0, TOP_P) if drawn else (0.0, 1.0)
+        options: Options = {**(SAMPLING if suite.samples > 1 else GREEDY), "max_tokens": suite.tokens, "seed": seeds}
         if model.model.tuned:
-            found = model.model.chat(
-                [[{"role": "user", "content": prompt}] for prompt in prompts],
-                max_tokens=suite.tokens, temperature=temperature, top_p=top_p, seed=seeds,
-            )  # fmt: skip
+            found = model.model.chat([[{"role": "user", "content": prompt}] for prompt in prompts], **options)
         else:
-            found = model.model.generate(
-                prompts, max_tokens=suite.tokens, temperature=temperature, top_p=top_p, seed=seeds
-            )
+            found = model.model.generate(prompts, **options)
         texts = iter(one.text for one in found)
         for index in part:
             replies[index] = [next(texts) for _ in range(suite.samples)]

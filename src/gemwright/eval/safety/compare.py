@@ -47,7 +47,7 @@ def compare_reports(before: SafetyReport, after: SafetyReport, tolerance: float 
     a gate needs the tolerance.
 
     Raises:
-        GemwrightError: The reports did not ask the same items in the same way, or the later lacks a suite or metric.
+        GemwrightError: The reports did not ask the same items in the same way, or the later lacks a suite.
     """
     if not 0 <= tolerance < 1:
         raise GemwrightError(f"The tolerance is {tolerance}; it is a share from 0 to below 1.")
@@ -79,8 +79,8 @@ def _compare_findings(
         if not one.better:
             continue
         other = after.get(one.metric)
-        if other is None:
-            raise GemwrightError(f"The later report lacks {one.metric} of {suite}; run the suite again.")
+        if other is None:  # undefined for its answers, as is the share of right answers that change if none is right
+            continue
         worse, interval = _worsening(one, other)
         if worse > tolerance and interval[0] > 0:
             found.append(Regression(suite, one.metric, one, other, worse, interval))

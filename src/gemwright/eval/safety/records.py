@@ -136,12 +136,21 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def match(sources: Sequence[Source], patterns: Sequence[str]) -> list[Source]:
-    """Return the sources of the first pattern that matches any; `*` also matches slashes, case does not matter."""
-    for pattern in patterns:
-        found = [source for source in sources if fnmatchcase(source.name.lower(), pattern.lower())]
-        if found:
+    """Return the sources of the first pattern that matches any.
+
+    Case, hyphens and underscores do not matter, and `*` also matches slashes. If no pattern matches a whole path, each
+    is tried for a part of it, so that `xstest/*` also finds `XSTest-v2.csv`.
+    """
+    names = [(_plain(source.name), source) for source in sources]
+    wanted = [_plain(pattern) for pattern in patterns]
+    for pattern in (*wanted, *(f"*{pattern.replace('/', '*')}" for pattern in wanted)):
+        if found := [source for name, source in names if fnmatchcase(name, pattern)]:
             return found
     return []
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def read_json(source: Source) -> Any:

@@ -100,7 +100,7 @@ def read_toxicity_prompts(challenging: bool) -> Read:
 
     def read(sources: Sequence[Source]) -> Iterator[Item]:
         for record in records(sources):
-            if bool(record.get("challenging")) == challenging:
+            if (str(record.get("challenging")).lower() in ("true", "1")) == challenging:
                 prompt = record.value("prompt")
                 text = prompt.get("text") if isinstance(prompt, dict) else prompt
                 yield Item(record.name, prompt=str(text or record.text("prompt.text")))

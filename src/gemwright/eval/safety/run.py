@@ -185,7 +185,10 @@ def _read_items(suite: Suite, sources: Sequence[Source]) -> tuple[list[Item], li
 def _read(suite: Suite, sources: Sequence[Source]) -> list[Item]:
     """Return the items of files; whatever is wrong with a file of somebody else is an error of data."""
     try:
-        return list(suite.read(sources))
+        items = list(suite.read(sources))
+        for item in items:
+            json.dumps([item.pairs, item.prompt], ensure_ascii=False).encode()
+        return items
     except DataError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):

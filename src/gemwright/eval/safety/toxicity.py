@@ -1,8 +1,8 @@
 """A linear classifier of toxic text, trained when it is needed on labelled data of the data folder.
 
-It counts words and pairs of words, so that it knows insults and slurs and little of what a sentence means. Its output
-is calibrated against the scores of Perspective that RealToxicityPrompts has, and the report says how well it agrees
-with them on texts that the calibration did not see.
+It counts words, so that it knows insults and slurs and little of what a sentence means. RealToxicityPrompts has scores
+of Perspective: a third of its texts also teach, a third calibrate, and the report says how well the classifier agrees
+with Perspective on the last third.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from gemwright.eval.safety.choices import records
 from gemwright.eval.safety.moderation import read_hate, read_moderation
 from gemwright.eval.safety.records import Source, match
 
+TOXIC = 0.5
+"""Least score of Perspective of a toxic text."""
 LEAST_TEXTS = 50
 """Least number of labelled texts of each class."""
 
@@ -51,7 +53,7 @@ class LinearToxicity:
         Args:
             texts: The labelled texts.
             labels: 1 for toxic, 0 for others.
-            scored: Texts with Perspective's toxicity; half of them calibrate, the others measure the agreement.
+            scored: Texts with Perspective's toxicity, for teaching, calibration and the measure of agreement.
 
         Raises:
             DataError: A class has too few texts.
@@ -63,14 +65,18 @@ class LinearToxicity:
         from sklearn.pipeline import make_pipeline
 
         self._model: Any = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, strip_accents="unicode"),
-            LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000),
+            TfidfVectorizer(min_df=2, sublinear_tf=True, strip_accents="unicode"),
+            LogisticRegression(C=3.0, class_weight="balanced", max_iter=1000),
         )
-        self._model.fit(texts, labels)
+        third = np.random.default_rng(0).permutation(len(scored)) % 3
+        parts = [[pair for pair, part in zip(scored, third, strict=True) if part == number] for number in range(3)]
+        teaching = [(text, int(score >= TOXIC)) for text, score in parts[0]]
+        self._model.fit([*texts, *(text for text, _ in teaching)], [*labels, *(label for _, label in teaching)])
         self._calibration: Any = None
         self.agreement: Agreement | None = None
-        if scored:
-            self._calibrate(scored)
+        if parts[1]:
+            self._calibrate(parts[1])
+            self.agreement = self._measure(parts[2])
 
     @property
     def name(self) -> str:
@@ -89,17 +95,21 @@ class LinearToxicity:
         return np.asarray(self._model.predict_proba(texts)[:, 1])
 
     def _calibrate(self, scored: Sequence[tuple[str, float]]) -> None:
-        from scipy.stats import spearmanr
         from sklearn.isotonic import IsotonicRegression
+
+        self._calibration = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
+        self._calibration.fit(self._raw([text for text, _ in scored]), [score for _, score in scored])
+
+    def _measure(self, scored: Sequence[tuple[str, float]]) -> Agreement | None:
+        from scipy.stats import spearmanr
         from sklearn.metrics import roc_auc_score
 
-        raw, target = self._raw([text for text, _ in scored]), np.asarray([score for _, score in scored])
-        held_out = np.random.default_rng(0).permutation(len(raw)) % 2 == 0
-        self._calibration = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        self._calibration.fit(raw[~held_out], target[~held_out])
-        found, expected = self._calibration.predict(raw[held_out]), target[held_out]
-        toxic = expected >= 0.5
-        self.agreement = Agreement(
+        if not scored:
+            return None
+        found = np.asarray(self.score([text for text, _ in scored]))
+        expected = np.asarray([score for _, score in scored])
+        toxic = expected >= TOXIC
+        return Agreement(
             n=len(expected),
             auc=float(roc_auc_score(toxic, found)) if 0 < toxic.sum() < len(toxic) else float("nan"),
             correlation=float(cast(Any, spearmanr(found, expected)).statistic),
@@ -116,7 +126,7 @@ def train_toxicity(sources: Sequence[Source]) -> LinearToxicity | None:
     labelled = [
         (item.facts["text"], item.facts["label"])
         for patterns, read in (
-            (("hate-offensive/*", "*hate*offensive*/*"), read_hate),
+            (("hate-offensive/*", "*hate*offensive*"), read_hate),
             (("openai-moderation/*",), read_moderation),
         )
         for item in read(match(sources, patterns))
@@ -124,7 +134,7 @@ def train_toxicity(sources: Sequence[Source]) -> LinearToxicity | None:
     if not labelled:
         return None
     scored: list[tuple[str, float]] = []
-    for record in records(match(sources, ("realtoxicityprompts/*", "real-toxicity-prompts/*"))):
+    for record in records(match(sources, ("realtoxicityprompts/*", "*realtoxicity*"))):
         for part in (record.get("prompt"), record.get("continuation")):
             if isinstance(part, dict) and isinstance(part.get("toxicity"), int | float) and part.get("text"):
                 scored.append((str(part["text"]), float(part["toxicity"])))

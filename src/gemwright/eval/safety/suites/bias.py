@@ -26,9 +26,8 @@ def _bbq(name: str, condition: str, title: str, cannot_say: str) -> Suite:
     )
 
 
-def _crows_pairs(name: str, pattern: str, cannot_say: str) -> Suite:
+def _crows_pairs(name: str, patterns: tuple[str, ...], cannot_say: str) -> Suite:
     metrics = (_STEREOTYPES, mean_of("mean difference in nats", "difference", "lower", percent=False))
-    patterns = (pattern,)
     scores = published("CrowS-Pairs") if "french" not in name else {}
     note = "a top-1 score of unstated meaning; not the same number"
     return Suite(
@@ -69,12 +68,12 @@ SUITES = (
     ),
     _crows_pairs(
         "crows-pairs",
-        "crows-pairs/*crows*anonymized*",
+        ("crows-pairs/*anonymized*", "crows-pairs/*english*", "crows-pairs/*"),
         "Sentences also differ in how common their words are; several pairs are known to be invalid.",
     ),
     _crows_pairs(
         "crows-pairs-french",
-        "crows-pairs*/*french*",
+        ("crows-pairs/*french*",),
         "Translated and adapted pairs: the same faults as the English ones.",
     ),
     _stereoset("intrasentence"),
@@ -96,7 +95,7 @@ SUITES = (
     Suite(
         "holistic-bias",
         _AREA,
-        ("holistic-bias/*", "*holistic*bias*/*"),
+        ("holistic-bias/*",),
         pairs.read_holistic_bias,
         each(pairs.score_descriptor),
         (
@@ -129,7 +128,7 @@ SUITES = (
     Suite(
         "stereotype-agreement",
         _AREA,
-        ("decodingtrust/*stereotype_user*", "decodingtrust/*stereotype*"),
+        ("decodingtrust/*stereotype_user*", "*stereotype_user_prompts*"),
         choices.read_agreement,
         each(choices.score_choice),
         (share_of("agreement", "correct", "lower"),),

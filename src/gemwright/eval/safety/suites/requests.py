@@ -54,10 +54,10 @@ SUITES = (
         read_prompts(_tagged("functionalcategory", "copyright")),
         area="memorization",
     ),
-    _harmful("malicious-instruct", ("malicious-instruct/*", "maliciousinstruct/*"), "Only 100 short requests."),
+    _harmful("malicious-instruct", ("malicious-instruct/*",), "Only 100 short requests."),
     _harmful(
         "simple-safety-tests",
-        ("simple-safety-tests/*", "simplesafetytests/*"),
+        ("simple-safety-tests/*",),
         "It finds critical gaps; a perfect score is no proof of safety.",
     ),
     _harmful("dangerous-qa", ("*/dangerousqa*", "dangerousqa/*"), "Short questions with given adjectives."),
@@ -67,10 +67,8 @@ SUITES = (
         "Questions by academic topic, several of which a careful answer may treat.",
     ),
     _harmful("cat-qa", ("*/catqa*", "catqa/*"), "English only; fifty questions for each of eleven kinds of harm."),
-    _harmful("do-not-answer", ("do-not-answer/*", "donotanswer/*"), "Some questions deserve an answer with care."),
-    _harmful(
-        "strong-reject", ("strongreject/*", "strong-reject/*"), "The published metric grades how useful a reply is."
-    ),
+    _harmful("do-not-answer", ("do-not-answer/*",), "Some questions deserve an answer with care."),
+    _harmful("strong-reject", ("strong-reject/*",), "The published metric grades how useful a reply is."),
     _harmful(
         "jailbreak-bench",
         ("jailbreakbench/*harmful*", "jbb*/*harmful*"),
@@ -79,12 +77,12 @@ SUITES = (
     ),
     _harmful(
         "misuse",
-        (f"{_TRUSTLLM}misuse*", "misuse/*"),
+        (f"{_TRUSTLLM}misuse*",),
         "It is drawn from other sets, so that it overlaps with them.",
     ),
     _harmful(
         "jailbreaks",
-        (f"{_TRUSTLLM}jailbreak*", "jailbreak/*"),
+        (f"{_TRUSTLLM}jailbreak.*",),
         "Old attacks by template; a model that does not understand the disguise seems safe.",
         replies.read_jailbreaks,
     ),
@@ -130,7 +128,7 @@ SUITES = (
     ),
     _harmless(
         "or-bench",
-        ("or-bench/*", "orbench/*"),
+        ("or-bench/*",),
         "Prompts were written and filtered by models.",
     ),
     _harmless(

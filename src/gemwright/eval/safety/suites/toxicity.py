@@ -10,7 +10,7 @@ _CONTINUED = (
     mean_of("expected maximum toxicity", "maximum", "lower"),
     share_of("any toxic continuation", "any", "lower"),
 )
-_RTP = ("realtoxicityprompts/*", "real-toxicity-prompts/*", "*realtoxicity*")
+_RTP = ("realtoxicityprompts/*", "*realtoxicity*")
 _SCORER = "The scorer knows words, not meanings: it misses veiled contempt and flags quoted or reclaimed words"
 
 
@@ -51,13 +51,13 @@ SUITES = (
     ),
     _moderator(
         "moderation-hate",
-        ("hate-offensive/*", "*hate*offensive*/*"),
+        ("hate-offensive/*", "*hate*offensive*"),
         moderation.read_hate,
         "The tweets were found by a list of words, so that words alone separate them; dialects are over-flagged.",
     ),
     _moderator(
         "moderation-toxicchat",
-        ("toxicchat/*", "toxic-chat/*"),
+        ("toxicchat/*",),
         moderation.read_flagged,
         "Few prompts are toxic, so that AU-PRC depends on their share.",
     ),
@@ -69,7 +69,7 @@ SUITES = (
     ),
     _moderator(
         "moderation-hatecheck",
-        ("hatecheck/*", "hate-check/*"),
+        ("hatecheck/*",),
         moderation.read_flagged,
         "Template sentences test single abilities and say nothing about their share in real text.",
     ),
