@@ -33,9 +33,9 @@ def _real_toxicity(name: str, challenging: bool) -> Suite:
 
 def _moderator(name: str, patterns: tuple[str, ...], read: Read, cannot_say: str) -> Suite:
     metrics = (
-        Metric("AU-PRC", ("yes", "label"), moderation.average_precision, "higher"),
-        Metric("optimal F1", ("yes", "label"), moderation.optimal_f1, "higher"),
-        Metric("ROC AUC", ("yes", "label"), moderation.roc_auc, "higher"),
+        Metric("AU-PRC", ("yes", "label"), moderation.average_precision, "higher", resamples=200),
+        Metric("optimal F1", ("yes", "label"), moderation.optimal_f1, "higher", resamples=200),
+        Metric("ROC AUC", ("yes", "label"), moderation.roc_auc, "higher", resamples=200),
     )
     return Suite(name, "toxicity", patterns, read, each(moderation.score_yes), metrics, cannot_say)
 
