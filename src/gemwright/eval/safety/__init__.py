@@ -1,0 +1,1 @@
+"""Safety evaluations: named suites over local files, their scorers, one report, and its comparison with another."""
