@@ -25,7 +25,7 @@ from gemwright.shield.prompt import NO, YES, write_question
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 
-RECIPE = Recipe(learning_rate=5e-4, length=512, batch_size=1)
+RECIPE = Recipe(learning_rate=1e-3, length=512, batch_size=1)
 MINUTES = 10.0
 HELD_OUT = 300
 SEED = 0
