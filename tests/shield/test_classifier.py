@@ -132,5 +132,5 @@ def test_nothing_compiles_after_the_warm_up(model: gemwright.Model):
 def test_refused_models_and_policies(model: gemwright.Model, tmp_path: Path):
     with pytest.raises(GemwrightError, match="no tokens for Yes and No"):
         load_shield(str(write_tiny_gguf(tmp_path / "tiny.gguf")), write_policies(tmp_path / "p.toml", *POLICIES))
-    with pytest.raises(GemwrightError, match="The policy 'long' makes a prompt of .* shorten its words"):
+    with pytest.raises(GemwrightError, match=r"The policy 'long' makes a prompt of .* shorten its words"):
         Shield(model, (Policy("long", {"input": "no " * 300}),))

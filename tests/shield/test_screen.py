@@ -33,9 +33,9 @@ def test_what_is_shown_has_been_judged(model: gemwright.Model):
     threshold = (scores[first] + max(scores[:first])) / 2
     shield, shown = Shield(model, (Policy("a", policy.guidelines, threshold),)), []
     pieces = [letter for sentence in sentences for letter in sentence]
+    parts = screen(shield, text, iter(pieces))
     with pytest.raises(PolicyError, match=r"^The reply is refused by the policy 'a' \(score 0\.\d\d\)\.$"):
-        for part in screen(shield, text, iter(pieces)):
-            shown.append(part)
+        shown.extend(parts)
     assert shown == sentences[:first]
     passing = Shield(model, (Policy("a", policy.guidelines, 1.0),))
     assert "".join(screen(passing, text, iter([*pieces, "the rest"]))) == "".join([*pieces, "the rest"])

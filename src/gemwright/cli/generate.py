@@ -109,7 +109,8 @@ def generate(
         announce_settings(loaded.model, wanted)
     _advise(loaded, prompts, chat=chat)
     screening = load_screening(shield, policy)
-    given = [loaded.model.decode(_parse_ids(text)) if ids else text for text in prompts]
+    is_screened = screening.shield is not None
+    given = [loaded.model.decode(_parse_ids(text)) if ids and is_screened else text for text in prompts]
     screening.check([*([system] if system else []), *given])
     show = Show(echo=sys.stdout.isatty() if echo is None else echo, as_json=as_json, verbose=verbose)
     each = wanted.options(len(prompts))
