@@ -2,13 +2,14 @@
 
 python bench/shield.py --shield gemma-3-270m
 
-Each round measures all variants in turn, and the medians of the rounds are printed. The scores do not matter: no policy
-refuses anything.
+Each round measures both variants in turn, and the medians of the rounds are printed, of the time of all threads and of
+the clock. The scores do not matter: no policy refuses anything.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import median
 
 import gemwright
@@ -37,41 +38,47 @@ def main() -> None:
     judge = model if options.shield == options.model else gemwright.load(options.shield)
     shield = Shield(judge, POLICIES)
     alone = [Shield(judge, (policy,)) for policy in POLICIES]
-    print(f"{'':34}{'together':>12}{'one by one':>12}")
+    print(f"{'seconds of CPU (of clock)':34}{'together':>20}{'one by one':>20}")
     for words in WORDS:
         text = " ".join(("sea", "wind", "lamp", "stone")[index % 4] for index in range(words))
-        together = lambda text=text: shield.score(text)  # noqa: E731
-        one_by_one = lambda text=text: [each.score(text) for each in alone]  # noqa: E731
-        times = compare(options.rounds, together, one_by_one)
-        print(f"{f'4 policies, {words} words, seconds':34}{times[0]:12.3f}{times[1]:12.3f}", flush=True)
-    plain: list[tuple[float, float]] = []
-    screened: list[tuple[float, float]] = []
-    for _ in range(options.rounds):
-        plain.append(reply(model, options.max_tokens, lambda pieces: pieces))
-        screened.append(reply(model, options.max_tokens, lambda pieces: screen(shield, PROMPT, pieces)))
-    print(f"{'':34}{'plain':>12}{'screened':>12}")
-    for row, name in enumerate(("seconds to the first text", "tokens/s")):
-        print(f"{name:34}" + "".join(f"{median(each[row] for each in runs):12.2f}" for runs in (plain, screened)))
+        times = compare(options.rounds, partial(shield.score, text), partial(score_all, alone, text))
+        print(f"{f'4 policies, {words} words':34}" + cells(times), flush=True)
+    firsts: list[list[float]] = [[], []]
+    plain = partial(reply, model, options.max_tokens, iter, firsts[0])
+    screened = partial(reply, model, options.max_tokens, partial(screen, shield, PROMPT), firsts[1])
+    print(f"{'':34}{'plain':>20}{'screened':>20}")
+    print(f"{f'a reply of {options.max_tokens} tokens':34}" + cells(compare(options.rounds, plain, screened)))
+    print(f"{'clock until the first text':34}" + "".join(f"{median(each[1:]):20.3f}" for each in firsts))
 
 
-def compare(rounds: int, *functions: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each function, called in turn, after one call each."""
-    seconds: list[list[float]] = [[] for _ in functions]
+def compare(rounds: int, *functions: Callable[[], object]) -> list[tuple[float, float]]:
+    """Return the median seconds of CPU and of the clock of each function, called in turn, after one call each."""
+    seconds: list[list[tuple[float, float]]] = [[] for _ in functions]
     for _ in range(rounds + 1):
         for taken, function in zip(seconds, functions, strict=True):
-            start = time.perf_counter()
+            cpu, clock = time.process_time(), time.perf_counter()
             function()
-            taken.append(time.perf_counter() - start)
-    return [median(taken[1:]) for taken in seconds]
+            taken.append((time.process_time() - cpu, time.perf_counter() - clock))
+    return [(median(cpu for cpu, _ in taken[1:]), median(clock for _, clock in taken[1:])) for taken in seconds]
 
 
-def reply(model: gemwright.Model, tokens: int, shown: Callable[[Iterable[str]], Iterable[str]]) -> tuple[float, float]:
-    """Return the seconds until the first text of a reply is shown, and its tokens per second."""
-    start, first = time.perf_counter(), 0.0
-    stream = model.stream(PROMPT, max_tokens=tokens, temperature=1.0, seed=0)
-    for _ in shown(stream):
+def cells(times: Sequence[tuple[float, float]]) -> str:
+    return "".join(f"{f'{cpu:.2f} ({clock:.2f})':>20}" for cpu, clock in times)
+
+
+def score_all(shields: Sequence[Shield], text: str) -> None:
+    for shield in shields:
+        shield.score(text)
+
+
+def reply(
+    model: gemwright.Model, tokens: int, shown: Callable[[Iterable[str]], Iterable[str]], firsts: list[float]
+) -> None:
+    """Generate a reply, and record the seconds until its first text is shown."""
+    start, first = time.perf_counter(), None
+    for _ in shown(model.stream(PROMPT, max_tokens=tokens, temperature=1.0, seed=0)):
         first = first or time.perf_counter() - start
-    return first, len(stream.completion.tokens) / (time.perf_counter() - start)
+    firsts.append(first or 0.0)
 
 
 if __name__ == "__main__":

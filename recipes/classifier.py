@@ -5,7 +5,7 @@ gemwright serve --model gemma-3-1b-it --shield hate/run/adapter --policy policy.
 
 Files have JSON lines with a `text` and a `label`, 1 if the text breaks the policy and 0 if not. The policy file has one
 policy for inputs. A part of the first file is held out; other files say what the classifier does elsewhere. No text is
-printed. The training takes a quarter of an hour with two cores.
+printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 
 RECIPE = Recipe(learning_rate=1e-3, length=512, batch_size=1)
-MINUTES = 10.0
+RECORDS = 500
 HELD_OUT = 300
 SEED = 0
 RESAMPLES = 1000
@@ -43,32 +43,30 @@ def main() -> None:
     parser.add_argument("--test", type=Path, action="append", default=[], help="other records; may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="gemma-3-270m", help="path, name or hub id")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="length of the training on two cores")
+    parser.add_argument("--records", type=int, default=RECORDS, help="number of records to learn from")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="number of records to measure on")
     options = parser.parse_args()
-    steps = measure.steps_of(options.minutes, RECIPE.batch_size * RECIPE.length)
     (policy,) = read_policies(options.policy)
-    run(options.model, policy, options.data, options.test, options.out, steps, options.held_out)
+    run(options.model, policy, options.data, options.test, options.out, options.records, options.held_out)
 
 
 def run(
-    model: str, policy: Policy, data: Path, tests: list[Path], out: Path, steps: int, held_out: int = HELD_OUT
+    model: str, policy: Policy, data: Path, tests: list[Path], out: Path, count: int, held_out: int
 ) -> dict[str, Any]:
-    """Tune a model for a number of steps, and return the areas under the curve."""
+    """Tune a model on a number of records, and return the areas under the curve."""
     records = read(data)
     records = [records[index] for index in np.random.default_rng(SEED).permutation(len(records))]
-    training = records[held_out:]
+    training = records[held_out : held_out + count]
     sets = {"held out": records[:held_out]} | {test.stem: read(test) for test in tests}
-    recipe = Recipe(**RECIPE.document() | {"steps": steps})
     file = measure.write_records(out / "data" / "train.jsonl", [make_talk(policy, record) for record in training])
-    adapter = train(prepare(model, file, out / "run", recipe, held_out=0.0), measure.report)
+    adapter = train(prepare(model, file, out / "run", RECIPE, held_out=0.0), measure.report)
     scorers = {
         "before": lambda texts: judge(Shield(gemwright.load(model), (policy,)), texts),
         "after": lambda texts: judge(Shield(gemwright.load(adapter), (policy,)), texts),
         "bag of words": lambda texts: count_words(training, texts),
     }
     texts = [record["text"] for part in sets.values() for record in part]
-    results: dict[str, Any] = {"steps": steps, "training records": len(training)}
+    results: dict[str, Any] = {"training records": len(training)}
     print(f"\n{'area under the curve':24}" + "".join(f"{f'{name} ({len(part)})':>28}" for name, part in sets.items()))
     for name, score in scorers.items():
         scores = iter(np.split(score(texts), np.cumsum([len(part) for part in sets.values()])))

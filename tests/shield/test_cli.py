@@ -41,6 +41,7 @@ def test_generate(run: Run, arguments, model: gemwright.Model):  # noqa: F811
     assert ended.err.startswith("gemwright: The reply is refused by the policy 'outputs' (score 0.")
 
 
+@pytest.mark.slow
 def test_generate_several_as_json(run: Run, arguments, model: gemwright.Model):  # noqa: F811
     """The texts that pass are printed with those that do not."""
     texts = [ASKED, "and in the other"]

@@ -6,12 +6,22 @@ import pytest
 
 from gemwright.errors import GemwrightError
 from gemwright.shield.policy import Policy, read_policies
+from tests.documents import ROOT
 from tests.shield.conftest import POLICIES, write_policies
 
 
 def test_policies_are_read(tmp_path: Path):
     given = (*POLICIES, Policy("spam", {"output": "no spam"}, 0.25))
     assert read_policies(write_policies(tmp_path / "policy.toml", *given)) == given
+
+
+def test_example_of_the_page(tmp_path: Path):
+    page = (ROOT / "docs" / "shield.md").read_text()
+    lines = page[page.index("    [[policy]]") : page.index("A policy with `input`")].splitlines()
+    (tmp_path / "policy.toml").write_text("\n".join(line.strip() for line in lines))
+    first, second = read_policies(tmp_path / "policy.toml")
+    assert (first.name, first.threshold, list(first.guidelines)) == ("insults", 0.6, ["input", "output"])
+    assert (second.name, second.threshold, list(second.guidelines)) == ("medical advice", 0.5, ["output"])
 
 
 def test_threshold_is_a_half_unless_given(tmp_path: Path):

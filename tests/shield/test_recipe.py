@@ -57,11 +57,11 @@ def test_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     policy = write_policies(tmp_path / "policy.toml", POLICY)
     options = {"policy": policy, "test": tmp_path / "other.jsonl", "out": tmp_path / "out", "model": folder}
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    arguments = ["classifier.py", str(tmp_path / "data.jsonl"), *given, "--minutes", "0.4", "--held-out", "20"]
+    arguments = ["classifier.py", str(tmp_path / "data.jsonl"), *given, "--records", "30", "--held-out", "20"]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(ROOT / "recipes" / "classifier.py"), run_name="__main__")
     results = json.loads((tmp_path / "out" / "run" / "results.json").read_text())
-    assert results["training records"] == 40
+    assert results["training records"] == 30
     for name in ("before", "after", "bag of words"):
         assert results[name].keys() == {"held out", "other"}
     assert results["bag of words"]["other"][0] > 0.95

@@ -148,6 +148,7 @@ def test_nothing_is_lost_without_a_refusal(model: gemwright.Model):
     assert len(choice["logprobs"]["tokens"]) == len(choice["token_ids"])
 
 
+@pytest.mark.slow
 def test_requests_at_once(model: gemwright.Model, kept: tuple[int, float], text: str):
     """Real generations and judgements of several requests together: each text is judged by its own request."""
     limits = Limits(context=512, slots=4, cache_bytes=0)
