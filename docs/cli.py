@@ -16,8 +16,9 @@ HEAD = """\
 Every command and option, written by [cli.py](cli.py) from the help that `gemwright COMMAND --help` prints.
 
 Results are printed to standard output and messages to standard error. Exit codes: 0 on success, 1 after a broken pipe,
-2 after an error that you can fix, with one sentence on standard error, and 130 after Ctrl-C. `--install-completion`
-installs completion of commands, options and model names for bash, zsh, fish and PowerShell.
+2 after an error that you can fix, with one sentence on standard error, 3 after a text that `--shield` refuses,
+and 130 after Ctrl-C. `--install-completion` installs completion of commands, options and model names for bash, zsh,
+fish and PowerShell.
 
 `generate` prints the prompt before the text on a terminal only; `--echo` and `--no-echo` choose. `--samples N` gives N
 texts for each prompt; each uses the seed after that of the one before, and `--json` reports it.

@@ -16,6 +16,10 @@ class DataError(GemwrightError):
     """An error in training data; the message names the file and the line."""
 
 
+class PolicyError(GemwrightError):
+    """A text that a shield refuses; the message names the policy and has nothing of the text."""
+
+
 class NotFiniteError(GemwrightError):
     """A model computed infinite or undefined logits."""
 

@@ -6,15 +6,18 @@ import signal
 import sys
 
 from gemwright.cli import render
-from gemwright.errors import GemwrightError
+from gemwright.errors import GemwrightError, PolicyError
 from gemwright.runtime import cache_dir
+
+REFUSED = 3
+"""Exit code after a text that the shield refuses."""
 
 
 def main() -> None:
     """Run `gemwright` with the process's arguments; does not return.
 
     Exit codes: 0 on success; 1 after a broken pipe; 2 after an error that the user can fix, with one sentence on
-    standard error; 130 after Ctrl-C; 143 after SIGTERM.
+    standard error; 3 after a text that the shield refuses, with one sentence, too; 130 after Ctrl-C; 143 after SIGTERM.
     """
     # Leave `with` blocks, which remove unfinished files.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -27,6 +30,8 @@ def main() -> None:
     try:
         cache_dir.ensure_home()
         sys.exit(_run())
+    except PolicyError as error:
+        _fail(str(error), REFUSED)
     except GemwrightError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -63,10 +68,10 @@ def _run() -> int:
         print(end="", flush=True)  # noqa: T201
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, code: int = 2) -> None:
     if sys.stderr is not None:
         print(f"gemwright: {render.printable(sentence)}", file=sys.stderr)  # noqa: T201
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _abandon_stdout() -> None:

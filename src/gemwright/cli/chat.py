@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.conversation import Conversation, attach
+from gemwright.cli.screening import Screening, check_options, load_screening
 from gemwright.cli.terminal import MessageReader
 from gemwright.errors import GemwrightError
 
@@ -58,6 +60,8 @@ def chat(
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     adapter: o.AdapterOption = None,
+    shield: o.ShieldOption = None,
+    policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -71,6 +75,7 @@ def chat(
     from gemwright.cli.generate import announce_settings
     from gemwright.cli.loading import load, reading
 
+    check_options(shield, policy)
     with reading(model, dtype) as prefetch:
         wanted = o.settings(
             max_tokens=max_tokens,
@@ -95,6 +100,7 @@ def chat(
             draft=draft,
             prefetch=prefetch,
         )
+    screening = load_screening(shield, policy)
     if verbose:
         announce_settings(loaded.model, wanted)
     if not loaded.model.tuned:
@@ -102,9 +108,9 @@ def chat(
     for file in image or []:
         _attach(file, talk, loaded)
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
-        _converse(loaded, talk, wanted, verbose=verbose)
+        _converse(loaded, talk, wanted, screening, verbose=verbose)
     else:
-        _answer_lines(loaded, talk, wanted, as_json=as_json, verbose=verbose)
+        _answer_lines(loaded, talk, wanted, screening, as_json=as_json, verbose=verbose)
 
 
 def _begin(system: str | None, session: Path | None) -> Conversation:
@@ -128,7 +134,7 @@ def _suggest(config: "Config") -> str:
     return "use one whose name ends in -it" + (f", such as {names[0]}" if names else "")
 
 
-def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbose: bool) -> None:
+def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, screening: Screening, *, verbose: bool) -> None:
     """Read messages and commands from a terminal and reply."""
     reader = MessageReader(_is_command)
     render.note(f"{loaded.name}, dtype {loaded.dtype}. Type /help for commands, Ctrl-D to exit.")
@@ -150,7 +156,7 @@ def _converse(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, verbo
             if _is_command(text):
                 _run_command(text, talk, loaded)
             elif text.strip():
-                _reply(loaded, talk, render.argument(text.strip()), wanted, loaded if verbose else None)
+                _reply(loaded, talk, render.argument(text.strip()), wanted, screening, loaded if verbose else None)
         except GemwrightError as error:
             render.warn(str(error))
 
@@ -202,16 +208,23 @@ def _attach(file: str, talk: Conversation, loaded: "Loaded") -> None:
     return render.note(f"{count} image{'s' * (count > 1)} attached to your next message.")
 
 
-def _reply(loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, timed: "Loaded | None") -> None:
-    """Stream the reply to a message. Ctrl-C stops it; the partial reply stays in the conversation."""
+def _reply(
+    loaded: "Loaded", talk: Conversation, text: str, wanted: o.Settings, screening: Screening, timed: "Loaded | None"
+) -> None:
+    """Stream the reply to a message. Ctrl-C stops it, and the partial reply stays in the conversation.
+
+    Raises:
+        PolicyError: The message or its reply is refused; neither stays.
+    """
     from gemwright.cli.generate import write_stream
 
     if not _fits(loaded, talk, text):
         return
+    screening.check([text])
     stream = loaded.model.stream(talk.messages(text), **wanted.options())
     render.write("\n")
     try:
-        write_stream(stream, loaded=timed)
+        write_stream(stream, partial(screening.pieces, text), loaded=timed)
         render.write("\n")
         note = _cut_off(stream.completion, wanted.max_tokens)
     except KeyboardInterrupt:
@@ -241,13 +254,18 @@ def _fits(loaded: "Loaded", talk: Conversation, text: str) -> bool:
     return tokens < context
 
 
-def _answer_lines(loaded: "Loaded", talk: Conversation, wanted: o.Settings, *, as_json: bool, verbose: bool) -> None:
+def _answer_lines(
+    loaded: "Loaded", talk: Conversation, wanted: o.Settings, screening: Screening, *, as_json: bool, verbose: bool
+) -> None:
     """Reply to each line of standard input."""
     from gemwright.cli.generate import record, write_stream
 
     for text in _lines():
+        screening.check([text])
         stream = loaded.model.stream(talk.messages(text), **wanted.options())
-        completion = write_stream(stream, silent=as_json, loaded=loaded if verbose else None)
+        completion = write_stream(
+            stream, partial(screening.pieces, text), silent=as_json, loaded=loaded if verbose else None
+        )
         talk.add(text, completion.text)
         if as_json:
             render.write_json({"message": text} | record(loaded, completion, wanted))

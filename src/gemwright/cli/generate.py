@@ -4,13 +4,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.screening import Screening, check_options, load_screening
 from gemwright.errors import GemwrightError
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def generate(
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     adapter: o.AdapterOption = None,
+    shield: o.ShieldOption = None,
+    policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
     threads: o.ThreadsOption = None,
@@ -71,6 +75,7 @@ def generate(
         raise GemwrightError("--system is part of the chat template; add --chat to apply it.")
     if ids and chat:
         raise GemwrightError("--ids are not changed by a chat template; leave out --chat.")
+    check_options(shield, policy)
     prompts = [text for text in _read_prompts(prompt, file) for _ in range(samples)]
     inputs = [_parse_ids(text) if ids else _converse(text, system) if chat else text for text in prompts]
     from gemwright.cli.loading import load, reading
@@ -103,13 +108,20 @@ def generate(
     if verbose:
         announce_settings(loaded.model, wanted)
     _advise(loaded, prompts, chat=chat)
+    screening = load_screening(shield, policy)
+    is_screened = screening.shield is not None
+    given = [loaded.model.decode(_parse_ids(text)) if ids and is_screened else text for text in prompts]
+    screening.check([*([system] if system else []), *given])
     show = Show(echo=sys.stdout.isatty() if echo is None else echo, as_json=as_json, verbose=verbose)
     each = wanted.options(len(prompts))
     run: Any = loaded.model.chat if chat else loaded.model.generate
     if len(prompts) == 1:
-        completions = [_stream(loaded, prompts[0], inputs[0], wanted, show)]
+        screened = Screening() if as_json else screening
+        completions = [_stream(loaded, prompts[0], inputs[0], wanted, show, partial(screened.pieces, given[0]))]
     else:
         completions = _timed(loaded, lambda: run(inputs, **each), verbose=verbose)
+    if as_json or len(prompts) > 1:
+        completions = screening.completions(given, completions)
     for index, (text, completion) in enumerate(zip(prompts, completions, strict=True)):
         if as_json:
             render.write_json({"prompt": text} | record(loaded, completion, wanted, index))
@@ -123,6 +135,8 @@ def generate(
             render.token_lines(tokenizer, completion.tokens, completion.logprobs, completion.top_logprobs)
         if index + 1 < len(prompts) and sys.stdout.isatty():
             render.write("\n")
+    if screening.refusal is not None:
+        raise screening.refusal
 
 
 class Show(NamedTuple):
@@ -192,25 +206,36 @@ def _echo(prompt: str, show: Show) -> None:
 
 
 def _stream(
-    loaded: "Loaded", prompt: str, inputs: "str | list[int] | list[Message]", wanted: o.Settings, show: Show
+    loaded: "Loaded",
+    prompt: str,
+    inputs: "str | list[int] | list[Message]",
+    wanted: o.Settings,
+    show: Show,
+    screen: "Screen",
 ) -> "Completion":
     if not show.as_json:
         _echo(prompt, show)
         if show.echo and not isinstance(inputs, str):  # an answer begins a line
             render.write("\n")
     stream = loaded.model.stream(inputs, **wanted.options())
-    completion = write_stream(stream, silent=show.as_json, loaded=loaded if show.verbose else None)
+    completion = write_stream(stream, screen, silent=show.as_json, loaded=loaded if show.verbose else None)
     if not show.as_json:
         render.write("\n")
     return completion
 
 
-def write_stream(stream: "Stream", *, silent: bool = False, loaded: "Loaded | None" = None) -> "Completion":
-    """Write the pieces of a stream as they arrive, unless silent; if `loaded` is given, print the speed."""
+Screen: TypeAlias = Callable[[Iterable[str]], Iterable[str]]
+"""What passes the pieces of a text on when they have been judged."""
+
+
+def write_stream(
+    stream: "Stream", screen: Screen = iter, *, silent: bool = False, loaded: "Loaded | None" = None
+) -> "Completion":
+    """Write the pieces of a stream as they pass, unless silent; if `loaded` is given, print the speed."""
     start = time.perf_counter()
     first = None
     try:
-        for piece in stream:
+        for piece in screen(stream):
             first = time.perf_counter() if first is None else first
             if not silent:
                 render.write(piece)

@@ -130,6 +130,16 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option(metavar="ADAPTER[=WEIGHT]", help="LoRA adapter: a PEFT folder or GGUF file; may be repeated."),
 ]
+ShieldOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Model that screens messages and replies by --policy: a ShieldGemma, or an adapter of your own.",
+    ),
+]
+PolicyOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Policies of --shield, in TOML; docs/shield.md describes them.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object per line.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print model, memory and speed to standard error.")

@@ -10,11 +10,13 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.screening import check_options, load_screening
 from gemwright.errors import GemwrightError
 from gemwright.runtime.installation import require_extra
 
 if TYPE_CHECKING:
     from gemwright.serve.models import ModelRegistry, ServedModel
+    from gemwright.serve.screening import ServedShield
 
 KEY_VARIABLE = "GEMWRIGHT_API_KEY"
 PORT_VARIABLE = "AIP_HTTP_PORT"  # of Vertex AI, whose containers listen on all addresses
@@ -74,6 +76,8 @@ def serve(
         Path | None,
         typer.Option(metavar="NPZ", help="PaliGemma's mask decoder, vae-oid.npz, for the web page."),
     ] = None,
+    shield: o.ShieldOption = None,
+    policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
     threads: o.ThreadsOption = None,
 ) -> None:
@@ -85,6 +89,7 @@ def serve(
     names = model or [DEFAULT_MODEL]
     if served_name and len(served_name) != len(names):
         raise GemwrightError(f"--served-name is given {len(served_name)} times for {len(names)} models; name each.")
+    check_options(shield, policy)
     keys = _keys(api_key or [], api_key_file)
     address = host or ("0.0.0.0" if PORT_VARIABLE in os.environ else "127.0.0.1")
     given = {"context": context, "slots": slots, "waiting": max_queue}
@@ -107,7 +112,7 @@ def serve(
     render.note(f"Listening on http://{bound}:{listener.getsockname()[1]}")
     if not keys and not _is_loopback(address):
         render.warn("Anyone in the network can use the server; require a key with --api-key-file.")
-    load = partial(_load, names, served_names, dtype, limits)
+    load = partial(_load, names, served_names, dtype, limits, shield, policy)
     Server(settings, load, shutdown_timeout).run_until_signal(listener)
 
 
@@ -136,12 +141,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _load(names: list[str], served_names: list[str], dtype: str | None, limits: dict[str, int]) -> "ModelRegistry":
-    """Load the first model and compile its programs; the others are loaded when they are first asked for."""
+def _load(
+    names: list[str],
+    served_names: list[str],
+    dtype: str | None,
+    limits: dict[str, int],
+    shield: str | None,
+    policy: Path | None,
+) -> "ModelRegistry":
+    """Load the shield and the first model; the others are loaded when they are first asked for."""
     from gemwright.serve.models import ModelRegistry, ModelSource
 
+    screening = _start_shield(shield, policy)
     sources = [
-        ModelSource(served, partial(_start, name, served, dtype, limits), (name,) if name != served else ())
+        ModelSource(served, partial(_start, name, served, dtype, limits, screening), (name,) if name != served else ())
         for name, served in zip(names, served_names, strict=True)
     ]
     sources[0].served = sources[0].start()
@@ -149,7 +162,22 @@ def _load(names: list[str], served_names: list[str], dtype: str | None, limits: 
     return ModelRegistry(sources)
 
 
-def _start(name: str, served_name: str, dtype: str | None, limits: dict[str, int]) -> "ServedModel":
+def _start_shield(shield: str | None, policy: Path | None) -> "ServedShield | None":
+    """Load a shield and compile its programs."""
+    from gemwright.serve.screening import ServedShield
+
+    loaded = load_screening(shield, policy).shield
+    if loaded is None:
+        return None
+    for _ in loaded.warm_up():
+        render.status("Compiling programs of the shield ...")
+    render.clear_status()
+    return ServedShield(loaded)
+
+
+def _start(
+    name: str, served_name: str, dtype: str | None, limits: dict[str, int], shield: "ServedShield | None"
+) -> "ServedModel":
     """Load a model, compile its programs and start its scheduler."""
     from gemwright.cli.loading import load
     from gemwright.serve.batching.scheduler import Limits, Scheduler
@@ -161,7 +189,8 @@ def _start(name: str, served_name: str, dtype: str | None, limits: dict[str, int
         render.status(f"Compiling programs of {served_name} ...")
     render.clear_status()
     scheduler.start()
-    return ServedModel(served_name, loaded.model, scheduler, aliases=(name,) if name != served_name else ())
+    aliases = (name,) if name != served_name else ()
+    return ServedModel(served_name, loaded.model, scheduler, aliases=aliases, shield=shield)
 
 
 def _short_name(name: str) -> str:

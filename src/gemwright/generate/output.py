@@ -10,7 +10,7 @@ from gemwright.generate.step import Step
 from gemwright.text.stop import StopStrings
 from gemwright.text.tokenizer import TextStream, Tokenizer
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 T = TypeVar("T")
 
 
@@ -23,7 +23,8 @@ class Completion:
         tokens: Its ids, without the stop token or those of the stop string.
         logprobs: Natural logarithm of the model's probability of each token; empty unless requested.
         top_logprobs: For each token, the likeliest ids and their log-probabilities; empty unless requested.
-        finish_reason: "stop" if a stop token or string ended it, "length" if it was cut off.
+        finish_reason: "stop" if a stop token or string ended it, "length" if it was cut off, and
+            "content_filter" if a shield refused the rest of it.
         prompt_tokens: Length of the prompt in tokens.
         proposed: Number of draft tokens that were verified.
         accepted: Number of draft tokens that were accepted.

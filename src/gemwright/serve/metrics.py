@@ -52,6 +52,9 @@ _QUERIES = _counter("prefix_cache_queries_total", "Number of tokens looked up in
 _HITS = _counter("prefix_cache_hits_total", "Number of tokens found in the prefix cache.")
 _FINISHED = _counter("request_success_total", "Number of complete texts.", (*_MODEL, "finished_reason"))
 _CANCELLED = _counter("request_cancelled_total", "Number of texts that were cancelled or failed.")
+_REFUSED = _counter(
+    "shield_refusals_total", "Number of messages and texts that the shield refused.", (*_MODEL, "policy", "mode")
+)
 _FIRST_TOKEN = _histogram("time_to_first_token_seconds", "Time until the first token.", _FIRST_TOKEN_BUCKETS)
 _BETWEEN = _histogram("inter_token_latency_seconds", "Time between tokens.", _TOKEN_BUCKETS)
 _PER_TOKEN = _histogram(
@@ -97,6 +100,11 @@ def update(generation: Generation, part: Update) -> None:
         record.tokens, record.last = record.tokens + len(part.tokens), now
         _TOKENS.labels(*labels).inc(len(part.tokens))
     record.finish_reason = part.finish_reason
+
+
+def refuse(model: str, policy: str, mode: str) -> None:
+    """Record that a shield refused a message ("input") or a text ("output") of a model."""
+    _REFUSED.labels(model, _ENGINE, policy, mode).inc()
 
 
 def end(generation: Generation) -> None:

@@ -13,6 +13,7 @@ from gemwright.runtime import heap
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.request import GenerationRequest
 from gemwright.serve.batching.scheduler import Scheduler
+from gemwright.serve.screening import ServedShield
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -30,6 +31,7 @@ class ServedModel:
         scheduler: What runs its requests.
         aliases: Other names.
         created: When it was loaded, in seconds since 1970.
+        shield: What screens its requests and their texts.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ServedModel:
     scheduler: Scheduler
     aliases: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
+    shield: ServedShield | None = None
 
     @property
     def context(self) -> int:

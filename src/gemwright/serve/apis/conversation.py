@@ -18,6 +18,7 @@ from gemwright.serve.settings import Settings
 
 Message = dict[str, Any]
 _SYSTEM = ("system", "developer")
+_ANSWERS = ("assistant", "model")
 
 
 async def encode_messages(
@@ -129,6 +130,18 @@ def _parts(content: Any) -> list[Message]:
 
 def _parts_of(message: Mapping[str, Any]) -> list[Message]:
     return _parts(message.get("content", ""))
+
+
+def find_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of a conversation that a shield judges, the last of them that which is answered.
+
+    Earlier answers are left out: they were judged when they were written. The beginning of the next answer, which a
+    last message of the assistant gives, follows the message before it.
+    """
+    texts = [_text_of(message) for message in messages if message["role"] not in _ANSWERS]
+    if messages[-1]["role"] in _ANSWERS:
+        texts[-1:] = ["\n".join([*texts[-1:], _text_of(messages[-1])])]
+    return texts
 
 
 def _text_of(message: Mapping[str, Any]) -> str:

@@ -77,6 +77,7 @@ def make_requests(
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
     grammar: str | None = None,
+    texts: Sequence[str] = (),
 ) -> list[GenerationRequest]:
     """Return a request for each of the `n` texts of a prompt.
 
@@ -89,6 +90,7 @@ def make_requests(
         top_logprobs: As in `GenerationRequest`.
         prompt_logprobs: As in `GenerationRequest`.
         grammar: As in `GenerationRequest`.
+        texts: As in `GenerationRequest`; the text of the whole prompt unless given.
 
     Raises:
         RequestError: The prompt does not fit in the context, or a field is out of range; `param` has its name.
@@ -116,6 +118,7 @@ def make_requests(
         grammar=grammar,
         skip_control_tokens=parameters.skip_special_tokens,
         cache_salt=parameters.cache_salt,
+        texts=tuple(texts),
     )
     seeds = [(request.sampling.seed + index) % SEEDS for index in range(parameters.n)]
     return [replace(request, sampling=replace(request.sampling, seed=seed)) for seed in seeds]

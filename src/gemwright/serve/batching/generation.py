@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +25,7 @@ class Generation(AsyncIterator[Update]):
         started: When its prefill began.
         first: When its first token was chosen.
         finished: When it ended.
+        screen: Yields its updates when a shield has judged them; None without a shield.
     """
 
     def __init__(self, request: GenerationRequest, cancel: Callable[["Generation"], None]):
@@ -36,6 +37,7 @@ class Generation(AsyncIterator[Update]):
         self.started: float | None = None
         self.first: float | None = None
         self.finished: float | None = None
+        self.screen: Callable[[Generation], AsyncGenerator[Update, None]] | None = None
         self._cancel = cancel
         self._updates: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self._ended = False

@@ -6,8 +6,9 @@ The endpoints translate the requests of every API into these, and these parts in
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from gemwright.generate.output import FinishReason
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
 
@@ -15,8 +16,6 @@ MAX_TOP_LOGPROBS = 20
 """Maximum number of most likely tokens reported at each position."""
 MAX_LOGIT_BIAS = 300
 """Maximum number of tokens with a bias."""
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,7 @@ class GenerationRequest:
         grammar: A grammar of llguidance that the text must match, as `gemwright.serve.structured.grammar` writes it.
         skip_control_tokens: Leave control tokens out of the text.
         cache_salt: Prompts share cached prefixes only with those of the same salt.
+        texts: The texts in the prompt that a shield judges, the last of them that which is answered or continued.
     """
 
     prompt: Ids | Prompt
@@ -50,6 +50,7 @@ class GenerationRequest:
     grammar: str | None = None
     skip_control_tokens: bool = True
     cache_salt: str = ""
+    texts: tuple[str, ...] = ()
 
 
 class TokenLogprob(NamedTuple):
@@ -74,7 +75,7 @@ class Update:
             Tokens of a stop string are left out.
         logprobs: One per token, if requested.
         finish_reason: Set in the last update: "stop" if a stop id, stop string or the grammar ended the text, "length"
-            if it reached its limit.
+            if it reached its limit, "content_filter" if a shield refused the rest of it.
         stop: The id or string that ended the text, if one did.
     """
 

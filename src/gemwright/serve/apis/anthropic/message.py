@@ -127,6 +127,8 @@ def make_usage(generation: Generation, tokens: int) -> dict[str, int]:
 
 def _stop(result: Result, *, has_calls: bool) -> tuple[str, str | None]:
     """Return the reason of the end, and the stop sequence if it is one."""
+    if result.finish_reason == "content_filter":
+        return "refusal", None
     if result.finish_reason == "length":
         return "max_tokens", None
     if has_calls:

@@ -164,7 +164,7 @@ def _rates(name: str, count: int, milliseconds: float, uncounted: int = 0) -> di
 
 
 def _stop_type(result: Result) -> str:
-    if result.finish_reason == "length":
+    if result.finish_reason != "stop":
         return "limit"
     return "word" if isinstance(result.stop, str) else "eos"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemwright.errors import RequestError
-from gemwright.serve.apis.conversation import encode_messages
+from gemwright.serve.apis.conversation import encode_messages, find_texts
 from gemwright.serve.apis.openai.messages import ChatMessage, read_messages
 from gemwright.serve.apis.openai.replies import StreamOptions
 from gemwright.serve.apis.prepare import Parameters, make_requests
@@ -69,6 +69,7 @@ async def plan(served: ServedModel, wanted: ChatRequest, settings: Settings) -> 
         stop_ids=(*served.model.chat_stop_ids, *use.stop_ids),
         top_logprobs=top_logprobs,
         grammar=use.grammar or rule,
+        texts=find_texts(use.messages),
     )
     return Plan(requests, use.parser if has_tools else None)
 

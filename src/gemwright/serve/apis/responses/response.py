@@ -18,6 +18,8 @@ from gemwright.serve.models import ServedModel
 
 Event = tuple[str, dict[str, Any]]
 """The name of a server-sent event, and its data."""
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why a response is incomplete, by the reason for the end of its text."""
 
 
 class ResponseWriter:
@@ -88,14 +90,14 @@ class ResponseWriter:
         """Yield the last events; a response without output has an empty message."""
         if not self.response["output"]:
             yield from self.text("")
-        is_complete = result.finish_reason != "length"
+        is_complete = result.finish_reason == "stop"
         status = "completed" if is_complete else "incomplete"
         yield from self._close(status)
         self.response |= {"status": status, "usage": _usage(result)}
         if is_complete:
             self.response["completed_at"] = int(time.time())
         else:
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+            self.response["incomplete_details"] = {"reason": _INCOMPLETE[result.finish_reason]}
         yield self._event(f"response.{status}", response=self.response)
 
     def fail(self, error: RequestError) -> Event:
