@@ -18,7 +18,6 @@ from gemwright.errors import GemwrightError
 from gemwright.eval.memorization import BATCH, Settings, audit, make_rate
 from gemwright.eval.memorization_extract import EditDistances, extract, extract_exact
 from gemwright.eval.memorization_sample import Passage, Sample, draw_samples
-from gemwright.eval.personal_data import find_personal_data
 from tests.documents import ROOT
 from tests.tiny.gguf import write_tiny_gguf
 
@@ -224,31 +223,3 @@ def test_canaries(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert rates[-1]["share"] == 1.0
     assert all(before["low"] <= after["high"] for before, after in itertools.pairwise(rates))  # no fall beyond chance
     assert (tmp_path / "out" / "canaries.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_personal_data():
-    """Published examples of each kind count, and their neighbors without a valid checksum do not."""
-    valid = {
-        "e-mail address": ["write to someone.else+news@mail.example.org.", "<a@example.com>"],
-        "card number": ["4111 1111 1111 1111", "5500-0000-0000-0004", "no 378282246310005,", "6011111111111117"],
-        "IBAN": ["GB82 WEST 1234 5698 7654 32", "DE89370400440532013000", "FR14 2004 1010 0505 0001 3M02 606"],
-        "social security number": ["it is 219-09-9999."],
-        "IP address": ["at 8.8.8.8.", "9.9.9.9"],
-        "phone number": ["(212) 555-0123", "+44 20 7946 0958", "call 212-555-0123 now"],
-    }
-    for kind, examples in valid.items():
-        for example in examples:
-            assert find_personal_data(example) == {kind: 1}, example
-    invalid = ["4111 1111 1111 1112", "GB82 WEST 1234 5698 7654 33", "000-12-3456", "999-12-3456", "10.0.0.1"]
-    invalid += [
-        "1.2.3.400",
-        "version 1.2.3.4.5",
-        "1999-2004",
-        "a@b",
-        "@name",
-        "3.14159265358979",
-        "0000 0000 0000 0000",
-    ]
-    for example in invalid:
-        assert not find_personal_data(example), example
-    assert find_personal_data("8.8.8.8 and a@example.com, b@example.com") == {"IP address": 1, "e-mail address": 2}

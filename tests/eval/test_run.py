@@ -1,18 +1,15 @@
 """`gemwright eval` on a tiny model: the scores are lm-eval's, interrupted runs continue, wrong input is named."""
 
 import json
-import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from gemwright.cli.app import app
-from gemwright.eval.intervals import estimate_mean, wilson
 from gemwright.eval.responses import Responses
 from tests.tiny.hf import write_model
 
@@ -85,14 +82,3 @@ def test_responses_of_another_model_are_not_mixed(tmp_path: Path):
         Responses(tmp_path, {"model": "a"})
     with pytest.raises(ValueError, match="another model"):
         Responses(tmp_path, {"model": "b"})
-
-
-def test_intervals():
-    for successes, count in ((0, 7), (3, 7), (190, 200)):
-        expected = binomtest(successes, count).proportion_ci(method="wilson")
-        found = wilson(successes, count)
-        np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], atol=1e-12)
-    values = [0.2, 0.5, 0.9, 0.4]
-    found = estimate_mean(values)
-    error = 1.959963984540054 * np.std(values, ddof=1) / math.sqrt(4)
-    np.testing.assert_allclose([found.value, found.low, found.high], [0.5, 0.5 - error, 0.5 + error])

@@ -13,7 +13,7 @@ from gemwright.errors import GemwrightError
 from gemwright.runtime.installation import require_extra
 
 if TYPE_CHECKING:
-    from gemwright.eval.run import Result
+    from gemwright.eval.run import Result, Settings
 
 PACKAGES = ("lm_eval",)
 """Packages of the extra `eval` that benchmarks need."""
@@ -29,11 +29,11 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        Literal["gemma1", "gemma2", "gemma3", "recurrentgemma"] | None,
-        typer.Option(help="Benchmarks of a model report, each as the report ran it."),
+        Literal["gemma1", "gemma2", "gemma3", "recurrentgemma", "codegemma", "paligemma", "safety"] | None,
+        typer.Option(help="Benchmarks of a model report, each as the report ran it; or safety evaluations."),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks of lm-eval, or benchmarks of the suite, by name.")
+        str | None, typer.Option(metavar="A,B", help="Only these benchmarks of the suite; or tasks of lm-eval.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of data files, instead of the hub (docs/eval.md).")
@@ -54,10 +54,24 @@ def evaluate(
     dtype: o.DTypeOption = None,
     threads: o.ThreadsOption = None,
     unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Run code that the model writes without a sandbox.")
+        bool,
+        typer.Option(
+            "--confirm-run-unsafe-code", help="Run code that the model writes even where there is no sandbox."
+        ),
     ] = False,
+    shield: o.ShieldOption = None,
+    policy: o.PolicyOption = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL#MODEL", help="Safety: endpoint that judges whether replies are harmful.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Safety: earlier report; exit with code 1 on a regression.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, metavar="X", help="Safety: worsening that is no regression, as a share.")
+    ] = 0.02,
 ) -> None:
-    """Run benchmarks with lm-eval and compare the scores with the published ones.
+    """Run benchmarks with lm-eval, or safety evaluations, and compare with published scores.
 
     Run the same command again to continue after an interruption.
     """
@@ -71,6 +85,37 @@ def evaluate(
     from gemwright.eval import quiet
 
     quiet.silence(offline=data is not None)
+    from gemwright.cli.loading import load
+    from gemwright.eval.run import Settings
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    if suite == "safety":
+        if data is None:
+            raise GemwrightError("The safety suites read local files; add --data FOLDER (docs/safety.md).")
+        from gemwright.cli import eval_safety
+        from gemwright.eval.harness import HarnessModel
+
+        scorer = eval_safety.load_scorer(shield, policy, judge)
+        loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
+        report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer)
+        if against is not None:
+            raise typer.Exit(eval_safety.gate(report, against, tolerance))
+        return
+    _run_benchmarks(model, adapter, dtype, suite, names, data, out, shots, Settings(limit, seed, chat, unsafe_code))
+
+
+def _run_benchmarks(
+    model: str,
+    adapter: list[str] | None,
+    dtype: str | None,
+    suite: str | None,
+    names: list[str] | None,
+    data: Path | None,
+    out: Path,
+    shots: int | None,
+    settings: "Settings",
+) -> None:
+    """Run benchmarks one after another, and write the report after each."""
     from gemwright.cli.eval_report import ProgressLine, print_plan, print_result
     from gemwright.cli.loading import load
     from gemwright.eval.harness import HarnessModel
@@ -78,17 +123,15 @@ def evaluate(
     from gemwright.eval.plan import make_plan
     from gemwright.eval.report import write_report
     from gemwright.eval.responses import Responses
-    from gemwright.eval.run import Settings, run_benchmark
+    from gemwright.eval.run import run_benchmark
 
-    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
-    made_with = describe(model, adapter, dtype, chat=chat)
-    settings = Settings(limit, seed, chat, unsafe_code)
+    made_with = describe(model, adapter, dtype, chat=settings.chat)
     with closing(Responses(out, made_with)) as responses:
         plan = make_plan(suite, names, data, out, shots)
         print_plan(plan)
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
         progress = ProgressLine()
-        harness = HarnessModel(pretrained=loaded.model, responses=responses, progress=progress)
+        harness = HarnessModel(loaded.model, responses=responses, progress=progress)
         variant = find_variant(model, loaded.model.engine.config)
         results: list[Result] = []
         for benchmark in plan.benchmarks:

@@ -15,12 +15,14 @@ from lm_eval.api.registry import register_model
 import gemwright
 from gemwright.api import Model
 from gemwright.errors import GemwrightError
+from gemwright.eval.code_tasks import split_infilling_prompt
 from gemwright.eval.responses import Responses, key_of
 from gemwright.generate.continuations import Beginning, Likelihood, score_continuations
 from gemwright.generate.output import OutputBatch
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState
+from gemwright.text import infill
 from gemwright.text.stop import find_stop_ids
 
 MAX_NEW_TOKENS = 256
@@ -104,6 +106,8 @@ class HarnessModel(TemplateLM):
     def _encode(self, text: str, images: Sequence[Any] = ()) -> Ids | Prompt:
         """Return the prompt of a text, or of the conversation that it stands for."""
         messages = self._conversations.get(text)
+        if gap := split_infilling_prompt(text):
+            return infill.render(self.model.tokenizer, *gap)
         if messages is None:
             return self.model.prepare(_without_marker(text), images) if images else self.model.encode(text)
         *before, last = [{**message, "content": _without_marker(message["content"])} for message in messages]
@@ -198,8 +202,9 @@ class HarnessModel(TemplateLM):
             sampling = Sampling(temperature=float(options.get("temperature", 1.0)), **given)
         seeds = list(range(len(asked)))
         prompts = [self._cut(self._encode(text, images), tokens) for text, _, images in asked]
-        is_chat = asked[0][0] in self._conversations
-        ends = self.model.chat_stop_ids if is_chat else self.model.stop_ids
+        ends = self.model.chat_stop_ids if asked[0][0] in self._conversations else self.model.stop_ids
+        if split_infilling_prompt(asked[0][0]):
+            ends = infill.stop_ids(self.model.tokenizer)
         ends = (*ends, *find_stop_ids(self.model.tokenizer, stops))
         samplings = [replace(sampling, seed=seed) for seed in seeds]
         state = self._read_beginning(prompts, tokens)

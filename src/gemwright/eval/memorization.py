@@ -7,7 +7,6 @@ a document, after BOS, are continued greedily by 50 tokens. The document is memo
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ import numpy as np
 import gemwright
 from gemwright.api import Model
 from gemwright.checkpoint.files.atomic import replace_file
+from gemwright.data.filters import personal
 from gemwright.errors import GemwrightError
+from gemwright.eval.intervals import wilson
 from gemwright.eval.memorization_extract import Extraction, extract, extract_exact
 from gemwright.eval.memorization_sample import Passage, Sample, digest, draw_samples
-from gemwright.eval.personal_data import find_personal_data
 from gemwright.train.folder import MARKER, lock_folder
 
 BATCH = 32
@@ -32,8 +32,6 @@ BATCH = 32
 EDIT_SHARE = 0.1
 """Largest edit distance of an approximate continuation, as a share of its tokens."""
 SAMPLES, REPORT = "samples.jsonl", "report.json"
-_NORMAL_95 = 1.959963984540054
-"""The 97.5th percentile of the normal distribution, for intervals of 95%."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +241,12 @@ def describe(model: Model, passage: Passage, extraction: Extraction) -> dict[str
         "generated": decode(extraction.generated),
         "continuation_ids": passage.continuation,
         "generated_ids": extraction.generated,
-        "personal_data": dict(find_personal_data(decode(extraction.generated))) if is_memorized else {},
+        "personal_data": _count_personal_data(decode(extraction.generated)) if is_memorized else {},
     }
+
+
+def _count_personal_data(text: str) -> dict[str, int]:
+    return dict(Counter(name for _, _, name in personal.find(text)))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -281,12 +283,7 @@ def summarize(samples: Sequence[Sample], lines: Iterator[Mapping[str, Any]], *, 
 
 def make_rate(count: int, documents: int) -> Rate:
     """Return a share with Wilson's interval, which is the whole range without documents."""
-    if documents == 0:
-        return Rate(0, 0, 0.0, 1.0)
-    share, squared = count / documents, _NORMAL_95**2 / documents
-    center = (share + squared / 2) / (1 + squared)
-    half = _NORMAL_95 * math.sqrt(share * (1 - share) / documents + squared / (4 * documents)) / (1 + squared)
-    return Rate(count, documents, min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
+    return Rate(count, documents, *wilson(count, documents))
 
 
 def _write_report(path: Path, model: Model, settings: Settings, findings: Sequence[Finding]) -> None:

@@ -1,6 +1,7 @@
 """Run benchmarks with lm-eval, one after another, and keep the score and every sample of each."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.errors import GemwrightError
 from gemwright.eval.harness import HarnessModel
-from gemwright.eval.intervals import Estimate, estimate_mean
+from gemwright.eval.intervals import Estimate, estimate_mean, estimate_together
+from gemwright.eval.sandbox import UNSAFE
 from gemwright.eval.suites import Benchmark
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Settings:
         limit: Maximum number of items of a task, drawn with a seed.
         seed: The seed.
         chat: Whether the chat template wraps the prompts.
-        unsafe_code: Whether tasks may run code that the model writes; see lm-eval.
+        unsafe_code: Whether tasks may run code that the model writes where there is no sandbox.
     """
 
     limit: int | None = None
@@ -88,6 +90,8 @@ def run_benchmark(
     """
     from lm_eval.evaluator import simple_evaluate
 
+    if settings.unsafe_code:
+        os.environ[UNSAFE] = "1"
     tasks = _load(manager, benchmark.task)
     sizes = {name: len(list(task.eval_docs)) for name, task in tasks.items()}
     limit, seed = settings.limit, settings.seed
@@ -110,9 +114,13 @@ def run_benchmark(
     records = [record for name in tasks for record in samples[name]]
     metric, chosen = _choose(records, benchmark.metric)
     shots: Mapping[str, int] = results["n-shot"]
-    values = [float(record[metric]) for record in chosen]
+    values = [record[metric] for record in chosen]
     name = metric if chosen[0]["filter"] == "none" else f"{metric} ({chosen[0]['filter']})"
-    return Result(benchmark, max(shots[task] for task in tasks), name, estimate_mean(values), sum(sizes.values()))
+    if all(isinstance(value, int | float) for value in values):
+        score = estimate_mean([float(value) for value in values])
+    else:  # a metric of all items together, such as CIDEr
+        score = estimate_together(values, next(iter(tasks.values())).aggregation()[metric], seed)
+    return Result(benchmark, max(shots[task] for task in tasks), name, score, sum(sizes.values()))
 
 
 def _load(manager: "TaskManager", task: str) -> Mapping[str, Any]:
@@ -143,14 +151,13 @@ def _choose(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, lis
     """Return the records of the first filter that a metric has, and the metric's name.
 
     Raises:
-        GemwrightError: The task has no such metric of single items.
+        GemwrightError: The task has no metric.
     """
     names = [name for name in (metric, "acc", *records[0]["metrics"]) if name in records[0]["metrics"]]
-    scalar = [name for name in names if isinstance(records[0].get(name), int | float)]
-    if not scalar:
-        raise GemwrightError(f"The task has no metric of single items, only {', '.join(records[0]['metrics'])}.")
+    if not names:
+        raise GemwrightError(f"The task has no metric {metric} or acc, only {', '.join(records[0]['metrics'])}.")
     first = records[0]["filter"]
-    return scalar[0], [record for record in records if record["filter"] == first]
+    return names[0], [record for record in records if record["filter"] == first]
 
 
 def _write_samples(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

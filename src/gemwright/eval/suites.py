@@ -1,7 +1,7 @@
 """The benchmarks of each model report: lm-eval's task, shots and metric, and the published scores in percent.
 
 Sources: Gemma 1 report, Table 6; RecurrentGemma report, Table 2; Gemma 2 report, Table 13; Gemma 3 report, Tables 9, 10
-and 19; CodeGemma report, Tables 2, 3 and 5; the model card of Gemma 3 270M.
+and 19; CodeGemma report, Tables 2 to 5; PaliGemma report, Table 1; the model card of Gemma 3 270M.
 """
 
 from collections.abc import Mapping
@@ -55,8 +55,8 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
         ("ARC-c", "arc_challenge", "acc_norm", 0, (42.1, 53.2)),
         ("TriviaQA", "triviaqa", "exact_match", 5, (53.2, 63.4)),
         ("Natural Questions", "nq_open", "exact_match", 5, (12.5, 23.0)),
-        ("HumanEval", "humaneval", "pass@1", 0, (22.0, 32.3)),
-        ("MBPP", "mbpp", "pass_at_1", None, (29.2, 44.4)),
+        ("HumanEval", "gemwright_humaneval", "pass@1", 0, (22.0, 32.3)),
+        ("MBPP", "gemwright_mbpp", "pass@1", None, (29.2, 44.4)),
         ("GSM8K", "gsm8k", "exact_match", 5, (17.7, 46.4)),
         ("MATH", "minerva_math", "exact_match", None, (11.8, 24.3)),
         ("AGIEval", "agieval_en", "acc", None, (24.2, 41.7)),
@@ -79,8 +79,8 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
         ("BoolQ", "boolq", "acc", 0, (72.7, 84.2, 84.8)),
         ("TriviaQA", "triviaqa", "exact_match", 5, (60.4, 76.6, 83.7)),
         ("NQ", "nq_open", "exact_match", 5, (17.1, 29.2, 34.5)),
-        ("HumanEval", "humaneval", "pass@1", 0, (20.1, 40.2, 51.8)),
-        ("MBPP", "mbpp", "pass_at_1", None, (30.2, 52.4, 62.6)),
+        ("HumanEval", "gemwright_humaneval", "pass@1", 0, (20.1, 40.2, 51.8)),
+        ("MBPP", "gemwright_mbpp", "pass@1", None, (30.2, 52.4, 62.6)),
     ),
     "gemma3": _rows(
         ("gemma-3-270m", "gemma-3-1b-pt", "gemma-3-4b-pt", "gemma-3-12b-pt", "gemma-3-27b-pt"),
@@ -101,8 +101,8 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
         ("MATH", "minerva_math", "exact_match", None, (None, None, 24.2, 43.3, 50.0)),
         ("GSM8K", "gsm8k_cot", "exact_match", 8, (None, None, 38.4, 71.0, 82.6)),
         ("GPQA Diamond", "gpqa_diamond_cot_n_shot", "exact_match", 5, (None, None, 15.0, 25.4, 24.3)),
-        ("MBPP", "mbpp", "pass_at_1", None, (None, None, 46.0, 60.4, 65.6)),
-        ("HumanEval", "humaneval", "pass@1", 0, (None, None, 36.0, 45.7, 48.8)),
+        ("MBPP", "gemwright_mbpp", "pass@1", None, (None, None, 46.0, 60.4, 65.6)),
+        ("HumanEval", "gemwright_humaneval", "pass@1", 0, (None, None, 36.0, 45.7, 48.8)),
     ),
     "recurrentgemma": _rows(
         ("recurrentgemma-2b", "recurrentgemma-9b"),
@@ -118,12 +118,35 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
         ("ARC-c", "arc_challenge", "acc_norm", 0, (42.3, 52.0)),
         ("TriviaQA", "triviaqa", "exact_match", 5, (52.5, 70.5)),
         ("Natural Questions", "nq_open", "exact_match", 5, (11.5, 21.7)),
-        ("HumanEval", "humaneval", "pass@1", 0, (21.3, 31.1)),
-        ("MBPP", "mbpp", "pass_at_1", None, (28.8, 42.0)),
+        ("HumanEval", "gemwright_humaneval", "pass@1", 0, (21.3, 31.1)),
+        ("MBPP", "gemwright_mbpp", "pass@1", None, (28.8, 42.0)),
         ("GSM8K", "gsm8k", "exact_match", 5, (13.4, 42.6)),
         ("MATH", "minerva_math", "exact_match", None, (11.0, 23.8)),
         ("AGIEval", "agieval_en", "acc", None, (23.8, 39.3)),
         ("BBH", "bbh", "exact_match", None, (35.3, 55.2)),
     ),
+    "codegemma": _rows(
+        ("codegemma-2b", "codegemma-1.1-2b", "codegemma-7b", "codegemma-7b-it", "codegemma-1.1-7b-it"),
+        ("Single-line infilling", "gemwright_infilling_single_line", "pass@1", 0, (78.41, 79.28, 76.09, 68.25, 77.44)),
+        ("Multi-line infilling", "gemwright_infilling_multi_line", "pass@1", 0, (51.44, 50.99, 58.44, 20.05, 23.66)),
+        ("HumanEval", "gemwright_humaneval", "pass@1", 0, (31.1, 37.8, 44.5, 56.1, 60.4)),
+        ("MBPP", "gemwright_mbpp", "pass@1", None, (43.6, 49.2, 56.2, 54.2, 55.2)),
+        ("BabelCode Python", "gemwright_babelcode_python", "pass@1", 0, (21.7, 36.6, 42.2, 48.4, 54.0)),
+        ("HumanEval-X C++", "gemwright_humanevalx_cpp", "pass@1", 0, (None,) * 5),
+        ("HumanEval-X Java", "gemwright_humanevalx_java", "pass@1", 0, (None,) * 5),
+        ("HumanEval-X JavaScript", "gemwright_humanevalx_javascript", "pass@1", 0, (None,) * 5),
+        ("GSM8K", "gsm8k", "exact_match", 5, (None, None, 44.2, 41.2, 47.3)),
+        ("MATH", "minerva_math", "exact_match", None, (None, None, 19.9, 20.9, 22.3)),
+    ),
+    "paligemma": _rows(
+        ("paligemma-3b-pt-224", "paligemma-3b-pt-448"),  # after a transfer to each task
+        ("Captions", "gemwright_captions", "cider", 0, (141.9, 144.6)),
+        ("VQAv2", "gemwright_vqa", "vqa_accuracy", 0, (83.2, 85.6)),
+        ("DocVQA", "gemwright_docvqa", "anls", 0, (43.7, 78.0)),
+        ("ChartQA", "gemwright_chartqa", "relaxed_accuracy", 0, (None, None)),
+        ("NLVR", "gemwright_nlvr", "exact_match", 0, (None, None)),
+        ("Detection", "gemwright_detection", "mean_average_precision", 0, (None, None)),
+        ("Referring expressions", "gemwright_referring", "box_iou", 0, (None, None)),
+    ),
 }
-"""Benchmarks by suite, pretrained models."""
+"""Benchmarks by suite, pretrained models unless named otherwise."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gemwright.errors import GemwrightError
+from gemwright.eval.intervals import wilson
 from gemwright.eval.safety.compare import compare_reports
-from gemwright.eval.safety.intervals import wilson
 from gemwright.eval.safety.report import Finding, SafetyReport, SuiteReport, read_report, render_markdown, write_report
 
 

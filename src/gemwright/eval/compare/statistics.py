@@ -5,14 +5,14 @@ A pair is scored 1, 1/2 or 0 for its first answer, so that ties are split evenly
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
+from gemwright.eval.intervals import wilson
+
 CONFIDENCE = 0.95
 """Confidence level of all intervals."""
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 RESAMPLES = 1000
 """Number of resamples of the prompts for the intervals of ratings."""
 POINTS_PER_DECADE = 400
@@ -55,11 +55,8 @@ def estimate_share(count: int, total: int) -> Estimate | None:
 
 
 def _wilson(mean: float, count: float) -> Estimate:
-    center = mean + _Z**2 / (2 * count)
-    half = _Z * math.sqrt(mean * (1 - mean) / count + (_Z / (2 * count)) ** 2)
-    scale = 1 + _Z**2 / count
-    low, high = (center - half) / scale, (center + half) / scale
-    return Estimate(mean, min(mean, max(0.0, low)), max(mean, min(1.0, high)))  # rounding may exceed 0, 1 or the mean
+    low, high = wilson(mean * count, count)
+    return Estimate(mean, min(mean, low), max(mean, high))  # rounding may exceed the mean
 
 
 class Ratings(NamedTuple):

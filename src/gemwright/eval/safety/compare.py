@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemwright.errors import GemwrightError
-from gemwright.eval.safety.intervals import Interval, difference
+from gemwright.eval.intervals import Interval, difference
 from gemwright.eval.safety.report import Finding, SafetyReport, shown
 
 TOLERANCE = 0.02

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemwright.eval.safety.intervals import RESAMPLES, Interval, bootstrap, wilson
+from gemwright.eval.intervals import RESAMPLES, Interval, bootstrap, wilson
 from gemwright.eval.safety.records import Source
 
 Values = dict[str, float]

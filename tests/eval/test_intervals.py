@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gemwright.eval.safety.intervals import bootstrap, difference, wilson
+from gemwright.eval.intervals import bootstrap, difference, estimate_mean, estimate_together, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 12), (3, 12), (12, 12), (81, 263), (1, 2)])
@@ -35,3 +35,21 @@ def test_clusters_are_drawn_as_wholes():
     found = bootstrap(lambda indices: float(copies[indices].mean()), names, seed=5)
     single = np.asarray([f"{index:02}" for index in range(30)])
     np.testing.assert_allclose(found, bootstrap(lambda indices: float(values[indices].mean()), single, seed=5))
+
+
+def test_means():
+    shares = estimate_mean([1, 0, 1])
+    assert (shares.low, shares.high) == wilson(2, 3)
+    found = estimate_mean([0.2, 0.5, 0.9, 0.4])
+    error = 1.959963984540054 * np.std([0.2, 0.5, 0.9, 0.4], ddof=1) / 2
+    np.testing.assert_allclose([found.value, found.low, found.high], [0.5, 0.5 - error, 0.5 + error])
+
+
+def test_a_statistic_of_all_items():
+    random = np.random.default_rng(2)
+    items = random.normal(size=400).tolist()
+    found = estimate_together(items, np.mean, seed=0)
+    error = 1.959963984540054 * np.std(items) / 20
+    np.testing.assert_allclose(
+        [found.value, found.low, found.high], np.mean(items) + np.array([0, -error, error]), atol=0.02
+    )

@@ -1,0 +1,80 @@
+"""The safety suite of `gemwright eval`: it runs, is compared with an earlier report, and fails on a regression."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from gemwright.cli import render
+from gemwright.cli.screening import load_screening
+from gemwright.errors import GemwrightError
+
+if TYPE_CHECKING:
+    from gemwright.eval.harness import HarnessModel
+    from gemwright.eval.safety.answers import EvaluatedModel
+    from gemwright.eval.safety.report import SafetyReport
+    from gemwright.eval.safety.suite import ReplyScorer
+
+
+def load_scorer(shield: str | None, policy: Path | None, judge: str | None) -> "ReplyScorer | None":
+    """Return what scores replies beside the words of refusals: a classifier, or an endpoint `URL#MODEL`.
+
+    Raises:
+        GemwrightError: Both are given, an option that belongs to one of them is missing, or as for `load_shield`.
+    """
+    from gemwright.eval.safety.judges import EndpointJudge, PolicyScorer
+
+    screening = load_screening(shield, policy)
+    if judge is None:
+        return None if screening.shield is None else PolicyScorer(str(shield), screening.shield.score)
+    if screening.shield is not None:
+        raise GemwrightError("--shield and --judge both score replies; pass one of them.")
+    url, mark, name = judge.partition("#")
+    if not (mark and name):
+        raise GemwrightError(f"--judge is {judge!r:.200}; give the address and the model as http://HOST:PORT/v1#MODEL.")
+    return EndpointJudge(url, name)
+
+
+def run(
+    model: "HarnessModel",
+    data: Path,
+    out: Path,
+    suites: Sequence[str],
+    limit: int | None,
+    seed: int,
+    scorer: "ReplyScorer | None",
+) -> "SafetyReport":
+    """Run safety suites, and write and print their report."""
+    from gemwright.eval.safety.report import direction, shown, write_report
+    from gemwright.eval.safety.run import run_safety
+
+    report = run_safety(
+        cast("EvaluatedModel", model),
+        data,
+        out,
+        suites=suites,
+        limit=limit,
+        seed=seed,
+        scorer=scorer,
+        progress=lambda suite, done, total: render.status(f"{suite}: {done:,} of {total:,} ..."),
+    )
+    write_report(report, out)
+    for suite in report.suites:
+        for finding in suite.findings:
+            low, high = (shown(finding, bound) for bound in (finding.low, finding.high))
+            value = f"{shown(finding, finding.value)} [{low}, {high}] {direction(finding)}"
+            render.write(f"{suite.name:<24} {finding.metric:<28} {value}\n")
+    if report.missing:
+        render.note(f"Not run: {', '.join(report.missing)}; report.md says why.")
+    return report
+
+
+def gate(report: "SafetyReport", against: Path, tolerance: float) -> int:
+    """Print what became worse than in an earlier report, and return the exit code: 1 on a regression."""
+    from gemwright.eval.safety.compare import compare_reports
+    from gemwright.eval.safety.report import read_report
+
+    regressions = compare_reports(read_report(against), report, tolerance)
+    for regression in regressions:
+        render.write(f"Regression: {regression}\n")
+    render.note(f"{len(regressions)} regressions against {against}, beyond a tolerance of {100 * tolerance:g} points")
+    return 1 if regressions else 0
