@@ -5,6 +5,7 @@ Python blocks use the demo weights.
 """
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -60,6 +61,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("the hen and the thing\n")
     (folder / "train.jsonl").write_text('{"text": "the hen and the thing"}\n' * 4)
     (folder / "corpus.jsonl").write_text(f'{{"text": "{"the hen and the thing " * 40}"}}\n' * 4)
+    (folder / "data").mkdir()
+    item = {"goal": "the hen", "sol1": " and the thing", "sol2": " and the other", "label": 0}
+    (folder / "data" / "piqa.jsonl").write_text(f"{json.dumps(item)}\n" * 2)
     return folder
 
 
@@ -131,6 +135,8 @@ def test_console(page: str, line: str, models: Path, workspace: Path, monkeypatc
         words += ["--max-tokens", "8"]  # the last value counts
     if words[1] in ("serve", "compare"):
         words += ["--help"]  # they would wait for requests; tests/serve and tests/eval/compare start them
+    if words[1] == "eval":
+        words += ["--tasks", "piqa"]
     if words[1] == "tune":
         (workspace / "mine").unlink()
         words += ["--length", "32", "--batch-size", "2", "--steps", "1"]

@@ -69,7 +69,8 @@ print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_forecast_of_the_demo_is_the_memory_it_uses(demo_gguf: Path, dtype: Precision) -> None:
     """The peak of a process that loads, generates and scores."""
     command = [sys.executable, "-c", MEASURE, str(demo_gguf), dtype]

@@ -437,6 +437,7 @@ def _continue_with_transformers(folder: Path) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_transformers_continues_the_converted_demo_with_the_same_text(
     demo_gguf: Path, demo_text: str, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def evaluate(model: str, arguments: dict[str, Any], task: Path, shots: int) -> d
     return {name: [sample["resps"] for sample in samples] for name, samples in results["samples"].items()}
 
 
-@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize("shots", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_responses_equal_those_of_transformers(folder: Path, task: Path, shots: int):
     import lm_eval.models  # noqa: F401  # registers transformers' models
 

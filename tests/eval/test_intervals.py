@@ -51,5 +51,5 @@ def test_a_statistic_of_all_items():
     found = estimate_together(items, np.mean, seed=0)
     error = 1.959963984540054 * np.std(items) / 20
     np.testing.assert_allclose(
-        [found.value, found.low, found.high], np.mean(items) + np.array([0, -error, error]), atol=0.02
-    )
+        [found.value, found.low, found.high], np.mean(items) + np.array([0, -error, error]), atol=0.03
+    )  # three errors of a quantile of 200

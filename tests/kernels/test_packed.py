@@ -91,6 +91,7 @@ def test_plain_weights_at_their_own_bits_give_the_float32_model(tmp_path: Path, 
     np.testing.assert_allclose(own.score(text).logprobs, plain.score(text).logprobs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_demo_keeps_its_bits_and_its_quality(demo_gguf: Path):
     """Rounding activations to 8 bits moves the mean log-likelihood by less than 0.3%, and few first choices."""
     ours, theirs = (run_in_new_process(score_demo, demo_gguf, dtype) for dtype in ("stored", "float32"))

@@ -45,7 +45,7 @@ def _gemwright(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Run Gemma models: generate, chat, serve, describe images, score, convert and quantize."""
+    """Run Gemma models: generate, chat, serve, tune, evaluate, convert and quantize."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)

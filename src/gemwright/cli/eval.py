@@ -71,7 +71,9 @@ def evaluate(
         float, typer.Option(min=0, max=1, metavar="X", help="Safety: worsening that is no regression, as a share.")
     ] = 0.02,
 ) -> None:
-    """Run benchmarks with lm-eval, or safety evaluations, and compare with published scores.
+    """Run benchmarks or safety evaluations.
+
+    Benchmarks run with lm-eval; scores are shown beside the published ones.
 
     Run the same command again to continue after an interruption.
     """

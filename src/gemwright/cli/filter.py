@@ -75,7 +75,7 @@ def filter_data(
         Literal["local", "ray"], typer.Option(help="Work on this machine, or on the Ray cluster of RAY_ADDRESS.")
     ] = "local",
 ) -> None:
-    """Filter training data: quality, language, toxicity, personal data, duplicates and evaluation sets.
+    """Filter training data and report what was removed.
 
     Writes FOLDER/data, which `gemwright tune` reads, and a report of what each step removed and why. Run the same
     command again to continue.

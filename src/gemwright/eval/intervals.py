@@ -26,7 +26,8 @@ def wilson(successes: float, n: float) -> Interval:
     share = successes / n
     center = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding may leave the ends a little inside 0 and 1.
+    return 0.0 if successes <= 0 else max(0.0, center - half), 1.0 if successes >= n else min(1.0, center + half)
 
 
 def bootstrap(

@@ -77,6 +77,7 @@ def test_results_equal_those_of_lm_eval(model: Any, data: Path, tmp_path: Path):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_continued(model: Any, data: Path, tmp_path: Path):
     out = tmp_path / "out"
 
