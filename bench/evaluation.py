@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
     parser.add_argument("--items", type=int, default=50, help="number of items of each task")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--models", nargs="*", help="only these rows")
     arguments = parser.parse_args()
     from gemwright.eval import quiet
 
@@ -56,8 +57,10 @@ def main() -> None:
         manager = TaskManager(include_path=folder, include_defaults=False)
         tasks = [task for task in arguments.tasks if task in names]
         found = {
-            name: {task: measure(make(), task, manager, arguments.items) for task in tasks}
+            name: {task: measure(model, task, manager, arguments.items) for task in tasks}
             for name, make in makers.items()
+            if not arguments.models or name in arguments.models
+            for model in [make()]
         }
     show(found, tasks)
 
@@ -65,6 +68,8 @@ def main() -> None:
 def measure(model, task: str, manager, items: int) -> tuple[float, list]:
     """Return the seconds of a task's requests on a second run of the model, and the responses of the first."""
     responses, seconds = [], 0.0
+    if hasattr(model, "batch_size_per_gpu"):  # whole logits of long prompts: 1 GB for each
+        model.batch_size_per_gpu = 2 if TASKS.get(task, 0) >= 10 else 8
     for turn in range(2):
         loaded = manager.load([task])["tasks"][task]
         loaded.set_config(key="num_fewshot", value=TASKS.get(task, 0))
