@@ -61,7 +61,7 @@ def test_a_text_is_scored(engine: Engine):
 
 
 def test_the_state_never_grows(engine: Engine):
-    state = engine._empty([random_ids(VOCAB, 2000).tolist()])
+    state = engine.empty_state(1, 2000)
     assert room(state, CONFIG) is None
     assert with_room(state, CONFIG, 10**9, CONFIG.max_length) is state
     assert [entry.cells for entry in state.layers if isinstance(entry, KVCache)] == [WINDOW]

@@ -122,7 +122,7 @@ def test_a_prompt_continues_a_restored_prefix(name: str):
     """Prefill of the rest after a snapshot of every length of prefix, shorter and longer than the window."""
     engine, prompt = _engine(name), PROMPTS[3]
     for length in (1, WINDOW, WINDOW + 2, 29):
-        state, _ = engine._prefill([prompt[:length]], empty_state(engine.config, 1, CAPACITY, jnp.float32))
+        state, _ = engine.prefill([prompt[:length]], empty_state(engine.config, 1, CAPACITY, jnp.float32))
         prefix = snapshot(state, jnp.array(0), SMALLER)
         state = restore(empty_state(engine.config, 1, CAPACITY, jnp.float32), prefix, 0)
         step, slots = _begin(engine, 3, 1, state=state)
