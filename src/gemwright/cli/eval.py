@@ -97,11 +97,12 @@ def evaluate(
         from gemwright.cli import eval_safety
         from gemwright.eval.harness import HarnessModel
 
+        before = None if against is None else eval_safety.read_earlier(against)  # before it may be replaced
         scorer = eval_safety.load_scorer(shield, policy, judge)
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
         report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer)
-        if against is not None:
-            raise typer.Exit(eval_safety.gate(report, against, tolerance))
+        if before is not None:
+            raise typer.Exit(eval_safety.gate(before, report, tolerance))
         return
     _run_benchmarks(model, adapter, dtype, suite, names, data, out, shots, Settings(limit, seed, chat, unsafe_code))
 

@@ -68,13 +68,19 @@ def run(
     return report
 
 
-def gate(report: "SafetyReport", against: Path, tolerance: float) -> int:
-    """Print what became worse than in an earlier report, and return the exit code: 1 on a regression."""
-    from gemwright.eval.safety.compare import compare_reports
+def read_earlier(folder: Path) -> "SafetyReport":
+    """Return the report of an earlier run."""
     from gemwright.eval.safety.report import read_report
 
-    regressions = compare_reports(read_report(against), report, tolerance)
+    return read_report(folder)
+
+
+def gate(before: "SafetyReport", after: "SafetyReport", tolerance: float) -> int:
+    """Print what became worse than in an earlier report, and return the exit code: 1 on a regression."""
+    from gemwright.eval.safety.compare import compare_reports
+
+    regressions = compare_reports(before, after, tolerance)
     for regression in regressions:
         render.write(f"Regression: {regression}\n")
-    render.note(f"{len(regressions)} regressions against {against}, beyond a tolerance of {100 * tolerance:g} points")
+    render.note(f"{len(regressions)} regressions beyond a tolerance of {100 * tolerance:g} points")
     return 1 if regressions else 0
