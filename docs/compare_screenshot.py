@@ -13,7 +13,7 @@ from tests.serve.browser import Browser, wait
 from gemwright.eval.compare.page import PageServer, Session
 from gemwright.eval.compare.pairs import Pair, Shown
 from gemwright.eval.compare.prompts import Prompt
-from gemwright.eval.compare.store import Records
+from gemwright.eval.store import Records
 
 PAIRS = 20
 PROMPT = "How is a gemstone cut, and why does it sparkle?"

@@ -62,11 +62,11 @@ def test_run(run: Run, places: dict[str, Path]):
         ("{tiny} {folder}/corpus.jsonl", "Missing option '--out'"),
         (
             "{tiny} {folder}/corpus.jsonl --out {folder}/used --prefix 20 --continuation 10",
-            "used has files that are not of a run; give an empty or a new folder.",
+            "used has files that are not of a memorization audit; give an empty or a new folder.",
         ),
         (
             "{tiny} {folder}/corpus.jsonl --out {folder}/tuned --prefix 20 --continuation 10",
-            "run.json is not of an audit; give another folder.",
+            "tuned has files that are not of a memorization audit; give an empty or a new folder.",
         ),
     ],
 )

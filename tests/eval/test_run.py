@@ -1,7 +1,6 @@
 """`gemwright eval` on a tiny model: the scores are lm-eval's, interrupted runs continue, wrong input is named."""
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,13 @@ def test_wrong_names(model: Path, data: Path, tmp_path: Path, arguments: list[st
 
 
 def test_responses_of_another_model_are_not_mixed(tmp_path: Path):
-    with closing(Responses(tmp_path, {"model": "a"})), pytest.raises(ValueError, match="Another process evaluates"):
-        Responses(tmp_path, {"model": "a"})
+    Responses(tmp_path, {"model": "a"}).close()
     with pytest.raises(ValueError, match="another model"):
         Responses(tmp_path, {"model": "b"})
+
+
+def test_folders_of_something_else_are_left_alone(model: Path, data: Path, tmp_path: Path):
+    (tmp_path / "report.md").write_text("mine")
+    found = run(model, data, tmp_path, "--tasks", "piqa")
+    assert "has files that are not of a benchmark run" in str(found.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

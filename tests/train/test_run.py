@@ -12,8 +12,9 @@ import pytest
 
 from gemwright.checkpoint.digest import model_digest
 from gemwright.errors import GemwrightError, NotFiniteError
+from gemwright.runtime.folder_lock import lock_folder
 from gemwright.train import forecast
-from gemwright.train.folder import claim, compare, lock_folder
+from gemwright.train.folder import LOCK, MARKER, claim, compare
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Progress
 from gemwright.train.run import Run, train
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_continued(
 
 
 def test_a_second_run_into_a_folder_is_refused(tiny: Path, stopped: Path) -> None:
-    with lock_folder(stopped), pytest.raises(GemwrightError, match="Another run writes to"):
+    with lock_folder(stopped, "run", LOCK, MARKER), pytest.raises(GemwrightError, match="Another run writes to"):
         train(prepare_tiny(tiny, stopped))
 
 

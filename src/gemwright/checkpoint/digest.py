@@ -13,14 +13,19 @@ _WEIGHTS = (".gguf", ".safetensors", ".npz")
 
 def model_digest(checkpoint: Checkpoint) -> str:
     """Return a SHA-256 of the config and of the sizes and some parts of the files of weights."""
-    total = hashlib.sha256(repr(checkpoint.config).encode())
-    for path in _weight_files(checkpoint.path):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
+    return weights_digest(checkpoint.path, repr(checkpoint.config))
+
+
+def weights_digest(path: Path, config: str = "") -> str:
+    """Return a SHA-256 of a config and of the sizes and some parts of the files of weights in a path."""
+    total = hashlib.sha256(config.encode())
+    for file in _weight_files(path):
+        size = file.stat().st_size
+        total.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
             for index in range(SAMPLES):
-                file.seek(index * max(SAMPLE_BYTES, size // SAMPLES))
-                total.update(file.read(SAMPLE_BYTES))
+                opened.seek(index * max(SAMPLE_BYTES, size // SAMPLES))
+                total.update(opened.read(SAMPLE_BYTES))
     return total.hexdigest()
 
 

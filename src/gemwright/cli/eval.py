@@ -10,6 +10,7 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
+from gemwright.runtime.folder_lock import lock_folder
 from gemwright.runtime.installation import require_extra
 
 if TYPE_CHECKING:
@@ -17,17 +18,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("lm_eval",)
 """Packages of the extra `eval` that benchmarks need."""
+LOCK = "benchmarks.lock"
+"""A file of every folder of benchmarks, locked by the process that writes to it."""
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Path, name listed by `gemwright models`, or hub id.",
-            autocompletion=o.complete_model,
-        ),
-    ],
+    model: o.ModelArgument,
     suite: Annotated[
         Literal["gemma1", "gemma2", "gemma3", "recurrentgemma", "codegemma", "paligemma", "safety"] | None,
         typer.Option(help="Benchmarks of a model report, each as the report ran it; or safety evaluations."),
@@ -100,7 +96,8 @@ def evaluate(
         before = None if against is None else eval_safety.read_earlier(against)  # before it may be replaced
         scorer = eval_safety.load_scorer(shield, policy, judge)
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
-        report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer)
+        with lock_folder(out, "safety run", eval_safety.LOCK, eval_safety.LOCK):
+            report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer)
         if before is not None:
             raise typer.Exit(eval_safety.gate(before, report, tolerance))
         return
@@ -128,8 +125,8 @@ def _run_benchmarks(
     from gemwright.eval.responses import Responses
     from gemwright.eval.run import run_benchmark
 
-    made_with = describe(model, adapter, dtype, chat=settings.chat)
-    with closing(Responses(out, made_with)) as responses:
+    made_with = describe(model, o.adapters(adapter), dtype, chat=settings.chat)
+    with lock_folder(out, "benchmark run", LOCK, LOCK), closing(Responses(out, made_with)) as responses:
         plan = make_plan(suite, names, data, out, shots)
         print_plan(plan)
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
@@ -140,6 +137,6 @@ def _run_benchmarks(
         for benchmark in plan.benchmarks:
             progress.begin(benchmark.title)
             results.append(run_benchmark(harness, benchmark, plan.manager, out, settings))
-            write_report(out, results, variant, made_with)
+            write_report(out, results, variant, made_with | {"limit": settings.limit, "seed": settings.seed})
             print_result(results[-1], variant)
     render.note(f"Report:  {out / 'report.md'}")

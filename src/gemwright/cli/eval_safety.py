@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gemwright.eval.safety.report import SafetyReport
     from gemwright.eval.safety.suite import ReplyScorer
 
+LOCK = "safety.lock"
+"""A file of every folder of safety evaluations, locked by the process that writes to it."""
+
 
 def load_scorer(shield: str | None, policy: Path | None, judge: str | None) -> "ReplyScorer | None":
     """Return what scores replies beside the words of refusals: a classifier, or an endpoint `URL#MODEL`.
@@ -21,6 +24,7 @@ def load_scorer(shield: str | None, policy: Path | None, judge: str | None) -> "
     Raises:
         GemwrightError: Both are given, an option that belongs to one of them is missing, or as for `load_shield`.
     """
+    from gemwright.eval.endpoint import parse_endpoint
     from gemwright.eval.safety.judges import EndpointJudge, PolicyScorer
 
     screening = load_screening(shield, policy)
@@ -28,10 +32,7 @@ def load_scorer(shield: str | None, policy: Path | None, judge: str | None) -> "
         return None if screening.shield is None else PolicyScorer(str(shield), screening.shield.score)
     if screening.shield is not None:
         raise GemwrightError("--shield and --judge both score replies; pass one of them.")
-    url, mark, name = judge.partition("#")
-    if not (mark and name):
-        raise GemwrightError(f"--judge is {judge!r:.200}; give the address and the model as http://HOST:PORT/v1#MODEL.")
-    return EndpointJudge(url, name)
+    return EndpointJudge(parse_endpoint(judge))
 
 
 def run(

@@ -20,14 +20,7 @@ SECONDS = 30.0
 
 
 def memorize(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Path, name listed by `gemwright models`, or hub id.",
-            autocompletion=o.complete_model,
-        ),
-    ],
+    model: o.ModelArgument,
     corpus: Annotated[
         list[Path], typer.Argument(metavar="CORPUS", help="Files or folders of documents: JSON lines, text or tables.")
     ],

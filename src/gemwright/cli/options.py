@@ -66,6 +66,14 @@ ModelOption = Annotated[
         autocompletion=complete_model,
     ),
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Path, name listed by `gemwright models`, or hub id.",
+        autocompletion=complete_model,
+    ),
+]
 VariantOption = Annotated[
     str | None,
     typer.Option(

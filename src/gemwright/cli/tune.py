@@ -18,14 +18,7 @@ PACKAGES = ("optax", "orbax", "grain")
 
 
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Path, name listed by `gemwright models`, or hub id.",
-            autocompletion=o.complete_model,
-        ),
-    ],
+    model: o.ModelArgument,
     data: Annotated[
         list[Path], typer.Argument(metavar="DATA", help="Files or folders: JSON lines, CSV, TSV, Parquet or text.")
     ],

@@ -16,7 +16,8 @@ import gemwright
 from gemwright.api import Model
 from gemwright.errors import GemwrightError
 from gemwright.eval.code_tasks import split_infilling_prompt
-from gemwright.eval.responses import Responses, key_of
+from gemwright.eval.responses import Responses
+from gemwright.eval.store import make_key
 from gemwright.generate.continuations import Beginning, Likelihood, score_continuations
 from gemwright.generate.output import OutputBatch
 from gemwright.generate.prompts import Ids, Prompt
@@ -138,7 +139,7 @@ class HarnessModel(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
-        keys = [key_of("loglikelihood", *pair) for pair in pairs]
+        keys = [make_key("loglikelihood", *pair) for pair in pairs]
         found = self._find(keys)
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
         names = list(missing)
@@ -179,9 +180,9 @@ class HarnessModel(TemplateLM):
         repeats: dict[str, int] = {}
         keys: list[str] = []
         for prompt, options, images in asked:
-            key = key_of("generate", prompt, options, [_image_digest(image) for image in images])
+            key = make_key("generate", prompt, options, [_image_digest(image) for image in images])
             repeats[key] = repeats.get(key, -1) + 1
-            keys.append(key_of(key, repeats[key]) if options.get("do_sample") and repeats[key] else key)
+            keys.append(make_key(key, repeats[key]) if options.get("do_sample") and repeats[key] else key)
         found = self._find(keys)
         missing = {key: one for key, one in zip(keys, asked, strict=True) if key not in found}
         self.progress("generated", len(keys) - len(missing), len(keys))

@@ -25,12 +25,13 @@ from gemwright.errors import GemwrightError
 from gemwright.eval.intervals import wilson
 from gemwright.eval.memorization_extract import Extraction, extract, extract_exact
 from gemwright.eval.memorization_sample import Passage, Sample, digest, draw_samples
-from gemwright.train.folder import MARKER, lock_folder
+from gemwright.runtime.folder_lock import lock_folder
 
 BATCH = 32
 """Number of prefixes that are continued together."""
 EDIT_SHARE = 0.1
 """Largest edit distance of an approximate continuation, as a share of its tokens."""
+LOCK, MARKER = "audit.lock", "audit.json"
 SAMPLES, REPORT = "samples.jsonl", "report.json"
 
 
@@ -142,7 +143,7 @@ def audit(
             f"context of {model.engine.config.max_length}; use fewer."
         )
     samples = draw_samples(model, corpus, settings.prefix, settings.continuation, settings.limit, settings.seed, read)
-    with lock_folder(out):
+    with lock_folder(out, "memorization audit", LOCK, MARKER):
         _claim(out, _made_with(model, settings, samples))
         _extract_all(model, settings, [passage for sample in samples for passage in sample.passages], out, report)
         try:

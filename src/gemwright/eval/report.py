@@ -24,7 +24,7 @@ def write_report(out: Path, results: Sequence[Result], variant: str, made_with: 
         file.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
     lines = ["| benchmark | metric | shots | items | score | 95% interval | published | within |", "| --- " * 8 + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in table(results, variant)]
-    settings = ", ".join(f"{name} {value}" for name, value in made_with.items() if value is not None)
+    settings = ", ".join(f"{name} {value}" for name, value in made_with.items() if value not in (None, []))
     text = "\n".join([f"# Benchmarks of {variant or made_with['model']}", "", *lines, "", settings, ""])
     with replace_file(out / "report.md") as file:
         file.write(text.encode())

@@ -3,11 +3,8 @@
 A folder without `run.json` that is not empty is not a run's, and is never written to.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +14,8 @@ from gemwright.errors import GemwrightError
 MARKER = "run.json"
 LOCK = "run.lock"
 SAVED = "checkpoints/[0-9]*"
-UNFINISHED = "gemwright-*.partial"
-"""Files and folders whose writing was interrupted; see `checkpoint.files.atomic`."""
 Note = Callable[[str], None]
 """Called with a sentence for the user."""
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Generator[None]:
-    """Make the folder of a run and hold its lock, which the system releases if the process ends in any way.
-
-    Raises:
-        GemwrightError: The folder is not a run's, cannot be written, or another process holds the lock.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = {path.name for path in folder.iterdir() if not path.match(UNFINISHED)} - {LOCK}
-        if others and MARKER not in others:
-            raise GemwrightError(f"{folder} has files that are not of a run; give an empty or a new folder.")
-        file = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise GemwrightError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(20).strip() or "unknown"
-            raise GemwrightError(
-                f"Another run writes to {folder} (process {owner}); wait for its end or give another folder."
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 def claim(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note: Note) -> None:

@@ -15,9 +15,10 @@ from gemwright.loading.model import make_chat_template
 from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
+from gemwright.runtime.folder_lock import lock_folder
 from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
-from gemwright.train.folder import Note, claim, lock_folder
+from gemwright.train.folder import LOCK, MARKER, Note, claim
 from gemwright.train.forecast import forecast, require
 from gemwright.train.load import load_frozen, load_trained
 from gemwright.train.loop import Intervals, Loop, Report
@@ -67,7 +68,7 @@ def train(
     fork.require_not_forked()
     machine.set_threads()
     enable_cache()
-    with lock_folder(run.out):
+    with lock_folder(run.out, "run", LOCK, MARKER):
         made_with = describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe)
         claim(run.out, made_with, accept_changes, note)
         with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:

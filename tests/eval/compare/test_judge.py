@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gemwright.errors import GemwrightError
-from gemwright.eval.compare import endpoint
+from gemwright.eval import endpoint
 from gemwright.eval.compare.judge import FORM, RUBRIC, judge_pairs, parse_judge, parse_verdict
 from gemwright.eval.compare.pairs import Pair, Shown, find_outcome
 from gemwright.eval.compare.prompts import Prompt
-from gemwright.eval.compare.store import Records
+from gemwright.eval.store import Records
 from tests.eval.compare.stand_in import Reply, StandIn, serve
 
 PAIRS = [

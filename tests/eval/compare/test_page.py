@@ -13,7 +13,7 @@ import pytest
 from gemwright.eval.compare.page import PERSON, PageServer, Session, draw
 from gemwright.eval.compare.pairs import Pair, Shown, find_outcome
 from gemwright.eval.compare.prompts import Prompt
-from gemwright.eval.compare.store import Records
+from gemwright.eval.store import Records
 from tests.serve.browser import CHROMIUM, DRIVER, Browser, wait
 
 ATTACK = "<script>pwned = 1</script><img src=x onerror='pwned = 1'>\n**bold** \u202e&amp; </textarea>"

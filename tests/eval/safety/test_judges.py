@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gemwright.errors import GemwrightError
+from gemwright.eval.endpoint import Endpoint
 from gemwright.eval.safety.judges import EndpointJudge, PolicyScorer
 
 
@@ -54,7 +55,7 @@ def url() -> Iterator[str]:
 def test_verdicts(url: str, monkeypatch: pytest.MonkeyPatch):
     """A failure is tried again, an unclear verdict counts for no reply, and the key is sent."""
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    judge = EndpointJudge(url, "small")
+    judge = EndpointJudge(Endpoint(url, "small"))
     found = judge.score([("x", "an egg"), ("egg", "a hen"), ("x", "a nut")])
     np.testing.assert_equal(found, [1.0, 0.0, np.nan])
     assert judge.unclear == 1
@@ -63,9 +64,7 @@ def test_verdicts(url: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unknown_model_gives_a_sentence(url: str):
     with pytest.raises(GemwrightError, match="status 404"):
-        EndpointJudge(url, "unknown").score([("x", "y")])
-    with pytest.raises(GemwrightError, match="is no address"):
-        EndpointJudge("localhost", "small")
+        EndpointJudge(Endpoint(url, "unknown")).score([("x", "y")])
 
 
 def test_the_largest_probability_over_policies():

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from gemwright.errors import GemwrightError
 from gemwright.eval.compare.candidates import Candidate
-from gemwright.eval.compare.endpoint import Client, Endpoint, Reply, run_all
 from gemwright.eval.compare.prompts import Prompt
-from gemwright.eval.compare.store import Records, make_key
+from gemwright.eval.endpoint import Client, Endpoint, Reply, run_all
+from gemwright.eval.store import Records, make_key
 from gemwright.options import SEEDS, Options
 
 if TYPE_CHECKING:

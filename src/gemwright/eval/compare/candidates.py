@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemwright.errors import GemwrightError
-from gemwright.eval.compare.endpoint import KEY_VARIABLE, Endpoint, parse_endpoint
+from gemwright.eval.endpoint import KEY_VARIABLE, Endpoint, parse_endpoint
 from gemwright.options import refuse_unknown
 
 _SAMPLING = {

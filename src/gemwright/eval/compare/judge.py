@@ -9,9 +9,9 @@ from typing import Any
 from gemwright.errors import GemwrightError
 from gemwright.eval.compare.answers import Progress
 from gemwright.eval.compare.candidates import parse_candidate
-from gemwright.eval.compare.endpoint import Client, Endpoint, Reply, run_all
 from gemwright.eval.compare.pairs import Pair, Verdict
-from gemwright.eval.compare.store import Records
+from gemwright.eval.endpoint import Client, Endpoint, Reply, run_all
+from gemwright.eval.store import Records
 
 RUBRIC = """\
 You compare the replies of two assistants, A and B, to the same user, and decide which one serves the user better.

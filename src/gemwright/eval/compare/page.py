@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from gemwright.eval.compare.pairs import Pair, Verdict, find_outcome
-from gemwright.eval.compare.store import Records
+from gemwright.eval.store import Records
 
 PERSON: Final = ("person",)
 """The judge of the page, in keys of judgements."""

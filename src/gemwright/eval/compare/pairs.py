@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from gemwright.eval.compare.answers import Answers
 from gemwright.eval.compare.prompts import Prompt
-from gemwright.eval.compare.store import make_key
+from gemwright.eval.store import make_key
 
 Verdict: TypeAlias = Literal["left", "right", "tie"]
 """Which of two answers is better."""

@@ -18,8 +18,11 @@ from gemwright.eval.compare.page import PERSON, PageServer, Session
 from gemwright.eval.compare.pairs import Pair, find_outcome, make_pairs
 from gemwright.eval.compare.prompts import read_prompts
 from gemwright.eval.compare.results import Results, summarize
-from gemwright.eval.compare.store import Records, lock_folder
+from gemwright.eval.store import Records
+from gemwright.runtime.folder_lock import lock_folder
 
+LOCK = "comparison.lock"
+"""A file of every folder of a comparison, locked by the process that writes to it."""
 WAIT_SECONDS = 0.5
 """Time between two looks at whether a person has judged all pairs; Ctrl-C ends it at once."""
 
@@ -61,7 +64,7 @@ def compare(plan: Plan, load: Load, progress: Progress, announce: Callable[[str]
     """
     prompts = read_prompts(plan.prompts, plan.limit)
     labels = [candidate.label for candidate in plan.candidates]
-    with lock_folder(plan.out), Records(plan.out / "judgements.jsonl") as judgements:
+    with lock_folder(plan.out, "comparison", LOCK, LOCK), Records(plan.out / "judgements.jsonl") as judgements:
         with Records(plan.out / "answers.jsonl") as kept:
             answers = collect_answers(prompts, plan.candidates, plan.max_tokens, kept, load, progress)
         pairs = make_pairs(prompts, labels, answers)

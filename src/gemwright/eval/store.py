@@ -1,40 +1,13 @@
-"""The folder of a comparison: records as JSON lines that survive a crash, written by one process at a time."""
+"""Records as JSON lines that survive a crash, for runs that continue. One process at a time writes a file."""
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
 from gemwright.errors import GemwrightError
-
-MARKER = "comparison.lock"
-"""A file of every folder of a comparison, locked by the process that writes to it."""
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Generator[None]:
-    """Make the folder of a comparison and hold its lock, which the system releases if the process ends in any way.
-
-    Raises:
-        GemwrightError: The folder has other files, cannot be written, or another process holds the lock.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise GemwrightError(f"{folder} has files that are not of a comparison; give an empty or a new folder.")
-        file = (folder / MARKER).open("a")
-    except OSError as error:
-        raise GemwrightError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GemwrightError(f"Another comparison writes to {folder}; wait for its end or give another.") from error
-        yield
 
 
 def make_key(*parts: Any) -> str:
@@ -83,4 +56,4 @@ def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
             return cast(dict[str, Any], record)
     except (ValueError, RecursionError):
         pass
-    raise GemwrightError(f"{path}, line {number}, is not a record of a comparison; remove the line.")
+    raise GemwrightError(f"{path}, line {number}, is not a record of this run; remove the line.")
