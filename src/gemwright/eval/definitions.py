@@ -1,12 +1,10 @@
 """The package's own tasks in lm-eval's format: their folder, and how their local files are read."""
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from gemwright.errors import DataError
+from gemwright.data.sources import read_records
 from gemwright.eval.local import LocalTask
 
 Fields = dict[str, Any]
@@ -16,22 +14,12 @@ DEFINITIONS: Final = Path(__file__).parent / "tasks"
 
 
 def read_lines(file: Path) -> Iterator[Fields]:
-    """Yield the records of a JSONL file, which may be compressed with gzip.
+    """Yield the records of a file that `gemwright.data` reads.
 
     Raises:
-        DataError: A line is no JSON object.
+        DataError: A record is malformed.
     """
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: {error}; write one JSON object on each line.") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{file}, line {number}: expected a JSON object.")
-            yield record
+    return (dict(record.fields) for record in read_records([file]))
 
 
 def make_task(

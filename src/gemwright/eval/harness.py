@@ -18,7 +18,7 @@ from gemwright.errors import GemwrightError
 from gemwright.eval.code_tasks import split_infilling_prompt
 from gemwright.eval.responses import Responses
 from gemwright.eval.store import make_key
-from gemwright.generate.continuations import Beginning, Likelihood, score_continuations
+from gemwright.generate.continuations import Likelihood, SharedPrefix, score_continuations
 from gemwright.generate.output import OutputBatch
 from gemwright.generate.prompts import Ids, Prompt
 from gemwright.generate.sampling import Sampling
@@ -63,7 +63,7 @@ class HarnessModel(TemplateLM):
         self.model = pretrained if is_loaded else gemwright.load(pretrained, dtype=dtype, adapter=adapter or ())
         self.max_length = min(int(max_length), self.model.engine.config.max_length)
         self.progress = progress
-        self._beginning = Beginning(self.model.engine)
+        self._prefix = SharedPrefix(self.model.engine)
         self._responses = responses
         self._context: tuple[str, list[int]] = "", []
         """The last context and its ids: the choices of a question follow each other."""
@@ -106,9 +106,9 @@ class HarnessModel(TemplateLM):
 
     def _encode(self, text: str, images: Sequence[Any] = ()) -> Ids | Prompt:
         """Return the prompt of a text, or of the conversation that it stands for."""
-        messages = self._conversations.get(text)
         if gap := split_infilling_prompt(text):
             return infill.render(self.model.tokenizer, *gap)
+        messages = self._conversations.get(text)
         if messages is None:
             return self.model.prepare(_without_marker(text), images) if images else self.model.encode(text)
         *before, last = [{**message, "content": _without_marker(message["content"])} for message in messages]
@@ -208,7 +208,7 @@ class HarnessModel(TemplateLM):
             ends = infill.stop_ids(self.model.tokenizer)
         ends = (*ends, *find_stop_ids(self.model.tokenizer, stops))
         samplings = [replace(sampling, seed=seed) for seed in seeds]
-        state = self._read_beginning(prompts, tokens)
+        state = self._read_prefix(prompts, tokens)
         steps = self.model.engine.generate(prompts, samplings, tokens, stop_ids=ends, state=state)
         batch = OutputBatch(steps, self.model.tokenizer, [len(prompt) for prompt in prompts], ends, stops, seeds)
         for _ in batch:
@@ -219,11 +219,11 @@ class HarnessModel(TemplateLM):
         """Cut a prompt on the left, so that it leaves room for a number of tokens."""
         return prompt if isinstance(prompt, Prompt) else prompt[-max(1, self.max_length - tokens) :]
 
-    def _read_beginning(self, prompts: Sequence[Ids | Prompt], tokens: int) -> DecodeState | None:
+    def _read_prefix(self, prompts: Sequence[Ids | Prompt], tokens: int) -> DecodeState | None:
         """Return states that hold what prompts share, such as examples, if that is much."""
         texts = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
         room = max(map(len, prompts)) + tokens
-        return self._beginning.states(texts, room) if len(texts) == len(prompts) > 1 else None
+        return self._prefix.states(texts, room) if len(texts) == len(prompts) > 1 else None
 
     def _find(self, keys: Sequence[str]) -> dict[str, Any]:
         if self._responses is None:

@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations of texts, as evaluations ask for: each text is read once, shared beginnings too.
+"""Log-likelihoods of continuations of texts, as evaluations ask for: each text is read once, shared prefixes too.
 
 Few-shot prompts of one task begin with the same examples, and the answers of one question follow the same text. Texts
-with a long common beginning run behind a copy of its state; the answers run behind copies of the state of their text.
+with a long common prefix run behind a copy of its state; the answers run behind copies of the state of their text.
 Only the tokens of answers are multiplied by the head.
 """
 
@@ -25,12 +25,12 @@ from gemwright.model.params import ModelWeights
 from gemwright.model.state import DecodeState, empty_state, with_room
 from gemwright.typing import Array, Bool, Float, Int
 
-TEXTS = 16
+MAX_TEXTS = 16
 """Maximum number of texts that run as a batch."""
-CONTINUATIONS = 32
+MAX_CONTINUATIONS = 32
 """Maximum number of continuations that run as a batch."""
-LEAST_SHARED = 64
-"""Minimum number of tokens of a beginning that is read once for several texts."""
+MIN_SHARED_TOKENS = 64
+"""Minimum number of tokens of a prefix that is read once for several texts."""
 WIDTHS = (4, 8, 16, 32, 128, 512)
 """Numbers of tokens per continuation in a call."""
 BLOCK = 32
@@ -71,21 +71,21 @@ def score_continuations(
     indices = sorted(range(len(pairs)), key=lambda index: tuple(pairs[index][0]))
     texts = [_Text(ids, list(group)) for ids, group in groupby(indices, key=lambda index: tuple(pairs[index][0]))]
     for run, shared in _runs(texts):
-        beginning = None
-        for start in range(0, len(run), TEXTS):
-            batch = run[start : start + TEXTS]
+        prefix = None
+        for start in range(0, len(run), MAX_TEXTS):
+            batch = run[start : start + MAX_TEXTS]
             room = max(len(text.ids) + _longest(text, pairs) for text in (run if shared else batch))
-            if shared and beginning is None:
-                beginning, _ = engine.prefill([run[0].ids[:shared]], _empty_state(engine, 1, room))
-            scored = list(_score_batch(engine, batch, room, beginning, pairs))
+            if shared and prefix is None:
+                prefix, _ = engine.prefill([run[0].ids[:shared]], _empty_state(engine, 1, room))
+            scored = list(_score_batch(engine, batch, room, prefix, pairs))
             for index, likelihood in scored:
                 results[index] = likelihood
             report(scored)
     return [likelihood for likelihood in results if likelihood is not None]  # all of them
 
 
-class Beginning:
-    """The state of the last beginning that was read, for the texts that follow.
+class SharedPrefix:
+    """The state of the last prefix that was read, for the texts that follow.
 
     Args:
         engine: The engine.
@@ -97,17 +97,17 @@ class Beginning:
         self._state: DecodeState | None = None
 
     def states(self, texts: Sequence[Ids], room: int) -> DecodeState | None:
-        """Return states that hold the common beginning of texts, or None if it is short.
+        """Return states that hold the common prefix of texts, or None if it is short.
 
         Args:
             texts: Token ids of each text.
             room: Number of tokens of each text and of what follows it.
         """
-        first, last = min(texts, key=tuple), max(texts, key=tuple)  # their common beginning is that of all
+        first, last = min(texts, key=tuple), max(texts, key=tuple)  # their common prefix is that of all
         shared = min(_common(first, last), len(first) - 1, len(last) - 1)
-        if shared < LEAST_SHARED:
+        if shared < MIN_SHARED_TOKENS:
             return None
-        is_known = self._state is not None and LEAST_SHARED <= len(self._ids) <= shared
+        is_known = self._state is not None and MIN_SHARED_TOKENS <= len(self._ids) <= shared
         if not is_known or list(first[: len(self._ids)]) != list(self._ids) or len(self._ids) < shared // 2:
             self._ids = first[:shared]
             self._state, _ = self._engine.prefill([self._ids], self._engine.empty_state(1, room))
@@ -129,7 +129,7 @@ def _longest(text: _Text, pairs: Sequence[tuple[Ids, Ids]]) -> int:
 
 
 def _runs(texts: Sequence[_Text]) -> Iterator[tuple[list[_Text], int]]:
-    """Yield runs of sorted texts, each with the length of its beginning; at last, by length, those that share none."""
+    """Yield runs of sorted texts, each with the length of its prefix; at last, by length, those that share none."""
     alone: list[_Text] = []
     start = 0
     while start < len(texts):
@@ -143,14 +143,14 @@ def _runs(texts: Sequence[_Text]) -> Iterator[tuple[list[_Text], int]]:
 
 
 def _run(texts: Sequence[_Text], start: int) -> tuple[int, int]:
-    """Return the end of the run of texts from `start` that share a beginning, and its length, 0 for a single text.
+    """Return the end of the run of texts from `start` that share a prefix, and its length, 0 for a single text.
 
-    The beginning is at least half of the texts, so that what one of them adds does not shorten it for the others.
+    The prefix is at least half of the texts, so that what one of them adds does not shorten it for the others.
     """
     stop, shared = start + 1, len(texts[start].ids) - 1
     while stop < len(texts):
         common = min(shared, _common(texts[start].ids, texts[stop].ids), len(texts[stop].ids) - 1)
-        if common < max(LEAST_SHARED, len(texts[stop].ids) // 2):
+        if common < max(MIN_SHARED_TOKENS, len(texts[stop].ids) // 2):
             break
         stop, shared = stop + 1, common
     return stop, shared if stop > start + 1 else 0
@@ -167,15 +167,15 @@ def _score_batch(
     engine: Engine,
     batch: Sequence[_Text],
     room: int,
-    beginning: DecodeState | None,
+    prefix: DecodeState | None,
     pairs: Sequence[tuple[Ids, Ids]],
 ) -> Iterator[tuple[int, Likelihood]]:
     """Yield the index and the likelihood of each continuation of a batch of texts that begin as a state says."""
     texts = _fill([text.ids for text in batch])
-    if beginning is None:
+    if prefix is None:
         state = _empty_state(engine, len(texts), room)
     else:
-        state = slots.gather(beginning, jnp.zeros(len(texts), jnp.int32))
+        state = slots.gather(prefix, jnp.zeros(len(texts), jnp.int32))
     state, hidden = engine.prefill(texts, state)
     rows = [(row, index) for row, text in enumerate(batch) for index in text.continuations]
     first = _first_tokens(engine, hidden, [(row, pairs[index][1][0]) for row, index in rows])
@@ -190,8 +190,8 @@ def _later_tokens(
     engine: Engine, state: DecodeState, rows: Sequence[tuple[int, int]], pairs: Sequence[tuple[Ids, Ids]]
 ) -> Iterator[tuple[int, Likelihood]]:
     """Yield the likelihood of the tokens after the first of each continuation, given the row of its text."""
-    for start in range(0, len(rows), CONTINUATIONS):
-        part = _fill(rows[start : start + CONTINUATIONS])
+    for start in range(0, len(rows), MAX_CONTINUATIONS):
+        part = _fill(rows[start : start + MAX_CONTINUATIONS])
         parents = slots.gather(state, jnp.asarray([row for row, _ in part], jnp.int32))
         found = _score_rest(engine, parents, [pairs[index][1] for _, index in part])
         for (_, index), likelihood in zip(part, found, strict=True):
