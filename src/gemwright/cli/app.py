@@ -9,6 +9,7 @@ from gemwright.cli.chat import chat
 from gemwright.cli.compare import compare
 from gemwright.cli.doctor import doctor
 from gemwright.cli.eval import evaluate
+from gemwright.cli.export import export
 from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.filter import filter_data
 from gemwright.cli.generate import generate
@@ -59,5 +60,6 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(memorize)
 app.command("filter")(filter_data)
+app.command()(export)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)

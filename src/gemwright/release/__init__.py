@@ -1,0 +1,1 @@
+"""Release: other runtimes, verification, model cards, provenance and publishing."""

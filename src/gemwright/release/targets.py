@@ -1,0 +1,52 @@
+"""The formats of other runtimes that `gemwright export` writes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from gemwright.errors import GemwrightError
+
+Progress = Callable[[str], None]
+"""Called with a line about each stage of an export."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        weights: Encoding of the weights, such as int8; None for the target's default.
+        context: Number of tokens of the decode state, for programs of fixed shapes.
+        verify: Whether the written model is run beside its source, and removed if it differs by more than its bound.
+    """
+
+    weights: str | None = None
+    context: int = 1024
+    verify: bool = True
+
+
+Exporter = Callable[[Path, Path, ExportOptions, Progress], None]
+"""Writes the checkpoint of the first path to the second, which must not exist."""
+
+_EXPORTERS: Mapping[str, str] = {}
+"""Module and function of each target, imported when it is chosen."""
+SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert", ".onnx": "onnx"}
+"""Targets that the suffix of a file names."""
+
+
+def choose_target(path: Path, to: str | None) -> str:
+    """Return the target of an export.
+
+    Raises:
+        GemwrightError: It is not given, and the suffix of the path names none.
+    """
+    if to is None and path.suffix not in SUFFIXES:
+        raise GemwrightError(f"{path} does not say which format to write; add --to, one of {', '.join(_EXPORTERS)}.")
+    return to or SUFFIXES[path.suffix]
+
+
+def find_exporter(target: str) -> Exporter:
+    """Import the exporter of a target."""
+    module, name = _EXPORTERS[target].split(":")
+    return getattr(import_module(module), name)
