@@ -63,13 +63,14 @@ def test_product_with_quantized_activations(isa: str, encoding: str, out: int, b
 
 
 @pytest.mark.parametrize("encoding", INTEGER_ENCODINGS)
-def test_sixteen_bit_products_do_not_depend_on_the_number_of_rows(isa: str, encoding: str) -> None:
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_products_do_not_depend_on_the_number_of_rows(isa: str, encoding: str, activation_bits: int) -> None:
     w = random_weight(encoding, (37, 3 * block(encoding)))
     x = jnp.asarray(activations(301, w.values.shape[1]))[: 64 if isa == "amx" else 301]
     packed = jnp.asarray(native.repack(encoding, w.raw, w.values.shape))
-    together = native.matmul(x, packed, encoding, 37, activation_bits=16)
+    together = native.matmul(x, packed, encoding, 37, activation_bits=activation_bits)
     for rows in (slice(0, 1), slice(1, 3), slice(2, 7), slice(len(x) - 13, len(x))):
-        some = native.matmul(x[rows], packed, encoding, 37, activation_bits=16)
+        some = native.matmul(x[rows], packed, encoding, 37, activation_bits=activation_bits)
         np.testing.assert_array_equal(some, together[rows])
 
 
@@ -123,9 +124,11 @@ def test_few_rows_are_the_same_with_amx(activation_bits: int) -> None:
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize(("encoding", "byte", "value"), [("Q8_0", 0x80, -128), ("IQ4_NL", 0x00, -127)])
+@pytest.mark.parametrize(
+    ("encoding", "byte", "value"), [("Q8_0", 0x80, -128), ("IQ4_NL", 0x00, -127), ("Q5_0", 0xFF, 15), ("Q4_0", 0xFF, 7)]
+)
 def test_extreme_weights_and_activations_do_not_saturate(isa: str, encoding: str, byte: int, value: int) -> None:
-    """Use the largest integer products, at which 16-bit sums of adjacent products are largest."""
+    """Use the largest integer products, at which 16-bit sums of products are largest."""
     e = random_weight(encoding, (16, 64))
     raw = e.raw.reshape(32, -1).copy()
     raw[:, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)

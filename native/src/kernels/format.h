@@ -26,12 +26,14 @@ struct Quants;
 template <>
 struct Quants<4> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 15;
   uint8_t low[4][64];  // low nibbles: groups 0-3, high nibbles: groups 4-7
 };
 
 template <>
 struct Quants<5> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 31;
   uint8_t low[4][64];
   uint8_t high[64];  // bit g: the fifth bit of group g
 };
@@ -39,6 +41,7 @@ struct Quants<5> {
 template <>
 struct Quants<6> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 63;
   uint8_t low[4][64];
   uint8_t high[2][64];  // high[h], bits 2i and 2i + 1: the top bits of group 4h + i
 };

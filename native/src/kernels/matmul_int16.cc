@@ -34,9 +34,9 @@ void decode_stripe(const BlockScales<Format>& scales, const typename Format::Str
   if constexpr (Format::kMinima) store(to.min, scales.dmin * load(stripe.min));
 }
 
-// Adds the product of a stripe and `Rows` rows of activations to y[Rows].
+// Adds the product of a stripe and `Rows` rows of activations to y.
 template <class Format, int Rows>
-inline void accumulate(const DecodedStripe& w, const Activations16* a, float (*y)[kLanes]) {
+inline void accumulate(const DecodedStripe& w, const Activations16* a, Floats (&y)[Rows]) {
   constexpr int kPairs = Format::kScaled / 2;
   for (int part = 0; part < kStripe / Format::kScaled; ++part) {
     Ints sum[Rows];
@@ -47,12 +47,12 @@ inline void accumulate(const DecodedStripe& w, const Activations16* a, float (*y
     });
     const Floats scale = load(w.scale[part]);
     for (int r = 0; r < Rows; ++r) {
-      store(y[r], multiply_add(to_float(sum[r]) * broadcast(a[r].scale), scale, load(y[r])));
+      y[r] = multiply_add(to_float(sum[r]) * broadcast(a[r].scale), scale, y[r]);
     }
   }
   if constexpr (Format::kMinima) {
     const Floats min = load(w.min);
-    for (int r = 0; r < Rows; ++r) store(y[r], multiply_add(min, broadcast(-a[r].sum), load(y[r])));
+    for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r].sum), y[r]);
   }
 }
 
@@ -76,12 +76,13 @@ void multiply_panel(const MatmulArgs& args, int64_t panel, int64_t row, int64_t 
     }
     for_each_tile(row, row + rows, [&](int64_t r, auto n) {
       const Activations16* a = activations + r * stripes + first * n;
-      for (int64_t s = 0; s < count; ++s, a += n) accumulate<Format, n>(decoded[s], a, sums + (r - row));
+      Floats sum[n];
+      for (int i = 0; i < n; ++i) sum[i] = load(sums[r - row + i]);
+      for (int64_t s = 0; s < count; ++s, a += n) accumulate<Format, n>(decoded[s], a, sum);
+      for (int i = 0; i < n; ++i) store(sums[r - row + i], sum[i]);
     });
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(args.y + (row + r) * args.out + column, sums[r], lanes * sizeof(float));
-  }
+  for (int64_t r = 0; r < rows; ++r) store_lanes(args.y + (row + r) * args.out + column, lanes, load(sums[r]));
 }
 
 template <class Format>

@@ -16,8 +16,8 @@ constexpr int kRows = kTileRows < 8 ? 4 : 8;
 constexpr int kSums = kTileRows < 8 ? 4 : 16;
 static_assert(kRows <= kSums);
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Cuts rows [row, end) into tiles of kRows, then of smaller powers of two: body(first row, constant).
 template <class Body>
@@ -28,6 +28,20 @@ inline void for_each_tile(int64_t row, int64_t end, Body body) {
   }
   if (end - row >= 2) body(row, std::integral_constant<int, 2>{}), row += 2;
   if (end - row >= 1) body(row, std::integral_constant<int, 1>{});
+}
+
+// Load and store the lanes that exist: all 16 except in the last panel.
+inline Floats load_lanes(const float* p, int64_t lanes) {
+  if (lanes == kLanes) return load(p);
+  float all[kLanes] = {};
+  std::memcpy(all, p, lanes * sizeof(float));
+  return load(all);
+}
+inline void store_lanes(float* p, int64_t lanes, Floats x) {
+  if (lanes == kLanes) return store(p, x);
+  float all[kLanes];
+  store(all, x);
+  std::memcpy(p, all, lanes * sizeof(float));
 }
 
 inline float widen(float x) { return x; }

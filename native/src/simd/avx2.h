@@ -157,6 +157,27 @@ inline Ints dot(Ints sum, Bytes w, const int8_t* q) {
 inline Ints dot_each(Ints sum, Bytes w, const int8_t* q) {
   return {dot(sum.v[0], w.v[0], load_256(q)), dot(sum.v[1], w.v[1], load_256(q + 32))};
 }
+// Sums of two adjacent products each, in 16 bits.
+#define GEMWRIGHT_PAIR_SUMS
+struct PairSums {
+  __m256i v[2];
+};
+inline PairSums multiply_pairs(Bytes w, const int8_t* q) {
+  const __m256i four = broadcast_four(q);
+  return {_mm256_maddubs_epi16(w.v[0], four), _mm256_maddubs_epi16(w.v[1], four)};
+}
+inline PairSums operator+(PairSums a, PairSums b) {
+  return {_mm256_add_epi16(a.v[0], b.v[0]), _mm256_add_epi16(a.v[1], b.v[1])};
+}
+inline Ints add_pairs(Ints sum, PairSums x) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.v[0], _mm256_madd_epi16(x.v[0], one)),
+          _mm256_add_epi32(sum.v[1], _mm256_madd_epi16(x.v[1], one))};
+}
+inline void store(uint8_t* p, Bytes x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.v[0]);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.v[1]);
+}
 // |w| * (q with w's sign) is w * q with an unsigned left side.
 struct Signed {
   __m256i w[2], magnitude[2];

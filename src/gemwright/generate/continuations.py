@@ -31,10 +31,10 @@ MAX_CONTINUATIONS = 32
 """Maximum number of continuations that run as a batch."""
 MIN_SHARED_TOKENS = 64
 """Minimum number of tokens of a prefix that is read once for several texts."""
-WIDTHS = (4, 8, 16, 32, 128, 512)
+WIDTHS = (4, 8, 16, 24, 32, 48, 64, 128, 256, 512)
 """Numbers of tokens per continuation in a call."""
 BLOCK = 32
-"""Number of tokens whose logits are computed together."""
+"""Number of tokens whose logits are computed together; as `_token_logprobs` has it for all, it is compiled once."""
 CAPACITIES = (128, 256, 512)
 """Capacities of small KV caches in tokens: states of texts are copied for each of their continuations."""
 
