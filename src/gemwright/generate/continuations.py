@@ -34,7 +34,7 @@ MIN_SHARED_TOKENS = 64
 WIDTHS = (4, 8, 16, 24, 32, 48, 64, 128, 256, 512)
 """Numbers of tokens per continuation in a call."""
 BLOCK = 32
-"""Number of tokens whose logits are computed together; as `_token_logprobs` has it for all, it is compiled once."""
+"""Number of tokens whose logits are computed together."""
 CAPACITIES = (128, 256, 512)
 """Capacities of small KV caches in tokens: states of texts are copied for each of their continuations."""
 
@@ -191,77 +191,73 @@ def _later_tokens(
 ) -> Iterator[tuple[int, Likelihood]]:
     """Yield the likelihood of the tokens after the first of each continuation, given the row of its text."""
     for start in range(0, len(rows), MAX_CONTINUATIONS):
-        part = _fill(rows[start : start + MAX_CONTINUATIONS])
-        parents = slots.gather(state, jnp.asarray([row for row, _ in part], jnp.int32))
+        part = rows[start : start + MAX_CONTINUATIONS]
+        parents = slots.gather(state, jnp.asarray(_fill([row for row, _ in part]), jnp.int32))
         found = _score_rest(engine, parents, [pairs[index][1] for _, index in part])
         for (_, index), likelihood in zip(part, found, strict=True):
             yield index, likelihood
 
 
 def _score_rest(engine: Engine, state: DecodeState, continuations: Sequence[Ids]) -> list[Likelihood]:
-    """Return the likelihood of the tokens after the first of each continuation of the texts that a state holds."""
+    """Return the likelihood of the tokens after the first of each continuation of the texts that a state holds.
+
+    Args:
+        engine: The engine.
+        state: States of the texts, donated, of which there can be more than continuations.
+        continuations: Token ids of each continuation.
+    """
+    sequences = state.lengths.shape[0]
     sums, greedy = [0.0] * len(continuations), [True] * len(continuations)
     for start in range(0, max(map(len, continuations)) - 1, WIDTHS[-1]):
         parts = [list(ids[start : start + WIDTHS[-1] + 1]) for ids in continuations]
         width = next(size for size in WIDTHS if size >= max(map(len, parts)) - 1)
-        tokens, valid = np.zeros((len(parts), width), np.int32), np.zeros((len(parts), width), bool)
+        tokens, valid = np.zeros((sequences, width), np.int32), np.zeros((sequences, width), bool)
         for row, ids in enumerate(parts):
             tokens[row, : len(ids) - 1] = ids[:-1]
             valid[row, : len(ids) - 1] = True
+        hidden, state = _forward(engine.config, engine.params, tokens, valid, state)
         at = np.argwhere(valid)
         targets = np.array([parts[row][column + 1] for row, column in at], np.int32)
-        logprobs, likeliest, state = _score_tokens(
-            *(engine.config, engine.vocabulary, engine.params, tokens, valid, state), _pad(at), _pad(targets)
-        )
-        found: NDArray[np.float32] = np.asarray(logprobs)[: len(at)]
+        found, likeliest = _score_tokens(engine, hidden, at, targets)
         require_finite(np.isfinite(found))
-        for (row, _), logprob, is_likeliest in zip(at, found, np.asarray(likeliest) == _pad(targets), strict=False):
+        for (row, _), logprob, is_likeliest in zip(at, found, likeliest == targets, strict=True):
             sums[row] += float(logprob)
             greedy[row] &= bool(is_likeliest)
     return [Likelihood(*pair) for pair in zip(sums, greedy, strict=True)]
 
 
-def _pad(rows: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Append zeros until the number of blocks is a power of two, so that few programs are compiled."""
-    blocks = -(-len(rows) // BLOCK)
-    padded = np.zeros((BLOCK << (blocks - 1).bit_length(), *rows.shape[1:]), np.int32)
-    padded[: len(rows)] = rows
-    return padded
-
-
-@functools.partial(jax.jit, static_argnames=("config", "vocabulary"), donate_argnames="state")
 def _score_tokens(
+    engine: Engine, hidden: Array, at: NDArray[np.int64], targets: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return the log-probability of each target, and the likeliest token in its place.
+
+    Args:
+        engine: The engine.
+        hidden: Hidden states of tokens [B, T, D].
+        at: Sequence and place of the token before each target [N, 2].
+        targets: The targets [N].
+    """
+    found: list[tuple[Array, Array]] = []
+    for start in range(0, len(at), BLOCK):
+        places, ids = np.zeros((BLOCK, 2), np.int32), np.zeros((BLOCK, 1), np.int32)
+        count = len(at[start : start + BLOCK])
+        places[:count], ids[:count, 0] = at[start : start + BLOCK], targets[start : start + BLOCK]
+        chosen = hidden[places[:, 0], places[:, 1]]
+        found.append(_token_logprobs(engine.config, engine.vocabulary, engine.params, chosen, jnp.asarray(ids)))
+    logprobs, likeliest = ([np.asarray(part).reshape(-1) for part in parts] for parts in zip(*found, strict=True))
+    return np.concatenate(logprobs)[: len(at)], np.concatenate(likeliest)[: len(at)]
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _forward(
     config: Config,
-    vocabulary: int,
     params: ModelWeights,
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     state: DecodeState,
-    at: Int[Array, "N 2"],
-    targets: Int[Array, " N"],
-) -> tuple[Float[Array, " N"], Int[Array, " N"], DecodeState]:
-    """Add a chunk to the state; return the log-probability and the likeliest of the successors of some of its tokens.
-
-    Args:
-        config: The model.
-        vocabulary: Number of real ids.
-        params: The weights.
-        tokens: Of each sequence.
-        valid: Which tokens are real; padding is behind them.
-        state: Donated.
-        at: Sequence and place of each token whose successor is scored.
-        targets: The successors.
-    """
-    hidden, after = programs.forward(config, params, tokens, valid, state)
-
-    def score(part: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = programs.real_logits(transformer.logits(config, params, part[0]), vocabulary)
-        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1)
-
-    chosen = hidden[at[:, 0], at[:, 1]].reshape(-1, BLOCK, hidden.shape[-1])
-    logprobs, likeliest = jax.lax.map(score, (chosen, targets.reshape(-1, BLOCK)))
-    return logprobs.reshape(-1), likeliest.reshape(-1), after
+) -> tuple[Float[Array, "B T D"], DecodeState]:
+    """Add tokens to the state, which is donated; return their hidden states. Padding is behind the tokens."""
+    return programs.forward(config, params, tokens, valid, state)
 
 
 def _fill(rows: Sequence[_Row]) -> list[_Row]:
