@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measure(model, task: str, manager, items: int) -> tuple[float, list]:
-    """Return the requests per second of a task, and the responses; what compiles its programs is timed the second time."""
+    """Return the requests per second of a task, and the responses; a model that compiles is timed the second time."""
     responses, seconds = [], 0.0
     compiles = not hasattr(model, "batch_size_per_gpu")
     if not compiles:  # whole logits of long prompts: 1 GB for each

@@ -13,9 +13,9 @@ import torch
 
 from tests.quick_reader import QuickReader
 
-LENGTH = 1600
-"""Tokens of the long text: three windows of 512 and a bit."""
-POSITIONS = [0, 1, 17, 510, 511, 512, 513, 1023, 1536, LENGTH - 1]
+LENGTH = 1100
+"""Tokens of the long text: two windows of 512 and a bit."""
+POSITIONS = [0, 1, 17, 510, 511, 512, 513, 1023, 1024, LENGTH - 1]
 """Positions before, at and far past the window of 512."""
 WRITTEN = 24
 """Tokens of a greedy continuation."""
