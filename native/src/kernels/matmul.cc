@@ -11,6 +11,7 @@
 #include GEMWRIGHT_SIMD_HEADER
 #include "kernels/activations.h"
 #include "kernels/decode.h"
+#include "kernels/decoded.h"
 #include "kernels/tiles.h"
 
 namespace gemwright {
@@ -91,82 +92,35 @@ void matmul_tile(const uint8_t* panel, const Activations* a, int64_t blocks, flo
 
 #ifdef GEMWRIGHT_PAIR_SUMS
 
-constexpr int kDecoded = 8;     // stripes of a panel that are decoded at a time: 6 KB of the first-level cache
-constexpr int kManyRows = 512;  // most rows whose sums stay in the cache
+// Of unsigned weights, adding as many products in 16 bits as cannot overflow.
+struct Int8 {
+  using Weight = uint8_t;
+  using Activations = gemwright::Activations;
+  static constexpr int64_t kMostRows = 512;
 
-struct alignas(64) DecodedStripe {
-  uint8_t q[kStripe / 4][4 * kLanes];
-  float scale[2][kLanes], min[kLanes];
-};
+  template <class Format>
+  static void decode(const typename Format::Stripe& stripe, uint8_t* q) {
+    unroll<kStripe / 4>([&](auto g) GEMWRIGHT_INLINE { store(q + 4 * g * kLanes, group<g>(stripe.q)); });
+  }
 
-template <class Format>
-void decode_stripe(const BlockScales<Format>& scales, const typename Format::Stripe& stripe, DecodedStripe& to) {
-  unroll<kStripe / 4>([&](auto g) GEMWRIGHT_INLINE { store(to.q[g], group<g>(stripe.q)); });
-  unroll<kStripe / Format::kScaled>(
-      [&](auto part) GEMWRIGHT_INLINE { store(to.scale[part], scales.template scale<part>(stripe)); });
-  if constexpr (Format::kMinima) store(to.min, scales.dmin * load(stripe.min));
-}
-
-// As `accumulate` above, with equal results; adds as many products in 16 bits as cannot overflow.
-template <class Format, int Rows>
-inline void accumulate(const DecodedStripe& w, const Activations* a, Floats (&y)[Rows]) {
-  constexpr int kGroups = Format::kScaled / 4;
-  constexpr int kSummed = smaller(kGroups, 32767 / (2 * 127 * decltype(Format::Stripe::q)::kLargest));
-  unroll<kStripe / Format::kScaled>([&](auto part) GEMWRIGHT_INLINE {
-    Ints sum[Rows];
-    for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r].start[part]);
+  template <class Format, int Part, int Rows>
+  GEMWRIGHT_INLINE static void add_products(const uint8_t* q, const Activations* a, Ints (&sum)[Rows]) {
+    constexpr int kGroups = Format::kScaled / 4;
+    constexpr int kSummed = smaller(kGroups, 32767 / (2 * 127 * decltype(Format::Stripe::q)::kLargest));
     unroll<kGroups / kSummed>([&](auto s) GEMWRIGHT_INLINE {
       PairSums pairs[Rows];
       unroll<kSummed>([&](auto g) GEMWRIGHT_INLINE {
-        constexpr int kGroup = part * kGroups + s * kSummed + g;
-        const Bytes q = load_bytes(w.q[kGroup]);
+        constexpr int kGroup = Part * kGroups + s * kSummed + g;
+        const Bytes bytes = load_bytes(q + 4 * kGroup * kLanes);
         for (int r = 0; r < Rows; ++r) {
-          const PairSums more = multiply_pairs(q, a[r].q + 4 * kGroup);
+          const PairSums more = multiply_pairs(bytes, a[r].q + 4 * kGroup);
           pairs[r] = g == 0 ? more : pairs[r] + more;
         }
       });
       for (int r = 0; r < Rows; ++r) sum[r] = add_pairs(sum[r], pairs[r]);
     });
-    const Floats scale = load(w.scale[part]);
-    for (int r = 0; r < Rows; ++r) {
-      y[r] = multiply_add(to_float(sum[r]) * broadcast(a[r].scale), scale, y[r]);
-    }
-  });
-  if constexpr (Format::kMinima) {
-    const Floats min = load(w.min);
-    for (int r = 0; r < Rows; ++r) y[r] = multiply_add(min, broadcast(-a[r].sum), y[r]);
   }
-}
-
-// Multiplies a panel, decoded once for all rows.
-template <class Format>
-void multiply_decoded(const MatmulArgs& args, int64_t panel, int64_t row, int64_t rows) {
-  constexpr int kStripes = Format::kElements / kStripe;  // per block
-  const auto* block = reinterpret_cast<const typename Format::Panel*>(args.panels + panel * args.panel_bytes);
-  const auto* activations = static_cast<const Activations*>(args.tiles);
-  const int64_t stripes = args.in / kStripe, column = panel * kLanes, lanes = smaller(kLanes, args.out - column);
-  DecodedStripe decoded[kDecoded];
-  alignas(64) float sums[kManyRows][kLanes];
-  std::memset(sums, 0, rows * sizeof(sums[0]));
-  for (int64_t first = 0; first < stripes; first += kDecoded) {
-    const int64_t count = smaller(kDecoded, stripes - first);
-    for (int64_t s = 0; s < count; ++block) {
-      const BlockScales<Format> scales(*block);
-      for (int i = 0; i < kStripes; ++i, ++s) {
-        prefetch_ahead(block->stripes[i]);
-        decode_stripe<Format>(scales, block->stripes[i], decoded[s]);
-      }
-    }
-    for_each_tile(row, row + rows, [&](int64_t r, auto n) {
-      const Activations* a = activations + r * stripes + first * n;
-      Floats sum[n];
-      for (int i = 0; i < n; ++i) sum[i] = load(sums[r - row + i]);
-      for (int64_t s = 0; s < count; ++s, a += n) accumulate<Format, n>(decoded[s], a, sum);
-      for (int i = 0; i < n; ++i) store(sums[r - row + i], sum[i]);
-    });
-  }
-  for (int64_t r = 0; r < rows; ++r) store_lanes(args.y + (row + r) * args.out + column, lanes, load(sums[r]));
-}
+};
 
 #endif
 
@@ -174,8 +128,8 @@ template <class Format>
 void matmul(const MatmulArgs& args, int64_t first, int64_t last, int64_t row, int64_t rows) {
 #ifdef GEMWRIGHT_PAIR_SUMS
   if constexpr (!kSignedWeights<Format>) {
-    if (rows > kRows && rows <= kManyRows) {
-      for (int64_t panel = first; panel < last; ++panel) multiply_decoded<Format>(args, panel, row, rows);
+    if (rows > kRows && rows <= Int8::kMostRows) {  // with equal results
+      for (int64_t panel = first; panel < last; ++panel) multiply_decoded<Int8, Format>(args, panel, row, rows);
       return;
     }
   }
