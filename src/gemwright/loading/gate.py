@@ -124,12 +124,13 @@ def checked(
                 "report this, or use the adapter unmerged."
             )
     except BaseException:
-        _remove(target)
+        remove(target)
         raise
     report(comparison)
 
 
-def _remove(target: Path) -> None:
+def remove(target: Path) -> None:
+    """Remove a model that was written, and the file of its vision tower."""
     if target.is_dir():
         shutil.rmtree(target)
         return

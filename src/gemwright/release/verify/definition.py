@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+from gemwright.checkpoint.chat_templates import SPECIAL_TOKENS
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES, Family
@@ -159,7 +160,8 @@ def check_template(checkpoint: Checkpoint, tokenizer: Tokenizer, named: str | No
         if tuned:
             return passes("template", False, f"there is no chat template, and {named} has one")
         return Check("template", "skipped", "there is no chat template, as in pretrained models")
-    expected = ChatTemplate(tokenizer, {"default": FORMATS[checkpoint.family.chat_format].template})
+    format_ = FORMATS[checkpoint.family.chat_format]
+    expected = ChatTemplate(tokenizer, {"default": format_.template}, SPECIAL_TOKENS)
     try:
         ids = make_chat_template(checkpoint, tokenizer).encode(CONVERSATION)
     except GemwrightError as error:

@@ -11,7 +11,7 @@ from gemwright.checkpoint.adapters import is_adapter, open_adapter
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.updates import Updates, read_updates
-from gemwright.errors import GemwrightError, NotFiniteError
+from gemwright.errors import GemwrightError
 from gemwright.loading.gate import compare
 from gemwright.loading.model import forecast, make_chat_template
 from gemwright.release.targets import Progress as Status
@@ -57,7 +57,7 @@ def verify_against(
     if verifier is not None:
         return Report(path, source, tuple(verifier(path, source, status)))
     if is_adapter(path):
-        return Report(path, source, (_compare_adapters(path, source, base),))
+        return Report(path, source, (compare_adapters(path, source, base),))
     found, original = open_checkpoint(path, variant), open_checkpoint(source, variant)
     checks = [*check_description(found, original), check_tensors(found), *_check_readable(original)]
     if any(check.result == "failed" and check.name in ("shape", "tensors", "source") for check in checks):
@@ -132,7 +132,7 @@ def check_run(found: Checkpoint, source: Checkpoint, variant: str | None = None)
         return Check("run", "skipped", str(error))
     try:
         result = compare(source.path, found.path, stored_encodings(found), {}, variant)
-    except NotFiniteError as error:
+    except GemwrightError as error:
         return passes("run", False, str(error))
     numbers = {
         "logprob_difference": result.found.typical,
@@ -147,7 +147,12 @@ def check_run(found: Checkpoint, source: Checkpoint, variant: str | None = None)
     return Check("run", "ok" if result.passes else "failed", str(result), numbers)
 
 
-def _compare_adapters(path: Path, source: Path, base: Path | None) -> Check:
+def compare_adapters(path: Path, source: Path, base: Path | None) -> Check:
+    """Compare the updates of two adapters of one base model.
+
+    Raises:
+        GemwrightError: One of them cannot be read, or the base model is not found.
+    """
     adapters = open_adapter(path), open_adapter(source)
     if base is None:
         named = adapters[1].base or adapters[0].base

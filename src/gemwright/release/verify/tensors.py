@@ -142,22 +142,29 @@ def _pairs(
     ours: _Stored, theirs: _Stored, shape: tuple[int, ...]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Yield the values of rows as they are stored in the first file, and as they should be."""
-    offset = np.float32(ours.tensor.offset) - np.float32(theirs.tensor.offset)
     if ours.plain and theirs.plain and ours.tensor.shape[1:] == theirs.tensor.shape[1:]:
         count = min(ours.tensor.shape[0], theirs.tensor.shape[0])
         for part in row_chunks((count, *ours.tensor.shape[1:])):
-            found, expected = ours.rows(part), theirs.rows(part)
-            yield found, _shift(expected, ours, theirs) if offset else expected
+            found = ours.rows(part)
+            yield found, _shift(theirs.rows(part), found, ours, theirs)
             ours.file.release(ours.name)
             theirs.file.release(theirs.name)
         return
     found, expected = ours.whole().reshape(shape), theirs.whole()
     expected = expected.reshape(-1, *shape[1:])[: shape[0]]
-    yield found[: len(expected)], _shift(expected, ours, theirs) if offset else expected
+    found = found[: len(expected)]
+    yield found, _shift(expected, found, ours, theirs)
 
 
-def _shift(values: NDArray[np.float32], ours: _Stored, theirs: _Stored) -> NDArray[np.float32]:
-    """Return values of the second file with the offset of the first; both steps round, as reading and writing do."""
+def _shift(
+    values: NDArray[np.float32], found: NDArray[np.float32], ours: _Stored, theirs: _Stored
+) -> NDArray[np.float32]:
+    """Return values of the second file as the first has them, with its offset.
+
+    A copy of a file keeps them; reading and writing them takes the offset away and adds it, and both steps round.
+    """
+    if ours.tensor.offset == theirs.tensor.offset and np.array_equal(values, found):
+        return values
     values = values - np.float32(theirs.tensor.offset) if theirs.tensor.offset else values
     return values + np.float32(ours.tensor.offset) if ours.tensor.offset else values
 
