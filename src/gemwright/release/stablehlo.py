@@ -7,6 +7,7 @@ Source: jax `docs/export/export.md`; openxla/stablehlo `docs/compatibility.md`: 
 """
 
 import datetime
+import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,7 @@ from gemwright.model.params import param_specs
 from gemwright.model.state import abstract_state
 from gemwright.release import stablehlo_run
 from gemwright.release.targets import MANIFEST, ExportOptions, Progress
-from gemwright.release.verify.report import Check
+from gemwright.release.verify.report import Check, passes, some
 from gemwright.release.verify.runtime import compare_run, refused_if_failed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -58,6 +59,7 @@ def export_stablehlo(source: Path, target: Path, options: ExportOptions, progres
     Raises:
         GemwrightError: The checkpoint cannot be read, an option is unknown, or the programs differ from the source.
     """
+    _require_flatbuffers()
     checkpoint = open_checkpoint(source)
     weights = options.weights or "f32"
     if weights not in DTYPES:
@@ -69,6 +71,11 @@ def export_stablehlo(source: Path, target: Path, options: ExportOptions, progres
     verify = (lambda: verify_stablehlo(target, source, progress)) if options.verify else None
     with refused_if_failed(target, verify):
         _write(checkpoint, config, target, DTYPES[weights], options.context, progress)
+
+
+def _require_flatbuffers() -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise GemwrightError("jax.export needs the package flatbuffers; install 'gemwright[stablehlo]'.")
 
 
 def _write(
@@ -165,13 +172,14 @@ def verify_stablehlo(folder: Path, source: Path, progress: Progress) -> Iterator
     Raises:
         CheckpointError: The folder is damaged.
     """
+    _require_flatbuffers()
     manifest = ConfigReader(read_json(folder / MANIFEST), str(folder / MANIFEST))
     yield _compare_weights(folder, manifest.data, source)
     progress("Running the programs beside their source ...")
     weights = open_safetensors(folder / WEIGHTS)
     try:
         model = stablehlo_run.Model(folder, {name: weights.read(name) for name in weights.tensors})
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # jax raises anything on a damaged program
         raise file_error(
             folder, f"has programs that cannot be read ({error!s:.200})", "export the model again"
         ) from error
@@ -188,4 +196,4 @@ def _compare_weights(folder: Path, manifest: Mapping[str, Any], source: Path) ->
     weights = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype, order=params)
     changed = [path for path, values in weights if not np.array_equal(file.read(path), values)]
     detail = f"{len(params)} weights are the source's in {dtype.name}, bit for bit"
-    return Check("weights", "failed" if changed else "ok", f"{changed[:3]} differ" if changed else detail)
+    return passes("weights", not changed, f"{some(changed)} differ" if changed else detail)

@@ -34,19 +34,17 @@ _EXPORTERS: Mapping[str, str] = {
     "stablehlo": "gemwright.release.stablehlo:export_stablehlo",
     "mlx": "gemwright.release.mlx:export_mlx",
     "ollama": "gemwright.release.ollama:export_ollama",
-    "onnx": "gemwright.release.onnx:export_onnx",
 }
 """Module and function of each target, imported when it is chosen."""
 Verifier = Callable[[Path, Path, Progress], Iterable[Check]]
 """Runs an export, the first path, beside its source."""
 _VERIFIERS: Mapping[str, str] = {
     "stablehlo": "gemwright.release.stablehlo:verify_stablehlo",
-    "onnx": "gemwright.release.onnx:verify_onnx",
 }
 """Module and function for each target that is not a checkpoint."""
 MANIFEST = "stablehlo.json"
 """Name of the file that describes a folder of StableHLO programs."""
-SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert", ".onnx": "onnx"}
+SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert"}
 """Targets that the suffix of a file names."""
 
 
