@@ -9,6 +9,7 @@ from gemwright.checkpoint.load import read_weights
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.errors import CheckpointError, GemwrightError, NotFiniteError
 from gemwright.loading.model import choose_precision, forecast, load_model
+from gemwright.release.targets import find_verifier
 from gemwright.release.verify import definition
 from gemwright.release.verify.likelihood import check_likelihood
 from gemwright.release.verify.report import Check, Report, passes
@@ -28,8 +29,10 @@ def verify_checkpoint(path: Path, variant: str | None = None, progress: Progress
         progress: Called with the number of bytes scanned and the total.
 
     Raises:
-        CheckpointError: The checkpoint cannot be opened.
+        GemwrightError: The checkpoint cannot be opened, or the path is an export to another runtime.
     """
+    if find_verifier(path) is not None:
+        raise GemwrightError(f"{path} is an export, which is compared with its source; add --against SOURCE.")
     checkpoint = open_checkpoint(path, variant)
     named = definition.named_checkpoint(checkpoint)
     published = variant or definition.choose_variant(checkpoint, named)
