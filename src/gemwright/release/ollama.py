@@ -83,8 +83,9 @@ def export_ollama(source: Path, target: Path, options: ExportOptions, progress: 
 
 
 def _write_model(checkpoint: Checkpoint, source: Path, file: Path, dtype: str | None) -> None:
-    one = isinstance(checkpoint.file, GgufFile) and checkpoint.config.vision is None
-    if dtype is None and one and len(set(map(id, checkpoint.file.maps.values()))) == 1:
+    opened = checkpoint.file
+    is_one_file = isinstance(opened, GgufFile) and len({id(data) for data in opened.maps.values()}) == 1
+    if dtype is None and is_one_file and checkpoint.config.vision is None:
         data = map_file(checkpoint.path)
         with file.open("xb") as out:
             for start in range(0, len(data), COPIED):

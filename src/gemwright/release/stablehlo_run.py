@@ -6,7 +6,9 @@ python run.py --ids 2 14946 3324 496 990
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,20 +18,20 @@ from jax import export
 class Model:
     """The programs and weights of a folder."""
 
-    def __init__(self, folder, weights=None):
+    def __init__(self, folder: Path, weights: Mapping[str, Any] | None = None):
         """Read a folder; `weights` are arrays by name in place of its `weights.safetensors`."""
-        self.about = json.loads((folder / "stablehlo.json").read_text())
+        self.about: dict[str, Any] = json.loads((folder / "stablehlo.json").read_text())
         if weights is None:
             from safetensors.flax import load_file
 
             weights = load_file(folder / "weights.safetensors")
         self.weights = [jax.device_put(weights[name]) for name in self.about["weights"]]
-        self.steps = {
+        self.steps: dict[int, Any] = {
             size: jax.jit(export.deserialize(bytearray((folder / f"step_{size}.stablehlo").read_bytes())).call)
-            for size in self.about["sizes"]
+            for size in map(int, self.about["sizes"])
         }
 
-    def start(self):
+    def start(self) -> "Sequence":
         """Begin an empty sequence."""
         return Sequence(self)
 
@@ -37,12 +39,12 @@ class Model:
 class Sequence:
     """The state of one sequence."""
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         """Begin an empty sequence of a model."""
         self.model = model
-        self.state = [np.zeros(entry["shape"], entry["dtype"]) for entry in model.about["state"]]
+        self.state: list[Any] = [np.zeros(entry["shape"], entry["dtype"]) for entry in model.about["state"]]
 
-    def read(self, ids):
+    def read(self, ids: Iterable[int]) -> Any:
         """Add tokens and return the logits after the last, [V] float32."""
         ids, sizes, logits = list(ids), sorted(self.model.steps), None
         while ids:
@@ -54,9 +56,9 @@ class Sequence:
         return np.asarray(logits)[0]
 
 
-def generate(model, ids, count=40):
+def generate(model: Model, ids: list[int], count: int = 40) -> list[int]:
     """Continue ids greedily."""
-    sequence, made = model.start(), []
+    sequence, made = model.start(), list[int]()
     count = min(count, model.about["capacity"] - len(ids))
     logits = sequence.read(ids)
     while len(made) < count and (token := int(np.argmax(logits))) not in model.about["stops"]:

@@ -68,7 +68,7 @@ def find_exporter(target: str) -> Exporter:
 def find_verifier(path: Path) -> Verifier | None:
     """Import what verifies an export; None for a checkpoint."""
     target = "stablehlo" if (path / MANIFEST).is_file() else SUFFIXES.get(path.suffix)
-    if target not in _VERIFIERS:
+    if target is None or target not in _VERIFIERS:
         return None
     module, name = _VERIFIERS[target].split(":")
     return getattr(import_module(module), name)

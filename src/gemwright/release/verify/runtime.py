@@ -1,7 +1,7 @@
 """Run a model in another runtime beside its source, token by token."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -92,7 +92,7 @@ def _run(session: Session, prompt: list[int], ids: list[int]) -> _Run:
 
 
 @contextmanager
-def refused_if_failed(target: Path, verify: Callable[[], Iterator[Check]] | None) -> Iterator[None]:
+def refused_if_failed(target: Path, verify: Callable[[], Iterator[Check]] | None) -> Generator[None]:
     """Verify what the `with` block writes, and remove it if a check fails.
 
     Raises:
