@@ -45,10 +45,10 @@ def test_values_are_rounded_to_the_nearest_step(bits: int) -> None:
     assert not found[0, :GROUP].any()
 
 
-def test_what_is_written_conforms(tmp_path: Path) -> None:
-    """The export compares the folder with its source: weights, tokenizer and a run."""
+@pytest.mark.parametrize("verify", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_both_spellings_of_the_config_are_written(tmp_path: Path, verify: bool) -> None:
     source = write_small_gguf(tmp_path / "small.gguf")
-    export_mlx(source, tmp_path / "mlx", ExportOptions(), lambda line: None)
+    export_mlx(source, tmp_path / "mlx", ExportOptions(verify=verify), lambda line: None)
     config = json.loads((tmp_path / "mlx" / "config.json").read_text())
     assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
     assert config["sliding_window_pattern"] == 2

@@ -60,6 +60,7 @@ def test_the_folder_describes_itself(exported: tuple[Path, Path]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_another_model_and_damage_are_found(exported: tuple[Path, Path], tmp_path: Path) -> None:
     source, folder = exported
     other = write_small_gguf(tmp_path / "other.gguf", "gemma2", seed=1)

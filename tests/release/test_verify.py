@@ -182,6 +182,7 @@ def test_one_changed_bit_is_found(source: Path, tmp_path: Path) -> None:
     assert "and 1 such values" in found["weights"]
 
 
+@pytest.mark.slow
 def test_our_quantized_folders_conform(source: Path, tmp_path: Path) -> None:
     quantize(source, tmp_path / "quantized", 4)
     assert verify_against(tmp_path / "quantized", source).passed
