@@ -27,7 +27,7 @@ def verify(
     variant: o.VariantOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Check that a model is what it says, or that it equals its source.
+    """Compare a model with its definition or its source.
 
     The exit code is 1 if a check fails, and 2 if a file cannot be read.
     """
