@@ -35,6 +35,21 @@ class FillInTheMiddle:
 
 
 @dataclass(frozen=True)
+class PublishedVocabulary:
+    """The vocabulary that a family was trained with.
+
+    Attributes:
+        special: The id of each special token.
+        text: First id, and the one after the last, of the bytes and learned pieces that texts consist of.
+        digest: SHA-256 of these pieces, as `text.vocabulary.Vocabulary` spells them, each followed by a newline.
+    """
+
+    special: Mapping[str, int]
+    text: tuple[int, int]
+    digest: str
+
+
+@dataclass(frozen=True)
 class HuggingFaceNames:
     """A `model_type` of transformers and its class."""
 
@@ -61,6 +76,30 @@ class Processor:
     has_own_file: bool
 
 
+_CONTROL = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
+VOCABULARY = PublishedVocabulary(
+    MappingProxyType({**_CONTROL, "<mask>": 4, "<start_of_turn>": 106, "<end_of_turn>": 107}),
+    (217, 255_969),
+    "59182a4da33a7e63d76795c0997c5901363007fb22ec155b2fc958f9557f9f4a",
+)
+"""That of Gemma 1 and 2 and of the families made of them."""
+VOCABULARY_3 = PublishedVocabulary(
+    MappingProxyType(
+        {
+            **_CONTROL,
+            "<mask>": 4,
+            "<start_of_turn>": 105,
+            "<end_of_turn>": 106,
+            "<start_of_image>": 255_999,
+            "<end_of_image>": 256_000,
+        }
+    ),
+    (238, 255_968),
+    "bc0b5a345b20eb3f5e37d1a5e0e0acf5339dd69b1c47d45b606ed2c7b22b6ef0",
+)
+"""That of Gemma 3."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of models.
@@ -80,6 +119,7 @@ class Family:
         processor: The processor in transformers.
         added_pieces: Tokens that follow those of the tokenizer file.
         fill_in_the_middle: Special tokens of fill-in-the-middle prompts.
+        vocabulary: Its published vocabulary.
         license: Name of the license of the weights.
         terms: URL of its text.
     """
@@ -100,6 +140,7 @@ class Family:
     processor: Processor | None = None
     added_pieces: tuple[str, ...] = ()
     fill_in_the_middle: FillInTheMiddle | None = None
+    vocabulary: PublishedVocabulary = VOCABULARY
     license: str = "Gemma Terms of Use"
     terms: str = TERMS
 
@@ -171,6 +212,7 @@ GEMMA_3 = Family(
     text_model=HuggingFaceNames("gemma3_text", "Gemma3ForCausalLM"),
     vision_model=HuggingFaceNames("gemma3", "Gemma3ForConditionalGeneration"),
     gguf="gemma3",
+    vocabulary=VOCABULARY_3,
     image_prompt="inline",
     processor=Processor(
         name="Gemma3Processor",

@@ -10,8 +10,8 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
     *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
-    *("list", "tune", "eval", "compare", "memorize", "filter", "models", "pull", "rm", "du", "inspect"),
-    *("convert", "quantize", "doctor"),
+    *("list", "tune", "eval", "compare", "memorize", "filter", "export", "models", "pull", "rm", "du", "inspect"),
+    *("verify", "convert", "quantize", "doctor"),
 )
 
 FAST = """

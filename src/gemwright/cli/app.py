@@ -23,6 +23,7 @@ from gemwright.cli.serve import serve
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
 from gemwright.cli.tune import tune
+from gemwright.cli.verify import verify
 
 app = typer.Typer(
     name="gemwright",
@@ -61,5 +62,5 @@ app.command()(compare)
 app.command()(memorize)
 app.command("filter")(filter_data)
 app.command()(export)
-for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
+for command in (models, pull, rm, du, inspect, verify, convert, quantize, doctor):
     app.command()(command)

@@ -13,8 +13,8 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Path, or name of a local model.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New file or folder.")],
     to: Annotated[
-        Literal["litert", "stablehlo", "mlx", "onnx", "ollama"] | None,
-        typer.Option(help="Format to write. Default: that of the suffix of TARGET (.tflite, .litertlm, .onnx)."),
+        Literal["litert", "stablehlo", "mlx", "ollama"] | None,
+        typer.Option(help="Format to write. Default: that of the suffix of TARGET (.tflite, .litertlm)."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Encoding of the weights: f32, int8 or int4. Default: that of the format.")

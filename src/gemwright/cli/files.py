@@ -39,7 +39,9 @@ def convert(
     check: Annotated[
         bool | None,
         typer.Option(
-            "--check/--no-check", help="Run what was written beside its source. Default: only with --adapter."
+            "--check/--no-check",
+            help="Compare what was written with its source. Default: its tensors, and a run if they are quantized or "
+            "merged and memory suffices.",
         ),
     ] = None,
 ) -> None:
@@ -58,21 +60,27 @@ def convert(
     if is_adapter(path):
         if dtype or adapter:
             raise GemwrightError("An adapter is converted as it is; --dtype and --adapter are for models.")
-        convert_adapter(path, target, to, base)
+        with ExitStack() as stack:
+            if check is not False:
+                from gemwright.release.verify.conversion import checked_adapter
+
+                stack.enter_context(checked_adapter(path, target, None if base is None else find(base)))
+            convert_adapter(path, target, to, base)
         render.write(f"{target}\n")
         return
     _, adapters = find_model(path, o.adapters(adapter))
     with ExitStack() as stack:
-        if bool(adapters) if check is None else check:
-            from gemwright.loading.gate import checked
+        if check is not False:
+            from gemwright.release.verify.conversion import checked_model
 
-            def report(found: object) -> None:
-                render.note(f"Checked: {found}.")
-
-            stack.enter_context(checked(path, target, dtype, adapters, report, variant))
+            stack.enter_context(checked_model(path, target, dtype, adapters, _report, variant, check))
         with Bar(f"Converting {Path(source).name}") as bar:
             convert_checkpoint(path, target, to, dtype, variant, bar, adapters, imatrix)
     render.write(f"{target}\n")
+
+
+def _report(found: object) -> None:
+    render.note(f"Checked: {found}.")
 
 
 def quantize(
@@ -82,6 +90,13 @@ def quantize(
         Literal["8", "4"], typer.Option(help="Bits per weight (plus one 16-bit scale per 32 weights).")
     ] = "8",
     variant: o.VariantOption = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare what was written with its source. Default: its tensors, and a run if memory suffices.",
+        ),
+    ] = None,
 ) -> None:
     """Quantize a checkpoint to 8-bit or 4-bit weights."""
     render.status(f"Quantizing {Path(source).name} ...")
@@ -90,8 +105,13 @@ def quantize(
     from gemwright.cli.loading import Bar, find
 
     path = find(source, may_download=False)
-    with Bar(f"Quantizing {Path(source).name}") as bar:
-        quantize_checkpoint(path, target, 8 if bits == "8" else 4, variant, bar)
+    with ExitStack() as stack:
+        if check is not False:
+            from gemwright.release.verify.conversion import checked_model
+
+            stack.enter_context(checked_model(path, target, None, {}, _report, variant, check))
+        with Bar(f"Quantizing {Path(source).name}") as bar:
+            quantize_checkpoint(path, target, 8 if bits == "8" else 4, variant, bar)
     render.write(f"{target}\n")
 
 

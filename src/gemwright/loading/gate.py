@@ -23,6 +23,7 @@ from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.tower import tower_path
 from gemwright.errors import GemwrightError
 from gemwright.loading.model import forecast, load_model
+from gemwright.model.config import Config
 from gemwright.runtime import heap
 from gemwright.weights import LoraTensor, PanelTensor, to_matrix
 
@@ -59,12 +60,14 @@ class Comparison:
         found: Differences between the two.
         bound: Differences that rounding explains.
         agreement: Share of the source's greedy tokens that the written model chooses, too.
+        nll: Mean negative log-likelihood per token of the source and of the written model, in nats.
         tokens: Number of tokens compared.
     """
 
     found: Difference
     bound: Difference
     agreement: float
+    nll: tuple[float, float]
     tokens: int
 
     @property
@@ -76,6 +79,7 @@ class Comparison:
         return (
             f"log-probabilities of {self.tokens} tokens differ by {self.found.typical:.2g}, at most "
             f"{self.found.largest:.2g} (rounding explains {self.bound.typical:.2g}, at most {self.bound.largest:.2g}); "
+            f"NLL is {self.nll[1]:.4f} nats a token, that of the source {self.nll[0]:.4f}; "
             f"{self.agreement:.0%} of the tokens of greedy continuations agree"
         )
 
@@ -120,12 +124,13 @@ def checked(
                 "report this, or use the adapter unmerged."
             )
     except BaseException:
-        _remove(target)
+        remove(target)
         raise
     report(comparison)
 
 
-def _remove(target: Path) -> None:
+def remove(target: Path) -> None:
+    """Remove a model that was written, and the file of its vision tower."""
     if target.is_dir():
         shutil.rmtree(target)
         return
@@ -134,12 +139,23 @@ def _remove(target: Path) -> None:
 
 
 def compare(
-    source: Path, target: Path, dtype: str, adapters: Mapping[Path, float], variant: str | None = None
+    source: Path,
+    target: Path,
+    dtype: str | Mapping[str, str],
+    adapters: Mapping[Path, float],
+    variant: str | None = None,
 ) -> Comparison:
     """Compare a written model with its source and adapters, both in float32, one after the other in memory.
 
     The bounds are multiples of the differences that random errors of the size of the rounding of each matrix make to
     the source. These are made without the code that merges and writes, so that its errors are found.
+
+    Args:
+        source: The checkpoint that the target is made of.
+        target: The written checkpoint.
+        dtype: The dtype of its matrices, such as q8_0; or the encoding of each of its weights, by path.
+        adapters: Path and weight of each adapter that is merged.
+        variant: Name of the source's published variant, for an Orbax tree or an `.npz`.
 
     Raises:
         GemwrightError: A model cannot be loaded, or the target splits a text into other tokens.
@@ -155,12 +171,14 @@ def compare(
     heap.trim()
     written = load_model(target, "float32")
     if _encode(written, len(prompts) > len(PROMPTS)) != prompts:
-        raise GemwrightError(f"{target} was removed: it splits texts into other tokens than its source; report this.")
-    found = _difference(_score(written, texts), expected)
+        raise GemwrightError(f"{target} splits texts into other tokens than its source; use the source's tokenizer.")
+    scores = _score(written, texts)
+    found = _difference(scores, expected)
     pairs = zip(continued, _generate(written, prompts), strict=True)
     same = [a == b for theirs, ours in pairs for a, b in zip(theirs, ours, strict=False)]
     bound = Difference(max(FLOOR, MARGIN * noise.typical), max(FLOOR, LARGEST_MARGIN * noise.largest))
-    return Comparison(found, bound, float(np.mean(same or [True])), len(expected))
+    nll = float(-expected.mean()), float(-scores.mean())
+    return Comparison(found, bound, float(np.mean(same or [True])), nll, len(expected))
 
 
 def _encode(model: Model, chat: bool) -> list[list[int]]:
@@ -199,7 +217,7 @@ def _noise_size(matrix: jax.Array, encoding: str) -> float:
     return max(own, rounding_error(encoding, normal), FLOAT32_ERROR)
 
 
-def _with_noise(model: Model, dtype: str) -> Model:
+def _with_noise(model: Model, dtype: str | Mapping[str, str]) -> Model:
     """Return a model whose weights, but not their updates, have random errors of the size of their rounding.
 
     The weights of the given model are deleted one by one, so that memory holds them once. Those of the vision tower,
@@ -214,8 +232,7 @@ def _with_noise(model: Model, dtype: str) -> Model:
             return replace(leaf, base=add(path, leaf.base))
         inputs = math.prod(leaf.shape[1:]) if path.endswith(".o") else leaf.shape[-1]
         matrix = to_matrix(leaf, math.prod(leaf.shape) // inputs)
-        encoding = choose_encoding(dtype, path, inputs, config)
-        encoding = "F32" if len(leaf.shape) == 1 and dtype not in DTYPES else encoding
+        encoding = _choose_encoding(dtype, path, leaf.shape, inputs, config)
         noisy = _add_noise(matrix, _noise_size(matrix, encoding), next(seeds)).reshape(leaf.shape)
         for array in jax.tree.leaves((leaf, matrix)):
             array.delete()
@@ -223,6 +240,15 @@ def _with_noise(model: Model, dtype: str) -> Model:
 
     params = tree.map_with_path(add, model.engine.params, lambda leaf: isinstance(leaf, LoraTensor | PanelTensor))
     return replace(model, engine=replace(model.engine, params=params))
+
+
+def _choose_encoding(
+    dtype: str | Mapping[str, str], path: str, shape: tuple[int, ...], inputs: int, config: Config
+) -> str:
+    """Return the encoding of a weight in the written model."""
+    if not isinstance(dtype, str):
+        return dtype.get(path) or dtype["embed"]  # a tied head
+    return "F32" if len(shape) == 1 and dtype not in DTYPES else choose_encoding(dtype, path, inputs, config)
 
 
 @jax.jit

@@ -1,11 +1,12 @@
 """The formats of other runtimes that `gemwright export` writes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from gemwright.errors import GemwrightError
+from gemwright.release.verify.report import Check
 
 Progress = Callable[[str], None]
 """Called with a line about each stage of an export."""
@@ -29,9 +30,21 @@ class ExportOptions:
 Exporter = Callable[[Path, Path, ExportOptions, Progress], None]
 """Writes the checkpoint of the first path to the second, which must not exist."""
 
-_EXPORTERS: Mapping[str, str] = {}
+_EXPORTERS: Mapping[str, str] = {
+    "stablehlo": "gemwright.release.stablehlo:export_stablehlo",
+    "mlx": "gemwright.release.mlx:export_mlx",
+    "ollama": "gemwright.release.ollama:export_ollama",
+}
 """Module and function of each target, imported when it is chosen."""
-SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert", ".onnx": "onnx"}
+Verifier = Callable[[Path, Path, Progress], Iterable[Check]]
+"""Runs an export, the first path, beside its source."""
+_VERIFIERS: Mapping[str, str] = {
+    "stablehlo": "gemwright.release.stablehlo:verify_stablehlo",
+}
+"""Module and function for each target that is not a checkpoint."""
+MANIFEST = "stablehlo.json"
+"""Name of the file that describes a folder of StableHLO programs."""
+SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert"}
 """Targets that the suffix of a file names."""
 
 
@@ -49,4 +62,13 @@ def choose_target(path: Path, to: str | None) -> str:
 def find_exporter(target: str) -> Exporter:
     """Import the exporter of a target."""
     module, name = _EXPORTERS[target].split(":")
+    return getattr(import_module(module), name)
+
+
+def find_verifier(path: Path) -> Verifier | None:
+    """Import what verifies an export; None for a checkpoint."""
+    target = "stablehlo" if (path / MANIFEST).is_file() else SUFFIXES.get(path.suffix)
+    if target is None or target not in _VERIFIERS:
+        return None
+    module, name = _VERIFIERS[target].split(":")
     return getattr(import_module(module), name)

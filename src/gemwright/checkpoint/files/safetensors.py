@@ -41,7 +41,10 @@ METADATA = MappingProxyType({"format": "pt"})
 
 _LENGTH = struct.Struct("<Q")
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_ENCODINGS = {dtype: encoding for encoding, dtype in _DTYPES.items()} | {np.dtype(np.uint8): "U8"}
+_ENCODINGS = {dtype: encoding for encoding, dtype in _DTYPES.items()} | {
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.uint32): "U32",
+}
 _PANELS = re.compile(rf"({'|'.join(panels.BITS)}) (\d{{1,10}}) (\d{{1,10}})", re.ASCII)
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
@@ -206,7 +209,7 @@ class SafetensorsTensor(NamedTuple):
     Attributes:
         name: Unique in the checkpoint.
         shape: Row-major.
-        dtype: float32, float16 or bfloat16, or uint8 for panels.
+        dtype: float32, float16 or bfloat16; uint8 for panels, uint32 for packed integers.
         produce: Makes the tensor when it is written, so that memory holds only one.
         described: Encoding, rows and inputs of a panel tensor.
     """
