@@ -29,7 +29,7 @@ class ExportOptions:
 Exporter = Callable[[Path, Path, ExportOptions, Progress], None]
 """Writes the checkpoint of the first path to the second, which must not exist."""
 
-_EXPORTERS: Mapping[str, str] = {}
+_EXPORTERS: Mapping[str, str] = {"litert": "gemwright.release.litert.export:export"}
 """Module and function of each target, imported when it is chosen."""
 SUFFIXES: Mapping[str, str] = {".tflite": "litert", ".litertlm": "litert", ".onnx": "onnx"}
 """Targets that the suffix of a file names."""
