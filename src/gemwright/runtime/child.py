@@ -67,8 +67,12 @@ def _work(sender: Connection, log: Path, task: Callable[..., Any], args: tuple[A
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+
+    def report(line: str) -> None:
+        sender.send(("report", line))
+
     try:
-        sender.send(("result", task(*args, lambda line: sender.send(("report", line)))))
+        sender.send(("result", task(*args, report)))
     except GemwrightError as error:
         sender.send(("error", error))
     except Exception:

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from litert_lm_builder import litertlm_builder as builder
-from litert_lm_builder.runtime.proto import llm_metadata_pb2 as metadata
+from litert_lm_builder import litertlm_builder as builder  # pyright: ignore[reportMissingImports]
+from litert_lm_builder.runtime.proto import llm_metadata_pb2 as metadata  # pyright: ignore[reportMissingImports]
 
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.families import GEMMA_3

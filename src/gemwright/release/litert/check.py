@@ -200,7 +200,7 @@ def check_bundle(source: Path, tflite: Path, bundle: Path, report: Report) -> No
     Raises:
         GemwrightError: The engine does not open the bundle, or they differ.
     """
-    from litert_lm import Backend, Engine, SamplerConfig
+    from litert_lm import Backend, Engine, SamplerConfig  # pyright: ignore[reportMissingImports]
 
     report("Running the bundle with LiteRT-LM ...")
     tokenizer = Tokenizer(open_checkpoint(source).vocabulary())

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from litert_converter import converter_api_ext as converter
-from litert_converter.mlir import ir, passmanager
-from litert_converter.mlir.dialects import func, stablehlo
+from litert_converter import converter_api_ext as converter  # pyright: ignore[reportMissingImports]
+from litert_converter.mlir import ir, passmanager  # pyright: ignore[reportMissingImports]
+from litert_converter.mlir.dialects import func, stablehlo  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
 from gemwright import tree

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from gemwright import ops
+from gemwright.kernels import rg_lru
 from gemwright.linear import Norms, norm_project, project_norm_add
 from gemwright.model import mlp, recurrent, vision
 from gemwright.model.config import Attention, Config, Layer, Recurrent
 from gemwright.model.params import AttentionWeights, LayerWeights, ModelWeights, RecurrentWeights
-from gemwright.model.state import Positions, RecurrentState
 from gemwright.model.transformer import logits
 from gemwright.typing import Array, Float, Int
 
@@ -116,10 +116,29 @@ def _tower(config: Config) -> Signature:
 
     def run(params: ModelWeights, pixels: Array) -> Sequence[Array]:
         assert params.vision is not None
-        return [vision.encode(tower, params.vision, pixels)]
+        x = vision.embed(tower, params.vision, pixels)
+        for weights in params.vision.layers:
+            x = vision.layer(tower, weights, x, _mix_patches)
+        return [vision.project(tower, params.vision, x)]
 
     pixels = jax.ShapeDtypeStruct((1, tower.image_size, tower.image_size, 3), jnp.float32)
     return Signature("encode_image", run, {"pixels": pixels}, ("soft_tokens",))
+
+
+def _mix_patches(heads: int, q: Array, k: Array, v: Array) -> Array:
+    """Return the attention of patches to each other, some heads at a time so that the scores stay small."""
+    T, H = q.shape[1], q.shape[2] // heads
+    at_once = max(1, vision.SCORES // T**2)
+
+    def split(x: Array) -> list[Array]:
+        by_head = x.reshape(T, heads, H).transpose(1, 0, 2)
+        return [by_head[first : first + at_once] for first in range(0, heads, at_once)]
+
+    mixed = [
+        jnp.einsum("nts,nsh->nth", jax.nn.softmax(jnp.einsum("nth,nsh->nts", a * H**-0.5, b), axis=-1), c)
+        for a, b, c in zip(split(q), split(k), split(v), strict=True)
+    ]
+    return jnp.concatenate(mixed).transpose(1, 0, 2).reshape(1, T, heads * H)
 
 
 def _embed(config: Config, params: ModelWeights, ids: Int[Array, "1 T"]) -> Float[Array, "1 T D"]:
@@ -158,13 +177,12 @@ def step(
     Returns:
         The hidden states before the final norm, and the states after these tokens.
     """
-    positions = Positions(input_pos[None], None, jnp.zeros((1,), jnp.int32))
     distance = input_pos[:, None] - jnp.arange(mask.shape[-1])[None, :]
     after: list[State] = []
     for layer, weights, state in zip(config.layers, params.layers, states, strict=True):
         norms = Norms(weights.mixer_norm, weights.mixer_post_norm, config.norm_eps)
         if isinstance(layer.mixer, Recurrent):
-            x, state = _recur(layer.mixer, weights, norms, x, positions, state)
+            x, state = _recur(weights, norms, x, input_pos[None], state)
         else:
             window = layer.mixer.window
             seen = mask if window is None else mask + jnp.where(distance < window, 0.0, MASKED)[None, None]
@@ -175,12 +193,33 @@ def step(
 
 
 def _recur(
-    mixer: Recurrent, weights: LayerWeights, norms: Norms, x: Array, positions: Positions, state: State
+    weights: LayerWeights, norms: Norms, x: Array, positions: Int[Array, "1 T"], state: State
 ) -> tuple[Array, State]:
-    assert isinstance(weights.mixer, RecurrentWeights)
-    x, after = recurrent.apply(mixer, weights.mixer, norms, x, positions, RecurrentState(*state))
-    assert after is not None
-    return x, (after.hidden, after.inputs)
+    """Add Griffin's recurrent block to x, with operations that LiteRT has: no loops, scatters or gathers."""
+    w = weights.mixer
+    assert isinstance(w, RecurrentWeights)
+    inputs, gate = norm_project(x, norms, w.x, w.y)
+    inputs, gate = ops.biased(inputs, w.x_bias), ops.biased(gate, w.y_bias)
+    hidden, earlier = state
+    line = jnp.concatenate([earlier, inputs], axis=1)
+    u = recurrent.convolve(w, line, positions)
+    gates = (w.input_gate, w.input_gate_bias), (w.decay_gate, w.decay_gate_bias)
+    h = _accumulate(*rg_lru.find_steps(u, positions, *gates, w.decay), hidden)
+    # Padding comes last and leaves the hidden state unchanged.
+    count = jnp.sum(positions[0] >= 0)
+    last = jax.lax.dynamic_slice_in_dim(line, count, earlier.shape[1], axis=1, allow_negative_indices=False)
+    return project_norm_add(x, h, w.out, w.out_bias, norms, gate=gate), (h[:, -1], last)
+
+
+def _accumulate(a: Float[Array, "1 T R"], b: Float[Array, "1 T R"], initial: Float[Array, "1 R"]) -> Array:
+    """Return h_t = a_t h_{t-1} + b_t, by doubling the number of tokens that a step spans (Hillis and Steele, 1986)."""
+    span = 1
+    while span < a.shape[1]:
+        pad = ((0, 0), (span, 0), (0, 0))
+        a_before, b_before = jnp.pad(a, pad, constant_values=1.0)[:, :-span], jnp.pad(b, pad)[:, :-span]
+        a, b = a * a_before, a * b_before + b
+        span *= 2
+    return a * initial[:, None] + b
 
 
 def _attend(

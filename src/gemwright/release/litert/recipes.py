@@ -104,8 +104,9 @@ def _encode_int4(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[
         better = found < error
         best, error = np.where(better, scales, best), np.where(better, found, error)
         chosen = np.where(better, values.astype(np.int8), chosen)
-    pairs = chosen.reshape(len(rows), -1).view(np.uint8) & 15
-    return pairs[:, ::2] | pairs[:, 1::2] << 4, best.reshape(len(rows), -1)
+    nibbles = chosen.reshape(len(rows), -1).view(np.uint8) & np.uint8(15)
+    packed: NDArray[np.uint8] = nibbles[:, ::2] | nibbles[:, 1::2] << np.uint8(4)
+    return packed, best.reshape(len(rows), -1)
 
 
 _ENCODE: Mapping[Encoding, Callable[[NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float32]]]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.compiled_model import CompiledModel
-from ai_edge_litert.options import CpuOptions, Options
+from ai_edge_litert.compiled_model import CompiledModel  # pyright: ignore[reportMissingImports]
+from ai_edge_litert.options import CpuOptions, Options  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
 from gemwright.release.litert.program import MASKED

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-import flatbuffers
+import flatbuffers  # pyright: ignore[reportMissingImports]
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
 from gemwright import tree
@@ -132,7 +132,7 @@ def _store(data: BinaryIO, values: NDArray[np.float32], encoding: Encoding) -> S
     scales = []
     for rows in row_chunks(values.shape):
         raw, scale = encode(encoding, np.ascontiguousarray(values[rows]))
-        data.write(memoryview(np.ascontiguousarray(raw)).cast("B"))
+        data.write(raw.tobytes())
         scales.append(scale)
     size = data.tell() - offset
     assert size == encoded_bytes(encoding, values.size)
