@@ -19,7 +19,7 @@ BLOCK = 32
 """Number of values of an int4 row that share a scale."""
 LARGEST_CONSTANT = 1 << 14
 """Most values of a weight that is part of the program."""
-STEPS = np.arange(6.0, 9.01, 0.25, np.float32)
+STEPS = np.arange(6.0, 9.01, 0.5, np.float32)
 """Steps from zero to the largest value of a block, among which the best is chosen."""
 
 
@@ -40,7 +40,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "f32": Recipe("float32", "float32", 1e-4),
-    "int8": Recipe("int8", "int8", 0.02),
+    "int8": Recipe("int8", "int8", 0.05),
     "int4": Recipe("int4", "int8", 0.1),
 }
 """Recipes by the name of `--weights`. Four bits cost too much in a table: each row is looked up or compared alone."""
