@@ -10,6 +10,7 @@ import torch
 from gemwright.errors import GemwrightError
 from gemwright.loading.model import load_model
 from gemwright.model import vision
+from gemwright.model.transformer import SoftTokens, forward, logits
 from gemwright.release.litert.export import export
 from gemwright.release.litert.recipes import RECIPES, Recipe, expected_bytes
 from gemwright.release.targets import ExportOptions
@@ -79,16 +80,40 @@ def test_encoded_weights_have_the_size_and_the_scores_of_their_recipe(weights: s
 
 
 @pytest.mark.parametrize("kind", ["paligemma2", "gemma3"])
-def test_the_tower_is_a_signature(kind: str, tmp_path: Path):
+def test_an_image_between_texts(kind: str, tmp_path: Path):
     source, target = write_model(tmp_path / "source", kind), tmp_path / "model.tflite"
-    export(source, target, ExportOptions("f32", CONTEXT, verify=False), lambda line: None)
+    context = 2 * CONTEXT
+    export(source, target, ExportOptions("f32", context, verify=False), lambda line: None)
     engine = load_model(source, "float32").engine
-    tower, params = engine.config.vision, engine.params.vision
-    assert tower is not None
-    assert params is not None
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, tower.image_size, tower.image_size, 3)).astype(np.float32)
-    found = Interpreted(target).run["encode_image"](pixels=pixels)["soft_tokens"]
-    assert_close(found, np.asarray(vision.encode(tower, params, jnp.asarray(pixels))), LOGITS)
+    config, params = engine.config, engine.params
+    assert config.vision is not None
+    assert params.vision is not None
+    size, count = config.vision.image_size, config.vision.tokens
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+    soft = vision.encode(config.vision, params.vision, jnp.asarray(pixels))
+    ids = random_ids(300, 6)
+    tokens = np.concatenate([ids[:3], np.full(count, -1), ids[3:]])[None]
+    groups = jnp.where(tokens < 0, 0, -1)
+    given = SoftTokens(jnp.zeros((1, tokens.size, config.width)).at[:, 3 : 3 + count].set(soft), groups)
+    hidden, _ = forward(config, params, jnp.asarray(tokens), soft_tokens=given)
+    expected = np.asarray(logits(config, params, hidden[:, -1]))
+
+    found = Interpreted(target)
+    encoded = found.run["encode_image"](pixels=pixels)["soft_tokens"]
+    assert_close(encoded, np.asarray(soft), LOGITS)
+    embedded = found.run["embed"](tokens=np.resize(ids, (1, 128)).astype(np.int32))["embeddings"]
+    length, chunk = tokens.size - 1, count + 128
+    embeddings, positions = np.zeros((1, chunk, config.width), np.float32), np.full(chunk, -1, np.int32)
+    embeddings[0, :length] = np.concatenate([embedded[0, :3], encoded[0], embedded[0, 3:5]])
+    positions[:length] = np.arange(length)
+    rows, columns = np.indices((chunk, context))
+    image = (rows >= 3) & (rows < 3 + count) & (columns >= 3) & (columns < 3 + count)
+    mask = np.where((columns <= rows) | image, 0, -1e9).astype(np.float32)[None, None]
+    states = found.run["image_prefill"](embeddings=embeddings, input_pos=positions, mask=mask, **found.states)
+    found.states = states
+    last = np.where(np.arange(context) <= length, 0, -1e9).astype(np.float32)[None, None, None]
+    step = {"tokens": np.array([[ids[-1]]], np.int32), "input_pos": np.array([length], np.int32), "mask": last}
+    assert_close(found.run["decode"](**step, **states)["logits"][0], expected, LOGITS)
 
 
 def test_litert_lm_continues_prompts_as_litert_does(tmp_path: Path):

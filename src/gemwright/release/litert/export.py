@@ -1,6 +1,7 @@
 """Export a decoder to LiteRT: convert, write, run beside its source, and only then give it its name."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gemwright.checkpoint.convert import check_new
@@ -9,7 +10,7 @@ from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import GemwrightError
 from gemwright.families import RECURRENTGEMMA
 from gemwright.model.config import Config
-from gemwright.release.litert.program import CHUNK
+from gemwright.release.litert.program import CHUNK, image_chunk
 from gemwright.release.litert.recipes import RECIPES, expected_bytes
 from gemwright.release.targets import ExportOptions, Progress
 from gemwright.runtime.child import Report, run_in_child
@@ -39,12 +40,14 @@ def export(source: Path, target: Path, options: ExportOptions, progress: Progres
     require_extra("export", PACKAGES, "Exporting to LiteRT")
     check_new(target)
     checkpoint = open_checkpoint(source)
-    _check_shapes(checkpoint.config, target, options.context)
-    expected = expected_bytes(RECIPES[weights], checkpoint.config)
+    # LiteRT-LM has its own files for towers; a bundle is for text.
+    config = replace(checkpoint.config, vision=None) if target.suffix == ".litertlm" else checkpoint.config
+    _check_shapes(config, target, options.context)
+    expected = expected_bytes(RECIPES[weights], config)
     with temporary_path(target, target.parent, 2 * expected) as folder:
         folder.mkdir()
         written, log = folder / "model.tflite", folder / "log"
-        peak = run_in_child(_write, source, written, weights, options.context, log=log, report=progress)
+        peak = run_in_child(_write, source, written, config, weights, options.context, log=log, report=progress)
         size = written.stat().st_size
         progress(f"Wrote {size:,} bytes of {weights} weights, with at most {peak / 1e9:.2f} GB of memory.")
         if not expected <= size <= expected + PROGRAM_BYTES:
@@ -74,18 +77,29 @@ def _check_shapes(config: Config, target: Path, context: int) -> None:
         raise GemwrightError(
             f"--context is {context}; give 2 to {config.max_length} tokens, above {CHUNK} in multiples of it."
         )
+    if context < (needed := image_chunk(config)):
+        raise GemwrightError(f"--context is {context}; an image with some text takes at least {needed} tokens.")
     if target.suffix == ".litertlm" and RECURRENTGEMMA.matches(config):
         raise GemwrightError("LiteRT-LM has no recurrent states, as RecurrentGemma has; export it to a .tflite.")
 
 
-def _write(source: Path, target: Path, weights: str, context: int, report: Report) -> int:
-    """Write a `.tflite` and return the most memory that this process had, in bytes."""
+def _write(source: Path, target: Path, config: Config, weights: str, context: int, report: Report) -> int:
+    """Write a `.tflite` and return the most memory that this process had, in bytes.
+
+    Args:
+        source: The checkpoint.
+        target: The file to make.
+        config: The model, perhaps without the source's tower.
+        weights: A key of `RECIPES`.
+        context: Number of tokens of the caches.
+        report: Called with a line about each stage.
+    """
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     from gemwright.release.litert.write import write_checkpoint
 
-    write_checkpoint(open_checkpoint(source), target, weights, context, report)
+    write_checkpoint(open_checkpoint(source), target, config, weights, context, report)
     return _peak_memory()
 
 

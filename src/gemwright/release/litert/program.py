@@ -52,14 +52,24 @@ class Signature:
 def signatures(config: Config, context: int) -> tuple[Signature, ...]:
     """Return the functions of a model.
 
+    With a vision tower there are three more, whose names do not begin with `prefill`, so that LiteRT-LM lets them be:
+    `encode_image`, `embed` for the tokens around an image, and `image_prefill` for the embeddings of both.
+
     Args:
         config: The model.
         context: Number of tokens of the caches.
     """
-    found = [_decoder(config, context, min(CHUNK, context)), _decoder(config, context, 1)]
+    size = min(CHUNK, context)
+    found = [_decoder(config, context, f"prefill_{size}", size), _decoder(config, context, "decode", 1)]
     if config.vision is not None:
-        found.append(_tower(config))
+        found += [_tower(config), _embedder(config)]
+        found.append(_decoder(config, context, "image_prefill", image_chunk(config), embedded=True))
     return tuple(found)
+
+
+def image_chunk(config: Config) -> int:
+    """Return the number of tokens of an image and of the text that is prefilled with it; 0 without a tower."""
+    return 0 if config.vision is None else config.vision.tokens + CHUNK
 
 
 def state_names(layer: int, mixer: Attention | Recurrent) -> tuple[str, str]:
@@ -69,17 +79,17 @@ def state_names(layer: int, mixer: Attention | Recurrent) -> tuple[str, str]:
     return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"
 
 
-def _decoder(config: Config, context: int, tokens: int) -> Signature:
-    """Return the prefill of a number of tokens, or, for one, the decoding of a token."""
+def _decoder(config: Config, context: int, name: str, tokens: int, *, embedded: bool = False) -> Signature:
+    """Return the prefill of a number of tokens or embeddings, or, for one, the decoding of a token."""
     names = [state_names(i, layer.mixer) for i, layer in enumerate(config.layers)]
     shapes = [_state_shapes(layer, context) for layer in config.layers]
     # LiteRT-LM's order: all keys, then all values.
     states = {name: shape for pair in zip(*map(_paired, names, shapes), strict=True) for name, shape in pair}
     decode = tokens == 1
 
-    def run(params: ModelWeights, ids: Array, input_pos: Array, mask: Array, *flat: Array) -> Sequence[Array]:
+    def run(params: ModelWeights, first: Array, input_pos: Array, mask: Array, *flat: Array) -> Sequence[Array]:
         given = dict(zip(states, flat, strict=True))
-        x = _embed(config, params, ids)
+        x = first if embedded else _embed(config, params, first)
         x, after = step(config, params, x, input_pos, mask, [(given[a], given[b]) for a, b in names])
         written = dict(zip((n for pair in names for n in pair), (s for pair in after for s in pair), strict=True))
         results = [written[name] for name in states]
@@ -88,12 +98,12 @@ def _decoder(config: Config, context: int, tokens: int) -> Signature:
         hidden = ops.rms_norm(x, params.final_norm, config.norm_eps)
         return [logits(config, params, hidden), *results]
 
+    x = jax.ShapeDtypeStruct((1, tokens, config.width), jnp.float32)
     inputs = {
-        "tokens": jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+        **({"embeddings": x} if embedded else {"tokens": jax.ShapeDtypeStruct((1, tokens), jnp.int32)}),
         "input_pos": jax.ShapeDtypeStruct((tokens,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, 1, tokens, context), jnp.float32),
     }
-    name = "decode" if decode else f"prefill_{tokens}"
     return Signature(name, run, inputs | states, (*(("logits",) if decode else ()), *states))
 
 
@@ -123,6 +133,13 @@ def _tower(config: Config) -> Signature:
 
     pixels = jax.ShapeDtypeStruct((1, tower.image_size, tower.image_size, 3), jnp.float32)
     return Signature("encode_image", run, {"pixels": pixels}, ("soft_tokens",))
+
+
+def _embedder(config: Config) -> Signature:
+    def run(params: ModelWeights, ids: Array) -> Sequence[Array]:
+        return [_embed(config, params, ids)]
+
+    return Signature("embed", run, {"tokens": jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)}, ("embeddings",))
 
 
 def _mix_patches(heads: int, q: Array, k: Array, v: Array) -> Array:

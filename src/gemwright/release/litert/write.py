@@ -21,6 +21,7 @@ from gemwright import tree
 from gemwright.checkpoint.load import read_weights, row_chunks
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.errors import GemwrightError
+from gemwright.model.config import Config
 from gemwright.model.params import param_specs
 from gemwright.release.litert.convert import convert
 from gemwright.release.litert.program import signatures
@@ -64,12 +65,15 @@ class StoredWeight:
     size: int
 
 
-def write_checkpoint(checkpoint: Checkpoint, target: Path, weights: str, context: int, report: Report) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint, target: Path, config: Config, weights: str, context: int, report: Report
+) -> None:
     """Write the `.tflite` of a checkpoint; memory holds its largest weight in float32.
 
     Args:
         checkpoint: The source.
         target: The file to make.
+        config: The model to write: that of the source, or the same without its tower.
         weights: A key of `RECIPES`.
         context: Number of tokens of the caches.
         report: Called with a line about each stage.
@@ -77,9 +81,8 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, weights: str, context
     Raises:
         GemwrightError: The checkpoint cannot be read, or LiteRT's converter does not support the program.
     """
-    config, mapping, recipe = checkpoint.config, checkpoint.mapping, RECIPES[weights]
-    specs = tree.flatten(param_specs(config))
-    read = functools.partial(read_weights, checkpoint.file, mapping, config, np.float32)
+    recipe, specs = RECIPES[weights], tree.flatten(param_specs(config))
+    read = functools.partial(read_weights, checkpoint.file, checkpoint.mapping, checkpoint.config, np.float32)
     constants = dict(read(order=[path for path, spec in specs.items() if is_constant(spec)]))
     report("Converting ...")
     program = convert(config, signatures(config, context), constants)
