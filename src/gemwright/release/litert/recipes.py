@@ -15,6 +15,8 @@ from gemwright.model.params import ParamSpec, param_specs
 
 Encoding: TypeAlias = Literal["float32", "int8", "int4"]
 
+SENSITIVE = (".v", ".o", ".down", ".out")
+"""Suffixes of linear maps of layers whose rounding costs most: values, and what is added to the residual stream."""
 BLOCK = 32
 """Number of values of an int4 row that share a scale."""
 LARGEST_CONSTANT = 1 << 14
@@ -28,8 +30,8 @@ class Recipe:
     """How weights are stored.
 
     Attributes:
-        linear: Encoding of the linear maps of the layers.
-        table: Encoding of other linear maps: the embedding, the head and the vision tower.
+        linear: Encoding of the linear maps of the layers, but for those of `SENSITIVE`.
+        table: Encoding of other linear maps: those, the embedding, the head and the vision tower.
         bound: Largest increase of the mean negative log-likelihood of a token, in nats.
     """
 
@@ -63,7 +65,7 @@ def choose_encoding(recipe: Recipe, path: str, spec: ParamSpec) -> Encoding:
     """Return the encoding of a weight."""
     if not spec.linear:
         return "float32"
-    chosen = recipe.linear if path.startswith("layers.") else recipe.table
+    chosen = recipe.linear if path.startswith("layers.") and not path.endswith(SENSITIVE) else recipe.table
     return "int8" if chosen == "int4" and matrix_shape(path, spec)[1] % BLOCK else chosen
 
 
