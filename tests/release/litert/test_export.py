@@ -94,8 +94,8 @@ def test_an_image_between_texts(kind: str, tmp_path: Path):
     ids = random_ids(300, 6)
     tokens = np.concatenate([ids[:3], np.full(count, -1), ids[3:]])[None]
     groups = jnp.where(tokens < 0, 0, -1)
-    given = SoftTokens(jnp.zeros((1, tokens.size, config.width)).at[:, 3 : 3 + count].set(soft), groups)
-    hidden, _ = forward(config, params, jnp.asarray(tokens), soft_tokens=given)
+    soft_tokens = SoftTokens(jnp.zeros((1, tokens.size, config.width)).at[:, 3 : 3 + count].set(soft), groups)
+    hidden, _ = forward(config, params, jnp.asarray(tokens), soft_tokens=soft_tokens)
     expected = np.asarray(logits(config, params, hidden[:, -1]))
 
     found = Interpreted(target)
@@ -109,8 +109,9 @@ def test_an_image_between_texts(kind: str, tmp_path: Path):
     rows, columns = np.indices((chunk, context))
     image = (rows >= 3) & (rows < 3 + count) & (columns >= 3) & (columns < 3 + count)
     mask = np.where((columns <= rows) | image, 0, -1e9).astype(np.float32)[None, None]
-    states = found.run["image_prefill"](embeddings=embeddings, input_pos=positions, mask=mask, **found.states)
-    found.states = states
+    local = np.where((columns <= rows) & (rows - columns < 8) | image, 0, -1e9).astype(np.float32)[None, None]
+    given = {"embeddings": embeddings, "input_pos": positions, "mask": mask, "local_mask": local}
+    states = found.run["image_prefill"](**given, **found.states)
     last = np.where(np.arange(context) <= length, 0, -1e9).astype(np.float32)[None, None, None]
     step = {"tokens": np.array([[ids[-1]]], np.int32), "input_pos": np.array([length], np.int32), "mask": last}
     assert_close(found.run["decode"](**step, **states)["logits"][0], expected, LOGITS)

@@ -87,10 +87,11 @@ def _decoder(config: Config, context: int, name: str, tokens: int, *, embedded: 
     states = {name: shape for pair in zip(*map(_paired, names, shapes), strict=True) for name, shape in pair}
     decode = tokens == 1
 
-    def run(params: ModelWeights, first: Array, input_pos: Array, mask: Array, *flat: Array) -> Sequence[Array]:
+    def run(params: ModelWeights, first: Array, input_pos: Array, mask: Array, *rest: Array) -> Sequence[Array]:
+        local, flat = (rest[0], rest[1:]) if embedded else (None, rest)
         given = dict(zip(states, flat, strict=True))
         x = first if embedded else _embed(config, params, first)
-        x, after = step(config, params, x, input_pos, mask, [(given[a], given[b]) for a, b in names])
+        x, after = step(config, params, x, input_pos, mask, [(given[a], given[b]) for a, b in names], local)
         written = dict(zip((n for pair in names for n in pair), (s for pair in after for s in pair), strict=True))
         results = [written[name] for name in states]
         if not decode:
@@ -104,6 +105,8 @@ def _decoder(config: Config, context: int, name: str, tokens: int, *, embedded: 
         "input_pos": jax.ShapeDtypeStruct((tokens,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, 1, tokens, context), jnp.float32),
     }
+    if embedded:  # the tokens of an image see each other, however far apart, which the window cannot tell
+        inputs["local_mask"] = inputs["mask"]
     return Signature(name, run, inputs | states, (*(("logits",) if decode else ()), *states))
 
 
@@ -179,6 +182,7 @@ def step(
     input_pos: Int[Array, " T"],
     mask: Float[Array, "1 1 T S"],
     states: Sequence[State],
+    local: Float[Array, "1 1 T S"] | None = None,
 ) -> tuple[Float[Array, "1 T D"], list[State]]:
     """Run the layers over some tokens.
 
@@ -190,6 +194,7 @@ def step(
             negative positions, which come last; others rely on the mask.
         mask: Numbers added to the scores: 0 for visible cells and -1e9 for others.
         states: The state of each layer.
+        local: The mask of local layers; None for `mask` within the window.
 
     Returns:
         The hidden states before the final norm, and the states after these tokens.
@@ -202,7 +207,9 @@ def step(
             x, state = _recur(weights, norms, x, input_pos[None], state)
         else:
             window = layer.mixer.window
-            seen = mask if window is None else mask + jnp.where(distance < window, 0.0, MASKED)[None, None]
+            seen = mask
+            if window is not None:
+                seen = mask + jnp.where(distance < window, 0.0, MASKED)[None, None] if local is None else local
             x, state = _attend(layer.mixer, weights, norms, x, input_pos, seen, state)
         x = mlp.apply(weights.mlp, Norms(weights.mlp_norm, weights.mlp_post_norm, config.norm_eps), x)
         after.append(state)
