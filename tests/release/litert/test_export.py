@@ -18,7 +18,7 @@ from tests.helpers import assert_close, random_ids
 from tests.tiny.hf import make_model, write_model
 
 pytestmark = pytest.mark.peer
-KINDS = ("gemma", "gemma2", "vaultgemma", "gemma3_text", "recurrent_gemma")
+KINDS = ("gemma", "gemma2", "vaultgemma", "gemma3_text")
 CONTEXT, PROMPT, LENGTH = 128, 9, 20
 LOGITS = 1e-4
 """Tolerance of float32 logits, relative to the largest."""
