@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-export test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -59,6 +59,12 @@ test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, 
 test-ray: .venv/dev.installed  ## Kill workers of Ray: a replica under requests, and those that filter data
 	$(INSTALL) 'ray[serve]>=2.60,<3'
 	$(BIN)/pytest -m peer tests/test_deploy.py tests/data/filters/test_ray.py -k ray
+
+test-export: .venv/dev.installed  ## Run exported models with LiteRT and LiteRT-LM
+	# Without its dependencies: the converter asks for an xdsl that it does not import, and that for old typing-extensions.
+	$(INSTALL) --no-deps 'litert-converter>=0.5,<0.6'
+	$(INSTALL) 'ai-edge-litert>=2.3,<3' 'flatbuffers>=25,<26' 'litert-lm-api>=0.18,<0.19' 'litert-lm-builder>=0.18,<0.19'
+	$(BIN)/pytest -m peer tests/release/litert
 
 check: .venv/dev.installed  ## Check style, types, import order, and C++ style and lint
 	$(BIN)/ruff check

@@ -60,13 +60,24 @@ def rg_lru_reference(
     decay: Float[Array, " R"],
 ) -> tuple[Float[Array, "B T R"]]:
     """Return the result of `rg_lru` by jax.numpy, in a tuple."""
+    kept, added = find_steps(u, positions, input_gate, decay_gate, decay)
+    return (linear_recurrence(kept, added, initial),)
+
+
+def find_steps(
+    u: Float[Array, "B T R"],
+    positions: Int[Array, "B T"],
+    input_gate: Gate,
+    decay_gate: Gate,
+    decay: Float[Array, " R"],
+) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
+    """Return the share of the hidden state that each token keeps, and what it adds; the arguments are of `rg_lru`."""
     open_input, open_decay = (jax.nn.sigmoid(_block_diagonal(u, *gate)) for gate in (input_gate, decay_gate))
     log_a = -SHARPNESS * open_decay * jax.nn.softplus(decay.astype(jnp.float32))
     start, padding = (positions == 0)[:, :, None], (positions < 0)[:, :, None]
     kept = jnp.where(start, 0.0, jnp.where(padding, 1.0, jnp.exp(log_a)))
     scale = jnp.where(start, 1.0, bounded_sqrt(1.0 - jnp.exp(2.0 * log_a)))
-    added = jnp.where(padding, 0.0, scale * open_input * u.astype(jnp.float32))
-    return (linear_recurrence(kept, added, initial),)
+    return kept, jnp.where(padding, 0.0, scale * open_input * u.astype(jnp.float32))
 
 
 def _native(

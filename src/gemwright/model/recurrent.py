@@ -30,7 +30,7 @@ def apply(
     inputs, gate = norm_project(x, norms, params.x, params.y)
     inputs, gate = ops.biased(inputs, params.x_bias), ops.biased(gate, params.y_bias)
     line = _line_up(inputs, positions.indices, None if state is None else state.inputs, config.conv_width - 1)
-    u = _convolve(params, line, positions.indices)
+    u = convolve(params, line, positions.indices)
     gates = (params.input_gate, params.input_gate_bias), (params.decay_gate, params.decay_gate_bias)
     if state is None:
         initial = jnp.zeros_like(u[:, 0], jnp.float32)
@@ -68,7 +68,7 @@ def _last_inputs(line: Float[Array, "B L R"], positions: Int[Array, "B T"], coun
     return jax.vmap(functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=count))(line, start)
 
 
-def _convolve(
+def convolve(
     params: RecurrentWeights, line: Float[Array, "B L R"], positions: Int[Array, "B T"]
 ) -> Float[Array, "B T R"]:
     """Return each channel's weighted sum of the token and the earlier ones of its document, plus a bias."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from gemwright.weights import Weight
 
 SCORES = 4096**2
 """Maximum number of scores of an image in memory: those of one head at 896 px; all 16 heads would take 1 GB."""
+
+Mix = Callable[[int, Array, Array, Array], Array]
+"""Takes the number of heads, and queries, keys and values [B, T, E]."""
 
 
 def encode(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"]) -> Float[Array, "B tokens D"]:
@@ -44,14 +48,23 @@ def embed(vision: Vision, params: VisionWeights, pixels: Float[Array, "B P P 3"]
     return _linear(patches, params.patch, params.patch_bias) + params.positions.astype(patches.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="vision")
-def layer(vision: Vision, params: VisionLayerWeights, x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
-    """Add mixer(norm(x)), then mlp(norm(x)); every patch attends to every other."""
+@functools.partial(jax.jit, static_argnames=("vision", "mix"))
+def layer(
+    vision: Vision, params: VisionLayerWeights, x: Float[Array, "B T E"], mix: Mix | None = None
+) -> Float[Array, "B T E"]:
+    """Add mixer(norm(x)), then mlp(norm(x)); every patch attends to every other.
+
+    Args:
+        vision: The tower.
+        params: The weights of the layer.
+        x: Its input.
+        mix: The attention, for programs of other runtimes; None for the usual one.
+    """
     h = ops.layer_norm(x, params.mixer_norm, params.mixer_norm_bias, vision.norm_eps)
     q = _linear(h, params.q, params.q_bias)
     k = _linear(h, params.k, params.k_bias)
     v = _linear(h, params.v, params.v_bias)
-    x += _linear(_mix(vision.heads, q, k, v), params.o, params.o_bias)
+    x += _linear((mix or _mix)(vision.heads, q, k, v), params.o, params.o_bias)
     h = ops.layer_norm(x, params.mlp_norm, params.mlp_norm_bias, vision.norm_eps)
     h = ops.gelu(_linear(h, params.up, params.up_bias))
     return x + _linear(h, params.down, params.down_bias)

@@ -31,6 +31,7 @@ Exporter = Callable[[Path, Path, ExportOptions, Progress], None]
 """Writes the checkpoint of the first path to the second, which must not exist."""
 
 _EXPORTERS: Mapping[str, str] = {
+    "litert": "gemwright.release.litert.export:export",
     "stablehlo": "gemwright.release.stablehlo:export_stablehlo",
     "mlx": "gemwright.release.mlx:export_mlx",
     "ollama": "gemwright.release.ollama:export_ollama",

@@ -1,0 +1,1 @@
+"""LiteRT (`.tflite`) and LiteRT-LM (`.litertlm`): decoders for phones, browsers and small computers."""
