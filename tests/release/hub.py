@@ -76,7 +76,7 @@ class Handler(hub_server.Handler):
             return {"url": f"{hub.endpoint}/{name}"}
         if path.endswith(".git/info/lfs/objects/batch"):
             return {"transfer": "basic", "objects": [self.place(hub, one) for one in json.loads(body)["objects"]]}
-        name, action = path.removeprefix("/api/models/").rsplit("/", 2)[:2]
+        name, action = path.removeprefix("/api/models/").removeprefix("/api/datasets/").rsplit("/", 2)[:2]
         repo = self.repo(hub, name)
         if action == "preupload":
             return {"files": [self.mode(repo, one) for one in json.loads(body)["files"]]}

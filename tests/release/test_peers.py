@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from gemwright.errors import GemwrightError
+from gemwright.release.checks import check_release
+from gemwright.release.croissant import prepare_data
 from gemwright.release.prepare import Options, prepare
 from gemwright.release.signing import sign, verify
+from tests.release.conftest import TEXT
 from tests.release.made import BASE, Made
 
 pytestmark = pytest.mark.peer
@@ -122,3 +126,17 @@ def test_bill_of_materials_by_its_schema(released: Path):
     broken["metadata"]["component"]["modelCard"]["modelParameters"]["task"] = 7
     with pytest.raises(jsonschema.ValidationError):
         checker.validate(broken)
+
+
+def test_croissant_by_its_library(tuned: Made, answers: Path, tmp_path: Path):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    answers.write_text(f'data_license = "cc0-1.0"\n{answers.read_text()}')
+    prepare_data(tuned.folder / "clean", tmp_path / "hens", None, answers)
+    assert check_release(tmp_path / "hens") == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        dataset = mlcroissant.Dataset(tmp_path / "hens" / "croissant.json")
+        records = list(dataset.records("records-0"))
+    assert not dataset.metadata.ctx.issues.errors
+    assert [record["records-0/text"].decode() for record in records] == [f"{TEXT} {n}" for n in (1, 2, 3)]
+    assert dataset.metadata.data_collection == "Four sentences written for this test, in the public domain."

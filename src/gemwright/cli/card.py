@@ -37,13 +37,19 @@ def card(
 ) -> None:
     """Make a folder to publish: a model with its card, notices and provenance.
 
-    The card says what the run, the filters and the evaluations recorded.
+    The card says what the run, the filters and the evaluations recorded. The folder of `gemwright filter` becomes a
+    release of its data, with Croissant metadata.
     """
     render.status("Reading what was recorded ...")
     import_jax()
     from gemwright.cli.loading import find
+    from gemwright.release.croissant import is_filtered_data, prepare_data
     from gemwright.release.prepare import Options, prepare
 
+    if is_filtered_data(Path(model)):
+        prepare_data(Path(model), out, name, answers)
+        render.write(f"{out}\n")
+        return
     options = Options(name, base, tuple(records or ()), answers, terms)
     content = prepare(find(model, may_download=False), out, options, render.status)
     render.write(f"{out}\n")

@@ -31,6 +31,7 @@ def release(
     require_extra("release", PACKAGES, "Checking a release")
     from gemwright.release import publish
     from gemwright.release.checks import check_release, read_license
+    from gemwright.release.croissant import FILE as CROISSANT
 
     destination = publish.parse_destination(to)
     render.status("Checking the files ...")
@@ -51,6 +52,7 @@ def release(
         return
     render.status(f"Uploading {total} to {to} ...")
     if destination.site == "hub":
-        render.write(f"{publish.upload_to_hub(destination.name, files)}\n")
+        kind = "dataset" if any(file.name == CROISSANT for file in files) else "model"
+        render.write(f"{publish.upload_to_hub(destination.name, files, kind)}\n")
     else:
         render.write(f"{publish.upload_to_kaggle(folder, destination.name, read_license(folder))}\n")

@@ -36,6 +36,7 @@ class Answers:
         limitations: What it does badly.
         risks: Risks for people, and what was done about them.
         data: What the training data are, who collected them, how, and under which license.
+        data_license: License of the data themselves, if they are published: its name on the hub, or an address.
         languages: Codes of its languages (ISO 639).
         datasets: Hub ids of the training data.
         authors: Who made it.
@@ -50,6 +51,7 @@ class Answers:
     limitations: str | None = None
     risks: str | None = None
     data: str | None = None
+    data_license: str | None = None
     languages: tuple[str, ...] | None = None
     datasets: tuple[str, ...] | None = None
     authors: str | None = None
@@ -59,8 +61,9 @@ class Answers:
 
     @property
     def unanswered(self) -> list[str]:
-        """The names of what is not answered."""
-        return [field.name for field in fields(self) if getattr(self, field.name) is None]
+        """The names of what is not answered about a model."""
+        asked = [field.name for field in fields(self) if field.name != "data_license"]
+        return [name for name in asked if getattr(self, name) is None]
 
 
 def read_answers(path: Path | None) -> Answers:

@@ -11,6 +11,7 @@ from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES
 from gemwright.release import provenance
 from gemwright.release.card import CARD
+from gemwright.release.croissant import FILE as CROISSANT
 from gemwright.release.notices import (
     APACHE,
     GEMMA,
@@ -55,11 +56,21 @@ def check_release(folder: Path) -> list[str]:
         GemwrightError: The folder does not exist, or has a link that leads out of it.
     """
     files = provenance.list_files(folder)
-    problems = [*_check_card(folder), *_check_files(folder, files)]
+    is_data = (folder / CROISSANT).is_file()
+    problems = [*(_check_data_card(folder) if is_data else _check_card(folder)), *_check_files(folder, files)]
     for file in files:
         problems += _check_text(folder, file)
         problems += _check_weights(folder, file)
-    return [*problems, *_check_provenance(folder, files)]
+    return problems if is_data else [*problems, *_check_provenance(folder, files)]
+
+
+def _check_data_card(folder: Path) -> Iterator[str]:
+    """Check the metadata of the card of data."""
+    card = _read_card(folder / CARD)
+    if isinstance(card, str):
+        yield card
+    elif not card.license:
+        yield f"{CARD} has no license in its metadata; write the release with `gemwright card`"
 
 
 def _check_card(folder: Path) -> Iterator[str]:

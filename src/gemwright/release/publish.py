@@ -69,7 +69,7 @@ def describe_files(folder: Path) -> list[PublishedFile]:
     ]
 
 
-def upload_to_hub(name: str, files: Sequence[PublishedFile]) -> str:
+def upload_to_hub(name: str, files: Sequence[PublishedFile], kind: Literal["model", "dataset"] = "model") -> str:
     """Upload files in one commit, and return its address. A new repository is private.
 
     Files that an interrupted upload has transferred are not transferred again, and nothing of a release is visible
@@ -85,9 +85,9 @@ def upload_to_hub(name: str, files: Sequence[PublishedFile]) -> str:
     hub = HfApi()
     operations = [CommitOperationAdd(file.name, str(file.path)) for file in files]
     try:
-        if not hub.repo_exists(name):
-            hub.create_repo(name, private=True, exist_ok=True)
-        commit = hub.create_commit(name, operations, commit_message="Release")
+        if not hub.repo_exists(name, repo_type=kind):
+            hub.create_repo(name, private=True, exist_ok=True, repo_type=kind)
+        commit = hub.create_commit(name, operations, commit_message="Release", repo_type=kind)
     except HfHubHTTPError as error:
         raise GemwrightError(f"{name}: {_explain(error.response.status_code, error.server_message)}.") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:

@@ -31,6 +31,7 @@ DATASETS = {
     "mbpp": "google-research-datasets/mbpp",
     "mgsm": "juletxara/mgsm",
     "minerva_math": "EleutherAI/hendrycks_math",
+    "minerva_math500": "HuggingFaceH4/MATH-500",
     "mmlu": "cais/mmlu",
     "mmlu_pro": "TIGER-Lab/MMLU-Pro",
     "nq_open": "google-research-datasets/nq_open",

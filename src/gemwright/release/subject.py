@@ -66,7 +66,8 @@ def describe_subject(path: Path, base: str | None, records: Records) -> Subject:
     adapter = adapter_base(path)
     checkpoint = None if adapter else _open(path)
     run = records.runs[0] if records.runs else None
-    name = name_base(base or (run.model if run else adapter or ""))
+    given = base or (run.model if run else adapter)
+    name = name_base(given) if given else ""
     if not is_repo_id(name):
         raise GemwrightError(
             f"The base model of {path} is {f'{name!r:.200}, which is no hub id' if name else 'not known'}; add --base, "
