@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="file of answers for the card (docs/release.md)")
     parser.add_argument("--to", default="hub:someone/gemma-3-270m-tuned", help="where it would be published")
     parser.add_argument("--steps", type=int, default=STEPS, help="number of steps")
+    parser.add_argument("--length", type=int, default=256, help="number of tokens of a sequence")
     parser.add_argument("--items", type=int, default=ITEMS, help="number of items of each evaluation")
     options = parser.parse_args()
     release(options)
@@ -39,7 +40,7 @@ def release(options: argparse.Namespace) -> None:
     out, adapter, limit = options.out, options.out / "run" / "adapter", ["--limit", options.items]
     sets, results = options.data, out / "results"
     run("filter", options.train, "--out", out / "clean", "--steps", "personal,exact")
-    tuning = ("--steps", options.steps, "--length", 256, "--batch-size", 2)
+    tuning = ("--steps", options.steps, "--length", options.length, "--batch-size", 2)
     run("tune", options.model, out / "clean" / "data", "--out", out / "run", *tuning)
     for name, model in (("base", options.model), ("tuned", adapter)):
         run("eval", model, "--tasks", "openbookqa", "--data", sets, "--out", results / f"{name}-benchmarks", *limit)

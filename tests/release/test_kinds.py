@@ -1,6 +1,8 @@
 """Releases of models, quantized models and exports, and the licenses of the families."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,13 @@ from huggingface_hub import ModelCard
 from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES
 from gemwright.release.checks import check_release
+from gemwright.release.croissant import prepare_data
 from gemwright.release.notices import APACHE, GEMMA, find_license
 from gemwright.release.page import read_page
 from gemwright.release.prepare import Options, prepare
 from gemwright.release.results import find_dataset
 from tests.documents import ROOT
-from tests.release.made import BASE, make_terms
+from tests.release.made import BASE, Made, make_terms
 from tests.tiny.gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -124,3 +127,36 @@ def test_page_without_its_menus(tmp_path: Path):
 )
 def test_data_sets_of_tasks(task: str, dataset: str | None):
     assert find_dataset(task) == dataset
+
+
+def test_one_part_of_several_is_refused(terms: Path, tmp_path: Path):
+    source = write_tiny_gguf(tmp_path / "tiny-00001-of-00002.gguf")
+    with pytest.raises(GemwrightError, match=r"is one of several parts|missing"):
+        prepare(source, tmp_path / "out", Options(base=BASE, terms=terms))
+
+
+@pytest.mark.parametrize("license_name", ["mit", "https://example.com/license"])
+def test_filtered_data(tuned: Made, answers: Path, tmp_path: Path, license_name: str):
+    """Their metadata are read by mlcroissant in test_peers.py."""
+    answers.write_text(f"data_license = '{license_name}'\n{answers.read_text()}")
+    prepare_data(tuned.folder / "clean", tmp_path / "hens", None, answers)
+    assert check_release(tmp_path / "hens") == []
+    data = data_of(tmp_path / "hens")
+    assert data["license"] == ("mit" if license_name == "mit" else "other")
+    document = json.loads((tmp_path / "hens" / "croissant.json").read_text())
+    (file,) = document["distribution"]
+    assert file["sha256"] == hashlib.sha256((tmp_path / "hens" / file["contentUrl"]).read_bytes()).hexdigest()
+    assert "exact (1 removed, 0 edited)" in document["rai:dataPreprocessingProtocol"]
+
+
+def test_data_that_cannot_be_published(tuned: Made, answers: Path, tmp_path: Path):
+    with pytest.raises(GemwrightError, match="an answer to data and data_license"):
+        prepare_data(tuned.folder / "clean", tmp_path / "out", None, answers)
+    answers.write_text(f"data_license = 'mit'\n{answers.read_text()}")
+    folder = Path(shutil.copytree(tuned.folder / "clean", tmp_path / "clean"))
+    report = json.loads((folder / "report.json").read_text())
+    report["steps"] = [step for step in report["steps"] if step["step"] != "personal"]
+    (folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(GemwrightError, match="was not searched for personal data"):
+        prepare_data(folder, tmp_path / "out", None, answers)
+    assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def render_card(content: Content) -> str:
         made=_describe_kind(subject),
         family=subject.family.name if subject.family else "not known",
         parameters=None if subject.variant is None else subject.variant.parameters,
-        exported=subject.relation is None and subject.path.suffix not in ("", ".gguf"),
+        exported=_name_library(subject) in ("litert", "litert-lm", "onnx"),
         runs=[_describe_run(run) for run in records.runs],
         filterings=[
             {
@@ -178,6 +178,8 @@ def _describe_test(evaluation: Evaluation, content: Content, of_base: bool) -> s
         case _:
             parts.append("prompts in the chat template" if tested.chat else "prompts as plain text")
             parts.append("percent, with 95% intervals")
+    if isinstance(evaluation, Benchmarks) and any(score.published is not None for score in evaluation.scores):
+        parts.append("published is the score of the base model in its report")
     return "; ".join(parts) + "."
 
 

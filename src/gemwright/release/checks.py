@@ -103,8 +103,8 @@ def _read_card(path: Path) -> "ModelCardData | str":
 
     try:
         return cast("ModelCardData", ModelCard(path.read_text("utf-8")).data)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError) as error:
-        return f"{CARD} has no valid metadata ({str(error).splitlines()[0]:.100})"
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError, yaml.YAMLError) as error:
+        return f"{CARD} has no valid metadata ({' '.join(str(error).split()) or type(error).__name__:.100})"
 
 
 def read_license(folder: Path) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from gemwright import __version__
 from gemwright.checkpoint.files.atomic import create_folder
 from gemwright.checkpoint.files.description import copy_described
+from gemwright.checkpoint.files.formats import PART
 from gemwright.checkpoint.files.json_file import read_json
+from gemwright.checkpoint.files.parts import find_parts
 from gemwright.checkpoint.find import ADAPTER_CONFIG
 from gemwright.errors import GemwrightError
 from gemwright.release.answers import read_answers
@@ -93,7 +95,13 @@ def prepare(model: Path, out: Path, options: Options, progress: Progress = lambd
 
 
 def _list_sources(model: Path) -> list[Path]:
-    """Return the files of a model, without hidden ones, records and what a release has of its own."""
+    """Return the files of a model, without hidden ones, records and what a release has of its own.
+
+    Raises:
+        GemwrightError: It is a file of several.
+    """
+    if not model.is_dir() and (len(find_parts(model)) > 1 or PART.search(model.name)):
+        raise GemwrightError(f"{model} is one of several parts; convert the model to one file or folder first.")
     files: Iterable[Path] = sorted(model.rglob("*")) if model.is_dir() else [model]
     chosen: list[Path] = []
     for file in files:

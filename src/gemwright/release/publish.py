@@ -5,6 +5,7 @@ Sources: huggingface_hub 2.4 `hf_api.py`; Kaggle's kaggle-api wiki (model metada
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,10 @@ def upload_to_hub(name: str, files: Sequence[PublishedFile], kind: Literal["mode
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     hub = HfApi()
     operations = [CommitOperationAdd(file.name, str(file.path)) for file in files]
     try:

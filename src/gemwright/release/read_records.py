@@ -90,7 +90,7 @@ def read_record(path: Path) -> Record | None:
             source = Source(path, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime)
             try:
                 return parse(source, value)
-            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            except (LookupError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise GemwrightError(
                     f"{path} is a damaged record or of another version ({type(error).__name__}: {error!s:.100}); "
                     "make it again."
