@@ -176,11 +176,12 @@ def render_card(name: str, answers: Answers, filtering: Filtering) -> str:
 
     known = answers.data_license or ""
     is_url = "/" in known
+    more: dict[str, Any] = {"license_link": known} if is_url else {}
     metadata = DatasetCardData(
         license="other" if is_url else known.lower(),
         language=list(answers.languages) if answers.languages else None,
         pretty_name=name,
-        **({"license_link": known} if is_url else {}),
+        **more,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(_lines(name, answers, filtering)) + "\n"
 
