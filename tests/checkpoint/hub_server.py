@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:sent])
             if sent is not None and sent < len(body):
                 self.close_connection = True
@@ -182,9 +182,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(hub: Hub) -> Iterator[Hub]:
+def serve(hub: Hub, handler: type[Handler] = Handler) -> Iterator[Hub]:
     """Run the hub on a free port until the block ends, and set its `endpoint`."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.hub = hub
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from gemwright import __version__
+from gemwright.cli.card import card
 from gemwright.cli.chat import chat
 from gemwright.cli.compare import compare
 from gemwright.cli.doctor import doctor
@@ -17,9 +18,11 @@ from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
+from gemwright.cli.release import release
 from gemwright.cli.score import score
 from gemwright.cli.see import see
 from gemwright.cli.serve import serve
+from gemwright.cli.sign import sign
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
 from gemwright.cli.tune import tune
@@ -62,5 +65,8 @@ app.command()(compare)
 app.command()(memorize)
 app.command("filter")(filter_data)
 app.command()(export)
+app.command()(card)
+app.command()(sign)
+app.command()(release)
 for command in (models, pull, rm, du, inspect, verify, convert, quantize, doctor):
     app.command()(command)

@@ -92,12 +92,14 @@ def evaluate(
             raise GemwrightError("The safety suites read local files; add --data FOLDER (docs/safety.md).")
         from gemwright.cli import eval_safety
         from gemwright.eval.harness import HarnessModel
+        from gemwright.eval.made_with import describe
 
         before = None if against is None else eval_safety.read_earlier(against)  # before it may be replaced
         scorer = eval_safety.load_scorer(shield, policy, judge)
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
+        made_with = describe(model, o.adapters(adapter), dtype, chat=loaded.model.tuned)
         with lock_folder(out, "safety run", eval_safety.LOCK, eval_safety.LOCK):
-            report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer)
+            report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer, made_with)
         if before is not None:
             raise typer.Exit(eval_safety.gate(before, report, tolerance))
         return

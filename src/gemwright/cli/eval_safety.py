@@ -1,8 +1,9 @@
 """The safety suite of `gemwright eval`: it runs, is compared with an earlier report, and fails on a regression."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gemwright.cli import render
 from gemwright.cli.screening import load_screening
@@ -43,6 +44,7 @@ def run(
     limit: int | None,
     seed: int,
     scorer: "ReplyScorer | None",
+    made_with: Mapping[str, Any],
 ) -> "SafetyReport":
     """Run safety suites, and write and print their report."""
     from gemwright.eval.safety.report import direction, shown, write_report
@@ -58,6 +60,7 @@ def run(
         scorer=scorer,
         progress=lambda suite, done, total: render.status(f"{suite}: {done:,} of {total:,} ..."),
     )
+    report = replace(report, made_with=made_with)
     write_report(report, out)
     for suite in report.suites:
         for finding in suite.findings:

@@ -50,10 +50,13 @@ def memorize(
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=False)
+    from gemwright.eval.made_with import describe
     from gemwright.eval.memorization import REPORT, SAMPLES, Settings, audit
 
     settings = Settings(prefix, continuation, limit, seed, exact_only)
-    findings = audit(loaded.model, corpus, out, settings, _report_read, Progress())
+    findings = audit(
+        loaded.model, corpus, out, settings, _report_read, Progress(), describe(model, {}, dtype, chat=False)
+    )
     render.clear_status()
     for line in format_table(findings):
         render.write(f"{line}\n")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -116,6 +117,7 @@ def audit(
     settings: Settings | None = None,
     read: Callable[[int], None] = lambda records: None,
     report: Report = lambda done, total: None,
+    made_with: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Finding]:
     """Measure how much of a corpus a model has memorized, or continue an audit that was interrupted.
 
@@ -128,6 +130,7 @@ def audit(
         settings: The settings; by default those of the reports.
         read: Called now and then with the number of records read.
         report: Called after each batch.
+        made_with: What the model is made of, for the report; see `gemwright.eval.made_with`.
 
     Returns:
         The result of each source; the last is that of all.
@@ -150,7 +153,7 @@ def audit(
             findings = summarize(samples, _read_lines(out / SAMPLES), exact_only=settings.exact_only)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GemwrightError(f"{out / SAMPLES} was changed and cannot be read; give another folder.") from error
-        _write_report(out / REPORT, model, settings, findings)
+        _write_report(out / REPORT, model, settings, findings, made_with)
     return findings
 
 
@@ -287,7 +290,9 @@ def make_rate(count: int, documents: int) -> Rate:
     return Rate(count, documents, *wilson(count, documents))
 
 
-def _write_report(path: Path, model: Model, settings: Settings, findings: Sequence[Finding]) -> None:
+def _write_report(
+    path: Path, model: Model, settings: Settings, findings: Sequence[Finding], made_with: Mapping[str, Any]
+) -> None:
     """Write the rates as JSON."""
 
     def rate(one: Rate | None) -> dict[str, Any] | None:
@@ -297,6 +302,7 @@ def _write_report(path: Path, model: Model, settings: Settings, findings: Sequen
     document = {
         "gemwright": gemwright.__version__,
         "model": model.name,
+        "made_with": dict(made_with),
         **asdict(settings),
         "most_edits": 0 if settings.exact_only else settings.most_edits,
         "sources": sources[:-1],

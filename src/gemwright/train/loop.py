@@ -115,6 +115,7 @@ class Loop:
             utilization=speed / self._peak,
             memory=peak_memory(),
             remaining=0.0,
+            time=round(time.time(), 3),
         )
 
     def _write(self, progress: Progress) -> None:

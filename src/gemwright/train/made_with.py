@@ -1,5 +1,6 @@
 """A description of all that determines a run: its model, data, recipe and machine."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +13,6 @@ import gemwright
 from gemwright.checkpoint.digest import model_digest
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Dataset
-from gemwright.data.sources import digest
 from gemwright.runtime import machine
 from gemwright.train.recipe import Recipe
 
@@ -32,8 +32,17 @@ def describe(
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
-    files = {str(path): digest([path]) for path in dataset.files}
-    return {"files": files, "fingerprint": dataset.fingerprint}
+    digests = {str(path): _digest_file(path) for path in dataset.files}
+    return {
+        "files": {path: hashlib.sha256(digest).hexdigest() for path, digest in digests.items()},
+        "sha256": {path: digest.hex() for path, digest in digests.items()},
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def _digest_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _describe_machine() -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Progress:
         remaining: Forecast of the seconds until the end.
         held_out: Mean loss of labeled tokens of the held-out data after the step; None if it was not computed.
         samples: Replies to the sample prompts after the step.
+        time: When the step ended, in seconds since 1970; None before the first.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Progress:
     remaining: float
     held_out: float | None = None
     samples: tuple[str, ...] = ()
+    time: float | None = None
 
 
 _LOGGED = ("loss", "norm", "learning_rate", "held_out", "utilization")

@@ -81,6 +81,7 @@ class SafetyReport:
         suites: The suites that ran.
         missing: Why others did not run.
         scorers: What scored the replies.
+        made_with: What the replies depend on; see `gemwright.eval.made_with`.
     """
 
     model: str
@@ -90,6 +91,7 @@ class SafetyReport:
     suites: tuple[SuiteReport, ...]
     missing: Mapping[str, str]
     scorers: Mapping[str, Any]
+    made_with: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def write_report(report: SafetyReport, out: Path) -> None:
