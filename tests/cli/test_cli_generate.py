@@ -246,3 +246,17 @@ def test_token_ids_as_a_prompt(run, tiny, tiny_model):
     assert run("generate", "--ids", ", ".join(map(str, ids)), str(ids[0]), *options).out.startswith(expected)
     assert "is not a list of token ids" in run("generate", "--ids", "the hen", "-m", tiny).err
     assert "leave out --chat" in run("generate", "--ids", "2", "--chat", "-m", tiny).err
+
+
+def test_marked_text_is_detected(run, tiny, tmp_path: Path):
+    keys, sampling = tmp_path / "keys.json", ("--top-k", 64, "--temperature", 1.5, "--seed", 1, "--max-tokens", 120)
+    assert run("watermark", keys).out == f"{keys}\n"
+    marked = run("generate", "hello", "-m", tiny, *sampling, "--watermark", keys).out
+    plain = run("generate", "hello", "-m", tiny, *sampling).out
+    (tmp_path / "marked.txt").write_text(marked)
+    found = json.loads(run("detect", "--file", tmp_path / "marked.txt", "--watermark", keys, "-m", tiny, "--json").out)
+    other = json.loads(run("detect", "-m", tiny, "--watermark", keys, "--json", stdin=plain.encode()).out)
+    assert found["p_value"] < 1e-6 < 1e-3 < other["p_value"]
+    shown = run("detect", marked, "--watermark", keys, "-m", tiny)
+    assert (shown.code, shown.err) == (0, "")
+    assert f"mean g value  {found['mean']:.4f} (without the watermark about {found['expected']:.4f})" in shown.out

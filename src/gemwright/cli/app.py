@@ -23,6 +23,7 @@ from gemwright.cli.serve import serve
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
 from gemwright.cli.tune import tune
+from gemwright.cli.watermark import detect, watermark
 
 app = typer.Typer(
     name="gemwright",
@@ -61,5 +62,7 @@ app.command()(compare)
 app.command()(memorize)
 app.command("filter")(filter_data)
 app.command()(export)
+app.command()(watermark)
+app.command()(detect)
 for command in (models, pull, rm, du, inspect, convert, quantize, doctor):
     app.command()(command)
