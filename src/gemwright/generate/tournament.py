@@ -116,7 +116,7 @@ class TournamentKeys:
         size = watermark.ngram_len - 1
         return cls(
             jax.device_put(halves),
-            jax.device_put(watermark.make_table()),
+            jax.device_put(watermark.table),
             size,
             watermark.context_history_size,
             size if watermark.skip_first_ngram_calls else 0,

@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,8 +68,9 @@ class Watermark:
             if not low <= value <= high:
                 raise GemwrightError(f"{name} is {value}, and it must lie between {low} and {high}.")
 
-    def make_table(self) -> NDArray[np.uint8]:
-        """Return the table of g values, as torch's generator for CPUs draws it.
+    @cached_property
+    def table(self) -> NDArray[np.uint8]:
+        """The table of g values, as torch's generator for CPUs draws it.
 
         Both are MT19937 with the same seeding, and NumPy has frozen `RandomState`.
         """
@@ -185,7 +187,7 @@ def detect(watermark: Watermark, ids: Sequence[int]) -> Detection:
     from scipy.special import betainc  # takes a while to import
 
     values = g_values(watermark, ids)[first_contexts(watermark, ids)][:, _distinct_keys(watermark)]
-    expected = float(np.mean(watermark.make_table()))
+    expected = float(np.mean(watermark.table))
     count, ones = values.size, int(values.sum())
     # P(X >= ones) of a binomial variable is a regularized incomplete beta function: dlmf.nist.gov/8.17.E5.
     p_value = float(betainc(ones, count - ones + 1, expected)) if ones else 1.0
@@ -197,7 +199,7 @@ def g_values(watermark: Watermark, ids: Sequence[int]) -> NDArray[np.uint8]:
     hashes = _hash(np.ones(1, np.uint64), _windows(ids, watermark.ngram_len))
     keys = np.array(watermark.keys, np.int64).view(np.uint64)
     hashes = _hash(hashes[:, None], keys[None, :, None])
-    return watermark.make_table()[hashes.view(np.int64) % watermark.sampling_table_size]
+    return watermark.table[hashes.view(np.int64) % watermark.sampling_table_size]
 
 
 def first_contexts(watermark: Watermark, ids: Sequence[int]) -> NDArray[np.int64]:
