@@ -63,9 +63,7 @@ def print_texts(losses: Sequence[tuple[float, float]], found: Mapping[tuple[int,
     """Print what has been measured so far."""
     marked, plain = np.array(losses).T
     half = 1.96 * np.std(marked - plain, ddof=1) / np.sqrt(len(plain))
-    print(
-        f"\n{len(plain)} pairs; negative log-likelihood per token {marked.mean():.4f} with, {plain.mean():.4f} without"
-    )
+    print(f"\n{len(plain)} pairs; loss per token {marked.mean():.4f} with, {plain.mean():.4f} without")
     print(f"difference: {(marked - plain).mean():+.4f} ± {half:.4f} (95%)")
     for length in LENGTHS:
         rates = (found[length, marked] for marked in (True, False))
