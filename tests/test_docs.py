@@ -23,6 +23,7 @@ from gemwright.checkpoint.convert_adapter import convert_adapter
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.cli import main
 from gemwright.cli.app import app
+from gemwright.generate.watermark import create_watermark
 from tests.documents import PAGES, ROOT, read_blocks
 from tests.tiny.adapter import write_tiny_adapter
 from tests.tiny.gguf import write_tiny_gguf
@@ -61,6 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("the hen and the thing\n")
     (folder / "train.jsonl").write_text('{"text": "the hen and the thing"}\n' * 4)
     (folder / "corpus.jsonl").write_text(f'{{"text": "{"the hen and the thing " * 40}"}}\n' * 4)
+    create_watermark(folder / "keys.json")
     (folder / "data").mkdir()
     item = {"goal": "the hen", "sol1": " and the thing", "sol2": " and the other", "label": 0}
     (folder / "data" / "piqa.jsonl").write_text(f"{json.dumps(item)}\n" * 2)

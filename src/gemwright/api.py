@@ -18,6 +18,8 @@ from gemwright.generate.output import Completion, OutputBatch, Stream
 from gemwright.generate.prompts import Ids, Prompt, token_ids, windows
 from gemwright.generate.sampling import Sampling
 from gemwright.generate.step import Step
+from gemwright.generate.tournament import TournamentKeys
+from gemwright.generate.watermark import read_watermark
 from gemwright.images.image_prompt import Image, ImagePrompter
 from gemwright.images.load import load_image
 from gemwright.images.preprocess import pan_and_scan
@@ -334,7 +336,11 @@ class Model:
         proposer = self._proposer(samplings, options)
         stop_ids = (*stop_ids, *find_stop_ids(self.tokenizer, stops))
         max_tokens = options.get("max_tokens") or DEFAULT_MAX_TOKENS
-        steps = self.engine.generate(prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids)
+        file = options.get("watermark")
+        watermark = None if file is None else TournamentKeys.place(read_watermark(Path(file)))
+        steps = self.engine.generate(
+            prompts, samplings, max_tokens, top_logprobs, proposer, stop_ids, watermark=watermark
+        )
         prompt_tokens, seeds = [len(prompt) for prompt in prompts], [sampling.seed for sampling in samplings]
         return OutputBatch(self._named(steps), self.tokenizer, prompt_tokens, stop_ids, stops, seeds)
 

@@ -5,6 +5,7 @@ This module must not import JAX.
 
 import difflib
 import operator
+import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
         lookup: Whether to propose draft tokens from the text so far instead of a draft model (False). It changes only
             the speed, and pays if the text repeats itself or the prompt.
         pan_and_scan: Whether Gemma 3 also gets crops of images that are far from square (False).
+        watermark: A file of `gemwright watermark` with whose keys the text is marked (none).
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: As in `Sampling`.
     """
 
@@ -43,6 +45,7 @@ class Options(TypedDict, total=False):
     seed: int | Sequence[int] | None
     lookup: bool | None
     pan_and_scan: bool | None
+    watermark: str | os.PathLike[str] | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -182,6 +185,13 @@ def _strings(value: Any) -> str | list[str]:
     return strings
 
 
+def _path(value: Any) -> str:
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError
+    return path
+
+
 def _integers(value: Any) -> int | list[int]:
     return list(map(_integer, value)) if isinstance(value, Sequence) or np.ndim(value) else _integer(value)
 
@@ -194,6 +204,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "seed": (_integers, "an integer or a list of integers"),
     "lookup": (_flag, "True or False"),
     "pan_and_scan": (_flag, "True or False"),
+    "watermark": (_path, "the path of a file"),
     "top_k": (_integer, "an integer"),
     "stride": (_integer, "an integer"),
     "max_length": (_integer, "an integer"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from gemwright.cli import main
+from gemwright.generate.watermark import create_watermark
 from tests.tiny.gguf import write_tiny_gguf
 
 
@@ -14,6 +15,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
     (folder / "noise.gguf").write_bytes(bytes(range(256)) * 20)
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     (folder / "empty").mkdir()
+    create_watermark(folder / "keys.json")
     write_tiny_gguf(folder / "short.gguf", max_length=64)
     return {"tiny": tiny, "folder": folder}
 
@@ -42,7 +44,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
             "generate x -m {tiny} --dtype float8",
             "dtype 'float8' is not supported; use one of stored, float32, bfloat16.",
         ),
-        ("score  -m {tiny}", "The text to score is empty"),
+        ("score  -m {tiny}", "The text is empty"),
         ("score - -m {tiny}", "There is no text; pass it as an argument or on standard input."),
         ("generate - -m {tiny}", "There is no prompt; pass it as an argument or on standard input."),
         ("generate --file {folder}/none.txt -m {tiny}", "none.txt cannot be read (No such file or directory)"),
@@ -52,6 +54,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Pa
         ("see photo.png caption --draw {folder}/none/a.png -m {tiny}", "does not exist; choose another path."),
         ("see photo.png caption --draw {folder}/a.txt -m {tiny}", "ends in .png, .jpg, .jpeg, .webp"),
         ("infill - --line 1 -m {tiny}", "There is no code"),
+        ("watermark {tiny}", "exists, and texts with its keys may too; choose another name."),
+        ("watermark {folder}/none/keys.json", "cannot be written (No such file or directory); choose another path."),
+        ("detect hello --watermark {folder}/none.json -m {tiny}", "make new keys with `gemwright watermark"),
+        ("detect hello --watermark {tiny} -m {tiny}", "is not JSON; make new keys with `gemwright watermark FILE`."),
+        ("detect a --watermark {folder}/keys.json -m {tiny}", "tokens, and the watermark shows in 5 or more; pass a"),
+        ("generate a --watermark {tiny} -m {tiny}", "is not JSON"),
+        ("generate a --watermark {folder}/keys.json -m {tiny} --temperature 0", "use a temperature above 0"),
+        ("generate a --watermark {folder}/keys.json -m {tiny} --temperature 1 --top-k 0", "set top_k, from 1 to 256"),
         ("tokenize --decode 1,x -m {tiny}", "'x' is not a token id; use numbers from 0 to"),
         ("tokenize --decode 999999999 -m {tiny}", "is not a token id"),
         ("rm {tiny} --yes", "is not in the hub's cache, and gemwright deletes no other files."),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gemwright.cli.infill import split
 from gemwright.kernels.native import native_enabled
 from gemwright.loading import load
+from tests.helpers import english_text
 
 NATIVE = pytest.mark.skipif(not native_enabled(), reason="needs the native kernels")
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
@@ -246,3 +247,17 @@ def test_token_ids_as_a_prompt(run, tiny, tiny_model):
     assert run("generate", "--ids", ", ".join(map(str, ids)), str(ids[0]), *options).out.startswith(expected)
     assert "is not a list of token ids" in run("generate", "--ids", "the hen", "-m", tiny).err
     assert "leave out --chat" in run("generate", "--ids", "2", "--chat", "-m", tiny).err
+
+
+def test_marked_text_is_detected(run, tiny, tmp_path: Path):
+    assert run("watermark", tmp_path / "new.json").out == f"{tmp_path / 'new.json'}\n"
+    keys, marked = tmp_path / "keys.json", tmp_path / "marked.txt"
+    keys.write_text(json.dumps({"keys": list(range(1000, 31000, 1000)), "ngram_len": 2}))
+    sampling = ("--top-k", 64, "--temperature", 1.5, "--seed", 1, "--max-tokens", 100)
+    marked.write_text(run("generate", "hello", "-m", tiny, *sampling, "--watermark", keys).out)
+    found = json.loads(run("detect", "--file", marked, "--watermark", keys, "-m", tiny, "--json").out)
+    other = json.loads(run("detect", "-m", tiny, "--watermark", keys, "--json", stdin=english_text().encode()).out)
+    assert found["p_value"] < 1e-3 < other["p_value"]
+    shown = run("detect", marked.read_text(), "--watermark", keys, "-m", tiny)
+    assert (shown.code, shown.err) == (0, "")
+    assert f"mean g value  {found['mean']:.4f} (without the watermark about {found['expected']:.4f})" in shown.out

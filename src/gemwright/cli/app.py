@@ -27,6 +27,7 @@ from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
 from gemwright.cli.tune import tune
 from gemwright.cli.verify import verify
+from gemwright.cli.watermark import detect, watermark
 
 app = typer.Typer(
     name="gemwright",
@@ -50,7 +51,7 @@ def _gemwright(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Run Gemma models: generate, chat, serve, tune, evaluate, convert and quantize."""
+    """Run Gemma models: generate, chat, serve, tune, evaluate, convert, quantize and release."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
@@ -65,8 +66,7 @@ app.command()(compare)
 app.command()(memorize)
 app.command("filter")(filter_data)
 app.command()(export)
-app.command()(card)
-app.command()(sign)
-app.command()(release)
+for command in (card, sign, release, watermark, detect):
+    app.command()(command)
 for command in (models, pull, rm, du, inspect, verify, convert, quantize, doctor):
     app.command()(command)

@@ -60,6 +60,7 @@ def chat(
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     adapter: o.AdapterOption = None,
+    watermark: o.WatermarkOption = None,
     shield: o.ShieldOption = None,
     policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
@@ -89,6 +90,7 @@ def chat(
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             lookup=lookup,
+            watermark=watermark,
         )
         talk = _begin(system, session)
         loaded = load(

@@ -55,6 +55,7 @@ def generate(
     lookup: o.LookupOption = False,
     draft: o.DraftOption = None,
     adapter: o.AdapterOption = None,
+    watermark: o.WatermarkOption = None,
     shield: o.ShieldOption = None,
     policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
@@ -95,6 +96,7 @@ def generate(
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             lookup=lookup,
+            watermark=watermark,
         )
         loaded = load(
             model,

@@ -148,6 +148,10 @@ ShieldOption = Annotated[
 PolicyOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Policies of --shield, in TOML; docs/shield.md describes them.")
 ]
+WatermarkOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Mark the text with the keys of FILE, so that `gemwright detect` finds it."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, one object per line.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print model, memory and speed to standard error.")
@@ -166,6 +170,7 @@ class Settings:
         seed: Seed of the first text; each further text uses the next number.
         sampling: The given sampling parameters by name; the others keep the model's defaults.
         lookup: Whether to use prompt-lookup speculative decoding.
+        watermark: A file of keys to mark the text with.
     """
 
     max_tokens: int
@@ -175,6 +180,7 @@ class Settings:
     seed: int
     sampling: Mapping[str, float]
     lookup: bool = False
+    watermark: Path | None = None
 
     def options(self, texts: int = 1) -> "Options":
         """Return the keyword options of `gemwright.Model` for a number of texts."""
@@ -185,7 +191,7 @@ class Settings:
             "top_logprobs": self.top_logprobs,
             "seed": self.seed if texts == 1 else [self._seed(text) for text in range(texts)],
         }
-        return cast("Options", {**self.sampling, **named, "lookup": self.lookup})
+        return cast("Options", {**self.sampling, **named, "lookup": self.lookup, "watermark": self.watermark})
 
     @property
     def reports_logprobs(self) -> bool:
@@ -209,6 +215,7 @@ def settings(
     logprobs: bool = False,
     top_logprobs: int | None = None,
     lookup: bool = False,
+    watermark: Path | None = None,
     **sampling: float | None,
 ) -> Settings:
     """Return validated settings, before anything is loaded; draw a seed if none is given.
@@ -218,13 +225,16 @@ def settings(
     """
     import_jax()
     from gemwright.generate.sampling import Sampling
+    from gemwright.generate.watermark import read_watermark
     from gemwright.text.stop import StopStrings
 
     given = {name: value for name, value in sampling.items() if value is not None}
     seed = secrets.randbelow(2**32) if seed is None else seed
-    checked = Settings(max_tokens, tuple(stop or ()), logprobs, top_logprobs, seed, given, lookup)
+    checked = Settings(max_tokens, tuple(stop or ()), logprobs, top_logprobs, seed, given, lookup, watermark)
     StopStrings(checked.stop)
     checked.resolve(Sampling(seed=seed))  # both validate their arguments
+    if watermark is not None:
+        read_watermark(watermark)
     return checked
 
 

@@ -37,7 +37,7 @@ def score(
     verbose: o.VerboseOption = False,
 ) -> None:
     """Print the log-probability of each token and the perplexity."""
-    content = _content(text, file)
+    content = read_text(text, file)
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, adapters=o.adapters(adapter))
@@ -69,7 +69,12 @@ def score(
     render.facts(rows, render.out())
 
 
-def _content(text: str | None, file: Path | None) -> str:
+def read_text(text: str | None, file: Path | None) -> str:
+    """Return the text of an argument, of a file or of standard input.
+
+    Raises:
+        GemwrightError: There is none or more than one, or it is empty or cannot be read.
+    """
     if text is not None and file is not None:
         raise GemwrightError("TEXT and --file cannot be combined; pass one of them.")
     if text is not None and text != "-":
@@ -81,5 +86,5 @@ def _content(text: str | None, file: Path | None) -> str:
     if content is None:
         raise o.no_text("text")
     if not content:
-        raise GemwrightError("The text to score is empty; pass at least one character.")
+        raise GemwrightError("The text is empty; pass at least one character.")
     return content

@@ -14,10 +14,11 @@ from gemwright.generate import buckets, programs, speculation
 from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
 from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_ids
-from gemwright.generate.sampling import BatchedSampling, Sampling, TokenCounts, candidate_count
+from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, TokenCounts, candidate_count
 from gemwright.generate.slots import Slots, stop_table
 from gemwright.generate.step import Step, from_choice, from_choices, require_finite
 from gemwright.generate.token_bias import TokenBias
+from gemwright.generate.tournament import TournamentKeys
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, parameter_count
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
@@ -58,6 +59,7 @@ class Engine:
         proposer: Proposer | None = None,
         stop_ids: Iterable[int] = (),
         state: DecodeState | None = None,
+        watermark: TournamentKeys | None = None,
     ) -> Iterator[Step]:
         """Continue every prompt, one token of each per step, until all have ended or the caller stops iterating.
 
@@ -73,10 +75,12 @@ class Engine:
             proposer: where draft tokens for speculation come from.
             stop_ids: ids that end a sequence. They are reported as its last token.
             state: see `begin`.
+            watermark: marks all sequences, each of which must sample from a top-k.
 
         Raises:
             GemwrightError: when called, if a prompt is empty, longer than the model's maximum length or holds an
-                unknown id, or if the model cannot speculate; while iterating, if logits are not finite.
+                unknown id, if the model cannot speculate, or if a sequence cannot be marked; while iterating, if logits
+                are not finite.
         """
         self._check(prompts, self.config.max_length - 1, "shorten it")
         limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
@@ -85,11 +89,14 @@ class Engine:
                 f"There are {len(prompts)} prompts, {len(samplings)} samplings and {len(limits)} token limits; "
                 "give one for each prompt."
             )
+        if watermark is not None:
+            _require_markable(samplings, proposer)
         if proposer is not None:
             refuse_recurrent(self.config)
             proposer = proposer if len(prompts) <= speculation.MAX_SEQUENCES else None
         limits = [min(n, self.config.max_length - len(prompt)) for n, prompt in zip(limits, prompts, strict=True)]
-        return self._generate(prompts, samplings, limits, top_logprobs, proposer, sorted(set(stop_ids)), state)
+        stop_ids = sorted(set(stop_ids))
+        return self._generate(prompts, samplings, limits, top_logprobs, proposer, stop_ids, state, watermark)
 
     def begin(
         self,
@@ -100,6 +107,7 @@ class Engine:
         stop_ids: Iterable[int] = (),
         state: DecodeState | None = None,
         bias: TokenBias | None = None,
+        watermark: TournamentKeys | None = None,
     ) -> tuple[Step, Slots]:
         """Prefill prompts and choose the first token of each.
 
@@ -112,6 +120,7 @@ class Engine:
             state: what to prefill into, donated, with room for the prompts; a new one unless given. It may hold the
                 first tokens of each prompt, less than all of them, as many as its lengths say.
             bias: restrictions of the first token.
+            watermark: marks the sequences.
 
         Returns:
             The first tokens, and the slots to continue with `programs.decode`, one per prompt.
@@ -126,12 +135,18 @@ class Engine:
         batched = BatchedSampling.stack(samplings)
         table = jax.device_put(stop_table([stop_ids := tuple(stop_ids)] * len(prompts)))
         bias = None if bias is None else bias.ban(table, bias.min_tokens > 0)
-        choice = programs.choose(self.config, options, self.params, hidden, state.lengths, batched, counts, bias)
+        tournament = contexts = None
+        if watermark is not None:
+            everywhere = jnp.ones(len(prompts), bool)
+            tournament, contexts = watermark.begin(watermark.empty_state(len(prompts)), everywhere)
+        choice = programs.choose(
+            self.config, options, self.params, hidden, state.lengths, batched, counts, bias, tournament
+        )
         first = from_choice(choice)
         require_finite(first.tokens != NOT_FINITE)
         ended = (first.tokens < 0) | np.isin(first.tokens, stop_ids)
         remaining = np.where(ended, 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
-        slots = Slots(state, choice.token, jax.device_put(remaining), table, batched, counts)
+        slots = Slots(state, choice.token, jax.device_put(remaining), table, batched, counts, contexts)
         return first, slots
 
     def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:
@@ -173,14 +188,15 @@ class Engine:
         proposer: Proposer | None,
         stop_ids: list[int],
         state: DecodeState | None,
+        watermark: TournamentKeys | None,
     ) -> Iterator[Step]:
         """Run `generate` on checked arguments; `limits` are at least 1."""
         options = self.options(samplings, top_logprobs)
         if state is None:
             state = self.empty_state(len(prompts), max(map(len, prompts)), 0 if proposer is None else SLACK)
-        first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state)
+        first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state, watermark=watermark)
         if proposer is None:
-            yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids)
+            yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids, watermark)
         else:
             texts = [list(token_ids(prompt)) for prompt in prompts]
             yield from self._speculate(proposer, options, slots, first, texts, limits, stop_ids)
@@ -193,6 +209,7 @@ class Engine:
         lengths: list[int],
         limits: list[int],
         stop_ids: list[int],
+        watermark: TournamentKeys | None,
     ) -> Iterator[Step]:
         yield first
         ahead, pending, made = buckets.StepsPerCall(programs.MAX_STEPS_PER_CALL), None, 1
@@ -202,7 +219,7 @@ class Engine:
             count = min(ahead.count, int(limit[active].max()) - made)
             made += count
             slots = self._with_room(slots, int((length + np.minimum(made, limit))[active].max()) - 1)
-            choices, slots = programs.decode(self.config, options, self.params, slots, count)
+            choices, slots = programs.decode(self.config, options, self.params, slots, count, watermark=watermark)
             active &= limit > made
             # The device decodes these tokens while the caller handles those of the call before.
             if pending is not None and (steps := from_choices(pending)):
@@ -276,6 +293,17 @@ class Engine:
         for tokens, prompt in zip(in_prompt, prompts, strict=True):
             tokens[[token for token in token_ids(prompt) if token != SOFT_TOKEN]] = True
         return TokenCounts(jnp.asarray(in_prompt), jnp.zeros(in_prompt.shape, jnp.int32))
+
+
+def _require_markable(samplings: Sequence[Sampling], proposer: Proposer | None) -> None:
+    if proposer is not None:
+        raise GemwrightError("A watermark and speculative decoding exclude each other; leave out the draft or lookup.")
+    if any(sampling.temperature == 0 for sampling in samplings):
+        raise GemwrightError("Greedy text leaves a watermark no choice of tokens; use a temperature above 0.")
+    if any(not 1 <= sampling.top_k <= CANDIDATES for sampling in samplings):
+        raise GemwrightError(
+            f"A watermark marks the choice among the likeliest tokens; set top_k, from 1 to {CANDIDATES}."
+        )
 
 
 def _scored(prompts: Sequence[Ids | Prompt]) -> Sequence[Ids | Prompt]:

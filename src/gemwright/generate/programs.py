@@ -12,6 +12,7 @@ from gemwright.generate import sampling
 from gemwright.generate.sampling import BatchedSampling, TokenCounts
 from gemwright.generate.slots import Slots
 from gemwright.generate.token_bias import TokenBias
+from gemwright.generate.tournament import Tournament, TournamentKeys, TournamentState
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
@@ -79,7 +80,7 @@ def prefill(
     return after, _last(hidden, valid) if last else None
 
 
-_Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, TokenCounts | None]
+_Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, TokenCounts | None, TournamentState | None]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
@@ -90,6 +91,7 @@ def decode(
     slots: Slots,
     count: Int[Array, ""],
     bias: TokenBias | None = None,
+    watermark: TournamentKeys | None = None,
 ) -> tuple[SampledTokens, Slots]:
     """Add each sequence's last token to its state and choose the next, up to `count <= MAX_STEPS_PER_CALL` times.
 
@@ -104,6 +106,7 @@ def decode(
         slots: the sequences; donated.
         count: maximum number of tokens; 1 if the mask of some sequence depends on its next token.
         bias: restrictions, of all tokens of the call alike. With one, and without, is a program each.
+        watermark: marks the sequences, whose slots have `contexts`; likewise.
 
     Returns:
         The tokens, [MAX_STEPS_PER_CALL, B], `NO_TOKEN` beyond `count` and after a sequence's end; the slots.
@@ -114,23 +117,29 @@ def decode(
         return (carry[0] < count) & jnp.any(carry[3] > 0)
 
     def step(carry: _Carry) -> _Carry:
-        at, choices, token, remaining, state, counts = carry
+        at, choices, token, remaining, state, counts, contexts = carry
         active = remaining > 0
         hidden, after = forward(config, params, token[:, None], active[:, None], state)
         if counts is not None:
             sequences = jnp.arange(token.shape[0])
             counts = replace(counts, generated=counts.generated.at[sequences, token].add(active.astype(jnp.int32)))
         limited = None if bias is None else bias.ban(stop_ids, at < bias.min_tokens)
-        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, counts, limited)
+        tournament = None
+        if watermark is not None and contexts is not None:
+            tournament, contexts = watermark.begin(watermark.append(contexts, token), active)
+        choice = choose(config, options, params, hidden[:, 0], after.lengths, batched, counts, limited, tournament)
         chosen = jnp.where(active, choice.token, NO_TOKEN)
         choices = jax.tree.map(functools.partial(_put, at), choices, replace(choice, token=chosen))
         ended = (chosen < 0) | jnp.any(chosen[:, None] == stop_ids, axis=1)
-        return at + 1, choices, jnp.where(active, chosen, token), jnp.where(ended, 0, remaining - 1), after, counts
+        at = at + 1
+        token, remaining = jnp.where(active, chosen, token), jnp.where(ended, 0, remaining - 1)
+        return at, choices, token, remaining, after, counts, contexts
 
     choices = _unmade(options, MAX_STEPS_PER_CALL, *slots.token.shape)
-    first = (jnp.zeros((), jnp.int32), choices, slots.token, slots.remaining, slots.state, slots.counts)
-    _, choices, token, remaining, state, counts = jax.lax.while_loop(goes_on, step, first)
-    return choices, Slots(state, token, remaining, stop_ids, batched, counts)
+    at = jnp.zeros((), jnp.int32)
+    first = (at, choices, slots.token, slots.remaining, slots.state, slots.counts, slots.contexts)
+    _, choices, token, remaining, state, counts, contexts = jax.lax.while_loop(goes_on, step, first)
+    return choices, Slots(state, token, remaining, stop_ids, batched, counts, contexts)
 
 
 def forward(
@@ -233,17 +242,20 @@ def choose(
     batched: BatchedSampling,
     counts: TokenCounts | None,
     bias: TokenBias | None = None,
+    tournament: Tournament | None = None,
 ) -> SampledTokens:
     """Choose the next token of each sequence from the hidden state of its last.
 
     The token is `NOT_FINITE` if that gives no numbers, and `NO_TOKEN` if `bias` allows none. `bias.min_tokens` is not
     used, as stop ids are not known here: see `TokenBias.ban`. Log-probabilities are the model's own, before bias,
-    penalties, temperature and filters.
+    penalties, temperature and filters. `tournament` marks what is sampled from `options.candidates`.
     """
     numbers = sampling.uniform(batched.seed, lengths)
 
     def from_top(largest: Array, ids: Array) -> Array:
-        return ids[:, 0] if options.candidates == 1 else sampling.sample_from_top(largest, ids, batched, numbers)
+        if options.candidates == 1:
+            return ids[:, 0]
+        return sampling.sample_from_top(largest, ids, batched, numbers, tournament)
 
     def checked(chosen: Array, largest: Array) -> Array:
         # The largest logit does not show a NaN where comparisons skip it; hidden states do.

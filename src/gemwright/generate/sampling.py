@@ -12,6 +12,7 @@ import numpy as np
 
 from gemwright import tree, weights
 from gemwright.errors import GemwrightError
+from gemwright.generate.tournament import Tournament
 from gemwright.typing import Array, Bool, Float, Int, UInt
 
 CANDIDATES = 256
@@ -164,9 +165,16 @@ def sample(logits: Float[Array, "B V"], settings: BatchedSampling, numbers: Floa
 
 
 def sample_from_top(
-    largest: Float[Array, "B C"], ids: Int[Array, "B C"], settings: BatchedSampling, numbers: Float[Array, "B 2"]
+    largest: Float[Array, "B C"],
+    ids: Int[Array, "B C"],
+    settings: BatchedSampling,
+    numbers: Float[Array, "B 2"],
+    tournament: Tournament | None = None,
 ) -> Int[Array, " B"]:
-    """Sample like `sample` from the `candidate_count` largest logits, best first, and their ids."""
+    """Sample like `sample` from the `candidate_count` largest logits, best first, and their ids.
+
+    A tournament, of a watermark, moves probability among the tokens that the filters keep.
+    """
     is_greedy = settings.temperature == 0
     # A fixed width, so that rounding of sums does not depend on the number of candidates.
     scaled = largest / jnp.where(is_greedy, 1.0, settings.temperature)[:, None]
@@ -181,6 +189,7 @@ def sample_from_top(
     # In vocabulary order, like `sample`; tokens without mass come last.
     order = jnp.argsort(jnp.where(mass > 0, ids, jnp.iinfo(jnp.int32).max), axis=-1)
     mass, ids = jnp.take_along_axis(mass, order, axis=-1), jnp.take_along_axis(ids, order, axis=-1)
+    mass = mass if tournament is None else tournament.play(mass, ids)
     running = jnp.cumsum(mass, axis=-1)
     place = jnp.sum(running <= numbers[:, :1] * running[:, -1:], axis=-1)
     place = jnp.minimum(place, mass.shape[1] - 1)[:, None]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.generate.sampling import BatchedSampling, Sampling, TokenCounts
+from gemwright.generate.tournament import TournamentState
 from gemwright.model.state import DecodeState, KVCache
 from gemwright.typing import Array, Int
 
@@ -38,6 +39,7 @@ class Slots:
         stop_ids: Ids that end each sequence, padded with -1.
         sampling: Sampling settings.
         counts: Tokens of each text, if some sequence may have a penalty.
+        contexts: What a watermark has seen of each text, if there is one.
     """
 
     state: DecodeState
@@ -46,6 +48,7 @@ class Slots:
     stop_ids: Int[Array, "S K"]
     sampling: BatchedSampling
     counts: TokenCounts | None
+    contexts: TournamentState | None = None
 
 
 _Sequences = TypeVar("_Sequences", Slots, DecodeState)
