@@ -115,7 +115,8 @@ def _parse(path: Path, document: dict[str, Any]) -> Watermark:
         raise GemwrightError(f"{path} has no {missing[0]}; make new keys with `gemwright watermark FILE`.")
     for name, value in given.items():
         kind, words = _KINDS.get(name, (int, "an integer"))
-        if type(value) is not kind or (name == "keys" and any(type(key) is not int for key in value)):
+        keys = cast(list[Any], value) if name == "keys" and isinstance(value, list) else []
+        if type(value) is not kind or any(type(key) is not int for key in keys):
             raise GemwrightError(f"{path}: {name} must be {words}.")
     given["keys"] = tuple(given["keys"])
     try:
