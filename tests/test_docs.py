@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, kind in TINY_VISION.items():
         write_model(folder / name, kind)
     config = open_checkpoint(write_tiny_gguf(folder / "model.gguf")).config
+    shutil.copy(folder / "model.gguf", folder / "copy.gguf")
     (folder / "mine").mkdir()
     for seed, name in enumerate(("my-adapter", "style", "facts", "mine/adapter")):
         write_tiny_adapter(folder / name, config, "gemma-3-270m", seed)

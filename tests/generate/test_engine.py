@@ -247,8 +247,8 @@ def test_decoding_ends_with_the_last_sequence(engine: Engine, monkeypatch: pytes
     prompts, samplings, whole = _spread(engine, 40)
     lengths: list[list[int]] = []
 
-    def spy(*args: object) -> object:
-        choices, slots = decode(*args)
+    def spy(*args: object, **options: object) -> object:
+        choices, slots = decode(*args, **options)
         lengths.append(slots.state.lengths.tolist())
         return choices, slots
 

@@ -79,12 +79,13 @@ class Watermark:
         return (words & 1).astype(np.uint8)
 
 
-def read_watermark(path: Path) -> Watermark:
+def read_watermark(path: str | Path) -> Watermark:
     """Return the watermark of a JSON file.
 
     Raises:
         GemwrightError: The file cannot be read, is not JSON, or has unknown, missing or wrong settings.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
