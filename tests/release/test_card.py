@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gemwright.errors import GemwrightError
-from gemwright.release.checks import check_release
-from gemwright.release.notices import REQUIRED_SENTENCE
-from gemwright.release.prepare import Options, prepare
-from gemwright.release.provenance import write_sums
+from gemwright.release.publishing.checks import check_release
+from gemwright.release.publishing.notices import REQUIRED_SENTENCE
+from gemwright.release.publishing.prepare import Options, prepare
+from gemwright.release.publishing.provenance import write_sums
 from tests.release.conftest import write_results
 from tests.release.made import BASE, Made
 

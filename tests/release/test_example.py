@@ -1,6 +1,6 @@
 """The example in examples/release is what a release is, less the files that it leaves out."""
 
-from gemwright.release.checks import check_release
+from gemwright.release.publishing.checks import check_release
 from tests.documents import ROOT
 
 FOLDER = ROOT / "examples" / "release" / "gemma-3-270m-gsm8k"

@@ -10,12 +10,12 @@ from huggingface_hub import ModelCard
 
 from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES
-from gemwright.release.checks import check_release
-from gemwright.release.croissant import prepare_data
-from gemwright.release.notices import APACHE, GEMMA, find_license
-from gemwright.release.page import read_page
-from gemwright.release.prepare import Options, prepare
-from gemwright.release.results import find_dataset
+from gemwright.release.publishing.checks import check_release
+from gemwright.release.publishing.croissant import prepare_data
+from gemwright.release.publishing.notices import APACHE, GEMMA, find_license
+from gemwright.release.publishing.page import read_page
+from gemwright.release.publishing.prepare import Options, prepare
+from gemwright.release.publishing.results import find_dataset
 from tests.documents import ROOT
 from tests.release.made import BASE, Made, make_terms
 from tests.tiny.gguf import write_tiny_gguf

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gemwright.errors import GemwrightError
-from gemwright.release.checks import check_release
-from gemwright.release.croissant import prepare_data
-from gemwright.release.prepare import Options, prepare
-from gemwright.release.signing import sign, verify
+from gemwright.release.publishing.checks import check_release
+from gemwright.release.publishing.croissant import prepare_data
+from gemwright.release.publishing.prepare import Options, prepare
+from gemwright.release.publishing.signing import sign, verify
 from tests.release.conftest import TEXT
 from tests.release.made import BASE, Made
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gemwright.errors import GemwrightError
-from gemwright.release.prepare import Options, prepare
-from gemwright.release.provenance import list_files
-from gemwright.release.publish import parse_destination
+from gemwright.release.publishing.prepare import Options, prepare
+from gemwright.release.publishing.provenance import list_files
+from gemwright.release.publishing.upload import parse_destination
 from tests.cli.conftest import Run, run
 from tests.release.hub import Uploads, serve
 from tests.release.made import BASE, Made

@@ -43,8 +43,8 @@ def card(
     render.status("Reading what was recorded ...")
     import_jax()
     from gemwright.cli.loading import find
-    from gemwright.release.croissant import is_filtered_data, prepare_data
-    from gemwright.release.prepare import Options, prepare
+    from gemwright.release.publishing.croissant import is_filtered_data, prepare_data
+    from gemwright.release.publishing.prepare import Options, prepare
 
     if is_filtered_data(Path(model)):
         prepare_data(Path(model), out, name, answers)

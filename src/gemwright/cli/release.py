@@ -29,11 +29,11 @@ def release(
     weights is refused. Run the same command again to continue an interrupted upload.
     """
     require_extra("release", PACKAGES, "Checking a release")
-    from gemwright.release import publish
-    from gemwright.release.checks import check_release, read_license
-    from gemwright.release.croissant import FILE as CROISSANT
+    from gemwright.release.publishing import upload
+    from gemwright.release.publishing.checks import check_release, read_license
+    from gemwright.release.publishing.croissant import FILE as CROISSANT
 
-    destination = publish.parse_destination(to)
+    destination = upload.parse_destination(to)
     render.status("Checking the files ...")
     problems = check_release(folder)
     for problem in problems:
@@ -41,18 +41,18 @@ def release(
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise GemwrightError(f"{folder} is not published because of {count}; correct what is listed above.")
-    files = publish.describe_files(folder)
+    files = upload.describe_files(folder)
     for file in files:
         render.write(f"{file.sha256}  {file.nbytes:>13,}  {file.name}\n")
     total = render.size(sum(file.nbytes for file in files))
     if destination.site == "kaggle":
-        publish.write_kaggle_metadata(folder, destination.name, folder.resolve().name, read_license(folder))
+        upload.write_kaggle_metadata(folder, destination.name, folder.resolve().name, read_license(folder))
     if dry_run:
         render.note(f"All checks passed: {len(files)} files, {total}, would be uploaded to {to}.")
         return
     render.status(f"Uploading {total} to {to} ...")
     if destination.site == "hub":
         kind = "dataset" if any(file.name == CROISSANT for file in files) else "model"
-        render.write(f"{publish.upload_to_hub(destination.name, files, kind)}\n")
+        render.write(f"{upload.upload_to_hub(destination.name, files, kind)}\n")
     else:
-        render.write(f"{publish.upload_to_kaggle(folder, destination.name, read_license(folder))}\n")
+        render.write(f"{upload.upload_to_kaggle(folder, destination.name, read_license(folder))}\n")

@@ -22,7 +22,7 @@ def sign(
 
     The signature is one of OpenSSF's model-signing, over all files of the folder.
     """
-    from gemwright.release import signing
+    from gemwright.release.publishing import signing
 
     if (key is None) == (check is None):
         raise GemwrightError("There is no key; add --key FILE to sign, or --check FILE to verify.")

@@ -15,7 +15,7 @@ from gemwright.model.params import ParamSpec, param_specs
 
 Encoding: TypeAlias = Literal["float32", "int8", "int4"]
 
-SENSITIVE = (".v", ".o", ".down", ".out")
+SENSITIVE = (".q", ".k", ".v", ".o", ".down", ".out")
 """Suffixes of linear maps of layers whose rounding costs most: values, and what is added to the residual stream."""
 BLOCK = 32
 """Number of values of an int4 row that share a scale."""
@@ -99,8 +99,13 @@ def _encode_int4(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[
     blocks = rows.reshape(-1, BLOCK)
     largest = np.maximum(np.abs(blocks).max(axis=1, keepdims=True), 1e-4)
     best, error, chosen = largest, np.full_like(largest, np.inf), np.zeros_like(blocks, np.int8)
-    for steps in STEPS:
-        scales = (largest / steps).astype(ml_dtypes.bfloat16).astype(np.float32)
+    for steps in (*STEPS, None):
+        if steps is None:  # at last, the scale that fits the chosen values best
+            products = (chosen * blocks).sum(axis=1, keepdims=True)
+            scales = np.maximum(products / np.maximum(np.square(chosen, dtype=np.float32).sum(axis=1, keepdims=True), 1), 1e-5)
+        else:
+            scales = largest / steps
+        scales = scales.astype(ml_dtypes.bfloat16).astype(np.float32)
         values = np.clip(np.rint(blocks / scales), -8, 7)
         found = np.square(values * scales - blocks).sum(axis=1, keepdims=True)
         better = found < error

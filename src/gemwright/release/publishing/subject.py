@@ -13,7 +13,7 @@ from gemwright.checkpoint.locate import locate, name_base
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.families import FAMILIES, Family
-from gemwright.release.records import Benchmarks, Evaluation, Memorization, Records, Safety
+from gemwright.release.publishing.records import Benchmarks, Evaluation, Memorization, Records, Safety
 from gemwright.variants import VARIANTS, Variant
 
 E = TypeVar("E", Benchmarks, Safety, Memorization)

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemwright.release.answers import Answers
-from gemwright.release.notices import POLICY, License
-from gemwright.release.provenance import to_iso
-from gemwright.release.records import Benchmarks, Evaluation, Memorization, MemorizedShare, Records, Run, Safety
-from gemwright.release.results import percent, to_eval_results
-from gemwright.release.subject import Subject
+from gemwright.release.publishing.answers import Answers
+from gemwright.release.publishing.notices import POLICY, License
+from gemwright.release.publishing.provenance import to_iso
+from gemwright.release.publishing.records import (
+    Benchmarks,
+    Evaluation,
+    Memorization,
+    MemorizedShare,
+    Records,
+    Run,
+    Safety,
+)
+from gemwright.release.publishing.results import percent, to_eval_results
+from gemwright.release.publishing.subject import Subject
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.errors import GemwrightError
-from gemwright.release.records import (
+from gemwright.release.publishing.records import (
     Benchmarks,
     Filtering,
     FilterStep,

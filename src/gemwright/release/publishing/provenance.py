@@ -13,8 +13,8 @@ from typing import Any
 
 from gemwright.checkpoint.files.json_file import read_json
 from gemwright.errors import GemwrightError
-from gemwright.release.records import Evaluation, Records, Run
-from gemwright.release.subject import Subject
+from gemwright.release.publishing.records import Evaluation, Records, Run
+from gemwright.release.publishing.subject import Subject
 
 SUMS, STATEMENT = "SHA256SUMS", "provenance.json"
 SIGNATURE = "model.sig"

@@ -9,10 +9,10 @@ from gemwright.checkpoint.files.description import read_description
 from gemwright.data.filters import personal
 from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES
-from gemwright.release import provenance
-from gemwright.release.card import CARD
-from gemwright.release.croissant import FILE as CROISSANT
-from gemwright.release.notices import (
+from gemwright.release.publishing import provenance
+from gemwright.release.publishing.card import CARD
+from gemwright.release.publishing.croissant import FILE as CROISSANT
+from gemwright.release.publishing.notices import (
     APACHE,
     GEMMA,
     LICENSE,

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.checkpoint.hub import TOKENS, is_repo_id
 from gemwright.errors import GemwrightError
-from gemwright.release.notices import APACHE, GEMMA
-from gemwright.release.provenance import KAGGLE, hash_file, list_files
+from gemwright.release.publishing.notices import APACHE, GEMMA
+from gemwright.release.publishing.provenance import KAGGLE, hash_file, list_files
 from gemwright.runtime.installation import require_extra
 
 _KAGGLE = re.compile(r"[\w-]+/[\w-]+/[\w-]+/[\w.-]+", re.ASCII)

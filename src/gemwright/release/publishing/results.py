@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemwright.release.records import Benchmarks, Score
+from gemwright.release.publishing.records import Benchmarks, Score
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry

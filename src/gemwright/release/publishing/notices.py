@@ -13,8 +13,8 @@ from pathlib import Path
 from gemwright.checkpoint.demo import PACKAGE
 from gemwright.errors import GemwrightError
 from gemwright.families import TERMS, Family
-from gemwright.release.page import read_page
-from gemwright.release.subject import Subject
+from gemwright.release.publishing.page import read_page
+from gemwright.release.publishing.subject import Subject
 
 NOTICE, LICENSE, TERMS_COPY = "NOTICE", "LICENSE", "GEMMA_TERMS_OF_USE.txt"
 POLICY = "https://ai.google.dev/gemma/prohibited_use_policy"
@@ -149,7 +149,7 @@ def _installed(weights_license: License) -> list[Path]:
         files = [Path(str(file.locate())) for file in metadata.files("gemwright") or () if file.name == LICENSE]
     except metadata.PackageNotFoundError:
         files = []
-    return [*files, Path(__file__).parents[3] / LICENSE]
+    return [*files, Path(__file__).parents[4] / LICENSE]
 
 
 def is_text_of(weights_license: License, file: Path) -> bool:

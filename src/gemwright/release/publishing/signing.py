@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemwright.errors import GemwrightError
-from gemwright.release.provenance import KAGGLE, SIGNATURE, list_files
+from gemwright.release.publishing.provenance import KAGGLE, SIGNATURE, list_files
 from gemwright.runtime.installation import require_extra
 
 PACKAGES = ("model_signing", "OpenSSL")

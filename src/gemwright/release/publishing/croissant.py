@@ -14,11 +14,11 @@ from gemwright import __version__
 from gemwright.checkpoint.files.atomic import create_folder
 from gemwright.data.sources import read_records
 from gemwright.errors import GemwrightError
-from gemwright.release.answers import Answers, read_answers
-from gemwright.release.provenance import hash_file, write_sums
-from gemwright.release.read_records import read_record
-from gemwright.release.records import Filtering
-from gemwright.release.results import day
+from gemwright.release.publishing.answers import Answers, read_answers
+from gemwright.release.publishing.provenance import hash_file, write_sums
+from gemwright.release.publishing.read_records import read_record
+from gemwright.release.publishing.records import Filtering
+from gemwright.release.publishing.results import day
 
 FILE, CARD = "croissant.json", "README.md"
 _DATA = "data"

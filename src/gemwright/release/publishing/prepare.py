@@ -15,14 +15,21 @@ from gemwright.checkpoint.files.json_file import read_json
 from gemwright.checkpoint.files.parts import find_parts
 from gemwright.checkpoint.find import ADAPTER_CONFIG
 from gemwright.errors import GemwrightError
-from gemwright.release.answers import read_answers
-from gemwright.release.bom import BOM, write_bom
-from gemwright.release.card import CARD, Content, render_card
-from gemwright.release.notices import LICENSE, NOTICE, describe_change, find_license, find_terms, write_notices
-from gemwright.release.provenance import KAGGLE, SIGNATURE, STATEMENT, SUMS, write_statement, write_sums
-from gemwright.release.read_records import NAMES, find_records
-from gemwright.release.results import day, write_results
-from gemwright.release.subject import Subject, describe_subject, split_evaluations
+from gemwright.release.publishing.answers import read_answers
+from gemwright.release.publishing.bom import BOM, write_bom
+from gemwright.release.publishing.card import CARD, Content, render_card
+from gemwright.release.publishing.notices import (
+    LICENSE,
+    NOTICE,
+    describe_change,
+    find_license,
+    find_terms,
+    write_notices,
+)
+from gemwright.release.publishing.provenance import KAGGLE, SIGNATURE, STATEMENT, SUMS, write_statement, write_sums
+from gemwright.release.publishing.read_records import NAMES, find_records
+from gemwright.release.publishing.results import day, write_results
+from gemwright.release.publishing.subject import Subject, describe_subject, split_evaluations
 
 OWN = {CARD, NOTICE, LICENSE, BOM, STATEMENT, SUMS, SIGNATURE, *KAGGLE}
 """Files that a release has of its own, in place of those of its source."""

@@ -8,12 +8,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gemwright.release.answers import Answers
-from gemwright.release.notices import License
-from gemwright.release.provenance import hash_file, list_files, to_iso
-from gemwright.release.records import Records
-from gemwright.release.results import percent
-from gemwright.release.subject import Subject
+from gemwright.release.publishing.answers import Answers
+from gemwright.release.publishing.notices import License
+from gemwright.release.publishing.provenance import hash_file, list_files, to_iso
+from gemwright.release.publishing.records import Records
+from gemwright.release.publishing.results import percent
+from gemwright.release.publishing.subject import Subject
 
 BOM = "bom.cdx.json"
 _MODEL, _BASE = "model", "base"

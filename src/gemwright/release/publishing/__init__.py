@@ -1,0 +1,1 @@
+"""Publish a model: card, license notices, provenance, checks, signature and upload."""
