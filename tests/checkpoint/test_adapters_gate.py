@@ -97,6 +97,7 @@ def test_the_command_prints_the_comparison(
     assert "100% of the tokens of greedy continuations agree" in " ".join(printed.err.split())
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_checked(base: Path, adapter: Path, tmp_path: Path) -> None:
     quantize(base, tmp_path / "base", 8)
     convert(tmp_path / "base", tmp_path / "merged", "huggingface", "bfloat16", adapters={adapter: 1.0})

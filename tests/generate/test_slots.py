@@ -81,7 +81,7 @@ _EVENTS = st.one_of(
 
 
 @models
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(_EVENTS, min_size=8, max_size=20))
 def test_every_sequence_gives_the_tokens_that_it_gives_alone(name: str, events: list[tuple[str, int, int, int]]):
     """Greedy and sampled, with a repetition penalty, past the window, in any order of events."""

@@ -100,6 +100,7 @@ def test_rows_read_as_without_speculation(engine: Engine, right: float):
     assert (accepted == 0, accepted == proposed) == (right == 0.0, right == 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_rows_without_a_top_k_read_as_without_speculation(engine: Engine):
     wide = replace(HOT, top_k=0)

@@ -143,6 +143,7 @@ def test_an_id_outside_the_table_is_not_another_row():
     assert np.isfinite(found[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_fit_are_computed_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch):
     """The same numbers and gradients, with a remainder."""
     numbers = np.random.default_rng(3)

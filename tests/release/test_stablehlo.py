@@ -41,6 +41,7 @@ def run_alone(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_process_without_gemwright_gives_the_same_tokens(exported: tuple[Path, Path]) -> None:
     source, folder = exported
     expected = gemwright.load(source, dtype="float32").generate(PROMPT, max_tokens=40, temperature=0.0).tokens

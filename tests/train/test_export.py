@@ -164,6 +164,7 @@ def test_other_adapters_are_not_continued(bases: Path, change: dict[str, Any], m
         adapters_from_updates(config, updates, change.get("rank", 3), 1.0)
 
 
+@pytest.mark.slow
 def test_a_model_tuned_on_chats_stops(bases: Path, tmp_path: Path) -> None:
     """A base learns one answer and its end; in gemwright, in transformers, and in a GGUF file of it."""
     base = make_base(bases, "gemma3_text")

@@ -66,6 +66,7 @@ def test_layers_are_stacked_by_pattern_and_the_rest_alone():
     assert layout("") == []
 
 
+@pytest.mark.slow
 @kernels
 def test_updates_over_stored_weights_have_the_gradients_of_decoded_ones(checkpoint: Checkpoint):
     packed, plain = Recipe(method="qlora", rank=3), Recipe(method="lora", rank=3)

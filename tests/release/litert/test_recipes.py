@@ -44,5 +44,5 @@ def test_expected_sizes_follow_the_recipes():
     layers = VARIANTS["gemma-3-270m"].parameters - table
     assert sizes["f32"] == 4 * (table + layers)
     assert table + layers < sizes["int8"] < 1.01 * (table + layers)
-    coarse = sum(2 * 640 * 2048 + (1024 + 256) * 640 for _ in config.layers)  # gate and up, q and k
+    coarse = sum(2 * 640 * 2048 for _ in config.layers)  # gate and up
     assert table + layers - coarse / 2 < sizes["int4"] < 1.01 * (table + layers - coarse / 2)

@@ -16,7 +16,7 @@ from gemwright.model.params import ParamSpec, param_specs
 Encoding: TypeAlias = Literal["float32", "int8", "int4"]
 
 SENSITIVE = (".q", ".k", ".v", ".o", ".down", ".out")
-"""Suffixes of linear maps of layers whose rounding costs most: values, and what is added to the residual stream."""
+"""Suffixes of linear maps of layers whose rounding to 4 bits costs most for their size."""
 BLOCK = 32
 """Number of values of an int4 row that share a scale."""
 LARGEST_CONSTANT = 1 << 14
@@ -98,22 +98,24 @@ def _encode_int4(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[
     """Choose the scale of each block with the least squared error; a scale has the bits of bfloat16 and float16."""
     blocks = rows.reshape(-1, BLOCK)
     largest = np.maximum(np.abs(blocks).max(axis=1, keepdims=True), 1e-4)
-    best, error, chosen = largest, np.full_like(largest, np.inf), np.zeros_like(blocks, np.int8)
+    best, error, chosen = largest, np.full_like(largest, np.inf), np.zeros_like(blocks)
     for steps in (*STEPS, None):
-        if steps is None:  # at last, the scale that fits the chosen values best
-            products = (chosen * blocks).sum(axis=1, keepdims=True)
-            scales = np.maximum(products / np.maximum(np.square(chosen, dtype=np.float32).sum(axis=1, keepdims=True), 1), 1e-5)
-        else:
-            scales = largest / steps
+        scales = largest / steps if steps else _fit_scales(blocks, chosen)
         scales = scales.astype(ml_dtypes.bfloat16).astype(np.float32)
         values = np.clip(np.rint(blocks / scales), -8, 7)
         found = np.square(values * scales - blocks).sum(axis=1, keepdims=True)
         better = found < error
         best, error = np.where(better, scales, best), np.where(better, found, error)
-        chosen = np.where(better, values.astype(np.int8), chosen)
-    nibbles = chosen.reshape(len(rows), -1).view(np.uint8) & np.uint8(15)
+        chosen = np.where(better, values, chosen)
+    nibbles = chosen.astype(np.int8).reshape(len(rows), -1).view(np.uint8) & np.uint8(15)
     packed: NDArray[np.uint8] = nibbles[:, ::2] | nibbles[:, 1::2] << np.uint8(4)
     return packed, best.reshape(len(rows), -1)
+
+
+def _fit_scales(blocks: NDArray[np.float32], integers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scale of each block with which its integers are nearest to it."""
+    products = (integers * blocks).sum(axis=1, keepdims=True)
+    return np.maximum(products / np.maximum(np.square(integers).sum(axis=1, keepdims=True), 1), np.float32(1e-5))
 
 
 _ENCODE: Mapping[Encoding, Callable[[NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float32]]]] = {
