@@ -40,6 +40,7 @@ _EXPORTERS: Mapping[str, str] = {
 Verifier = Callable[[Path, Path, Progress], Iterable[Check]]
 """Runs an export, the first path, beside its source."""
 _VERIFIERS: Mapping[str, str] = {
+    "litert": "gemwright.release.litert.verify:verify_litert",
     "stablehlo": "gemwright.release.stablehlo:verify_stablehlo",
 }
 """Module and function for each target that is not a checkpoint."""

@@ -14,6 +14,7 @@ from gemwright.model.transformer import SoftTokens, forward, logits
 from gemwright.release.litert.export import export
 from gemwright.release.litert.recipes import RECIPES, Recipe, expected_bytes
 from gemwright.release.targets import ExportOptions
+from gemwright.release.verify.source import verify_against
 from tests.helpers import assert_close, random_ids
 from tests.tiny.hf import make_model, write_model
 
@@ -111,9 +112,7 @@ def test_an_image_between_texts(kind: str, tmp_path: Path):
     mask = np.where((columns <= rows) | image, 0, -1e9).astype(np.float32)[None, None]
     local = np.where((columns <= rows) & (rows - columns < 8) | image, 0, -1e9).astype(np.float32)[None, None]
     given = {"embeddings": embeddings, "input_pos": positions, "mask": mask, "local_mask": local}
-    taken = found.run[
-        "image_prefill"
-    ].get_input_details()  # the last layer stores keys only, so its mask may be missing
+    taken = found.run["image_prefill"].get_input_details()  # the last layer stores keys only: its mask may be missing
     states = found.run["image_prefill"](**{k: v for k, v in given.items() if k in taken}, **found.states)
     last = np.where(np.arange(context) <= length, 0, -1e9).astype(np.float32)[None, None, None]
     step = {"tokens": np.array([[ids[-1]]], np.int32), "input_pos": np.array([length], np.int32), "mask": last}
@@ -124,6 +123,10 @@ def test_litert_lm_continues_prompts_as_litert_does(tmp_path: Path):
     source, target, said = write_model(tmp_path / "source"), tmp_path / "model.litertlm", list[str]()
     export(source, target, ExportOptions("int8", CONTEXT), said.append)
     assert any(line.startswith("LiteRT-LM") for line in said)
+    assert verify_against(target, source).passed
+    target.write_bytes(target.read_bytes()[:1000])
+    with pytest.raises(GemwrightError, match=r"cannot be opened by LiteRT|is no bundle of LiteRT-LM"):
+        verify_against(target, source)
 
 
 def test_a_file_that_costs_more_than_its_bound_is_not_left(tmp_path: Path):
@@ -132,4 +135,4 @@ def test_a_file_that_costs_more_than_its_bound_is_not_left(tmp_path: Path):
     source, target = write_model(tmp_path / "source"), tmp_path / "model.tflite"
     export(source, target, ExportOptions("int4", CONTEXT, verify=False), lambda line: None)
     with pytest.raises(GemwrightError, match="too far from its source"):
-        check_model(source, target, Recipe("int4", "int8", -1.0), CONTEXT, lambda line: None)
+        check_model(source, target, Recipe("int4", "int8", -1.0), lambda line: None)

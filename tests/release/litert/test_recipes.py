@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gemwright.release.litert.recipes import BLOCK, RECIPES, encode, encoded_bytes, expected_bytes
+from gemwright.release.litert.verify import find_recipe
 from gemwright.variants import VARIANTS
 
 
@@ -46,3 +47,9 @@ def test_expected_sizes_follow_the_recipes():
     assert table + layers < sizes["int8"] < 1.01 * (table + layers)
     coarse = sum(2 * 640 * 2048 for _ in config.layers)  # gate and up
     assert table + layers - coarse / 2 < sizes["int4"] < 1.01 * (table + layers - coarse / 2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_of_a_file_is_found_by_its_size(name: str):
+    config = VARIANTS["gemma-3-270m"].config
+    assert find_recipe(config, expected_bytes(RECIPES[name], config) + 10_000_000) == name

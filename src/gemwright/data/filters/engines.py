@@ -6,19 +6,16 @@ datatrove's executors pass.
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from gemwright.checkpoint.files.atomic import replace_file
 from gemwright.errors import GemwrightError
+from gemwright.runtime.child import follow_parent
 
 MAX_RETRIES = 5
 """Times that Ray runs a task again if its worker or machine dies."""
@@ -74,7 +71,7 @@ def run_locally(workers: int) -> Engine:
                 progress(stage.name, done, stage.tasks)
             return
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(left)), context, _prepare_worker)
+        pool = ProcessPoolExecutor(min(workers, len(left)), context, follow_parent)
         try:
             pending = [pool.submit(stage, None, task) for task in left]
             for done, future in enumerate(as_completed(pending), stage.tasks - len(left) + 1):
@@ -92,15 +89,6 @@ def run_locally(workers: int) -> Engine:
             pool.shutdown(cancel_futures=True)
 
     return run
-
-
-def _prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _list_unfinished(stage: Stage, progress: Progress) -> list[int]:

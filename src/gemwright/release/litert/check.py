@@ -81,26 +81,42 @@ class Comparison:
         )
 
 
-def check_model(source: Path, written: Path, recipe: Recipe, context: int, report: Report) -> None:
+def check_model(source: Path, written: Path, recipe: Recipe, report: Report) -> None:
+    """Compare a `.tflite` with its source.
+
+    Raises:
+        GemwrightError: The source does not fit in memory in float32, or the difference is larger than the recipe's.
+    """
+    found = compare_with_source(source, written, report)
+    report(f"Checked: {found}.")
+    if excess := find_excess(found, recipe):
+        raise GemwrightError(f"The file was removed, as it is too far from its source: {found} ({excess}).")
+
+
+def compare_with_source(source: Path, written: Path, report: Report) -> Comparison:
     """Compare a `.tflite` with its source on `TOKENS` tokens of Python's own documentation.
 
     The text is on every machine and was written by people; one that the source generates would hide what rounding costs
     in less likely texts.
 
     Raises:
-        GemwrightError: The source does not fit in memory in float32, or the difference is larger than the recipe's.
+        GemwrightError: The source does not fit in memory in float32.
     """
+    decoder = Decoder(written)
     report("Scoring a text with the source ...")
-    texts, expected = score_source(source, reference_text(), min(LENGTH, context))
+    texts, expected = score_source(source, reference_text(), min(LENGTH, decoder.context))
     heap.trim()
     report("Scoring it with LiteRT ...")
-    found = compare(Decoder(written), texts, expected)
-    report(f"Checked: {found}.")
+    return compare(decoder, texts, expected)
+
+
+def find_excess(found: Comparison, recipe: Recipe) -> str | None:
+    """Return the bound of a recipe that a comparison exceeds, or None."""
     exact = recipe.linear == "float32"
     too_far = found.largest > LOGITS_BOUND if exact else found.written - found.source > recipe.bound
-    if too_far or not np.isfinite(found.written):
-        bound = f"logits may differ by {LOGITS_BOUND}" if exact else f"it may cost {recipe.bound} nats"
-        raise GemwrightError(f"The file was removed, as it is too far from its source: {found} ({bound}).")
+    if not too_far and np.isfinite(found.written):
+        return None
+    return f"logits may differ by {LOGITS_BOUND}" if exact else f"it may cost {recipe.bound} nats"
 
 
 def reference_text() -> str:

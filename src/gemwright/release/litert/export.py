@@ -11,12 +11,11 @@ from gemwright.errors import GemwrightError
 from gemwright.families import RECURRENTGEMMA
 from gemwright.model.config import Config
 from gemwright.release.litert.program import CHUNK, image_chunk
-from gemwright.release.litert.recipes import RECIPES, expected_bytes
+from gemwright.release.litert.recipes import PACKAGES, RECIPES, expected_bytes
 from gemwright.release.targets import ExportOptions, Progress
 from gemwright.runtime.child import Report, run_in_child
 from gemwright.runtime.installation import require_extra
 
-PACKAGES = ("litert_converter", "ai_edge_litert", "litert_lm_builder", "litert_lm", "flatbuffers")
 PROGRAM_BYTES = 64 << 20
 """Most bytes of a file that are no weights: the operations, names, and the zero points of rows."""
 
@@ -55,7 +54,7 @@ def export(source: Path, target: Path, options: ExportOptions, progress: Progres
                 f"{target} was removed: it has {size:,} bytes, and weights of {weights} have {expected:,}; report this."
             )
         if options.verify:
-            run_in_child(_check, source, written, weights, options.context, log=log, report=progress)
+            run_in_child(_check, source, written, weights, log=log, report=progress)
         if target.suffix == ".litertlm":
             from gemwright.release.litert.bundle import write_bundle
 
@@ -103,10 +102,10 @@ def _write(source: Path, target: Path, config: Config, weights: str, context: in
     return _peak_memory()
 
 
-def _check(source: Path, written: Path, weights: str, context: int, report: Report) -> None:
+def _check(source: Path, written: Path, weights: str, report: Report) -> None:
     from gemwright.release.litert.check import check_model
 
-    check_model(source, written, RECIPES[weights], context, report)
+    check_model(source, written, RECIPES[weights], report)
 
 
 def _check_bundle(source: Path, tflite: Path, bundle: Path, report: Report) -> None:

@@ -15,6 +15,8 @@ from gemwright.model.params import ParamSpec, param_specs
 
 Encoding: TypeAlias = Literal["float32", "int8", "int4"]
 
+PACKAGES = ("litert_converter", "ai_edge_litert", "litert_lm_builder", "litert_lm", "flatbuffers")
+"""Packages of the extra `export`."""
 SENSITIVE = (".q", ".k", ".v", ".o", ".down", ".out")
 """Suffixes of linear maps of layers whose rounding to 4 bits costs most for their size."""
 BLOCK = 32

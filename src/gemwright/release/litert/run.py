@@ -9,6 +9,7 @@ from ai_edge_litert.compiled_model import CompiledModel  # pyright: ignore[repor
 from ai_edge_litert.options import CpuOptions, Options  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
+from gemwright.checkpoint.files.atomic import file_error
 from gemwright.release.litert.program import MASKED
 from gemwright.runtime import machine
 
@@ -20,8 +21,18 @@ class Decoder:
     """A decoder of one sequence, whose states are buffers that are read and written in turn."""
 
     def __init__(self, path: Path):
-        self._model = CompiledModel.from_file(str(path), options=Options(cpu_options=CpuOptions(machine.cores())))
+        """Open a `.tflite`.
+
+        Raises:
+            CheckpointError: LiteRT cannot open it, or it is no exported decoder.
+        """
+        try:
+            self._model = CompiledModel.from_file(str(path), options=Options(cpu_options=CpuOptions(machine.cores())))
+        except RuntimeError as error:
+            raise file_error(path, "cannot be opened by LiteRT", "export the model again") from error
         self._inputs = {name: self._model.get_input_tensor_details(name) for name in self._model.get_signature_list()}
+        if "decode" not in self._inputs or not any("prefill" in name for name in self._inputs):
+            raise file_error(path, "has no signatures prefill and decode", "choose a file of `gemwright export`")
         details = self._inputs["decode"]
         self.context: int = details["mask"]["shape"][-1]
         self.vocabulary: int = self._model.get_output_tensor_details("decode")["logits"]["shape"][-1]
