@@ -24,7 +24,7 @@ struct alignas(64) DecodedStripe {
 // Adds the product of a stripe and `Rows` rows of activations to y.
 template <class Integers, class Format, int Rows>
 inline void accumulate_decoded(const DecodedStripe<typename Integers::Weight>& w,
-                                                const typename Integers::Activations* a, Floats (&y)[Rows]) {
+                               const typename Integers::Activations* a, Floats (&y)[Rows]) {
   unroll<kStripe / Format::kScaled>([&](auto part) GEMWRIGHT_INLINE {
     Ints sum[Rows];
     for (int r = 0; r < Rows; ++r) sum[r] = broadcast(a[r].start[part]);
