@@ -10,8 +10,8 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
     *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
-    *("list", "tune", "eval", "compare", "memorize", "filter", "export", "models", "pull", "rm", "du", "inspect"),
-    *("verify", "convert", "quantize", "doctor"),
+    *("list", "tune", "eval", "compare", "memorize", "filter", "export", "card", "sign", "release", "watermark"),
+    *("detect", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
 )
 
 FAST = """
@@ -33,7 +33,7 @@ def test_help_imports_nothing_slow():
     command = [sys.executable, "-c", FAST, *COMMANDS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "  generate  Continue one or several prompts." in done.stdout
+    assert "generate Continue one or several prompts." in " ".join(done.stdout.split())
     assert "--repetition-penalty" in done.stdout
     assert "[stored|float32|bfloat16]" in done.stdout
     assert "as stored (CPU with native kernels), float32 (other CPUs), bfloat16 (GPU, TPU)" in " ".join(

@@ -9,7 +9,7 @@ from gemwright.train.recipe import Recipe
 from gemwright.train.run import Run, prepare, train
 
 RECIPE = {"rank": 2, "length": 32, "batch_size": 2, "steps": 8, "learning_rate": 1e-2, "ema": 0.9}
-TIMES = ("seconds", "flops", "utilization", "memory", "remaining")
+TIMES = ("time", "seconds", "flops", "utilization", "memory", "remaining")
 WORDS = ["the", "and", "thing", "in", "ring", "hat", "than", "here", "QED", "man"]
 
 

@@ -35,7 +35,7 @@ def card(
         Path | None, typer.Option(metavar="FILE", help="Copy of the license. Default: one beside the base model.")
     ] = None,
 ) -> None:
-    """Make a folder to publish: a model with its card, notices and provenance.
+    """Make a folder to publish, with its model card.
 
     The card says what the run, the filters and the evaluations recorded. The folder of `gemwright filter` becomes a
     release of its data, with Croissant metadata.

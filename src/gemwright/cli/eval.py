@@ -1,6 +1,7 @@
 """`gemwright eval`: run benchmarks on a model."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -99,7 +100,8 @@ def evaluate(
         loaded = load(model, dtype=dtype, variant=None, verbose=False, adapters=o.adapters(adapter))
         made_with = describe(model, o.adapters(adapter), dtype, chat=loaded.model.tuned)
         with lock_folder(out, "safety run", eval_safety.LOCK, eval_safety.LOCK):
-            report = eval_safety.run(HarnessModel(loaded.model), data, out, names or (), limit, seed, scorer, made_with)
+            harness = HarnessModel(replace(loaded.model, name=model))  # the report shows the name that was given
+            report = eval_safety.run(harness, data, out, names or (), limit, seed, scorer, made_with)
         if before is not None:
             raise typer.Exit(eval_safety.gate(before, report, tolerance))
         return

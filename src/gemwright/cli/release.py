@@ -23,7 +23,7 @@ def release(
         bool, typer.Option("--dry-run", help="Check and list what would be uploaded, without the network.")
     ] = False,
 ) -> None:
-    """Check a folder and publish it on the Hugging Face hub or Kaggle.
+    """Check a folder, and publish it on the hub or Kaggle.
 
     A folder with a secret, personal data, a missing license file, a changed file or an evaluation older than the
     weights is refused. Run the same command again to continue an interrupted upload.

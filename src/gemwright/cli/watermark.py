@@ -10,8 +10,6 @@ from gemwright.cli import options as o
 from gemwright.cli import render
 from gemwright.cli.imports import import_jax
 from gemwright.cli.score import read_text
-from gemwright.generate.watermark import create_watermark, read_watermark
-from gemwright.generate.watermark import detect as detect_in
 
 
 def watermark(path: Annotated[Path, typer.Argument(metavar="FILE", help="New file.")]) -> None:
@@ -20,6 +18,8 @@ def watermark(path: Annotated[Path, typer.Argument(metavar="FILE", help="New fil
     `generate` and `chat` mark texts with them, and `detect` finds them again. Keep the file secret: whoever has it can
     mark texts as yours. transformers' SynthIDTextWatermarkingConfig takes the same settings.
     """
+    from gemwright.generate.watermark import create_watermark
+
     create_watermark(path)
     render.write(f"{path}\n")
 
@@ -33,10 +33,14 @@ def detect(
     model: o.ModelOption = "gemma-3-270m",
     as_json: o.JsonOption = False,
 ) -> None:
-    """Look for a watermark in a text, and print how likely such a text is without it.
+    """Look for a watermark in a text.
 
-    Of --model only the vocabulary is read, which must be that of the model that may have written the text.
+    It prints how likely such a text is without the watermark. Of --model only the vocabulary is read, which must be
+    that of the model that may have written the text.
     """
+    from gemwright.generate.watermark import detect as detect_in
+    from gemwright.generate.watermark import read_watermark
+
     keys, content = read_watermark(watermark), read_text(text, file)
     import_jax()
     from gemwright.checkpoint.open import open_checkpoint
