@@ -45,6 +45,7 @@ def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
     return Completion("", tokens, [], [], finish_reason, 1)
 
 
+@pytest.mark.slow
 def test_gsm8k(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the.\n#### {n}"} for n in range(1, 13)]
     data = write(tmp_path / "train.jsonl", records)

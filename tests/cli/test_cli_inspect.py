@@ -69,7 +69,7 @@ def test_convert_and_inspect_and_generate(run, tiny, tmp_path: Path):
 
 def test_quantize_and_inspect_and_generate(run, tiny, tmp_path: Path):
     target = tmp_path / "folder"
-    result = run("quantize", tiny, target, "--bits", 4)
+    result = run("quantize", tiny, target, "--bits", 4, "--no-check")
     assert (result.code, result.out) == (0, f"{target}\n")
     record = json.loads(run("inspect", target, "--json").out)
     assert record["problem"] is None

@@ -164,6 +164,7 @@ def test_a_draft_is_silent_beyond_its_context(engine: Engine):
     assert draft.propose([*PROMPTS[:2], random_ids(VOCAB, 41).tolist()], 7) == [[], [], []]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_sampled_tokens_follow_the_models_distribution(monkeypatch: pytest.MonkeyPatch):
     """The first three tokens of 2000 texts against the probabilities of each, and of the last two together, which were
