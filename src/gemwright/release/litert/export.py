@@ -61,7 +61,7 @@ def export(source: Path, target: Path, options: ExportOptions, progress: Progres
             tflite, written = written, folder / "model.litertlm"
             write_bundle(checkpoint, tflite, written, options.context)
             if options.verify:
-                run_in_child(_check_bundle, source, tflite, written, log=log, report=progress)
+                run_in_child(run_bundle, source, tflite, written, log=log, report=progress)
         check_new(target)
         written.rename(target)
 
@@ -108,7 +108,8 @@ def _check(source: Path, written: Path, weights: str, report: Report) -> None:
     check_model(source, written, RECIPES[weights], report)
 
 
-def _check_bundle(source: Path, tflite: Path, bundle: Path, report: Report) -> None:
+def run_bundle(source: Path, tflite: Path, bundle: Path, report: Report) -> None:
+    """Run a bundle with LiteRT-LM beside its decoder, in the process that calls it, which imports LiteRT."""
     from gemwright.release.litert.check import check_bundle
 
     check_bundle(source, tflite, bundle, report)

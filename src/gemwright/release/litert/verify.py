@@ -10,6 +10,7 @@ from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.errors import CheckpointError, GemwrightError
 from gemwright.model.config import Config
+from gemwright.release.litert.export import run_bundle
 from gemwright.release.litert.recipes import PACKAGES, RECIPES, expected_bytes
 from gemwright.release.targets import Progress
 from gemwright.release.verify.report import Check
@@ -35,7 +36,7 @@ def verify_litert(artefact: Path, source: Path, progress: Progress) -> Iterator[
         yield Check("run", *run)
         if is_bundle:
             try:
-                run_in_child(_run_bundle, source, written, artefact, log=folder / "log", report=progress)
+                run_in_child(run_bundle, source, written, artefact, log=folder / "log", report=progress)
             except GemwrightError as error:
                 yield Check("bundle", "failed", str(error))
             else:
@@ -71,9 +72,3 @@ def _compare(source: Path, written: Path, weights: str, report: Report) -> tuple
     excess = find_excess(found, recipe)
     numbers = {"nll": found.written, "source_nll": found.source, "agreement": found.agreement, "tokens": found.tokens}
     return "ok" if excess is None else "failed", f"{weights}: {found}" + (f" ({excess})" if excess else ""), numbers
-
-
-def _run_bundle(source: Path, tflite: Path, bundle: Path, report: Report) -> None:
-    from gemwright.release.litert.check import check_bundle
-
-    check_bundle(source, tflite, bundle, report)
