@@ -17,6 +17,7 @@ from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
+from gemwright.cli.merge import merge
 from gemwright.cli.models import models
 from gemwright.cli.release import release
 from gemwright.cli.score import score
@@ -68,5 +69,5 @@ app.command("filter")(filter_data)
 app.command()(export)
 for command in (card, sign, release, watermark, detect):
     app.command()(command)
-for command in (models, pull, rm, du, inspect, verify, convert, quantize, doctor):
+for command in (models, pull, rm, du, inspect, verify, convert, merge, quantize, doctor):
     app.command()(command)
