@@ -1,4 +1,4 @@
-"""The cross-entropy of next tokens, without ever holding the logits of all tokens.
+"""The cross-entropy of next tokens, or with a teacher's distribution, without ever holding the logits of all tokens.
 
 The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
 logits are forgotten. Only labeled tokens are multiplied by the head. On a CPU a frozen float32 head has a C++ kernel,
@@ -15,6 +15,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from gemwright import ops, tree, weights
 from gemwright.kernels import choice, native
 from gemwright.model.config import Config
+from gemwright.model.teacher import Teacher
 from gemwright.typing import Array, Bool, Float, Int
 from gemwright.weights import Weight
 
@@ -44,12 +45,44 @@ def cross_entropy(
     return jnp.sum(_forward(config, head, None, hidden, targets, learned, differentiate=False)[0])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def distillation_loss(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "N D"],
+    teacher: Teacher,
+    targets: Int[Array, " N"],
+    learned: Bool[Array, " N"],
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return the cross-entropy with the teacher's distribution, summed over labeled tokens, in float32.
+
+    Its gradients are as those of `cross_entropy`; the two other sums, which come for free, have none: -log p(target),
+    and the entropy of the teacher's distribution.
+
+    Args:
+        config: The model.
+        head: The head [V, D].
+        hidden: Hidden states after the final norm.
+        teacher: The teacher at the same tokens.
+        targets: The token after each.
+        learned: Whether the loss covers the token's target.
+    """
+    losses = _chunked(config, head, None, hidden, targets, learned, teacher, differentiate=False)[0]
+    return _split(losses)
+
+
+def _split(losses: Array) -> tuple[Array, Array, Array]:
+    of_targets, of_teacher, entropy = jnp.sum(losses, axis=1)
+    return of_teacher, of_targets, entropy
+
+
 def _forward(
     config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
 ) -> tuple[Array, Array, Any]:
     """Return the result of `_chunked`, of the kernel if it takes the head."""
     if trained is not None:
-        return _chunked(config, head, trained, hidden, targets, learned, differentiate=differentiate)
+        losses, *gradients = _chunked(config, head, trained, hidden, targets, learned, differentiate=differentiate)
+        return losses[0], *gradients
     plain = isinstance(head, Array) and head.dtype == hidden.dtype == jnp.float32
     impl = choice.resolve("the cross-entropy", None if plain else "its head or hidden states are not float32")
     function = _reference if impl == "reference" else functools.partial(_operation, impl=impl)
@@ -60,7 +93,8 @@ def _forward(
 def _reference(
     head: Any, hidden: Array, targets: Array, learned: Array, *, config: Config, differentiate: bool
 ) -> tuple[Array, Array]:
-    return _chunked(config, head, None, hidden, targets, learned, differentiate=differentiate)[:2]
+    losses, gradient, _ = _chunked(config, head, None, hidden, targets, learned, differentiate=differentiate)
+    return losses[0], gradient
 
 
 def _native(
@@ -77,9 +111,20 @@ _operation = choice.PlatformOperation(
 
 
 def _chunked(
-    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
+    config: Config,
+    head: Any,
+    trained: Any,
+    hidden: Array,
+    targets: Array,
+    learned: Array,
+    teacher: Teacher | None = None,
+    *,
+    differentiate: bool,
 ) -> tuple[Array, Array, Any]:
-    """Return the losses [N] and their gradients with respect to the hidden states and the trained leaves of the head.
+    """Return the losses and their gradients with respect to the hidden states and the trained leaves of the head.
+
+    The losses are [1, N]: -log p(target). With a teacher they are [3, N]: also the cross-entropy with its distribution,
+    which is then the one that has the gradients, and the entropy of the distribution.
 
     Args:
         config: The model.
@@ -88,6 +133,7 @@ def _chunked(
         hidden: See `cross_entropy`.
         targets: See `cross_entropy`.
         learned: See `cross_entropy`.
+        teacher: See `distillation_loss`.
         differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
@@ -114,37 +160,61 @@ def _chunked(
         scores, pull = jax.vjp(logits, trained, states)  # without `pull`, only the logits are computed
         log_total = jax.nn.logsumexp(scores, axis=axis, keepdims=True)
         of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis, mode="fill")
-        losses = losses.at[result].set((log_total - of_target).reshape(-1), mode="drop")
+        found = [(log_total - of_target).reshape(-1)]
+        if teacher is None:
+            wished = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
+        else:
+            wished, entropy = teacher.distribution(places, config.vocab, axis)
+            found += [log_total.reshape(-1) - jnp.sum(wished * scores, axis), entropy]
+        losses = losses.at[:, result].set(jnp.stack(found), mode="drop")
         if not differentiate:
             return losses, gradient, head_gradient
-        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
-        difference = jnp.exp(scores - log_total) - is_target
+        difference = jnp.exp(scores - log_total) - wished
         of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
         gradient = gradient.at[result].set(of_hidden, mode="drop")
         return losses, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
 
     zeros = jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), trained)
-    start = (jnp.zeros(size, jnp.float32), jnp.zeros((size, width), hidden.dtype), zeros)
+    rows = 1 if teacher is None else 3
+    start = (jnp.zeros((rows, size), jnp.float32), jnp.zeros((size, width), hidden.dtype), zeros)
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
 
 
-def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
-    """Return the loss, and as residuals its gradients with respect to what is differentiated."""
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
 
-    def is_primal(leaf: Any) -> bool:
-        return isinstance(leaf, CustomVJPPrimal)
+
+def _values(arguments: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=_is_primal)
+
+
+def _partition(head: Any) -> tuple[Any, Any]:
+    """Return the leaves of the head that are trained, None if there are none, and the frozen ones."""
 
     def choose(leaf: Any, *, perturbed: bool) -> Array | None:
         return leaf.value if leaf.perturbed == perturbed else None
 
     trained, frozen = (
-        jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=is_primal)
+        jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=_is_primal)
         for perturbed in (True, False)
     )
-    trained = trained if jax.tree.leaves(trained) else None
-    arguments = (leaf.value for leaf in (hidden, targets, learned))
-    losses, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
+    return trained if jax.tree.leaves(trained) else None, frozen
+
+
+def _with_residuals(config: Config, head: Any, *others: Any) -> tuple[Array, Any]:
+    """Return the loss, and as residuals its gradients with respect to what is differentiated."""
+    trained, frozen = _partition(head)
+    losses, gradient, head_gradient = _forward(config, frozen, trained, *_values(others), differentiate=True)
     return jnp.sum(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
+
+
+def _distill_with_residuals(config: Config, head: Any, *others: Any) -> tuple[tuple[Array, Array, Array], Any]:
+    trained, frozen = _partition(head)
+    hidden, teacher, targets, learned = _values(others)
+    losses, gradient, head_gradient = _chunked(
+        config, frozen, trained, hidden, targets, learned, teacher, differentiate=True
+    )
+    return _split(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
 
 
 def _like(value: Array, other: Array) -> Array:
@@ -159,4 +229,9 @@ def _backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any, ..
     return head_gradient, gradient, None, None
 
 
+def _distill_backward(config: Config, residuals: Any, cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    return *_backward(config, residuals, cotangents[0]), None
+
+
 cross_entropy.defvjp(_with_residuals, _backward, symbolic_zeros=True)
+distillation_loss.defvjp(_distill_with_residuals, _distill_backward, symbolic_zeros=True)
