@@ -26,6 +26,7 @@ from gemwright.cli.serve import serve
 from gemwright.cli.sign import sign
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
+from gemwright.cli.train import train
 from gemwright.cli.tune import tune
 from gemwright.cli.verify import verify
 from gemwright.cli.watermark import detect, watermark
@@ -61,7 +62,7 @@ def _gemwright(
 for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
-for command in (init, tune):
+for command in (init, train, tune):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(compare)
