@@ -80,6 +80,10 @@ class Distill(Objective):
         chat: bool | None,
     ) -> Dataset:  # fmt: skip
         """Read data, after comparing the vocabularies of teacher and student."""
+        self._check_teacher(recipe, checkpoint)
+        return super().read(paths, checkpoint, tokenizer, recipe, chat)
+
+    def _check_teacher(self, recipe: Recipe, checkpoint: Checkpoint) -> None:
         teacher = self.checkpoint
         if recipe.length > teacher.config.max_length:
             raise GemwrightError(
@@ -90,10 +94,10 @@ class Distill(Objective):
             (str(checkpoint.path), checkpoint.vocabulary(), checkpoint.config.vocab),
             (f"the teacher {self.teacher}", teacher.vocabulary(), teacher.config.vocab),
         )
-        return super().read(paths, checkpoint, tokenizer, recipe, chat)
 
     def frozen_shapes(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
         """Return those of the student and of the teacher; a stored teacher is loaded, as only its file decides them."""
+        self._check_teacher(recipe, checkpoint)  # source code is not read by `read`
         if self.teacher_dtype == "stored":
             teacher = load_packed(self.checkpoint)
         else:
