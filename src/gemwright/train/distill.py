@@ -139,8 +139,10 @@ class Distill(Objective):
         config = self.checkpoint.config
         hidden = stack.forward(config, params, batch.tokens, batch.segments)
         head = params.embed if params.head is None else params.head
-        key = jax.random.fold_in(jax.random.key(recipe.seed), _digest(batch.tokens))
-        uniform = jax.random.uniform(key, (batch.tokens.size,))
+        uniform = jnp.zeros(batch.tokens.size)
+        if self.samples is not None:
+            key = jax.random.fold_in(jax.random.key(recipe.seed), _digest(batch.tokens))
+            uniform = jax.random.uniform(key, uniform.shape)
         return Teacher(hidden.reshape(-1, hidden.shape[-1]), head, uniform, config, self.samples, self.weighting)
 
 
