@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
+from jax.sharding import PartitionSpec
 
-from gemwright import ops, tree, weights
+from gemwright import ops, sharding, tree, weights
 from gemwright.kernels import choice, native
 from gemwright.model.config import Config
 from gemwright.typing import Array, Bool, Float, Int
@@ -20,6 +21,32 @@ from gemwright.weights import Weight
 
 LOGITS = 1 << 26
 """Maximum number of logits in memory, 256 MB."""
+
+
+def sum_cross_entropy(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    learned: Bool[Array, "B T"],
+) -> Float[Array, ""]:
+    """Return `cross_entropy` of a batch; in a mesh every device computes that of its own tokens."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def flat(head: Any, hidden: Array, targets: Array, learned: Array) -> Any:
+        return cross_entropy(config, head, hidden.reshape(-1, hidden.shape[-1]), targets.ravel(), learned.ravel())
+
+    if mesh.empty:
+        return flat(head, hidden, targets, learned)
+    divided = sharding.divide(("batch", "length"), targets.shape, mesh.shape)
+    names = sharding.mesh_axes(divided)
+
+    def own(*arguments: Any) -> Array:
+        return jax.lax.psum(flat(*arguments), names)
+
+    specs = (PartitionSpec(), PartitionSpec(*divided, None), divided, divided)
+    run = jax.shard_map(own, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(names), check_vma=False)
+    return run(head, hidden, targets, learned)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

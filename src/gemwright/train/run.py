@@ -1,6 +1,5 @@
 """A run: from a model and data to an adapter or a tuned model, which can be stopped and continued at any step."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from gemwright.train.optimizer import make_optimizer
 from gemwright.train.prepare import Run, prepare
 from gemwright.train.program import compile_programs
 from gemwright.train.result import result_path
-from gemwright.train.step import TrainState, start
+from gemwright.train.step import TrainState, describe_state, start
 
 __all__ = ["Progress", "Run", "prepare", "train"]
 
@@ -92,6 +91,7 @@ def _train(
     frozen = objective.load_frozen(recipe, checkpoint, frozen)
     if position is None:
         state = start(optimizer, objective.load_trained(recipe, checkpoint), recipe)
+        state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, abstract)
     else:
         state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
@@ -106,7 +106,7 @@ def _train(
 def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, Any]:
     """Return the shapes and dtypes of the state and the frozen weights, which are loaded if their file decides them."""
     trained = run.objective.trained_shapes(run.recipe, run.checkpoint)
-    state = jax.eval_shape(functools.partial(start, optimizer, recipe=run.recipe), trained)
+    state = describe_state(optimizer, trained, run.recipe)
     return state, run.objective.frozen_shapes(run.recipe, run.checkpoint)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.model.config import Config
 from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, Sums
 from gemwright.train.recipe import Recipe
@@ -48,6 +48,28 @@ def start(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe)
     """Return the state before the first step."""
     average = None if recipe.ema is None else jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.int32(0), trained, optimizer.init(trained), average)
+
+
+def describe_state(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe) -> TrainState:
+    """Return the shapes, dtypes and shardings of the state before the first step.
+
+    Args:
+        optimizer: The optimizer.
+        trained: Shapes, dtypes and shardings of the trained weights, which the optimizer's moments have, too.
+        recipe: The settings.
+    """
+    state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
+
+    def like(leaf: Any, weight: Any) -> Any:
+        place = weight.sharding if leaf.shape == weight.shape else sharding.replicated()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    def copy(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated())
+
+    moments = optax.tree.map_params(optimizer, like, state.optimizer, trained, transform_non_params=copy)
+    average = None if state.average is None else trained
+    return TrainState(copy(state.step), trained, moments, average)
 
 
 def take_step(
