@@ -39,8 +39,9 @@ def result(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
 def main() -> None:
     folder, out = map(Path, sys.argv[1:3])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    mesh = options.pop("mesh", None)
     run = prepare_tiny(folder, out, **options)
-    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2)
+    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2, mesh=mesh)
 
 
 def say(text: str) -> None:

@@ -163,7 +163,10 @@ def forward(
         The hidden states after the final norm.
     """
     positions = transformer.find_positions(tokens, None, segments > 0, segments, soft_tokens)
-    x = sharding.constrain(transformer.embed(config, params.embed, tokens, soft_tokens), *ACTIVATIONS)
+    table = params.embed
+    if isinstance(table, jax.Array):  # in a mesh, every device looks up its own tokens in whole rows
+        table = sharding.constrain(table, "vocab", None)
+    x = sharding.constrain(transformer.embed(config, table, tokens, soft_tokens), *ACTIVATIONS)
     first = 0
     for stage in params.stages:
         pattern = config.layers[first : first + len(stage)]

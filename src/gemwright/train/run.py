@@ -1,16 +1,20 @@
 """A run: from a model and data to an adapter or a tuned model, which can be stopped and continued at any step."""
 
+import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
-from gemwright.errors import DataError
+from gemwright.errors import DataError, GemwrightError
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.runtime.folder_lock import lock_folder
+from gemwright.sharding import BATCH_AXES, make_mesh, parse_mesh, use
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import LOCK, MARKER, Note, claim
 from gemwright.train.forecast import forecast, require
@@ -38,6 +42,7 @@ def train(
     save_every: int = 50,
     evaluate_every: int | None = None,
     accept_changes: bool = False,
+    mesh: str | None = None,
 ) -> Path:
     """Train to the end, or continue a run that was stopped, and write the result.
 
@@ -48,6 +53,8 @@ def train(
         save_every: Number of steps between checkpoints.
         evaluate_every: Number of steps between held-out losses and samples; by default a fifth of the run.
         accept_changes: Continue the folder's run although its data, recipe or model changed.
+        mesh: How the devices divide the work, such as `data=2,fsdp=4` (see `gemwright.sharding`); by default all
+            devices, if they are several, divide the weights and the sequences of a batch.
 
     Returns:
         The folder of the result.
@@ -61,7 +68,7 @@ def train(
     fork.require_not_forked()
     machine.set_threads()
     enable_cache()
-    with lock_folder(run.out, "run", LOCK, MARKER):
+    with use(_mesh(mesh, run)), lock_folder(run.out, "run", LOCK, MARKER):
         made_with = describe(run)
         claim(run.out, made_with, accept_changes, note)
         with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:
@@ -72,6 +79,21 @@ def train(
             intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
             state = _train(run, checkpoints, intervals, report, note, accept_changes)
         return run.objective.write(run, state.trained if state.average is None else state.average)
+
+
+def _mesh(mesh: str | None, run: Run) -> Mesh | None:
+    """Return the mesh of a run; None for one device."""
+    count = jax.device_count()
+    if mesh is None and count == 1:
+        return None
+    made = make_mesh({"fsdp": count} if mesh is None else parse_mesh(mesh))
+    size, parts = run.recipe.batch_size // run.recipe.accumulation, math.prod(made.shape[axis] for axis in BATCH_AXES)
+    if size % parts:
+        raise GemwrightError(
+            f"{size} sequences at a time cannot be divided among {parts} devices; use a multiple as the batch size, or "
+            "another mesh."
+        )
+    return made
 
 
 def _train(
@@ -91,7 +113,7 @@ def _train(
     frozen = objective.load_frozen(recipe, checkpoint, frozen)
     if position is None:
         state = start(optimizer, objective.load_trained(recipe, checkpoint), recipe)
-        state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, abstract)
+        state = jax.device_put(state, jax.tree.map(operator.attrgetter("sharding"), abstract))
     else:
         state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
