@@ -145,10 +145,15 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def place(array: Any, *axes: str | None) -> Array:
-    """Copy this process's part of a batch to its devices."""
+    """Copy an array that all processes have to the devices that hold parts of it."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.numpy.asarray(array)
-    count = jax.process_count()
-    shape = (array.shape[0] * count, *array.shape[1:])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, divide(axes, shape, mesh.shape)), array, shape)
+    return put(array, NamedSharding(mesh, divide(axes, array.shape, mesh.shape)))
+
+
+def put(array: Any, place: NamedSharding | None) -> Array:
+    """Copy an array that all processes have to a sharding; to the default device if it is None."""
+    if place is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])

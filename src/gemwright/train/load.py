@@ -58,7 +58,7 @@ def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = _SILEN
         whole = aligned(spec.size * np.dtype(dtype).itemsize).view(dtype).reshape(len(paths[path]), -1)
         for part in whole:
             part[...] = next(values)[1].reshape(-1)
-        leaves[path] = jax.device_put(whole.reshape(spec.shape), sharding.sharding_of(spec.axes, spec.shape))
+        leaves[path] = sharding.put(whole.reshape(spec.shape), sharding.sharding_of(spec.axes, spec.shape))
     return tree.build(specs, leaves)
 
 

@@ -14,7 +14,7 @@ from gemwright.train import flops
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note
 from gemwright.train.forecast import peak_memory
-from gemwright.train.metrics import Metrics, Progress, start_line
+from gemwright.train.metrics import Metrics, NoMetrics, Progress, start_line
 from gemwright.train.optimizer import learning_rate
 from gemwright.train.prepare import Run
 from gemwright.train.program import Programs, evaluate, to_device
@@ -54,7 +54,7 @@ class Loop:
         programs: Programs,
         frozen: Any,
         checkpoints: Checkpoints,
-        metrics: Metrics,
+        metrics: Metrics | NoMetrics,
         intervals: Intervals,
         report: Report,
         note: Note,
@@ -91,6 +91,7 @@ class Loop:
                 progress = replace(progress, remaining=average * (self._run.steps - self._batches.step))
                 self._evaluate(progress, state) if self._is_due(self._intervals.evaluate) else self._write(progress)
                 stop.announce()
+                stop.share()
                 if stop.received is not None or self._is_due(self._intervals.save):
                     self._save(state)
                 if stop.received is not None and self._batches.step < self._run.steps:

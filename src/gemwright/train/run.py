@@ -1,7 +1,6 @@
 """A run: from a model and data to an adapter or a tuned model, which can be stopped and continued at any step."""
 
 import math
-import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,21 @@ import optax
 from jax.sharding import Mesh
 
 from gemwright.errors import DataError, GemwrightError
-from gemwright.runtime import fork, machine
+from gemwright.runtime import distributed, fork, machine
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.runtime.folder_lock import lock_folder
 from gemwright.sharding import BATCH_AXES, make_mesh, parse_mesh, use
 from gemwright.train.checkpoints import Checkpoints
-from gemwright.train.folder import LOCK, MARKER, Note, claim
+from gemwright.train.folder import LOCK, MARKER, Note, claimed
 from gemwright.train.forecast import forecast, require
 from gemwright.train.loop import Intervals, Loop, Report
 from gemwright.train.made_with import describe
-from gemwright.train.metrics import Metrics, Progress
+from gemwright.train.metrics import Metrics, NoMetrics, Progress
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.prepare import Run, prepare
 from gemwright.train.program import compile_programs
 from gemwright.train.result import result_path
-from gemwright.train.step import TrainState, describe_state, start
+from gemwright.train.step import TrainState, describe_state, place_start
 
 __all__ = ["Progress", "Run", "prepare", "train"]
 
@@ -68,9 +67,11 @@ def train(
     fork.require_not_forked()
     machine.set_threads()
     enable_cache()
-    with use(_mesh(mesh, run)), lock_folder(run.out, "run", LOCK, MARKER):
+    lock = lock_folder(run.out, "run", LOCK, MARKER)
+    with use(_mesh(mesh, run)), distributed.in_first(lock):
         made_with = describe(run)
-        claim(run.out, made_with, accept_changes, note)
+        with distributed.in_first(claimed(run.out, made_with, accept_changes, note)):
+            pass
         with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:
             result = result_path(run.out, run.recipe)
             if checkpoints.newest == run.steps and result.exists():
@@ -78,7 +79,11 @@ def train(
                 return result
             intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
             state = _train(run, checkpoints, intervals, report, note, accept_changes)
-        return run.objective.write(run, state.trained if state.average is None else state.average)
+        trained = distributed.gather(state.trained if state.average is None else state.average)
+        if distributed.is_first():
+            run.objective.write(run, trained)
+        distributed.largest(0)  # the others wait
+        return result
 
 
 def _mesh(mesh: str | None, run: Run) -> Mesh | None:
@@ -112,13 +117,12 @@ def _train(
     require(need, run.out)
     frozen = objective.load_frozen(recipe, checkpoint, frozen)
     if position is None:
-        state = start(optimizer, objective.load_trained(recipe, checkpoint), recipe)
-        state = jax.device_put(state, jax.tree.map(operator.attrgetter("sharding"), abstract))
+        state = place_start(optimizer, objective.load_trained(recipe, checkpoint), recipe, abstract)
     else:
         state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
         note(f"Continuing after step {run.batches.step:,} of {run.steps:,}.")
-    metrics = Metrics(run.out, run.batches.step)
+    metrics = Metrics(run.out, run.batches.step) if distributed.is_first() else NoMetrics()
     try:
         return Loop(run, programs, frozen, checkpoints, metrics, intervals, report, note).train(state)
     finally:

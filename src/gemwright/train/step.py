@@ -50,6 +50,14 @@ def start(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe)
     return TrainState(jnp.int32(0), trained, optimizer.init(trained), average)
 
 
+def place_start(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe, like: TrainState) -> TrainState:
+    """Return the state before the first step, with the shardings of `like`."""
+    if sharding.replicated() is None:
+        return start(optimizer, trained, recipe)
+    shardings = jax.tree.map(operator.attrgetter("sharding"), like)
+    return jax.jit(functools.partial(start, optimizer, recipe=recipe), out_shardings=shardings)(trained)
+
+
 def describe_state(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe) -> TrainState:
     """Return the shapes, dtypes and shardings of the state before the first step.
 
