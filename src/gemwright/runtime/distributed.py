@@ -16,7 +16,8 @@ from gemwright.errors import GemwrightError
 
 COUNT, INDEX, ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
 """Environment variables of a launcher that JAX does not recognize."""
-_joined = False
+joined = False
+"""Whether this process has joined others."""
 
 
 def join() -> None:
@@ -25,10 +26,10 @@ def join() -> None:
     Raises:
         GemwrightError: The variables are not valid, or the other processes cannot be reached.
     """
-    global _joined
+    global joined
     counts = [os.environ.get(name) for name in (COUNT, INDEX)]
     tasks = os.environ.get("SLURM_NTASKS", "1")
-    if _joined or (ADDRESS not in os.environ and counts == [None, None] and tasks == "1"):
+    if joined or (ADDRESS not in os.environ and counts == [None, None] and tasks == "1"):
         return
     try:
         numbers = [None if count is None else int(count) for count in counts]
@@ -39,7 +40,7 @@ def join() -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GemwrightError(f"The processes cannot join each other ({reason}); correct the launcher.") from error
-    _joined = True
+    joined = True
 
 
 def is_first() -> bool:
@@ -89,6 +90,28 @@ class _Entered:
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._context.__exit__(*error)
+
+
+@contextmanager
+def noticing_loss(remedy: str) -> Generator[None]:
+    """Raise one sentence if a computation fails since another process is gone.
+
+    Args:
+        remedy: What to do then.
+
+    Raises:
+        GemwrightError: Another process is gone.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, GemwrightError) as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in _LOSSES):
+            raise
+        raise GemwrightError(f"Another process of the run has ended; {remedy}.") from error
+
+
+_LOSSES = ("Gloo", "UNAVAILABLE", "Connection", "heartbeat", "NCCL")
+"""Words of errors of a computation that waits for a process that is gone."""
 
 
 def gather(tree: Any) -> Any:

@@ -154,7 +154,8 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            self._manager.close()
+            if error is None or jax.process_count() == 1:  # it waits for the other processes, which may be gone
+                self._manager.close()
         except Exception as failure:
             if error is None:
                 raise self._error(failure) from failure

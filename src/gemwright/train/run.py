@@ -65,6 +65,8 @@ def train(
         SystemExit: SIGTERM; the state is saved.
     """
     fork.require_not_forked()
+    if not distributed.is_first():
+        report = note = _say_nothing
     machine.set_threads()
     enable_cache()
     lock = lock_folder(run.out, "run", LOCK, MARKER)
@@ -78,12 +80,17 @@ def train(
                 note(f"This run is finished: {result} is its result after {run.steps:,} steps.")
                 return result
             intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
-            state = _train(run, checkpoints, intervals, report, note, accept_changes)
+            with distributed.noticing_loss("start all of them again to continue after the last checkpoint"):
+                state = _train(run, checkpoints, intervals, report, note, accept_changes)
         trained = distributed.gather(state.trained if state.average is None else state.average)
         if distributed.is_first():
             run.objective.write(run, trained)
         distributed.largest(0)  # the others wait
         return result
+
+
+def _say_nothing(said: object) -> None:
+    """Do nothing with what the first process reports."""
 
 
 def _mesh(mesh: str | None, run: Run) -> Mesh | None:
