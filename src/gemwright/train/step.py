@@ -67,17 +67,17 @@ def describe_state(optimizer: optax.GradientTransformation, trained: Any, recipe
         recipe: The settings.
     """
     state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
+    weights = tree.flatten(trained)
 
-    def like(leaf: Any, weight: Any) -> Any:
-        place = weight.sharding if leaf.shape == weight.shape else sharding.replicated()
+    def describe(path: str, leaf: Any) -> Any:
+        parts = path.split(".")  # a moment has the path of its weight, after that of the optimizer's part
+        names = (".".join(parts[i:]) for i in range(len(parts)))
+        weight = next((weights[name] for name in names if name in weights), None)
+        is_like = weight is not None and weight.shape == leaf.shape
+        place = weight.sharding if weight is not None and is_like else sharding.replicated()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    def copy(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated())
-
-    moments = optax.tree.map_params(optimizer, like, state.optimizer, trained, transform_non_params=copy)
-    average = None if state.average is None else trained
-    return TrainState(copy(state.step), trained, moments, average)
+    return tree.map_with_path(describe, state)
 
 
 def take_step(
