@@ -30,6 +30,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "length": ("sequence",),
         "embed": ("fsdp", "sequence"),
         "vision": ("fsdp", "sequence"),
+        "recurrent_in": ("fsdp", "sequence"),
         "vocab": ("tensor",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),

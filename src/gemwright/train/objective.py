@@ -121,8 +121,7 @@ class Objective:
         """Return the shapes and dtypes of the trained weights."""
         if recipe.method == "full":
             return weight_shapes(checkpoint.config, "float32")
-        shapes = jax.eval_shape(lambda: lora.init(checkpoint.config, recipe.rank, recipe.seed))
-        return jax.tree.map(copied, shapes)
+        return lora_shapes(checkpoint.config, recipe)
 
     def load_trained(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
         """Load or initialize the trained weights, float32."""
@@ -168,9 +167,13 @@ class Objective:
 NEXT_TOKEN = Objective()
 
 
-def copied(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Return a shape and dtype of which every device of the mesh has a copy."""
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding.replicated())
+def lora_shapes(config: Config, recipe: Recipe) -> lora.Adapters:
+    """Return the shapes of low-rank updates, of which every device of a mesh has a copy."""
+
+    def describe(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding.replicated())
+
+    return jax.tree.map(describe, jax.eval_shape(lambda: lora.init(config, recipe.rank, recipe.seed)))
 
 
 def weight_shapes(config: Config, dtype: str) -> StackedWeights:
