@@ -230,12 +230,40 @@ def open_dataset(
     if max_length < 1 or too_long not in TOO_LONG:
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
-    builder = _Builder(Encoder(tokenizer, chat_template), max_length, too_long)
+    encoder, builder = Encoder(tokenizer, chat_template), _Builder(max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
-        builder.add(record, examples)
+        builder.add(record.place, _encode(encoder, record, examples))
     return builder.finish(files)
+
+
+def collect(files: Sequence[Path], kind: str, documents: Iterable[tuple[Place, Document]], max_length: int) -> Dataset:
+    """Return the dataset of documents that are text, each with its place.
+
+    Args:
+        files: The files that they are made of.
+        kind: Name of their kind.
+        documents: The documents.
+        max_length: Number of positions of a row; a longer document is split.
+
+    Raises:
+        DataError: There are none.
+    """
+    builder = _Builder(max_length, "split")
+    for place, document in documents:
+        builder.check_form("text", kind, place)
+        builder.add(place, [[document]])
+    return builder.finish(list(files))
+
+
+def _encode(encoder: Encoder, record: Record, examples: Iterable[Example]) -> list[list[Document]]:
+    try:
+        return [encoder.encode(example) for example in examples]
+    except DataError:
+        raise
+    except GemwrightError as error:
+        raise record.place.error(str(error)) from error
 
 
 def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
@@ -261,8 +289,8 @@ def _mixed(first: str, where: Place, second: str, there: Place) -> DataError:
 class _Builder:
     """Documents that are being collected."""
 
-    def __init__(self, encoder: Encoder, max_length: int, too_long: TooLong):
-        self.encoder, self.max_length, self.too_long = encoder, max_length, too_long
+    def __init__(self, max_length: int, too_long: TooLong):
+        self.max_length, self.too_long = max_length, too_long
         self.places = _Places()
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
@@ -277,23 +305,17 @@ class _Builder:
                 raise _mixed(other, where, kind, place)
         self.kinds.setdefault(kind, (found, place))
 
-    def add(self, record: Record, examples: Iterable[Example]) -> None:
-        """Add the documents of a record."""
+    def add(self, place: Place, documents: Sequence[Sequence[Document]]) -> None:
+        """Add the documents of the examples of a record."""
         index = len(self.places)
-        self.places.append(record.place)
-        try:
-            documents = [self.encoder.encode(example) for example in examples]
-        except DataError:
-            raise
-        except GemwrightError as error:
-            raise record.place.error(str(error)) from error
+        self.places.append(place)
         if any(len(parts) > 1 for parts in documents):
-            self.separate.add(record.place)
+            self.separate.add(place)
         learning = [document for parts in documents for document in parts if document.learned.any()]
         if not learning:
-            self.unlearned.add(record.place)
+            self.unlearned.add(place)
         for document in learning:
-            for part in self._fit(document, record.place):
+            for part in self._fit(document, place):
                 self._append(part, index)
 
     def _fit(self, document: Document, place: Place) -> list[Document]:
