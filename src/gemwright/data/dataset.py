@@ -104,6 +104,7 @@ class Dataset:
         statistics: Their size.
         notes: Sentences about all that was split, dropped or not learned.
         digest: SHA-256 of the files.
+        group: Number of consecutive documents that stay together in a row: 2 for the answers of a pair.
     """
 
     files: tuple[Path, ...]
@@ -114,6 +115,7 @@ class Dataset:
     notes: tuple[str, ...]
     digest: str
     _places: "_Places" = field(repr=False)
+    group: int = 1
 
     @cached_property
     def fingerprint(self) -> str:
@@ -184,7 +186,7 @@ def open_dataset(
     if max_length < 1 or too_long not in TOO_LONG:
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
-    builder = _Builder(Encoder(tokenizer, chat_template), max_length, too_long)
+    builder = Builder(Encoder(tokenizer, chat_template), max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
@@ -192,7 +194,7 @@ def open_dataset(
     return builder.finish(files)
 
 
-def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
+def _read_all(files: list[Path], builder: "Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
     """Yield the records and their examples, those of a file of one kind and all of one form."""
     first: dict[Path, tuple[Kind, Place]] = {}
     for record in read_records(files):
@@ -212,7 +214,7 @@ def _mixed(first: str, where: Place, second: str, there: Place) -> DataError:
     )
 
 
-class _Builder:
+class Builder:
     """Documents that are being collected."""
 
     def __init__(self, encoder: Encoder, max_length: int, too_long: TooLong):
@@ -221,8 +223,8 @@ class _Builder:
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
-        self.unlearned = _Counter()
-        self.split, self.dropped, self.separate = _Counter(), _Counter(), _Counter()
+        self.unlearned = Counter()
+        self.split, self.dropped, self.separate = Counter(), Counter(), Counter()
 
     def check_form(self, found: Form, kind: str, place: Place) -> None:
         """Refuse records of another form than the first."""
@@ -248,7 +250,7 @@ class _Builder:
             self.unlearned.add(record.place)
         for document in learning:
             for part in self._fit(document, record.place):
-                self._append(part, index)
+                self.append(part, index)
 
     def _fit(self, document: Document, place: Place) -> list[Document]:
         """Return a document, or the parts of a long one in which something is learned."""
@@ -272,7 +274,8 @@ class _Builder:
                 parts.append(Document(ids, np.append(False, document.learned[part])))
         return parts
 
-    def _append(self, document: Document, record: int) -> None:
+    def append(self, document: Document, record: int) -> None:
+        """Add a document of a record."""
         self.ids += document.ids.astype(np.int32).tobytes()
         self.learned += document.learned.astype(bool).tobytes()
         self.lengths += np.int64(len(document.ids)).tobytes()
@@ -318,14 +321,15 @@ class _Builder:
         return tuple(f"{text}: {found.count:,} of {total} records ({found})." for found, text in pairs if found.count)
 
 
-class _Counter:
-    """The number of records, and the first of their places."""
+class Counter:
+    """A number of records, and the first of their places."""
 
     def __init__(self) -> None:
         self.count = 0
         self._places: list[Place] = []
 
     def add(self, place: Place) -> None:
+        """Count the record at a place, once."""
         if self._places[-1:] != [place]:
             self.count += 1
             self._places[_NAMED:] = [place]
