@@ -21,6 +21,9 @@ from gemwright.train.objective import Objective, Sequences, Sums, weight_shapes
 from gemwright.train.recipe import Recipe, check_number
 from gemwright.typing import Array, Bool, Float
 
+ROUNDING = 1e-4
+"""Rewards that differ by less count as equal."""
+
 
 @dataclass(frozen=True)
 class Preference(Objective):
@@ -76,12 +79,14 @@ class Dpo(Preference):
 
     def sum_losses(self, config: Config, recipe: Recipe, trained: Any, frozen: Any, batch: Sequences) -> Sums:
         """Return the loss of a batch of pairs and, as metrics, see docs/preferences.md, those of the rewards."""
-        policy = self.assemble(recipe, trained, frozen)
-        ratios = token_logprobs(config, policy, batch, recipe) - token_logprobs(config, frozen, batch, recipe)
-        rewards = self.beta * sum_answers(ratios, batch)
-        # The estimate r - 1 - log r of the divergence, of each token, is never negative (joschu.net/blog/kl-approx).
-        divergence = jnp.sum(sum_answers(jnp.where(batch.learned, jnp.exp(ratios) - 1 - ratios, 0.0), batch), -1) / 2
-        return compare(rewards, find_pairs(batch), kl=divergence)
+        policy = token_logprobs(config, self.assemble(recipe, trained, frozen), batch, recipe)
+        ratios = policy - token_logprobs(config, frozen, batch, recipe)
+        likelihoods = sum_answers(policy, batch)
+        others = {
+            "likelier": how_often(likelihoods[:, :, 0] - likelihoods[:, :, 1]),
+            "kl": jnp.mean(sum_answers(ratios**2 / 2, batch), axis=-1),  # k2 of joschu.net/blog/kl-approx.html
+        }
+        return compare(self.beta * sum_answers(ratios, batch), find_pairs(batch), **others)
 
 
 def token_logprobs(
@@ -113,14 +118,18 @@ def find_pairs(batch: Sequences) -> Bool[Array, "B P"]:
 def compare(rewards: Float[Array, "B P 2"], pairs: Bool[Array, "B P"], **others: Float[Array, "B P"]) -> Sums:
     """Return the sum of -log sigmoid(chosen - rejected) over pairs.
 
-    Its metrics are how often the chosen answer has the higher reward (half where both are equal), by how much, and the
-    sums of others.
+    Its metrics are how often the chosen answer has the higher reward, by how much, and the sums of others.
     """
     margin = rewards[:, :, 0] - rewards[:, :, 1]
-    measures = {"accuracy": (jnp.sign(margin) + 1) / 2, "margin": margin, **others}
+    measures = {"accuracy": how_often(margin), "margin": margin, **others}
 
     def total(values: Array) -> Array:
         return jnp.sum(jnp.where(pairs, values, 0.0))
 
     metrics = {name: total(jax.lax.stop_gradient(values)) for name, values in measures.items()}
     return Sums(total(jax.nn.softplus(-margin)), jnp.sum(pairs, dtype=jnp.int32), metrics)
+
+
+def how_often(margin: Float[Array, "B P"]) -> Float[Array, "B P"]:
+    """Return 1 where the chosen answer is ahead, 0 where it is behind, and half where both are equal but for rounding."""
+    return jnp.where(jnp.abs(margin) < ROUNDING, 0.5, jnp.asarray(margin > 0, jnp.float32))
