@@ -18,6 +18,7 @@ import numpy as np
 
 from gemwright.data.sources import find_files, read_records
 from gemwright.eval.intervals import wilson
+from gemwright.train.metrics import LINES
 from gemwright.train.objective import Objective
 from gemwright.train.preference import Dpo
 from gemwright.train.recipe import Recipe
@@ -28,8 +29,8 @@ RECIPES: Mapping[str, tuple[Objective, Recipe]] = {
     "reward": (Reward(), Recipe(learning_rate=2e-4, length=160, batch_size=6, steps=40)),
     "dpo": (Dpo(beta=0.1), Recipe(learning_rate=5e-5, length=160, batch_size=6, steps=14)),
 }
-HELD_OUT = 300
-"""Number of records that are held out; the shorter half of them are short enough."""
+HELD_OUT = 400
+"""Number of records that are held out, of which about a quarter are short enough."""
 SEED = 0
 LABELS = {
     "accuracy": "chosen answer has the higher reward",
@@ -50,14 +51,8 @@ def main() -> None:
     training, test = split(options.data, options.out / "data", options.held_out)
     for name in options.objective or RECIPES:
         objective, recipe = RECIPES[name]
-        run(
-            options.model,
-            training,
-            test,
-            options.out / name,
-            objective,
-            replace(recipe, steps=options.steps or recipe.steps),
-        )
+        recipe = replace(recipe, steps=options.steps or recipe.steps)
+        run(options.model, training, test, options.out / name, objective, recipe)
 
 
 def split(data: Path, folder: Path, held_out: int) -> tuple[Path, Path]:
@@ -75,19 +70,16 @@ def run(model: str, training: Path, test: Path, out: Path, objective: Objective,
     """Train, and return the measures of the held-out pairs before and after."""
     prepared = prepare(model, training, out, recipe, held_out=test, objective=objective)
     assert prepared.held_out is not None
-    pairs, measured = len(prepared.held_out.documents) // 2, list[Progress]()
+    pairs = len(prepared.held_out.documents) // 2
 
     def report(progress: Progress) -> None:
-        if progress.held_out is not None:
-            measured.append(progress)
         if progress.step:
             measure.report(progress)
 
-    print(
-        f"Training {objective.name} on {model}, and measuring {pairs} held-out pairs before and after ...", flush=True
-    )
+    print(f"Training {model} with the objective {objective.name} ...", flush=True)
     folder = train(prepared, report, print, evaluate_every=recipe.steps)
-    before, after = (describe(progress, pairs) for progress in (measured[0], measured[-1]))
+    lines = (out / LINES).read_text(encoding="utf-8").splitlines()
+    before, after = (describe(json.loads(lines[place]), pairs) for place in (0, -1))
     print(f"\n{objective.name}, {pairs} held-out pairs, with 95% intervals\n{'':40}{'before':>22}{'after':>22}")
     for name in before:
         print(f"{name:40}{show(before[name]):>22}{show(after[name]):>22}")
@@ -97,16 +89,13 @@ def run(model: str, training: Path, test: Path, out: Path, objective: Objective,
     return results
 
 
-def describe(progress: Progress, pairs: int) -> dict[str, Any]:
-    """Return the loss and other measures of held-out pairs; shares with their 95% intervals."""
-    found: dict[str, Any] = {"loss": progress.held_out}
-    for name in ("margin", "kl"):
-        if f"held-out {name}" in progress.metrics:
-            found[name] = progress.metrics[f"held-out {name}"]
-    for name, label in LABELS.items():
-        if f"held-out {name}" in progress.metrics:
-            share = progress.metrics[f"held-out {name}"]
-            found[label] = [share, *wilson(share, pairs)]
+def describe(line: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+    """Return the loss and other measures of held-out pairs, from a line of metrics; shares with their 95% intervals."""
+    found: dict[str, Any] = {"loss": line["held_out"]}
+    for name, value in line["metrics"].items():
+        if name.startswith("held-out "):
+            key = name.removeprefix("held-out ")
+            found[LABELS.get(key, key)] = [value, *wilson(value * pairs, pairs)] if key in LABELS else value
     return found
 
 

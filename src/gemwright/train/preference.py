@@ -131,5 +131,5 @@ def compare(rewards: Float[Array, "B P 2"], pairs: Bool[Array, "B P"], **others:
 
 
 def how_often(margin: Float[Array, "B P"]) -> Float[Array, "B P"]:
-    """Return 1 where the chosen answer is ahead, 0 where it is behind, and half where both are equal but for rounding."""
+    """Return 1 where the chosen answer is ahead, 0 where it is behind, and half where both are equal."""
     return jnp.where(jnp.abs(margin) < ROUNDING, 0.5, jnp.asarray(margin > 0, jnp.float32))
