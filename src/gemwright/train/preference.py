@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from gemwright.checkpoint.open import Checkpoint
-from gemwright.data import Dataset
+from gemwright.data import Batches, Dataset
 from gemwright.data.preferences import open_preferences
+from gemwright.errors import DataError
 from gemwright.loading.model import make_chat_template
 from gemwright.model import loss, stack
 from gemwright.model.config import Config
@@ -40,6 +41,16 @@ class Preference(Objective):
         template, tuned = make_chat_template(checkpoint, tokenizer), bool(checkpoint.chat_templates)
         length, scored = recipe.length, self.scored
         return open_preferences(paths, tokenizer, template, max_length=length, chat=chat, tuned=tuned, scored=scored)
+
+    def pack(self, dataset: Dataset, recipe: Recipe, epochs: int = 1) -> Batches:
+        """Return the batches of some epochs; see `Objective.pack`.
+
+        Raises:
+            DataError: The data are not pairs.
+        """
+        if dataset.group != 2:
+            raise DataError(f"The objective {self.name} learns from pairs of answers; leave out data of another kind.")
+        return super().pack(dataset, recipe, epochs)
 
 
 @dataclass(frozen=True)
