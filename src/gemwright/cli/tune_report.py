@@ -112,6 +112,7 @@ class ProgressLines:
 def format_progress(progress: "Progress") -> str:
     """Return a step as one line; step 0 is the state before the training."""
     held_out = [] if progress.held_out is None else [f"held-out loss {progress.held_out:.4f}"]
+    held_out += [f"{name} {value:.4f}" for name, value in progress.metrics.items() if not name.startswith("share of ")]
     if progress.step == 0:
         return "  ".join([f"step 0/{progress.steps}", *held_out])
     tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))

@@ -48,12 +48,14 @@ from gemwright.errors import DataError, GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
 from gemwright.train.objective import Objective
+from gemwright.train.preference import Dpo
 from gemwright.train.prepare import Run, check_length, make_batches
 from gemwright.train.recipe import Recipe
+from gemwright.train.reward import Reward
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.name: objective
-    for objective in (Objective,)
+    for objective in (Objective, Dpo, Reward)
 }  # fmt: skip
 """Every objective by name. The keys of its table are its fields."""
 MAX_BYTES = 1 << 20
