@@ -113,7 +113,7 @@ class Dataset:
     statistics: Statistics
     notes: tuple[str, ...]
     digest: str
-    _places: "_Places" = field(repr=False)
+    _places: "Places" = field(repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,7 +134,7 @@ class Dataset:
         return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
 
 
-class _Places:
+class Places:
     """The places of records, stored as arrays."""
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class _Builder:
 
     def __init__(self, encoder: Encoder, max_length: int, too_long: TooLong):
         self.encoder, self.max_length, self.too_long = encoder, max_length, too_long
-        self.places = _Places()
+        self.places = Places()
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
