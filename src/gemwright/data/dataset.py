@@ -145,6 +145,7 @@ class Places:
         return len(self._numbers) // 8
 
     def append(self, place: Place) -> None:
+        """Add the place of the next record."""
         if not self._first or self._first[-1][1].path != place.path:
             self._first.append((len(self), place))
         self._numbers += np.int64(place.number).tobytes()

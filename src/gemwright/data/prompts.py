@@ -6,7 +6,7 @@ A record has a prompt, and other fields that a reward may need, such as the righ
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class _Reader:
             if not self._chat:
                 return "prompted", text, self._tokenizer.with_bos(self._tokenizer.encode(text))
             given = [{"role": "user", "content": text}]
-        messages, images = read_messages(given)
+        messages, images = read_messages(cast(Any, given))
         if images or not messages or messages[-1]["role"] not in ("user", "tool"):
             raise GemwrightError(
                 f'"{name}" must be a conversation of texts that ends with the user; correct the record.'

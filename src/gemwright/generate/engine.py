@@ -133,13 +133,12 @@ class Engine:
         Raises:
             GemwrightError: logits are not finite.
         """
-        first_of_each = prompts[::copies]
-        state, hidden = self.prefill(
-            first_of_each, self.empty_state(len(first_of_each), max(map(len, prompts))) if state is None else state
-        )
+        unique = prompts[::copies]
+        room = self.empty_state(len(unique), max(map(len, prompts))) if state is None else state
+        prefilled, hidden = self.prefill(unique, room)
         if copies > 1:
-            rows = jnp.repeat(jnp.arange(len(first_of_each)), copies)
-            state, hidden = gather(state, rows), hidden[rows]
+            rows = jnp.repeat(jnp.arange(len(unique)), copies)
+            prefilled, hidden = gather(prefilled, rows), hidden[rows]
         counts = self._counts(prompts) if options.penalty else None
         batched = BatchedSampling.stack(samplings)
         table = jax.device_put(stop_table([stop_ids := tuple(stop_ids)] * len(prompts)))
@@ -149,13 +148,13 @@ class Engine:
             everywhere = jnp.ones(len(prompts), bool)
             tournament, contexts = watermark.begin(watermark.empty_state(len(prompts)), everywhere)
         choice = programs.choose(
-            self.config, options, self.params, hidden, state.lengths, batched, counts, bias, tournament
+            self.config, options, self.params, hidden, prefilled.lengths, batched, counts, bias, tournament
         )
         first = from_choice(choice)
         require_finite(first.tokens != NOT_FINITE)
         ended = (first.tokens < 0) | np.isin(first.tokens, stop_ids)
         remaining = np.where(ended, 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
-        slots = Slots(state, choice.token, jax.device_put(remaining), table, batched, counts, contexts)
+        slots = Slots(prefilled, choice.token, jax.device_put(remaining), table, batched, counts, contexts)
         return first, slots
 
     def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:

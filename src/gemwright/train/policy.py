@@ -36,7 +36,7 @@ from gemwright.typing import Array, Float
 if TYPE_CHECKING:
     from gemwright.train.prepare import Run
 
-MEASURES = ("reward", "reward_spread", "length", "finished")
+MEASURES: tuple[str, ...] = ("reward", "reward_spread", "length", "finished")
 """Measures of a reply: its reward, the standard deviation in its group, its tokens, and 1 if it ends by itself."""
 LARGEST_RATIO = 3.0
 """Largest ratio of the trainer's probability of a token to the engine's, by which its gradient is multiplied."""
@@ -95,8 +95,8 @@ class PolicyGradient(Objective):
         open_reward(self.reward)
         if recipe.batch_size % self.group:
             raise GemwrightError(
-                f"A group of {self.group} replies does not divide the batch size {recipe.batch_size}; choose a multiple "
-                "of the group as batch size."
+                f"A group of {self.group} replies does not divide the batch size {recipe.batch_size}; choose a batch "
+                "size that is a multiple of the group."
             )
         template, tuned = make_chat_template(checkpoint, tokenizer), bool(checkpoint.chat_templates)
         return open_prompts(
@@ -184,7 +184,7 @@ class PolicyGradient(Objective):
         difference = jnp.where(learned, now - extras["sampled"], 0.0)
         ratio = jnp.minimum(jnp.exp(difference), LARGEST_RATIO)
         weights = extras["token_weights"]
-        metrics = dict(zip(MEASURES, jnp.sum(extras["measures"], axis=0), strict=True))
+        metrics: dict[str, Array] = dict(zip(MEASURES, jnp.sum(extras["measures"], axis=0), strict=True))
         divergence = jnp.zeros_like(logprobs)
         if self.beta:
             below = jnp.where(learned, extras["reference"] - logprobs, 0.0)

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from gemwright.data.sources import Record
 from gemwright.errors import DataError, GemwrightError
@@ -67,10 +67,10 @@ def open_reward(name: str | Path) -> Reward:
         spec.loader.exec_module(module)
     except Exception as error:
         raise GemwrightError(f"{_describe(error, path)}; correct the file.") from error
-    function = getattr(module, "reward", None)
+    function: Any = getattr(module, "reward", None)
     if not callable(function):
         raise GemwrightError(f"{path} has no function reward(prompt, completion, record); add it.")
-    return function
+    return cast(Reward, function)
 
 
 def digest(path: str | Path) -> str:

@@ -4,8 +4,6 @@ The engine reads the weights of the trainer. Frozen weights are shared: on a CPU
 ones. What is trained is passed anew in each step to the same compiled programs.
 """
 
-import functools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -104,7 +102,7 @@ class Sampler:
         tokens = np.stack([step.tokens for step in steps], axis=1)
         logprobs = np.stack([step.logprobs for step in steps if step.logprobs is not None], axis=1)
         made = tokens >= 0
-        lengths = np.sum(made, axis=1, dtype=np.int32)
+        lengths = np.asarray(np.sum(made, axis=1), np.int32)
         last = tokens[np.arange(len(tokens)), lengths - 1]
         pad = ((0, 0), (0, max_tokens - tokens.shape[1]))
         return Rollouts(
@@ -127,8 +125,12 @@ class Sampler:
     def _unstack(self, trained: Any) -> Any:
         """Return the trained weights layer by layer: all weights, or scaled factors by path in `ModelWeights`."""
         dtype = jnp.dtype(self._recipe.dtype)
+
+        def rounded(leaf: jax.Array) -> jax.Array:
+            return leaf.astype(dtype)
+
         if self._recipe.method == "full":
-            return unstack(jax.tree.map(lambda leaf: leaf.astype(dtype), trained))
+            return unstack(jax.tree.map(rounded, trained))
         scale = self._recipe.alpha / self._recipe.rank
         return split_factors(self._config, trained, scale, dtype)
 
@@ -147,7 +149,10 @@ def _attach(params: ModelWeights, factors: dict[str, Factors]) -> ModelWeights:
     def update(path: str, leaf: Any) -> Any:
         return LoraTensor(leaf, factors[path].a, factors[path].b, None) if path in factors else leaf
 
-    return tree.map_with_path(update, params, lambda leaf: isinstance(leaf, jax.Array | WeightLeaf))
+    def is_weight(leaf: object) -> bool:
+        return isinstance(leaf, jax.Array | WeightLeaf)
+
+    return tree.map_with_path(update, params, is_weight)
 
 
 def share_layers(params: StackedWeights) -> ModelWeights:
