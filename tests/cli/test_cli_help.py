@@ -10,7 +10,21 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
     *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
-    *("list", "tune", "eval", "compare", "memorize", "filter", "export", "card", "sign", "release", "watermark"),
+    *(
+        "list",
+        "init",
+        "train",
+        "tune",
+        "eval",
+        "compare",
+        "memorize",
+        "filter",
+        "export",
+        "card",
+        "sign",
+        "release",
+        "watermark",
+    ),
     *("detect", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
 )
 

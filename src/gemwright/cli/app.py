@@ -15,6 +15,7 @@ from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.filter import filter_data
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
+from gemwright.cli.init import init
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
@@ -25,6 +26,7 @@ from gemwright.cli.serve import serve
 from gemwright.cli.sign import sign
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
+from gemwright.cli.train import train
 from gemwright.cli.tune import tune
 from gemwright.cli.verify import verify
 from gemwright.cli.watermark import detect, watermark
@@ -60,7 +62,8 @@ def _gemwright(
 for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
-app.command()(tune)
+for command in (init, train, tune):
+    app.command()(command)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(memorize)

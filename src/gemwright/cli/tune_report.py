@@ -18,7 +18,7 @@ SHARE_OF_TIME = 0.05
 
 def describe(run: "Run") -> list[tuple[str, str]]:
     """Return the data, the packing and the recipe of a run as names and texts."""
-    size, recipe, batches = run.dataset.statistics, run.recipe, run.batches
+    size, recipe = run.dataset.statistics, run.recipe
     return [
         ("model", run.name),
         (
@@ -28,10 +28,11 @@ def describe(run: "Run") -> list[tuple[str, str]]:
         ),
         *(("", note) for note in run.dataset.notes),
         *_describe_held_out(run),
+        *_describe_stages(run),
         (
             "packing",
-            f"{recipe.packing}: {batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens an "
-            f"epoch, {batches.padding:.1%} padding",
+            f"{recipe.packing}: {run.batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens "
+            f"an epoch, {run.batches.padding:.1%} padding",
         ),
         ("recipe", _describe_recipe(run)),
     ]
@@ -49,6 +50,23 @@ def _describe_recipe(run: "Run") -> str:
     words += [f"{recipe.accumulation} parts a step"] * (recipe.accumulation > 1)
     words += [f"seed {recipe.seed}"]
     return ", ".join(words)
+
+
+def _describe_stages(run: "Run") -> list[tuple[str, str]]:
+    return [("" if number else "stages", line) for number, line in enumerate(describe_shares(run))]
+
+
+def describe_shares(run: "Run") -> list[str]:
+    """Return a line for each stage of a mixture: its steps, and the shares of the sources in its tokens."""
+    from gemwright.data.mixture import Mixture
+
+    if not isinstance(run.batches, Mixture):
+        return []
+    return [
+        f"steps {first + 1:,} to {last:,}: "
+        + ", ".join(f"{share:.2%} {name}" for name, share in run.batches.shares(first, last).items())
+        for first, last in run.batches.stages
+    ]
 
 
 def _describe_held_out(run: "Run") -> list[tuple[str, str]]:

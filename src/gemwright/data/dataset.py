@@ -4,7 +4,7 @@ All ids are in memory, at 5 bytes each: a billion tokens take 5 GB.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +144,11 @@ class Places:
     def __len__(self) -> int:
         return len(self._numbers) // 8
 
+    def extend(self, others: "_Places") -> None:
+        """Add the places of other records."""
+        self._first += [(len(self) + first, place) for first, place in others._first]
+        self._numbers += others._numbers
+
     def append(self, place: Place) -> None:
         """Add the place of the next record."""
         if not self._first or self._first[-1][1].path != place.path:
@@ -155,6 +160,47 @@ class Places:
             raise IndexError(index)
         place = next(place for first, place in reversed(self._first) if first <= index)
         return Place(place.path, int(np.frombuffer(self._numbers, np.int64)[index]), place.unit)
+
+
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """Return the documents of several data in order.
+
+    Raises:
+        DataError: They are of different forms.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    first, places, counts = datasets[0], _Places(), list[int]()
+    for other in datasets:
+        if other.form != first.form:
+            raise _mixed(first.kind, first.place(0), other.kind, other.place(0))
+        counts.append(len(places))
+        places.extend(other._places)  # pyright: ignore[reportPrivateUsage]
+    starts = np.cumsum([0, *(len(data.documents.ids) for data in datasets)])
+    parts = [data.documents for data in datasets]
+    documents = Documents(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.learned for part in parts]),
+        np.concatenate([*(part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)), starts[-1:]]),
+        np.concatenate([part.records + count for part, count in zip(parts, counts, strict=True)]).astype(np.int32),
+    )
+    sizes = [data.statistics for data in datasets]
+    return Dataset(
+        files=tuple(file for data in datasets for file in data.files),
+        kind=", ".join(dict.fromkeys(data.kind for data in datasets)),
+        form=first.form,
+        documents=documents,
+        statistics=Statistics(
+            records=sum(size.records for size in sizes),
+            documents=sum(size.documents for size in sizes),
+            tokens=sum(size.tokens for size in sizes),
+            learned=sum(size.learned for size in sizes),
+            longest=max(size.longest for size in sizes),
+        ),
+        notes=tuple(note for data in datasets for note in data.notes),
+        digest=hashlib.sha256("".join(data.digest for data in datasets).encode()).hexdigest(),
+        _places=places,
+    )
 
 
 def open_dataset(

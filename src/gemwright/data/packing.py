@@ -69,6 +69,11 @@ class Rows:
         return hashlib.sha256(self.ranges.tobytes() + self.offsets.tobytes()).hexdigest()
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the number of inputs of each row."""
+        return np.add.reduceat(self.ranges[:, 1] - self.ranges[:, 0], self.offsets[:-1])
+
+    @property
     def tokens(self) -> int:
         """Return the number of inputs of all rows."""
         return int(np.sum(self.ranges[:, 1] - self.ranges[:, 0]))
@@ -90,7 +95,7 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
             "data with this length as max_length."
         )
     ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1)
-    ranges = ranges[_shuffle(len(documents), seed, 0)]
+    ranges = ranges[shuffle(len(documents), seed, 0)]
     if packing == "none":
         return Rows(ranges, np.arange(len(ranges) + 1))
     parts = [ranges] if packing == "concatenate" else _windows(ranges)
@@ -98,7 +103,7 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
     return Rows(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
 
-def _shuffle(count: int, *seed: int) -> NDArray[np.int64]:
+def shuffle(count: int, *seed: int) -> NDArray[np.int64]:
     """Return a random order, which is the same with every version of NumPy (its permutations are not)."""
     return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")
 
@@ -183,16 +188,23 @@ class Batches(Iterator[Batch]):
         """Return the batch of a step, without moving."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
-        epoch, place = divmod(step, self.steps_per_epoch)
         index, count = self._process
         size = self._batch_size // count
-        first = place * self._batch_size + index * size
-        return self._gather(self._epoch(epoch)[first : first + size], size)
+        return self._gather(self._rows_of(step)[index * size : (index + 1) * size], size)
+
+    def metrics(self) -> dict[str, float]:
+        """Return measures of the batches that were returned, by name."""
+        return {}
+
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        """Return the rows of a step, over all processes."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the rows in an epoch."""
         if self._order[0] != epoch:
-            self._order = epoch, _shuffle(len(self._rows), self._seed, 1, epoch)
+            self._order = epoch, shuffle(len(self._rows), self._seed, 1, epoch)
         return self._order[1]
 
     def _gather(self, rows: NDArray[np.int64], size: int) -> Batch:

@@ -132,7 +132,7 @@ class Loop:
             memory=peak_memory(),
             remaining=0.0,
             time=round(time.time(), 3),
-            metrics={name: float(value) for name, value in measures.metrics.items()},
+            metrics={name: float(value) for name, value in measures.metrics.items()} | self._batches.metrics(),
         )
 
     def _write(self, progress: Progress) -> None:
