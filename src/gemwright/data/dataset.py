@@ -144,7 +144,7 @@ class Places:
     def __len__(self) -> int:
         return len(self._numbers) // 8
 
-    def extend(self, others: "_Places") -> None:
+    def extend(self, others: "Places") -> None:
         """Add the places of other records."""
         self._first += [(len(self) + first, place) for first, place in others._first]
         self._numbers += others._numbers
@@ -170,7 +170,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     """
     if len(datasets) == 1:
         return datasets[0]
-    first, places, counts = datasets[0], _Places(), list[int]()
+    first, places, counts = datasets[0], Places(), list[int]()
     for other in datasets:
         if other.form != first.form:
             raise _mixed(first.kind, first.place(0), other.kind, other.place(0))

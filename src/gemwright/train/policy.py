@@ -105,7 +105,13 @@ class PolicyGradient(Objective):
         )  # fmt: skip
 
     def pack(self, dataset: Dataset, recipe: Recipe, epochs: int = 1) -> Batches:
-        """Return batches of one prompt a row, of which a step takes one for each group."""
+        """Return batches of one prompt a row, of which a step takes one for each group.
+
+        Raises:
+            GemwrightError: The prompts are of several tables.
+        """
+        if not isinstance(dataset, Prompts):
+            raise GemwrightError("The prompts are in several tables [[data]]; give one table a list of paths.")
         return batches(
             dataset,
             batch_size=recipe.batch_size // self.group,
