@@ -117,6 +117,7 @@ def format_progress(progress: "Progress") -> str:
         return "  ".join([f"step 0/{progress.steps}", *held_out])
     tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))
     parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out]
+    parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in progress.metrics.items()]
     parts += [f"{tokens:,.0f} tokens/s ({learned:,.0f} learned)", f"{progress.utilization:.0%} utilized"]
     return "  ".join([*parts, render.size(progress.memory), f"{format_seconds(progress.remaining)} left"])
 

@@ -114,7 +114,7 @@ class Dataset:
     statistics: Statistics
     notes: tuple[str, ...]
     digest: str
-    _places: "_Places" = field(repr=False)
+    _places: "Places" = field(repr=False)
     group: int = 1
 
     @cached_property
@@ -136,7 +136,7 @@ class Dataset:
         return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
 
 
-class _Places:
+class Places:
     """The places of records, stored as arrays."""
 
     def __init__(self) -> None:
@@ -146,12 +146,13 @@ class _Places:
     def __len__(self) -> int:
         return len(self._numbers) // 8
 
-    def extend(self, others: "_Places") -> None:
+    def extend(self, others: "Places") -> None:
         """Add the places of other records."""
         self._first += [(len(self) + first, place) for first, place in others._first]
         self._numbers += others._numbers
 
     def append(self, place: Place) -> None:
+        """Add the place of the next record."""
         if not self._first or self._first[-1][1].path != place.path:
             self._first.append((len(self), place))
         self._numbers += np.int64(place.number).tobytes()
@@ -171,7 +172,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     """
     if len(datasets) == 1:
         return datasets[0]
-    first, places, counts = datasets[0], _Places(), list[int]()
+    first, places, counts = datasets[0], Places(), list[int]()
     for other in datasets:
         if (other.form, other.group) != (first.form, first.group):
             raise _mixed(first.kind, first.place(0), other.kind, other.place(0))
@@ -294,7 +295,7 @@ class Builder:
 
     def __init__(self, max_length: int, too_long: TooLong):
         self.max_length, self.too_long = max_length, too_long
-        self.places = _Places()
+        self.places = Places()
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
