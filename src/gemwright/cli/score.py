@@ -40,7 +40,7 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Print the log-probability of each token and the perplexity, or the score of a reward model."""
+    """Print log-probabilities and perplexity, or a reward model's score."""
     content = read_text(text, file)
     if reward:
         _print_reward(model, content, render.argument(prompt), dtype, as_json)
