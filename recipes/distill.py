@@ -22,23 +22,23 @@ from gemwright.train.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 
-TOKENS = 1024
+TOKENS = 512
 """Size of the vocabulary: a larger one would make the head all there is."""
-STUDENT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
-TEACHER = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+STUDENT = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2}
+TEACHER = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3}
 SHAPE = {
     "model_type": "gemma3_text",
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
-    "sliding_window": 64,
+    "sliding_window": 32,
     "max_position_embeddings": 256,
 }
-RECIPE = Recipe(method="full", learning_rate=5e-3, length=128, batch_size=16, warmup=0.1)
-STEPS, TEACHER_STEPS = 80, 300
+RECIPE = Recipe(method="full", learning_rate=5e-3, length=64, batch_size=16, warmup=0.1)
+STEPS, TEACHER_STEPS = 100, 300
 SEEDS = (0, 1, 2)
-HELD_OUT = 0.05
+HELD_OUT = 0.03
 SAMPLES = 256
 MIN_PARAGRAPH = 100
 """Characters of the shortest paragraph; shorter ones are headings."""

@@ -113,7 +113,7 @@ def test_a_sample_of_the_vocabulary(batch: Any, weighting: Weighting) -> None:
     student, teacher = make_case("gemma3"), make_teacher()
     objective = InMemory(teacher.config, samples=8, weighting=weighting)
     sums, gradient = differentiate(objective, student, batch)
-    drawn = objective._teach(Recipe(method="full"), teacher.weights, batch)  # pyright: ignore
+    drawn = objective._teach(teacher.weights, batch)  # pyright: ignore
     with torch.no_grad():
         exact = torch.softmax(their_logits(teacher.theirs, batch), dim=-1).numpy()
     ids = np.asarray(draw(jnp.asarray(exact), drawn.uniform, 8))

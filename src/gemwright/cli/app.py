@@ -20,6 +20,7 @@ from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
 from gemwright.cli.merge import merge
 from gemwright.cli.models import models
+from gemwright.cli.plan import plan
 from gemwright.cli.release import release
 from gemwright.cli.score import score
 from gemwright.cli.see import see
@@ -72,5 +73,5 @@ app.command("filter")(filter_data)
 app.command()(export)
 for command in (card, sign, release, watermark, detect):
     app.command()(command)
-for command in (models, pull, rm, du, inspect, verify, convert, merge, quantize, doctor):
+for command in (plan, models, pull, rm, du, inspect, verify, convert, merge, quantize, doctor):
     app.command()(command)

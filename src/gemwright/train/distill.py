@@ -120,6 +120,8 @@ class Distill(Objective):
 
         The other measures are the divergence of the student from the teacher (KL), and the loss of the next tokens.
         """
+        if not jax.sharding.get_abstract_mesh().empty:
+            raise GemwrightError("Distillation runs on one device; leave out the mesh.")
         params = self.assemble(recipe, trained, frozen)
         hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=recipe.remat)
         head = params.embed if params.head is None else params.head
@@ -127,21 +129,21 @@ class Distill(Objective):
             config,
             head,
             hidden.reshape(-1, hidden.shape[-1]),
-            self._teach(recipe, frozen["teacher"], batch),
+            self._teach(frozen["teacher"], batch),
             batch.targets.reshape(-1),
             batch.learned.reshape(-1),
         )
         metrics = {"divergence": total - entropy, "next-token loss": of_targets}
         return Sums(total, jnp.sum(batch.learned, dtype=jnp.int32), metrics)
 
-    def _teach(self, recipe: Recipe, params: StackedWeights, batch: Sequences) -> Teacher:
+    def _teach(self, params: StackedWeights, batch: Sequences) -> Teacher:
         """Return the teacher at the tokens of a batch."""
         config = self.checkpoint.config
         hidden = stack.forward(config, params, batch.tokens, batch.segments)
         head = params.embed if params.head is None else params.head
         uniform = jnp.zeros(batch.tokens.size)
         if self.samples is not None:
-            key = jax.random.fold_in(jax.random.key(recipe.seed), _digest(batch.tokens))
+            key = jax.random.key(_digest(batch.tokens))
             uniform = jax.random.uniform(key, uniform.shape)
         return Teacher(hidden.reshape(-1, hidden.shape[-1]), head, uniform, config, self.samples, self.weighting)
 
