@@ -40,7 +40,7 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Print log-probabilities and perplexity, or a reward model's score."""
+    """Print log-probabilities, or the score of a reward model."""
     content = read_text(text, file)
     if reward:
         _print_reward(model, content, render.argument(prompt), dtype, as_json)
