@@ -25,7 +25,7 @@ COMMANDS = (
         "release",
         "watermark",
     ),
-    *("detect", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
+    *("detect", "plan", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
 )
 
 FAST = """

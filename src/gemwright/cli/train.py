@@ -20,6 +20,7 @@ def train(
     show_data: Annotated[
         bool, typer.Option("--show-data", help="Print some documents token by token, learned ones marked, and exit.")
     ] = False,
+    mesh: o.MeshOption = None,
     threads: o.ThreadsOption = None,
 ) -> None:
     """Train as a file describes: pretraining, mixtures, objectives.
@@ -30,16 +31,22 @@ def train(
     render.status("Reading the data ...")
     import_jax()
     from gemwright.cli import tune_report
+    from gemwright.runtime import distributed
     from gemwright.train.description import prepare_described, read_description
     from gemwright.train.run import train as train_run
 
+    distributed.join()
     prepared = prepare_described(read_description(run))
     if show_data:
         tune_report.show_data(prepared, SHOWN_DOCUMENTS)
         return
-    render.facts(tune_report.describe(prepared), render.err())
-    render.status("Compiling ...")
-    result = train_run(prepared, tune_report.ProgressLines(), tune_report.note, accept_changes=accept_changes)
+    if distributed.is_first():
+        render.facts(tune_report.describe(prepared), render.err())
+        render.status("Compiling ...")
+    report = tune_report.ProgressLines()
+    result = train_run(prepared, report, tune_report.note, accept_changes=accept_changes, mesh=mesh)
+    if not distributed.is_first():
+        return
     for line in tune_report.describe_shares(prepared):
         render.note(line)
     tune_report.print_result(prepared, result)

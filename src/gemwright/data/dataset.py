@@ -104,6 +104,7 @@ class Dataset:
         statistics: Their size.
         notes: Sentences about all that was split, dropped or not learned.
         digest: SHA-256 of the files.
+        group: Number of consecutive documents that stay together in a row: 2 for the answers of a pair.
     """
 
     files: tuple[Path, ...]
@@ -113,7 +114,8 @@ class Dataset:
     statistics: Statistics
     notes: tuple[str, ...]
     digest: str
-    _places: "_Places" = field(repr=False)
+    _places: "Places" = field(repr=False)
+    group: int = 1
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,7 +136,7 @@ class Dataset:
         return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
 
 
-class _Places:
+class Places:
     """The places of records, stored as arrays."""
 
     def __init__(self) -> None:
@@ -144,12 +146,13 @@ class _Places:
     def __len__(self) -> int:
         return len(self._numbers) // 8
 
-    def extend(self, others: "_Places") -> None:
+    def extend(self, others: "Places") -> None:
         """Add the places of other records."""
         self._first += [(len(self) + first, place) for first, place in others._first]
         self._numbers += others._numbers
 
     def append(self, place: Place) -> None:
+        """Add the place of the next record."""
         if not self._first or self._first[-1][1].path != place.path:
             self._first.append((len(self), place))
         self._numbers += np.int64(place.number).tobytes()
@@ -165,13 +168,13 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     """Return the documents of several data in order.
 
     Raises:
-        DataError: They are of different forms.
+        DataError: They are of different forms, or only some are pairs.
     """
     if len(datasets) == 1:
         return datasets[0]
-    first, places, counts = datasets[0], _Places(), list[int]()
+    first, places, counts = datasets[0], Places(), list[int]()
     for other in datasets:
-        if other.form != first.form:
+        if (other.form, other.group) != (first.form, first.group):
             raise _mixed(first.kind, first.place(0), other.kind, other.place(0))
         counts.append(len(places))
         places.extend(other._places)  # pyright: ignore[reportPrivateUsage]
@@ -199,6 +202,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         notes=tuple(note for data in datasets for note in data.notes),
         digest=hashlib.sha256("".join(data.digest for data in datasets).encode()).hexdigest(),
         _places=places,
+        group=first.group,
     )
 
 
@@ -230,7 +234,7 @@ def open_dataset(
     if max_length < 1 or too_long not in TOO_LONG:
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
-    encoder, builder = Encoder(tokenizer, chat_template), _Builder(max_length, too_long)
+    encoder, builder = Encoder(tokenizer, chat_template), Builder(max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
@@ -250,7 +254,7 @@ def collect(files: Sequence[Path], kind: str, documents: Iterable[tuple[Place, D
     Raises:
         DataError: There are none.
     """
-    builder = _Builder(max_length, "split")
+    builder = Builder(max_length, "split")
     for place, document in documents:
         builder.check_form("text", kind, place)
         builder.add(place, [[document]])
@@ -266,7 +270,7 @@ def _encode(encoder: Encoder, record: Record, examples: Iterable[Example]) -> li
         raise record.place.error(str(error)) from error
 
 
-def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
+def _read_all(files: list[Path], builder: "Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
     """Yield the records and their examples, those of a file of one kind and all of one form."""
     first: dict[Path, tuple[Kind, Place]] = {}
     for record in read_records(files):
@@ -286,17 +290,17 @@ def _mixed(first: str, where: Place, second: str, there: Place) -> DataError:
     )
 
 
-class _Builder:
+class Builder:
     """Documents that are being collected."""
 
     def __init__(self, max_length: int, too_long: TooLong):
         self.max_length, self.too_long = max_length, too_long
-        self.places = _Places()
+        self.places = Places()
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
-        self.unlearned = _Counter()
-        self.split, self.dropped, self.separate = _Counter(), _Counter(), _Counter()
+        self.unlearned = Counter()
+        self.split, self.dropped, self.separate = Counter(), Counter(), Counter()
 
     def check_form(self, found: Form, kind: str, place: Place) -> None:
         """Refuse records of another form than the first."""
@@ -316,7 +320,7 @@ class _Builder:
             self.unlearned.add(place)
         for document in learning:
             for part in self._fit(document, place):
-                self._append(part, index)
+                self.append(part, index)
 
     def _fit(self, document: Document, place: Place) -> list[Document]:
         """Return a document, or the parts of a long one in which something is learned."""
@@ -340,7 +344,8 @@ class _Builder:
                 parts.append(Document(ids, np.append(False, document.learned[part])))
         return parts
 
-    def _append(self, document: Document, record: int) -> None:
+    def append(self, document: Document, record: int) -> None:
+        """Add a document of a record."""
         self.ids += document.ids.astype(np.int32).tobytes()
         self.learned += document.learned.astype(bool).tobytes()
         self.lengths += np.int64(len(document.ids)).tobytes()
@@ -386,14 +391,15 @@ class _Builder:
         return tuple(f"{text}: {found.count:,} of {total} records ({found})." for found, text in pairs if found.count)
 
 
-class _Counter:
-    """The number of records, and the first of their places."""
+class Counter:
+    """A number of records, and the first of their places."""
 
     def __init__(self) -> None:
         self.count = 0
         self._places: list[Place] = []
 
     def add(self, place: Place) -> None:
+        """Count the record at a place, once."""
         if self._places[-1:] != [place]:
             self.count += 1
             self._places[_NAMED:] = [place]

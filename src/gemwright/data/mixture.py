@@ -124,7 +124,8 @@ def mix(
     """
     for number, stage in enumerate(stages, 1):
         check_weights(stage.weights, list(sources), f"Stage {number}")
-    packed = [pack(source.dataset.documents, length, packing, seed) for source in sources.values()]
+    datasets = [source.dataset for source in sources.values()]
+    packed = [pack(data.documents, length, packing, seed, data.group) for data in datasets]
     passes = [np.concatenate(list(_passes(len(rows), source.epochs, seed))) for rows, source in _zip(packed, sources)]
     sizes = [rows.sizes[order] for rows, order in zip(packed, passes, strict=True)]
     chosen, places = _schedule(sizes, stages, batch_size, list(sources))
@@ -134,7 +135,7 @@ def mix(
         own = np.flatnonzero(chosen == index)
         plan[own] = firsts[index] + order[places[own]]
         np.add.at(tokens[:, index], own // batch_size, sizes[index][places[own]])
-    dataset = join([source.dataset for source in sources.values()])
+    dataset = join(datasets)
     rows = _join_rows(packed, [len(source.dataset.documents.ids) for source in sources.values()])
     made_with = {
         "data": {name: source.dataset.fingerprint for name, source in sources.items()},

@@ -48,12 +48,15 @@ from gemwright.errors import DataError, GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
 from gemwright.train.objective import Objective
+from gemwright.train.policy import Grpo, Reinforce
+from gemwright.train.preference import Dpo
 from gemwright.train.prepare import Run, check_length, make_batches
 from gemwright.train.recipe import Recipe
+from gemwright.train.reward import Reward
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.name: objective
-    for objective in (Objective,)
+    for objective in (Objective, Dpo, Reward, Grpo, Reinforce)
 }  # fmt: skip
 """Every objective by name. The keys of its table are its fields."""
 MAX_BYTES = 1 << 20
@@ -83,6 +86,11 @@ class DataDescription:
     def paths(self) -> list[str]:
         """Return the files and folders."""
         return [self.path] if isinstance(self.path, str) else self.path
+
+    @property
+    def is_code(self) -> bool:
+        """Whether these are files of source code."""
+        return self.infill is not None or self.repository
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,9 @@ def _check(described: Description, where: str) -> None:
     for data in described.data:
         if data.epochs < 1 or (data.infill is not None and not 0 <= data.infill <= 1):
             raise GemwrightError(f"{where}: data {data.name}: epochs is at least 1, and infill lies between 0 and 1.")
+    kind = type(described.objective)
+    if kind.pack is not Objective.pack and (described.stages or any(data.is_code for data in described.data)):
+        raise GemwrightError(f"{where}: stages and source code do not fit the objective {kind.name}; leave them out.")
     for number, stage in enumerate(described.stages, 1):
         check_weights(stage.weights, names, f"Stage {number} of {where}")
     held_out = described.held_out
@@ -278,7 +289,7 @@ def prepare_described(described: Description) -> Run:
     tokenizer = Tokenizer(checkpoint.vocabulary())
 
     def read(data: DataDescription) -> Dataset:
-        if data.infill is None and not data.repository:
+        if not data.is_code:
             return objective.read(data.paths, checkpoint, tokenizer, recipe, described.chat)
         return open_code(
             data.paths,

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Batch, Batches, Dataset, batches, open_dataset
 from gemwright.loading.model import make_chat_template
 from gemwright.model import loss, stack
 from gemwright.model.config import Config
+from gemwright.model.params import ParamSpec
 from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import lora
@@ -120,7 +121,7 @@ class Objective:
         """Return the shapes and dtypes of the trained weights."""
         if recipe.method == "full":
             return weight_shapes(checkpoint.config, "float32")
-        return jax.eval_shape(lambda: lora.init(checkpoint.config, recipe.rank, recipe.seed))
+        return lora_shapes(checkpoint.config, recipe)
 
     def load_trained(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
         """Load or initialize the trained weights, float32."""
@@ -154,8 +155,7 @@ class Objective:
         params = self.assemble(recipe, trained, frozen)
         hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=recipe.remat)
         head = params.embed if params.head is None else params.head
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        total: Any = loss.cross_entropy(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
+        total = loss.sum_cross_entropy(config, head, hidden, batch.targets, batch.learned)
         return Sums(total, jnp.sum(batch.learned, dtype=jnp.int32))
 
     def write(self, run: "Run", trained: Any) -> Path:
@@ -167,6 +167,20 @@ class Objective:
 NEXT_TOKEN = Objective()
 
 
+def lora_shapes(config: Config, recipe: Recipe) -> lora.Adapters:
+    """Return the shapes of low-rank updates, of which every device of a mesh has a copy."""
+
+    def describe(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding.replicated())
+
+    return jax.tree.map(describe, jax.eval_shape(lambda: lora.init(config, recipe.rank, recipe.seed)))
+
+
 def weight_shapes(config: Config, dtype: str) -> StackedWeights:
-    """Return the shapes of stacked weights in a dtype."""
-    return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), stacked_specs(config))
+    """Return the shapes of stacked weights in a dtype, with their shardings in a mesh."""
+
+    def describe(_: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        place = sharding.sharding_of(spec.axes, spec.shape)
+        return jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype), sharding=place)
+
+    return tree.map_with_path(describe, stacked_specs(config))
