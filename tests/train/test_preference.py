@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch.nn.functional import logsigmoid
 
 import gemwright
+from gemwright.cli import main
 from gemwright.errors import DataError, GemwrightError, NotFiniteError
+from gemwright.train.description import prepare_described, read_description
 from gemwright.train.objective import Objective, Sequences
 from gemwright.train.preference import Dpo
 from gemwright.train.recipe import Recipe
@@ -165,7 +168,9 @@ RECORDS = [{"prompt": "the", "completion": "hat in ring"}, {"prompt": "QED man",
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_reward_model_has_equal_scores_in_transformers(model: Path, tmp_path: Path, method: Any):
+def test_a_reward_model_has_equal_scores_in_transformers(
+    model: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     from transformers import AutoModelForSequenceClassification
 
     folder, steps = run(model, tmp_path / "run", Reward(), method=method, learning_rate=1e-2)
@@ -186,6 +191,37 @@ def test_a_reward_model_has_equal_scores_in_transformers(model: Path, tmp_path: 
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(GemwrightError, match="reward model, which gives no text"):
         gemwright.load(folder)
+    words = ["--prompt", "the", "hat in ring", "--dtype", "float32", "--json"]
+    monkeypatch.setattr(sys, "argv", ["gemwright", "score", "--reward", "--model", str(folder), *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(capsys.readouterr().out)["reward"] == pytest.approx(found[0], rel=1e-4, abs=1e-5)
+
+
+def test_a_run_is_described_in_a_file(model: Path, tmp_path: Path):
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    (tmp_path / "run.toml").write_text(
+        f"""
+        model = "{model}"
+        out = "{tmp_path / "out"}"
+        objective = "dpo"
+        [dpo]
+        beta = 0.2
+        [recipe]
+        length = 48
+        steps = 2
+        [[data]]
+        path = "{data}"
+        """
+    )
+    described = prepare_described(read_description(tmp_path / "run.toml"))
+    assert described.objective == Dpo(beta=0.2)
+    assert described.batches[0].segments.max() % 2 == 0
+    (tmp_path / "library.py").write_text("x = 1\n" * 40)
+    code = (tmp_path / "run.toml").read_text().replace(str(data), str(tmp_path / "library.py"))
+    (tmp_path / "code.toml").write_text(f"{code}infill = 0.5\n")
+    with pytest.raises(GemwrightError):
+        prepare_described(read_description(tmp_path / "code.toml"))
 
 
 def test_bad_input_is_refused(model: Path, tmp_path: Path):
