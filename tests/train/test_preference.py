@@ -28,7 +28,10 @@ from tests.tiny.hf import write_model
 from tests.train.cases import Case, make_case, make_documents, relative, their_gradients, to_batch, to_layers
 from tests.train.tiny_run import WORDS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks for it
+]
 LOSS = 1e-5
 """Relative tolerance of a float32 loss."""
 GRADIENT = 1e-4
@@ -79,7 +82,9 @@ def their_answers(model: Any, pairs: Any) -> torch.Tensor:
     return torch.stack([torch.stack([answer(*document) for document in pair]) for pair in pairs])
 
 
-@pytest.mark.parametrize("name", ["gemma2", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["gemma", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3"))]
+)
 def test_dpo_equals_pytorch(name: str):
     case, (batch, pairs) = make_case(name), make_pairs(scored=False)
     with torch.no_grad():
@@ -153,6 +158,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_dpo_learns_pairs(model: Path, tmp_path: Path, method: Any):
     rate = {"lora": 1e-2, "full": 1e-3}[method]
@@ -167,6 +173,7 @@ def test_dpo_learns_pairs(model: Path, tmp_path: Path, method: Any):
 RECORDS = [{"prompt": "the", "completion": "hat in ring"}, {"prompt": "QED man", "completion": "here"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_reward_model_has_equal_scores_in_transformers(
     model: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -240,6 +247,7 @@ def test_bad_input_is_refused(model: Path, tmp_path: Path):
         prepare(tmp_path / "vault", data, tmp_path / "out", Recipe(length=48), objective=Reward())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(model: Path, tmp_path: Path):
     with pytest.raises(NotFiniteError, match="not finite"):
-        run(model, tmp_path / "run", Reward(), method="full", learning_rate=1e30, clip=1e30)
+        run(model, tmp_path / "run", Reward(), method="full", learning_rate=1e38)
