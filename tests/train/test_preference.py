@@ -38,6 +38,7 @@ GRADIENT = 1e-4
 """Tolerance of the gradient of each parameter, relative to its norm."""
 ROWS = (((9, 14), (12, 20)), ((25, 30),))
 """Lengths of the chosen and rejected documents of pairs, some of which share a row."""
+QUICK_AND_SLOW = ["gemma", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3"))]
 FULL = Recipe(method="full")
 
 
@@ -111,7 +112,7 @@ def test_dpo_equals_pytorch(name: str):
     assert float(same.metrics["kl"]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["gemma", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_reward_equals_pytorch(name: str):
     case, (batch, pairs) = make_case(name), make_pairs(scored=True)
     case.theirs.zero_grad()
