@@ -32,7 +32,7 @@ def make_soft_tokens(
         remat: What is kept for the gradient.
     """
     assert config.vision is not None
-    B, T = tokens.shape
+    B = len(tokens)
     rows = stack.encode(config.vision, tower, pixels.reshape(-1, *pixels.shape[2:]), remat)
     order = jnp.clip(jnp.cumsum(tokens < 0, axis=1) - 1, 0)
     embeddings = jnp.take_along_axis(rows.reshape(B, -1, config.width), order[:, :, None], axis=1)
