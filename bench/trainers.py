@@ -62,7 +62,7 @@ def start_gemwright(task: Task) -> Callable[[np.ndarray], float]:
 
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.runtime import machine
-    from gemwright.train import load, lora, optimizer, program, step
+    from gemwright.train import load, lora, objective, optimizer, program, step
     from gemwright.train.recipe import Recipe
 
     machine.set_threads(task.threads)
@@ -90,7 +90,7 @@ def start_gemwright(task: Task) -> Callable[[np.ndarray], float]:
 
     def take_step(rows: np.ndarray) -> float:
         ones = np.ones((task.sequences, task.length), np.int32)
-        batch = step.Sequences(rows[:, :-1], rows[:, 1:], ones.astype(bool), ones)
+        batch = objective.Sequences(rows[:, :-1], rows[:, 1:], ones.astype(bool), ones)
         state, function = compiled()
         compiled()[0], measures = function(state, frozen, jax.device_put(batch))
         return float(jax.block_until_ready(measures).loss)

@@ -150,7 +150,7 @@ def test_what_a_run_is_made_with_may_change_before_its_first_checkpoint(tmp_path
 def test_the_same_data_and_model_elsewhere_are_no_change(tiny: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(tiny, tmp_path / "moved"))
     runs = [prepare_tiny(folder, tmp_path / "out") for folder in (tiny, moved)]
-    before, now = (describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe) for run in runs)
+    before, now = (describe(run) for run in runs)
     assert before != now
     assert not compare(before, now)
 

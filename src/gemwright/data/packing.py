@@ -7,6 +7,7 @@ rows in another order. So the number of steps is known, and the position is one 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
         learned: Whether the loss covers a target.
         segments: int32 number of the document in its row, from 1; 0 in padding.
         records: int32 index of the record; -1 in padding.
+        extras: Other arrays of an objective by name, whose first axis is B.
     """
 
     tokens: NDArray[np.int32]
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
     learned: NDArray[np.bool_]
     segments: NDArray[np.int32]
     records: NDArray[np.int32]
+    extras: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,10 +72,17 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = before["recipe"].get(name), now["recipe"].get(name)
         if old != new:
             changed.append(f"{name} was {old} and is {new}")
+    changed += _compare_objectives(*(run.get("objective", {"name": "next-token"}) for run in (before, now)))
     length = before["recipe"].get("length") == now["recipe"].get("length")
     if not changed and length and before["data"].get("fingerprint") != now["data"]["fingerprint"]:
         changed.append("the held-out records, the tokenizer, the chat template or how the data are read")
     return changed
+
+
+def _compare_objectives(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted({*before, *now}, key=lambda name: (name != "name", name))
+    titles = {name: "the objective" if name == "name" else f"{name} of the objective" for name in names}
+    return [f"{titles[n]} was {before.get(n)} and is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
 
 
 def _compare_data(title: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

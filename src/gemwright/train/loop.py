@@ -10,17 +10,16 @@ import numpy as np
 
 from gemwright.data import Batch
 from gemwright.errors import NotFiniteError
-from gemwright.model.stack import StackedWeights
 from gemwright.train import flops
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note
 from gemwright.train.forecast import peak_memory
 from gemwright.train.metrics import Metrics, Progress, start_line
 from gemwright.train.optimizer import learning_rate
-from gemwright.train.prepare import Run, pack
+from gemwright.train.prepare import Run
 from gemwright.train.program import Programs, evaluate, to_device
 from gemwright.train.samples import sample
-from gemwright.train.step import Measures, TrainState, make_assemble
+from gemwright.train.step import Measures, TrainState
 from gemwright.train.stop import StopSignal
 
 Report = Callable[[Progress], None]
@@ -53,7 +52,7 @@ class Loop:
         self,
         run: Run,
         programs: Programs,
-        frozen: StackedWeights | None,
+        frozen: Any,
         checkpoints: Checkpoints,
         metrics: Metrics,
         intervals: Intervals,
@@ -63,7 +62,7 @@ class Loop:
         self._run, self._batches, self._programs, self._frozen = run, run.batches, programs, frozen
         self._checkpoints, self._metrics, self._intervals = checkpoints, metrics, intervals
         self._report, self._note = report, note
-        self._held_out = None if run.held_out is None else pack(run.held_out, run.recipe)
+        self._held_out = None if run.held_out is None else run.objective.pack(run.held_out, run.recipe)
         self._rate = learning_rate(run.recipe, run.steps)
         self._peak = flops.measure_peak(run.recipe.dtype)
 
@@ -82,6 +81,7 @@ class Loop:
             first, began = self._batches.step, time.perf_counter()
             for batch in self._batches:
                 begin = time.perf_counter()
+                batch = self._run.objective.complete(self._run, self._batches.step, batch, state.trained, self._frozen)
                 state, measures = self._programs.step(state, self._frozen, to_device(batch))
                 stop.wait(measures.loss)
                 progress = self._measure(batch, measures, time.perf_counter() - begin)
@@ -109,13 +109,14 @@ class Loop:
             norm=float(measures.norm),
             learning_rate=float(np.asarray(self._rate(self._batches.step - 1))),
             tokens=int(np.sum(batch.segments > 0)),
-            learned=int(measures.learned),
+            learned=int(np.sum(batch.learned)),
             seconds=seconds,
             flops=speed,
             utilization=speed / self._peak,
             memory=peak_memory(),
             remaining=0.0,
             time=round(time.time(), 3),
+            metrics={name: float(value) for name, value in measures.metrics.items()},
         )
 
     def _write(self, progress: Progress) -> None:
@@ -127,10 +128,11 @@ class Loop:
         run, trained = self._run, state.trained if state.average is None else state.average
         if self._held_out is not None:
             batches = map(self._held_out.__getitem__, range(len(self._held_out)))
-            loss = evaluate(self._programs.evaluation, trained, self._frozen, batches)
-            progress = replace(progress, held_out=loss)
+            loss, means = evaluate(self._programs.evaluation, trained, self._frozen, batches)
+            metrics = {**progress.metrics, **{f"held-out {name}": value for name, value in means.items()}}
+            progress = replace(progress, held_out=loss, metrics=metrics)
         if run.prompts:
-            params = make_assemble(run.recipe)(trained, self._frozen)
+            params = run.objective.assemble(run.recipe, trained, self._frozen)
             chat = run.dataset.form == "chat"
             samples = sample(run.checkpoint, run.tokenizer, params, run.prompts, chat=chat)
             progress = replace(progress, samples=samples)

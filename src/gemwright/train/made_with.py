@@ -11,22 +11,20 @@ import jax
 
 import gemwright
 from gemwright.checkpoint.digest import model_digest
-from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Dataset
 from gemwright.runtime import machine
-from gemwright.train.recipe import Recipe
+from gemwright.train.prepare import Run
 
 
-def describe(
-    name: str, checkpoint: Checkpoint, dataset: Dataset, held_out: Dataset | None, recipe: Recipe
-) -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """Return the description of a run, as values of JSON."""
     return {
         "gemwright": gemwright.__version__,
-        "model": {"name": name, "digest": model_digest(checkpoint)},
-        "data": _describe_data(dataset),
-        "held_out": {"files": {}} if held_out is None else _describe_data(held_out),
-        "recipe": recipe.document(),
+        "model": {"name": run.name, "digest": model_digest(run.checkpoint)},
+        "data": _describe_data(run.dataset),
+        "held_out": {"files": {}} if run.held_out is None else _describe_data(run.held_out),
+        "recipe": run.recipe.document(),
+        "objective": {"name": run.objective.name, **run.objective.document()},
         "machine": _describe_machine(),
     }
 

@@ -4,8 +4,9 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Progress:
         held_out: Mean loss of labeled tokens of the held-out data after the step; None if it was not computed.
         samples: Replies to the sample prompts after the step.
         time: When the step ended, in seconds since 1970; None before the first.
+        metrics: Other measures of the objective, by name.
     """
 
     step: int
@@ -53,6 +55,7 @@ class Progress:
     held_out: float | None = None
     samples: tuple[str, ...] = ()
     time: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 _LOGGED = ("loss", "norm", "learning_rate", "held_out", "utilization")
@@ -85,6 +88,7 @@ class Metrics:
             GemwrightError: The file cannot be written.
         """
         values = {name: _finite(value) for name, value in asdict(progress).items()}
+        values["metrics"] = {name: _finite(value) for name, value in progress.metrics.items()}
         self.history.append(values)
         try:
             self._file.write(json.dumps(values) + "\n")
@@ -94,6 +98,9 @@ class Metrics:
         if self._events is not None:
             for name in _LOGGED:
                 if (value := values[name]) is not None and (progress.step or name == "held_out"):
+                    self._events.add_scalar(name, value, progress.step)
+            for name, value in progress.metrics.items():
+                if math.isfinite(value):
                     self._events.add_scalar(name, value, progress.step)
             for index, text in enumerate(progress.samples):
                 self._events.add_text(f"sample {index}", text, progress.step)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from gemwright.checkpoint.locate import locate
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
-from gemwright.data import Batches, Dataset, batches, open_dataset
+from gemwright.data import Batches, Dataset
 from gemwright.errors import GemwrightError
-from gemwright.loading.model import make_chat_template
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
+from gemwright.train.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 
 
@@ -28,6 +28,7 @@ class Run:
         recipe: The settings.
         out: The folder of the results.
         prompts: Prompts that are continued now and then, as samples.
+        objective: What is minimized.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Run:
     recipe: Recipe
     out: Path
     prompts: tuple[str, ...] = ()
+    objective: Objective = NEXT_TOKEN
 
     @property
     def steps(self) -> int:
@@ -54,6 +56,7 @@ def prepare(
     chat: bool | None = None,
     held_out: str | Path | float | None = None,
     prompts: Sequence[str] = (),
+    objective: Objective = NEXT_TOKEN,
 ) -> Run:
     """Open a model and tokenize the data.
 
@@ -66,6 +69,7 @@ def prepare(
         held_out: A file or folder of held-out records, or the share of the records that is held out, 0 for none; by
             default see `gemwright.train.held_out`.
         prompts: Prompts that are continued now and then, as samples.
+        objective: What is minimized.
 
     Raises:
         GemwrightError: The model or the data cannot be read, or do not fit each other.
@@ -77,37 +81,23 @@ def prepare(
             "use a smaller length."
         )
     tokenizer = Tokenizer(checkpoint.vocabulary())
-    template = make_chat_template(checkpoint, tokenizer)
 
     def read(paths: str | Path | Iterable[str | Path]) -> Dataset:
-        tuned = bool(checkpoint.chat_templates)
-        return open_dataset(paths, tokenizer, template, max_length=recipe.length, chat=chat, tuned=tuned)
+        return objective.read(paths, checkpoint, tokenizer, recipe, chat)
 
     if isinstance(held_out, str | Path):
         dataset, held = read(data), read(held_out)
     else:
         dataset, held = holding.split(read(data), held_out, recipe.seed)
-    made = _batches(dataset, recipe)
-    return Run(str(model), checkpoint, tokenizer, dataset, made, held, recipe, Path(out), tuple(prompts))
+    made = _batches(objective, dataset, recipe)
+    return Run(str(model), checkpoint, tokenizer, dataset, made, held, recipe, Path(out), tuple(prompts), objective)
 
 
-def _batches(dataset: Dataset, recipe: Recipe) -> Batches:
+def _batches(objective: Objective, dataset: Dataset, recipe: Recipe) -> Batches:
     """Return the batches of the recipe's steps, or else of its epochs."""
-    one = pack(dataset, recipe)
+    one = objective.pack(dataset, recipe)
     if recipe.steps is None:
-        return one if recipe.epochs == 1 else pack(dataset, recipe, recipe.epochs)
-    made = pack(dataset, recipe, -(-recipe.steps // one.steps_per_epoch))
+        return one if recipe.epochs == 1 else objective.pack(dataset, recipe, recipe.epochs)
+    made = objective.pack(dataset, recipe, -(-recipe.steps // one.steps_per_epoch))
     made.steps = recipe.steps
     return made
-
-
-def pack(dataset: Dataset, recipe: Recipe, epochs: int = 1) -> Batches:
-    """Return the batches of some epochs."""
-    return batches(
-        dataset,
-        batch_size=recipe.batch_size,
-        length=recipe.length,
-        packing=recipe.packing,
-        seed=recipe.seed,
-        epochs=epochs,
-    )

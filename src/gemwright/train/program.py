@@ -1,7 +1,7 @@
 """The compiled programs of a run. They are compiled for shapes and dtypes, before any weight is in memory."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,10 @@ import optax
 
 from gemwright.data import Batch
 from gemwright.model.config import Config
-from gemwright.model.stack import StackedWeights
 from gemwright.runtime import heap
+from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, Sums
 from gemwright.train.recipe import Recipe
-from gemwright.train.step import Sequences, TrainState, make_assemble, sum_losses, take_step
-from gemwright.typing import Array
+from gemwright.train.step import TrainState, take_step
 
 CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 """Without it, XLA computes the activations of many layers again before it uses any: three times the memory."""
@@ -24,7 +23,7 @@ CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 @dataclass(frozen=True)
 class Programs:
-    """The compiled programs of a run: `take_step(state, frozen, batch)` and the loss of `(trained, frozen, batch)`."""
+    """The compiled programs of a run: `take_step(state, frozen, batch)` and the sums of `(trained, frozen, batch)`."""
 
     step: jax.stages.Compiled
     evaluation: jax.stages.Compiled | None
@@ -35,12 +34,13 @@ def compile_programs(
     recipe: Recipe,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    frozen: StackedWeights | None,
+    frozen: Any,
+    objective: Objective,
     evaluates: bool,
 ) -> Programs:
     """Compile the programs of a run; arguments as for `compile_step`, and whether held-out data are evaluated."""
-    step = compile_step(config, recipe, optimizer, state, frozen)
-    return Programs(step, compile_evaluation(config, recipe, state.trained, frozen) if evaluates else None)
+    step = compile_step(config, recipe, optimizer, state, frozen, objective)
+    return Programs(step, compile_evaluation(config, recipe, state.trained, frozen, objective) if evaluates else None)
 
 
 def compile_step(
@@ -48,7 +48,8 @@ def compile_step(
     recipe: Recipe,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    frozen: StackedWeights | None,
+    frozen: Any,
+    objective: Objective = NEXT_TOKEN,
 ) -> jax.stages.Compiled:
     """Compile `take_step(state, frozen, batch)`, which takes over the memory of the state.
 
@@ -58,26 +59,28 @@ def compile_step(
         optimizer: The optimizer.
         state: The state, or its shapes and dtypes.
         frozen: The frozen weights, or their shapes and dtypes.
+        objective: What is minimized.
     """
-    function = functools.partial(take_step, config, recipe, optimizer)
-    return _compile(jax.jit(function, donate_argnums=0), state, frozen, _batch_shapes(recipe))
+    function = functools.partial(take_step, config, recipe, optimizer, objective=objective)
+    return _compile(jax.jit(function, donate_argnums=0), state, frozen, _batch_shapes(config, recipe, objective))
 
 
 def compile_evaluation(
-    config: Config, recipe: Recipe, trained: Any, frozen: StackedWeights | None
+    config: Config, recipe: Recipe, trained: Any, frozen: Any, objective: Objective
 ) -> jax.stages.Compiled:
-    """Compile `sum_losses` of `(trained, frozen, batch)`; arguments as for `compile_step`."""
-    assemble = make_assemble(recipe)
+    """Compile the sums of `(trained, frozen, batch)`; arguments as for `compile_step`."""
 
-    def evaluate(trained: Any, frozen: StackedWeights | None, batch: Sequences) -> Array:
-        return sum_losses(config, assemble(trained, frozen), batch, recipe.remat)
+    def evaluate(trained: Any, frozen: Any, batch: Sequences) -> Sums:
+        return objective.sum_losses(config, recipe, trained, frozen, batch)
 
-    return _compile(jax.jit(evaluate), trained, frozen, _batch_shapes(recipe))
+    return _compile(jax.jit(evaluate), trained, frozen, _batch_shapes(config, recipe, objective))
 
 
-def _batch_shapes(recipe: Recipe) -> Sequences:
+def _batch_shapes(config: Config, recipe: Recipe, objective: Objective) -> Sequences:
     shape = recipe.batch_size, recipe.length
-    return Sequences(*(jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.int32, bool, jnp.int32)))  # pyright: ignore
+    arrays: Any = [jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.int32, bool, jnp.int32)]
+    extras: Any = objective.extra_shapes(config, recipe)
+    return Sequences(*arrays, extras=extras)
 
 
 def _compile(function: Any, *arguments: Any) -> jax.stages.Compiled:
@@ -89,13 +92,15 @@ def _compile(function: Any, *arguments: Any) -> jax.stages.Compiled:
 
 def to_device(batch: Batch) -> Sequences:
     """Copy a batch to the device."""
-    return Sequences(*(jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.learned, batch.segments)))
+    arrays = (batch.tokens, batch.targets, batch.learned, batch.segments)
+    extras = {name: jnp.asarray(array) for name, array in batch.extras.items()}
+    return Sequences(*map(jnp.asarray, arrays), extras=extras)
 
 
 def evaluate(
-    compiled: jax.stages.Compiled | None, trained: Any, frozen: StackedWeights | None, batches: Iterable[Batch]
-) -> float:
-    """Return the mean loss of the labeled tokens of batches.
+    compiled: jax.stages.Compiled | None, trained: Any, frozen: Any, batches: Iterable[Batch]
+) -> tuple[float, Mapping[str, float]]:
+    """Return the mean loss of batches, and the means of other measures by name.
 
     Args:
         compiled: See `compile_evaluation`.
@@ -105,7 +110,10 @@ def evaluate(
     """
     assert compiled is not None
     total, count = 0.0, 0
+    others = dict[str, float]()
     for batch in batches:
-        total += float(compiled(trained, frozen, to_device(batch)))
-        count += int(np.sum(batch.learned))
-    return total / count
+        sums: Sums = compiled(trained, frozen, to_device(batch))
+        total += float(sums.loss)
+        count += int(sums.count)
+        others = {name: others.get(name, 0.0) + float(np.asarray(value)) for name, value in sums.metrics.items()}
+    return total / count, {name: value / count for name, value in others.items()}

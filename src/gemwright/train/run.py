@@ -6,28 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
-from gemwright import tree
 from gemwright.errors import DataError
-from gemwright.loading.model import make_chat_template
-from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.runtime import fork, machine
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.runtime.folder_lock import lock_folder
-from gemwright.train import lora
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import LOCK, MARKER, Note, claim
 from gemwright.train.forecast import forecast, require
-from gemwright.train.load import load_frozen, load_trained
 from gemwright.train.loop import Intervals, Loop, Report
 from gemwright.train.made_with import describe
 from gemwright.train.metrics import Metrics, Progress
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.prepare import Run, prepare
 from gemwright.train.program import compile_programs
-from gemwright.train.result import result_path, write_result
+from gemwright.train.result import result_path
 from gemwright.train.step import TrainState, start
 
 __all__ = ["Progress", "Run", "prepare", "train"]
@@ -69,7 +63,7 @@ def train(
     machine.set_threads()
     enable_cache()
     with lock_folder(run.out, "run", LOCK, MARKER):
-        made_with = describe(run.name, run.checkpoint, run.dataset, run.held_out, run.recipe)
+        made_with = describe(run)
         claim(run.out, made_with, accept_changes, note)
         with Checkpoints(run.out / CHECKPOINTS, made_with, note) as checkpoints:
             result = result_path(run.out, run.recipe)
@@ -78,24 +72,26 @@ def train(
                 return result
             intervals = Intervals(save_every, evaluate_every or -(-run.steps // EVALUATIONS))
             state = _train(run, checkpoints, intervals, report, note, accept_changes)
-        return _write(run, state)
+        return run.objective.write(run, state.trained if state.average is None else state.average)
 
 
 def _train(
     run: Run, checkpoints: Checkpoints, intervals: Intervals, report: Report, note: Note, accept_changes: bool
 ) -> TrainState:
     """Compile, load or restore, and train; return the last state."""
-    config, optimizer = run.checkpoint.config, make_optimizer(run.recipe, run.steps)
+    checkpoint, recipe, objective = run.checkpoint, run.recipe, run.objective
+    optimizer = make_optimizer(recipe, run.steps)
     abstract, frozen = _abstract(run, optimizer)
     position = None if checkpoints.newest is None else checkpoints.read_position(abstract)
-    programs = compile_programs(config, run.recipe, optimizer, abstract, frozen, run.held_out is not None)
+    programs = compile_programs(
+        checkpoint.config, recipe, optimizer, abstract, frozen, objective, run.held_out is not None
+    )
     need = forecast(run.dataset, run.batches, frozen, abstract, programs.step)
     note(str(need))
     require(need, run.out)
-    if run.recipe.method != "qlora":
-        frozen = load_frozen(run.recipe, run.checkpoint)
+    frozen = objective.load_frozen(recipe, checkpoint, frozen)
     if position is None:
-        state = start(optimizer, load_trained(run.recipe, run.checkpoint), run.recipe)
+        state = start(optimizer, objective.load_trained(recipe, checkpoint), recipe)
     else:
         state = checkpoints.restore(abstract)
         _move(run, position, accept_changes)
@@ -107,23 +103,11 @@ def _train(
         metrics.close()
 
 
-def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, StackedWeights | None]:
+def _abstract(run: Run, optimizer: optax.GradientTransformation) -> tuple[TrainState, Any]:
     """Return the shapes and dtypes of the state and the frozen weights, which are loaded if their file decides them."""
-    config, recipe = run.checkpoint.config, run.recipe
-
-    def shapes(dtype: str) -> StackedWeights:
-        specs = stacked_specs(config)
-        return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), specs)
-
-    trained: Any = shapes("float32") if recipe.method == "full" else lora.init(config, recipe.rank, recipe.seed)
-    state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
-    match recipe.method:
-        case "full":
-            return state, None
-        case "lora":
-            return state, shapes(recipe.dtype)
-        case "qlora":
-            return state, load_frozen(recipe, run.checkpoint)
+    trained = run.objective.trained_shapes(run.recipe, run.checkpoint)
+    state = jax.eval_shape(functools.partial(start, optimizer, recipe=run.recipe), trained)
+    return state, run.objective.frozen_shapes(run.recipe, run.checkpoint)
 
 
 def _move(run: Run, position: Mapping[str, Any], accept_changes: bool) -> None:
@@ -134,9 +118,3 @@ def _move(run: Run, position: Mapping[str, Any], accept_changes: bool) -> None:
         if not accept_changes:
             raise
         run.batches.step = min(position["step"], run.steps)  # other data: the same number of steps
-
-
-def _write(run: Run, state: TrainState) -> Path:
-    trained = state.trained if state.average is None else state.average
-    template = make_chat_template(run.checkpoint, run.tokenizer) if run.dataset.form == "chat" else None
-    return write_result(run.out, run.name, run.checkpoint, template, run.recipe, trained)
