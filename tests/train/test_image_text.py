@@ -2,7 +2,6 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,11 @@ import torch
 
 from gemwright import tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.model import loss, stack
-from gemwright.train.image_text import make_soft_tokens
+from gemwright.model import stack
+from gemwright.train.image_text import ImageText
+from gemwright.train.objective import Sequences
+from gemwright.train.recipe import Recipe
+from gemwright.train.step import accumulate
 from tests.tiny.vision_pairs import IMAGE, PREFIXES, VisionPair, channels_first, make_vision_pair
 from tests.train.cases import relative
 
@@ -22,11 +24,6 @@ LOSS, GRADIENT = 1e-5, 1e-4
 """Relative tolerance of a float32 loss, and of a gradient relative to its norm."""
 LENGTHS = (55, 48)
 """Tokens of the two documents; the rest of their rows is padding."""
-
-
-@functools.cache
-def _pair(name: str, folder: Path) -> VisionPair:
-    return make_vision_pair(name, folder)
 
 
 def _batch(pair: VisionPair) -> dict[str, np.ndarray]:
@@ -70,16 +67,13 @@ def test_loss_and_gradients_with_images_equal_those_of_transformers(name: str, t
     expected = _their_loss(pair, batch)
     expected.backward()
 
-    def our_loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        tokens, learned, segments = batch["tokens"], batch["learned"], batch["segments"]
-        soft = make_soft_tokens(config, params.vision, batch["pixels"], tokens, learned, segments, "products")
-        hidden = stack.forward(config, params, tokens, segments, soft, remat="products")
-        head, flat = params.embed if params.head is None else params.head, hidden.reshape(-1, hidden.shape[-1])
-        return loss.cross_entropy(config, head, flat, batch["targets"].reshape(-1), learned.reshape(-1))
-
     params, count = stack.stack(config, pair.weights, tower=True), batch["learned"].sum()
-    total, gradient = jax.jit(jax.value_and_grad(our_loss))(params, jax.tree.map(jnp.asarray, batch))
-    np.testing.assert_allclose(float(total) / count, expected.item(), rtol=LOSS)
+    pixels = batch.pop("pixels")
+    given = Sequences(**jax.tree.map(jnp.asarray, batch), extras={"pixels": jnp.asarray(pixels)})
+    recipe, objective = Recipe(method="full"), ImageText(images=pixels.shape[1])
+    sums, gradient = jax.jit(functools.partial(accumulate, config, recipe, objective=objective))(params, None, given)
+    assert int(sums.count) == count
+    np.testing.assert_allclose(float(sums.loss) / count, expected.item(), rtol=LOSS)
     paths, theirs = stack.stacked_paths(config, tower=True), _their_gradients(pair)
     found: dict[str, np.ndarray] = {}
     for path, leaf in tree.flatten(gradient).items():
@@ -108,4 +102,4 @@ def _their_gradients(pair: VisionPair) -> dict[str, np.ndarray]:
             gradient = gradients.pop(tensor.name)
             found[path] = gradient if tensor.permute is None else gradient.transpose(tensor.permute)
     assert not gradients, f"parameters without a weight: {list(gradients)}"
-    return {path: value.reshape(value.shape) for path, value in found.items()}
+    return found

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.data.documents import Document, Encoder
-from gemwright.data.records import Example, Form, Kind, find_kind, form, read_examples
+from gemwright.data.images import ImageReader, Images, Source, open_images
+from gemwright.data.records import Example, Form, Kind, Text, find_kind, form, read_examples
 from gemwright.data.sources import Place, Record, digest, find_files, read_records
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat_template import ChatTemplate
@@ -104,6 +105,7 @@ class Dataset:
         statistics: Their size.
         notes: Sentences about all that was split, dropped or not learned.
         digest: SHA-256 of the files.
+        images: Their images, if there are any.
     """
 
     files: tuple[Path, ...]
@@ -114,6 +116,7 @@ class Dataset:
     notes: tuple[str, ...]
     digest: str
     _places: "_Places" = field(repr=False)
+    images: Images | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,6 +124,8 @@ class Dataset:
         total = hashlib.sha256()
         for array in (self.documents.ids, self.documents.learned, self.documents.offsets):
             total.update(np.ascontiguousarray(array).view(np.uint8).data)
+        if self.images is not None:
+            total.update(self.images.digest.encode())
         return total.hexdigest()
 
     def place(self, record: int) -> Place:
@@ -165,6 +170,7 @@ def open_dataset(
     chat: bool | None = None,
     tuned: bool = False,
     too_long: TooLong = "split",
+    images: ImageReader | None = None,
 ) -> Dataset:
     """Read and tokenize training data.
 
@@ -176,6 +182,8 @@ def open_dataset(
         chat: Whether a prompt and its completion are a conversation; by default if the model is tuned on them.
         tuned: Whether the model is tuned on conversations.
         too_long: How a longer document is treated: "split" into documents that begin with BOS, "drop" or "refuse".
+            With images it is dropped or refused.
+        images: What the model makes of images; None if it reads text only.
 
     Raises:
         DataError: The data cannot be read, are empty, malformed or of mixed kinds, hold nothing to learn, or have a
@@ -184,12 +192,13 @@ def open_dataset(
     if max_length < 1 or too_long not in TOO_LONG:
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
-    builder = _Builder(Encoder(tokenizer, chat_template), max_length, too_long)
+    encoder = Encoder(tokenizer, chat_template, None if images is None else images.format)
+    builder = _Builder(encoder, max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
         builder.add(record, examples)
-    return builder.finish(files)
+    return builder.finish(files, images)
 
 
 def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
@@ -221,6 +230,7 @@ class _Builder:
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
+        self.sources: dict[int, tuple[Source, ...]] = {}
         self.unlearned = _Counter()
         self.split, self.dropped, self.separate = _Counter(), _Counter(), _Counter()
 
@@ -235,6 +245,8 @@ class _Builder:
         """Add the documents of a record."""
         index = len(self.places)
         self.places.append(record.place)
+        if images := [image for example in examples if not isinstance(example, Text) for image in example.images]:
+            self.sources[index] = tuple(images)
         try:
             documents = [self.encoder.encode(example) for example in examples]
         except DataError:
@@ -255,7 +267,7 @@ class _Builder:
         length = len(document.ids)
         if length - 1 <= self.max_length:
             return [document]
-        if self.too_long == "refuse":
+        if self.too_long == "refuse" or (self.too_long == "split" and document.ids.min() < 0):
             raise place.error(
                 f"the document has {length:,} tokens, and {self.max_length + 1:,} fit; use a larger length, or split "
                 "or drop long documents."
@@ -278,7 +290,7 @@ class _Builder:
         self.lengths += np.int64(len(document.ids)).tobytes()
         self.records += np.int32(record).tobytes()
 
-    def finish(self, files: list[Path]) -> Dataset:
+    def finish(self, files: list[Path], reader: ImageReader | None) -> Dataset:
         """Return the dataset."""
         if not len(self.places):
             names = ", ".join(map(str, files[:_NAMED]))
@@ -296,7 +308,9 @@ class _Builder:
         size = Statistics(len(self.places), len(documents), len(documents.ids), learned, int(lengths.max()))
         found = next(iter(self.kinds.values()))[0]
         kind = ", ".join(self.kinds)
-        return Dataset(tuple(files), kind, found, documents, size, self._notes(), digest(files), self.places)
+        notes, places = self._notes(), self.places
+        images = None if reader is None else open_images(reader, self.sources, {n: places[n] for n in self.sources})
+        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images)
 
     def _nothing(self) -> str:
         if self.dropped.count:

@@ -1,42 +1,85 @@
-"""The objective of documents with images: the soft tokens of a batch, and the mask of its model."""
+"""The objective of documents with images: those of a batch are soft tokens, and its mask is that of the model."""
 
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
 import jax.numpy as jnp
 
+from gemwright.checkpoint.open import Checkpoint
+from gemwright.data import Dataset
+from gemwright.errors import GemwrightError
 from gemwright.families import ImagePrompt, find_family
 from gemwright.model import stack
 from gemwright.model.config import Config
-from gemwright.model.params import VisionWeights
-from gemwright.model.stack import Remat
+from gemwright.model.stack import StackedWeights
 from gemwright.model.transformer import SoftTokens
-from gemwright.typing import Array, Bool, Float, Int
+from gemwright.train.load import load_frozen, load_trained
+from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, weight_shapes
+from gemwright.train.recipe import Recipe
+from gemwright.typing import Array, Bool, Int
 
 
-def make_soft_tokens(
-    config: Config,
-    tower: VisionWeights,
-    pixels: Float[Array, "B n P P 3"],
-    tokens: Int[Array, "B T"],
-    learned: Bool[Array, "B T"],
-    segments: Int[Array, "B T"],
-    remat: Remat,
-) -> SoftTokens:
-    """Return the embeddings of the images of a batch at their places, and which tokens attend to each other both ways.
+@dataclass(frozen=True)
+class ImageText(Objective):
+    """The cross-entropy of the tokens that are learned, after images.
 
-    Args:
-        config: The model.
-        tower: The tower, stacked.
-        pixels: The images of each row in order; those beyond the row's own are not used.
-        tokens: Negative for soft tokens.
-        learned: Whether the target of a token is learned.
-        segments: The document of each token; 0 for padding.
-        remat: What is kept for the gradient.
+    Low-rank updates are those of the decoder, and the vision tower stays as it is; `full` trains both. In a prefix-LM,
+    the tokens of a prompt attend to each other both ways (arXiv:2407.07726).
+
+    Attributes:
+        images: Number of images of a row of a batch; 0 for prompts of text.
     """
-    assert config.vision is not None
-    B = len(tokens)
-    rows = stack.encode(config.vision, tower, pixels.reshape(-1, *pixels.shape[2:]), remat)
-    order = jnp.clip(jnp.cumsum(tokens < 0, axis=1) - 1, 0)
-    embeddings = jnp.take_along_axis(rows.reshape(B, -1, config.width), order[:, :, None], axis=1)
-    return SoftTokens(embeddings, make_groups(config, tokens, learned, segments))
+
+    name: ClassVar[str] = "image-text"
+    images: int = 1
+
+    @property
+    def _has_tower(self) -> bool:
+        return self.images > 0
+
+    def extra_shapes(self, config: Config, recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shape and dtype of the images of a batch."""
+        if not self._has_tower:
+            return {}
+        assert config.vision is not None
+        side = config.vision.image_size
+        return {"pixels": jax.ShapeDtypeStruct((recipe.batch_size, self.images, side, side, 3), jnp.float32)}
+
+    def frozen_shapes(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
+        """Return the shapes and dtypes of the frozen weights, or the weights if only their file decides them."""
+        if recipe.method == "lora":
+            return weight_shapes(checkpoint.config, recipe.dtype, tower=self._has_tower)
+        return load_frozen(recipe, checkpoint, tower=self._has_tower)
+
+    def load_frozen(self, recipe: Recipe, checkpoint: Checkpoint, shapes: Any) -> Any:
+        """Load the frozen weights, unless `frozen_shapes` returned them."""
+        return load_frozen(recipe, checkpoint, tower=self._has_tower) if recipe.method == "lora" else shapes
+
+    def trained_shapes(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
+        """Return the shapes and dtypes of the trained weights."""
+        if recipe.method == "full":
+            return weight_shapes(checkpoint.config, "float32", tower=self._has_tower)
+        return super().trained_shapes(recipe, checkpoint)
+
+    def load_trained(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
+        """Load or initialize the trained weights, float32."""
+        return load_trained(recipe, checkpoint, tower=self._has_tower)
+
+    def make_soft_tokens(
+        self, config: Config, recipe: Recipe, params: StackedWeights, batch: Sequences
+    ) -> SoftTokens | None:
+        """Return the soft tokens of the images of a batch at their places, and the groups of its tokens."""
+        groups = make_groups(config, batch.tokens, batch.learned, batch.segments)
+        if not self._has_tower:
+            return SoftTokens(jnp.zeros((*batch.tokens.shape, config.width), params.embed.dtype), groups)
+        assert config.vision is not None
+        assert params.vision is not None
+        pixels = batch.extras["pixels"]
+        rows = stack.encode(config.vision, params.vision, pixels.reshape(-1, *pixels.shape[2:]), recipe.remat)
+        order = jnp.clip(jnp.cumsum(batch.tokens < 0, axis=1) - 1, 0)
+        placed = jnp.take_along_axis(rows.reshape(len(pixels), -1, config.width), order[:, :, None], axis=1)
+        return SoftTokens(placed, groups)
 
 
 def make_groups(
@@ -54,3 +97,32 @@ def make_groups(
     assert config.vision is not None
     soft = tokens < 0
     return jnp.where(soft, (jnp.cumsum(soft, axis=1) - 1) // config.vision.tokens, -1)
+
+
+def choose(
+    objective: Objective, recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, held_out: Dataset | None
+) -> tuple[Objective, Recipe, Dataset, Dataset | None]:
+    """Return the objective and the settings of a run on some data: with images, each document has its own row.
+
+    Rows are as long as the longest document. Next tokens of a prefix-LM are those after a prompt, with images or not.
+
+    Raises:
+        GemwrightError: The objective is another, and does not support images.
+    """
+    found = [data for data in (dataset, held_out) if data is not None]
+    images = [data.images for data in found if data.images is not None]
+    if objective is not NEXT_TOKEN:
+        if images:
+            raise GemwrightError(f"The objective {objective.name} does not support images; use records of text.")
+        return objective, recipe, dataset, held_out
+    if not images:
+        is_prompted = checkpoint.family.image_prompt == "prefix" and dataset.form == "prompted"
+        return ImageText(images=0) if is_prompted else objective, recipe, dataset, held_out
+    most, none = max(each.most for each in images), replace(images[0], sources={}, places={}, digest="")
+
+    def with_room(data: Dataset) -> Dataset:
+        return replace(data, images=replace(data.images or none, most=most))
+
+    recipe = replace(recipe, packing="none", length=max(data.statistics.longest for data in found) - 1)
+    held_out = None if held_out is None else with_room(held_out)
+    return ImageText(images=most), recipe, with_room(dataset), held_out
