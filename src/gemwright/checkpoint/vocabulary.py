@@ -1,6 +1,7 @@
 """Find the tokenizer of a checkpoint, load its vocabulary and add the tokens that its file lacks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,12 +40,40 @@ def load_vocabulary(path: Path, file: TensorFile, config: Config) -> Vocabulary:
     """
     gguf = file if isinstance(file, GgufFile) and not path.is_dir() else None
     source = path if gguf else find_tokenizer(path, file)
-    try:
+    with _named(source):
         vocabulary = Vocabulary.from_gguf(gguf.metadata) if gguf else _read_vocabulary(source)
+    return _fit(vocabulary, config, source)
+
+
+def read_tokenizer(file: Path, config: Config) -> Vocabulary:
+    """Read the vocabulary of a tokenizer file for a model.
+
+    Args:
+        file: A `tokenizer.json`, or the `.model` file of SentencePiece.
+        config: The model.
+
+    Raises:
+        CheckpointError: The tokenizer is missing, damaged, or that of another model.
+    """
+    with _named(file):
+        refuse_pointer(file)
+        vocabulary = _read_vocabulary(file)
+    return _fit(vocabulary, config, file)
+
+
+@contextmanager
+def _named(source: Path) -> Generator[None]:
+    """Name the file of a vocabulary in errors."""
+    try:
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{source} cannot be read ({error.strerror}); check the path.") from error
+
+
+def _fit(vocabulary: Vocabulary, config: Config, source: Path) -> Vocabulary:
+    """Add the tokens that a family's tokenizer file lacks, and check that the vocabulary fits the model."""
     if find_family(config).added_pieces:
         vocabulary = add_location_tokens(vocabulary, config.vocab)
     check_vocabulary(config, vocabulary.size, lambda token: bool(vocabulary.kinds[token] == CONTROL), source)

@@ -15,6 +15,7 @@ from gemwright.cli.files import convert, pull, quantize
 from gemwright.cli.filter import filter_data
 from gemwright.cli.generate import generate
 from gemwright.cli.infill import infill
+from gemwright.cli.init import init
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
@@ -60,7 +61,8 @@ def _gemwright(
 for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
-app.command()(tune)
+for command in (init, tune):
+    app.command()(command)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(memorize)

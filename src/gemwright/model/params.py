@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gemwright import tree
+from gemwright.kernels.rg_lru import SHARPNESS
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Vision
 from gemwright.weights import Weight
 
@@ -125,13 +126,18 @@ class ModelWeights:
 
 
 Init: TypeAlias = Literal["normal", "zeros", "ones", "decay"]
+CONV_SCALE = 0.01
+"""Variance of the temporal convolution at the start, times its number of taps."""
+DECAYS = 0.9, 0.999
+"""Least and largest share of its state that a channel of an RG-LRU keeps per step at the start, if its gate is open."""
 
 
 @dataclass(frozen=True)
 class ParamSpec:
     """The description of one weight, a leaf of an abstract tree.
 
-    A `linear` weight is only multiplied or looked up, so it may be any kind of `Weight`.
+    A `linear` weight is only multiplied or looked up, so it may be any kind of `Weight`. One that is `normal` starts
+    with a variance of `scale / fan_in`.
     """
 
     shape: tuple[int, ...]
@@ -139,6 +145,7 @@ class ParamSpec:
     init: Init
     fan_in: int = 1
     linear: bool = False
+    scale: float = 1.0
 
     @property
     def size(self) -> int:
@@ -151,7 +158,7 @@ def param_specs(config: Config) -> ModelWeights:
     table = _matrix((config.vocab, config.width), ("vocab", "embed"), fan_in=config.width)
     return ModelWeights(
         embed=table,
-        layers=tuple(_layer(config.width, layer) for layer in config.layers),
+        layers=tuple(_layer(config.width, layer, 2 / len(config.layers)) for layer in config.layers),
         final_norm=_zeros(config.width),
         head=None if config.tied else table,
         vision=None if config.vision is None else _vision(config.width, config.vision),
@@ -159,23 +166,32 @@ def param_specs(config: Config) -> ModelWeights:
 
 
 def init(config: Config, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> ModelWeights:
-    """Return random weights: truncated normal with variance 1 / fan-in, neutral gains and zero biases.
+    """Return random weights, distributed as in RecurrentGemma's released code.
 
-    With the initial decay of an RG-LRU, a channel keeps 0.9 to 0.999 of its state per step (arXiv:2402.19427, 2.4).
+    Linear maps, gates and the embedding are normal with variance 1 / fan-in, the last map of a residual branch with
+    2 / number of layers times that, and the temporal convolution with 0.01 times that. Gains are neutral, biases zero.
+    The decay of an RG-LRU with open gates is uniform in [0.9, 0.999] (arXiv:2402.19427, 2.4); the released code draws
+    its eighth root there.
+
+    Args:
+        config: The model.
+        key: The key of the random numbers. Every weight depends on it and on its place in the tree only.
+        dtype: Dtype of the weights.
     """
     leaves = tree.flatten(param_specs(config))
     keys = dict(zip(leaves, jax.random.split(key, len(leaves)), strict=True))
+    return tree.map_with_path(lambda path, spec: start(spec, keys[path], dtype), param_specs(config))
 
-    def start(path: str, param: ParamSpec) -> jax.Array:
-        if param.init in ("zeros", "ones"):
-            return jnp.full(param.shape, float(param.init == "ones"), dtype)
-        if param.init == "decay":
-            kept = jnp.sqrt(jax.random.uniform(keys[path], param.shape, jnp.float32, 0.9**2, 0.999**2))
-            return jnp.log(jnp.expm1(-jnp.log(kept))).astype(dtype)
-        normal = jax.random.truncated_normal(keys[path], -2.0, 2.0, param.shape, jnp.float32)
-        return (normal * param.fan_in**-0.5).astype(dtype)
 
-    return tree.map_with_path(start, param_specs(config))
+def start(spec: ParamSpec, key: jax.Array, dtype: jnp.dtype | type) -> jax.Array:
+    """Return the random start of one weight; see `init`."""
+    if spec.init in ("zeros", "ones"):
+        return jnp.full(spec.shape, float(spec.init == "ones"), dtype)
+    if spec.init == "decay":
+        kept = jax.random.uniform(key, spec.shape, jnp.float32, *DECAYS)
+        return jnp.log(jnp.expm1(-jnp.log(kept) / SHARPNESS)).astype(dtype)
+    normal = jax.random.normal(key, spec.shape, jnp.float32)
+    return (normal * (spec.scale / spec.fan_in) ** 0.5).astype(dtype)
 
 
 def parameter_count(config: Config) -> int:
@@ -183,33 +199,38 @@ def parameter_count(config: Config) -> int:
     return sum(param.size for param in tree.flatten(param_specs(config)).values())
 
 
-def _layer(width: int, layer: Layer) -> LayerWeights:
+def _layer(width: int, layer: Layer, scale: float) -> LayerWeights:
+    """Return the weights of a layer, of which the last map of each branch starts with a `scale` of its variance."""
     post = _zeros(width) if layer.post_norms else None
     return LayerWeights(
         mixer_norm=_zeros(width),
-        mixer=_recurrent(width, layer.mixer) if isinstance(layer.mixer, Recurrent) else _attention(width, layer.mixer),
+        mixer=_mixer(width, layer.mixer, scale),
         mixer_post_norm=post,
         mlp_norm=_zeros(width),
-        mlp=_mlp(width, layer.mlp),
+        mlp=_mlp(width, layer.mlp, scale),
         mlp_post_norm=post,
     )
 
 
-def _attention(D: int, mixer: Attention) -> AttentionWeights:
+def _mixer(D: int, mixer: Attention | Recurrent, scale: float) -> AttentionWeights | RecurrentWeights:
+    return _recurrent(D, mixer, scale) if isinstance(mixer, Recurrent) else _attention(D, mixer, scale)
+
+
+def _attention(D: int, mixer: Attention, scale: float) -> AttentionWeights:
     N, K, H = mixer.heads, mixer.kv_heads, mixer.head_dim
     head_norm = _zeros(H, "head_dim") if mixer.qk_norm else None
     return AttentionWeights(
         q=_matrix((N, H, D), ("heads", "head_dim", "embed"), fan_in=D),
         k=_matrix((K, H, D), ("kv_heads", "head_dim", "embed"), fan_in=D),
         v=_matrix((K, H, D), ("kv_heads", "head_dim", "embed"), fan_in=D),
-        o=_matrix((D, N, H), ("embed", "heads", "head_dim"), fan_in=N * H),
+        o=_matrix((D, N, H), ("embed", "heads", "head_dim"), fan_in=N * H, scale=scale),
         o_bias=_zeros(D) if mixer.out_bias else None,
         q_norm=head_norm,
         k_norm=head_norm,
     )
 
 
-def _recurrent(D: int, mixer: Recurrent) -> RecurrentWeights:
+def _recurrent(D: int, mixer: Recurrent, scale: float) -> RecurrentWeights:
     R, block = mixer.width, mixer.width // mixer.blocks
     gate_axes = ("blocks", "recurrent_in", "recurrent_out")
     return RecurrentWeights(
@@ -217,26 +238,26 @@ def _recurrent(D: int, mixer: Recurrent) -> RecurrentWeights:
         x_bias=_zeros(R, "recurrent"),
         y=_matrix((R, D), ("recurrent", "embed"), fan_in=D),
         y_bias=_zeros(R, "recurrent"),
-        conv=_array((mixer.conv_width, R), ("taps", "recurrent"), "normal", mixer.conv_width),
+        conv=_array((mixer.conv_width, R), ("taps", "recurrent"), "normal", mixer.conv_width, CONV_SCALE),
         conv_bias=_zeros(R, "recurrent"),
         input_gate=_array((mixer.blocks, block, block), gate_axes, "normal", block),
         input_gate_bias=_array((mixer.blocks, block), gate_axes[::2], "zeros"),
         decay_gate=_array((mixer.blocks, block, block), gate_axes, "normal", block),
         decay_gate_bias=_array((mixer.blocks, block), gate_axes[::2], "zeros"),
         decay=_array((R,), ("recurrent",), "decay"),
-        out=_matrix((D, R), ("embed", "recurrent"), fan_in=R),
+        out=_matrix((D, R), ("embed", "recurrent"), fan_in=R, scale=scale),
         out_bias=_zeros(D),
     )
 
 
-def _mlp(D: int, mlp: Mlp) -> MlpWeights:
+def _mlp(D: int, mlp: Mlp, scale: float) -> MlpWeights:
     F = mlp.hidden
     return MlpWeights(
         gate=_matrix((F, D), ("hidden", "embed"), fan_in=D),
         gate_bias=_zeros(F, "hidden") if mlp.bias else None,
         up=_matrix((F, D), ("hidden", "embed"), fan_in=D),
         up_bias=_zeros(F, "hidden") if mlp.bias else None,
-        down=_matrix((D, F), ("embed", "hidden"), fan_in=F),
+        down=_matrix((D, F), ("embed", "hidden"), fan_in=F, scale=scale),
         down_bias=_zeros(D) if mlp.bias else None,
     )
 
@@ -281,12 +302,12 @@ def _vision_layer(vision: Vision) -> VisionLayerWeights:
 
 
 # Typed Any, because a ParamSpec takes the place of a weight.
-def _matrix(shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> Any:
-    return ParamSpec(shape, axes, "normal", fan_in, linear=True)
+def _matrix(shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int, scale: float = 1.0) -> Any:
+    return ParamSpec(shape, axes, "normal", fan_in, linear=True, scale=scale)
 
 
-def _array(shape: tuple[int, ...], axes: tuple[str, ...], init: Init, fan_in: int = 1) -> Any:
-    return ParamSpec(shape, axes, init, fan_in)
+def _array(shape: tuple[int, ...], axes: tuple[str, ...], init: Init, fan_in: int = 1, scale: float = 1.0) -> Any:
+    return ParamSpec(shape, axes, init, fan_in, scale=scale)
 
 
 def _zeros(size: int, axis: str = "embed") -> Any:
