@@ -181,13 +181,13 @@ def plot(records: Path, found: Sequence[Found | None]) -> Pixels:
         there.setdefault(record["image"], []).append(other)
         here.setdefault(record["image"], []).extend([] if one is None else [one])
     names = list(there)[: COLUMNS * ROWS]
-    tiles = [np.full(((SIDE + 2) * SCALE, (SIDE + 2) * SCALE, 3), 255, np.uint8)] * (COLUMNS * ROWS)
+    tiles = np.full((COLUMNS * ROWS, (SIDE + 2) * SCALE, (SIDE + 2) * SCALE, 3), 255, np.uint8)
     for index, name in enumerate(names):
         image = Image.open(records.parent / name).resize((SIDE * SCALE, SIDE * SCALE), Image.Resampling.NEAREST)
         for other in there[name]:
             top, left, bottom, right = other.box.pixels(*image.size)
             ImageDraw.Draw(image).rectangle((left - 1, top - 1, right, bottom), outline="white", width=2)
-        tiles[index] = np.pad(draw(np.asarray(image), here[name]), ((SCALE, SCALE), (SCALE, SCALE), (0, 0)), "edge")
+        tiles[index][SCALE:-SCALE, SCALE:-SCALE] = draw(np.asarray(image), here[name])
     return np.concatenate([np.concatenate(tiles[row::ROWS], axis=1) for row in range(ROWS)])
 
 

@@ -140,7 +140,7 @@ def _read_pixels(images: Images, batch: Batch) -> NDArray[np.float32]:
     """Return the images [B, n, P, P, 3] of rows of one document each, and zeros where a row has fewer."""
     pixels = np.zeros((len(batch.tokens), images.most, images.reader.size, images.reader.size, 3), np.float32)
     for row, tokens in enumerate(batch.tokens):
-        if count := np.count_nonzero(tokens == SOFT_TOKEN) // images.reader.format.soft_tokens:
+        if count := int(np.count_nonzero(tokens == SOFT_TOKEN)) // images.reader.format.soft_tokens:
             pixels[row, :count] = images.read(int(batch.records[row, 0]), count)
     return pixels
 
