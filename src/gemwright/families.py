@@ -51,10 +51,11 @@ class PublishedVocabulary:
 
 @dataclass(frozen=True)
 class HuggingFaceNames:
-    """A `model_type` of transformers and its class."""
+    """A `model_type` of transformers and its class; the class with a head of scores, if there is one."""
 
     model_type: str
     model_class: str
+    reward_class: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,8 @@ GEMMA_3 = Family(
     name="Gemma 3",
     matches=_has_qk_norm,
     chat_format="gemma3",
-    text_model=HuggingFaceNames("gemma3_text", "Gemma3ForCausalLM"),
-    vision_model=HuggingFaceNames("gemma3", "Gemma3ForConditionalGeneration"),
+    text_model=HuggingFaceNames("gemma3_text", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
+    vision_model=HuggingFaceNames("gemma3", "Gemma3ForConditionalGeneration", "Gemma3ForSequenceClassification"),
     gguf="gemma3",
     vocabulary=VOCABULARY_3,
     image_prompt="inline",
@@ -227,7 +228,7 @@ GEMMA_3 = Family(
 GEMMA_2 = Family(
     name="Gemma 2",
     matches=_has_post_norms,
-    text_model=HuggingFaceNames("gemma2", "Gemma2ForCausalLM"),
+    text_model=HuggingFaceNames("gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification"),
     gguf="gemma2",
 )
 VAULTGEMMA = Family(
@@ -238,7 +239,7 @@ VAULTGEMMA = Family(
 GEMMA_1 = Family(
     name="Gemma 1",
     matches=lambda config: True,
-    text_model=HuggingFaceNames("gemma", "GemmaForCausalLM"),
+    text_model=HuggingFaceNames("gemma", "GemmaForCausalLM", "GemmaForSequenceClassification"),
     gguf="gemma",
 )
 CODEGEMMA = Family(

@@ -10,8 +10,22 @@ import gemwright
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = (
     *("generate", "chat", "serve", "see", "infill", "score", "tokenize"),
-    *("list", "tune", "eval", "compare", "memorize", "filter", "export", "card", "sign", "release", "watermark"),
-    *("detect", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
+    *(
+        "list",
+        "init",
+        "train",
+        "tune",
+        "eval",
+        "compare",
+        "memorize",
+        "filter",
+        "export",
+        "card",
+        "sign",
+        "release",
+        "watermark",
+    ),
+    *("detect", "plan", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
 )
 
 FAST = """

@@ -12,7 +12,7 @@ from gemwright import ops, tree
 from gemwright.errors import GemwrightError
 from gemwright.kernels import choice
 from gemwright.model import loss
-from gemwright.model.loss import cross_entropy
+from gemwright.model.loss import cross_entropy, token_losses
 from gemwright.weights import LoraTensor, matmul
 from tests.tiny.config import CONFIGS
 from tests.train.cases import largest_difference, relative
@@ -156,3 +156,51 @@ def test_tokens_without_a_label_do_not_matter():
     found = _both(CAPPED, head, hidden, jnp.where(learned, targets, -1), learned)[0]
     assert largest_difference(found[0], expected[0]) < SAME
     assert largest_difference(found[1], expected[1]) < SAME
+
+
+def _weighted(function: Any, factors: Any) -> Any:
+    """Return a loss that multiplies each token's by its factor."""
+
+    def total(config: Any, head: Any, hidden: Any, targets: Any, learned: Any) -> jax.Array:
+        return jnp.sum(factors * function(config, head, hidden, targets, learned))
+
+    return total
+
+
+def _naive_losses(config: Any, head: Any, hidden: Any, targets: Any, learned: Any) -> jax.Array:
+    return jax.vmap(lambda state, target, one: _naive(config, head, state[None], target[None], one[None]))(
+        hidden, targets, learned
+    )
+
+
+@pytest.mark.parametrize(("wanted", "impl"), [("hidden", "reference"), ("hidden", "native"), ("both", "reference")])
+def test_losses_of_tokens_have_gradients_of_any_weight(wanted: str, impl: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss, "LOGITS", 4 * CAPPED.vocab)
+    head, hidden, *labels = _arrays()
+    factors = jnp.asarray(np.random.default_rng(3).standard_normal(TOKENS), jnp.float32)
+    arguments = {"hidden": (1,), "both": (0, 1)}[wanted]
+
+    def differentiate(function: Any) -> Any:
+        total = _weighted(function, factors)
+        return jax.jit(jax.grad(lambda head, hidden: total(CAPPED, head, hidden, *labels), arguments))(head, hidden)
+
+    with choice.use(impl):
+        assert largest_difference(differentiate(token_losses), differentiate(_naive_losses)) < SAME
+        found = token_losses(CAPPED, head, hidden, *labels)
+    assert relative(found, _naive_losses(CAPPED, head, hidden, *labels)) < SAME
+    assert not np.any(np.asarray(found)[~np.asarray(labels[1])])
+
+
+def test_losses_of_tokens_with_updates_of_a_head_and_bfloat16():
+    head, hidden, *labels = _arrays(jnp.bfloat16)
+    random = np.random.default_rng(1)
+    a, b = (jnp.asarray(random.standard_normal(shape), jnp.bfloat16) for shape in ((3, WIDTH), (CAPPED.vocab, 3)))
+    trained, frozen = tree.partition(LoraTensor(head, a, 0.1 * b, None), lambda path, _: path in ("a", "b"))
+    factors = jnp.linspace(-1.0, 2.0, TOKENS)
+
+    def gradients(function: Any) -> Any:
+        total = _weighted(function, factors)
+        found = jax.grad(lambda part, hidden: total(CAPPED, tree.combine(part, frozen), hidden, *labels), (0, 1))
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.jit(found)(trained, hidden))
+
+    assert largest_difference(gradients(token_losses), gradients(_naive_losses)) < 0.01

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gemwright.runtime import distributed
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import Run, prepare, train
 
@@ -37,10 +38,12 @@ def result(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 def main() -> None:
+    distributed.join()
     folder, out = map(Path, sys.argv[1:3])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    mesh = options.pop("mesh", None)
     run = prepare_tiny(folder, out, **options)
-    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2)
+    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2, mesh=mesh)
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gemwright.checkpoint.chat_templates import GGUF_IDS, to_gguf_templates, write_chat_templates
 from gemwright.checkpoint.configs import processor
 from gemwright.checkpoint.configs.gguf import to_gguf
-from gemwright.checkpoint.configs.huggingface import to_huggingface
+from gemwright.checkpoint.configs.huggingface import to_huggingface, to_reward
 from gemwright.checkpoint.documents import model_documents, name_special_tokens
 from gemwright.checkpoint.files.atomic import create_folder, file_error
 from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
@@ -25,7 +25,7 @@ from gemwright.checkpoint.load import Progress, row_chunks
 from gemwright.checkpoint.merge import adapt, read_merged
 from gemwright.checkpoint.mixtures import MIXTURES, choose_encoding
 from gemwright.checkpoint.names.gguf import map_gguf
-from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.huggingface import SCORE, map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping
 from gemwright.checkpoint.open import Checkpoint, open_checkpoint
 from gemwright.checkpoint.tower import tower_path, written_tower
@@ -137,6 +137,7 @@ def write_huggingface(
     dtype: str,
     updates: Sequence[Updates] = (),
     progress: Progress = lambda done, total: None,
+    score: NDArray[np.float32] | None = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, completely or not at all.
 
@@ -146,6 +147,7 @@ def write_huggingface(
         dtype: A key of `DTYPES`.
         updates: Updates of the weights, merged in float32 and rounded once.
         progress: Called with the number of bytes read and the total.
+        score: The head [1, D] of a reward model, which the folder is then.
 
     Raises:
         CheckpointError: A weight cannot be read, is not finite in the dtype, or the folder cannot be written.
@@ -168,7 +170,10 @@ def write_huggingface(
         SafetensorsTensor(tensor.name, tensor.shape, DTYPES[dtype], lambda p=path, t=tensor: produce(p, t))
         for path, tensor in mapping.items()
     ]
-    write_folder(folder, checkpoint, checkpoint.vocabulary(), tensors, to_huggingface(checkpoint.config, dtype))
+    if score is not None:
+        tensors.append(SafetensorsTensor(SCORE, score.shape, DTYPES[dtype], lambda: score.astype(DTYPES[dtype])))
+    config = (to_huggingface if score is None else to_reward)(checkpoint.config, dtype)
+    write_folder(folder, checkpoint, checkpoint.vocabulary(), tensors, config)
 
 
 def write_folder(

@@ -21,6 +21,7 @@ from gemwright.checkpoint.files.gguf import GgufTensor, write_gguf
 from gemwright.checkpoint.files.safetensors import SINGLE, SafetensorsTensor, write_shards
 from gemwright.checkpoint.find import ADAPTER_CONFIG
 from gemwright.checkpoint.hub import is_repo_id
+from gemwright.checkpoint.names.huggingface import SCORE
 from gemwright.checkpoint.open import open_checkpoint
 from gemwright.checkpoint.updates import LowRank, Updates, map_modules, read_updates
 from gemwright.model.config import Config
@@ -90,6 +91,7 @@ def write_peft(
     config: Config,
     base: str | None,
     documents: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    score: NDArray[np.float32] | None = None,
 ) -> None:
     """Write updates as a PEFT folder, completely or not at all.
 
@@ -99,6 +101,7 @@ def write_peft(
         config: The model they are for.
         base: The name or path of the model.
         documents: Further JSON files by name, such as those of a tokenizer.
+        score: The head [1, D] of a reward model, whose adapter the folder is then.
 
     Raises:
         CheckpointError: The folder exists or cannot be written.
@@ -109,11 +112,15 @@ def write_peft(
     for path, update in updates.low_rank.items():
         arrays |= {f"base_model.model.{modules[path]}.{part}": values for part, values in _parts(path, update).items()}
     arrays |= {f"base_model.model.{modules[path]}.weight": values for path, values in updates.replaced.items()}
+    settings = _settings(modules, updates, base)
+    if score is not None:
+        arrays[f"base_model.model.{SCORE}"] = score
+        settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     tensors = [
         SafetensorsTensor(name, values.shape, np.dtype(np.float32), lambda values=values: np.ascontiguousarray(values))
         for name, values in arrays.items()
     ]
-    documents = {ADAPTER_CONFIG: _settings(modules, updates, base), **documents}
+    documents = {ADAPTER_CONFIG: settings, **documents}
     with create_folder(target, sum(tensor.nbytes for tensor in tensors)) as temporary:
         write_shards(temporary, tensors, sys.maxsize)
         (temporary / SINGLE).rename(temporary / WEIGHTS)

@@ -21,7 +21,9 @@ from gemwright.model.config import Config
 from gemwright.model.params import param_specs
 
 
-def adapt(checkpoint: Checkpoint, adapters: Mapping[Path, float]) -> tuple[Checkpoint, tuple[Updates, ...]]:
+def adapt(
+    checkpoint: Checkpoint, adapters: Mapping[Path, float], *, reward: bool = False
+) -> tuple[Checkpoint, tuple[Updates, ...]]:
     """Return the checkpoint with the config and the text files of its adapters, and their updates.
 
     A PEFT folder may have a tokenizer with added tokens, a chat template and ids that end a text; those of the last
@@ -30,11 +32,12 @@ def adapt(checkpoint: Checkpoint, adapters: Mapping[Path, float]) -> tuple[Check
     Args:
         checkpoint: The base model.
         adapters: Path and weight of each adapter.
+        reward: Whether they are of reward models.
 
     Raises:
         CheckpointError: An adapter cannot be read, or is for another model.
     """
-    updates = read_all(adapters, checkpoint.config)
+    updates = read_all(adapters, checkpoint.config, reward=reward)
     config, mapping = update_config(checkpoint.config, updates), checkpoint.mapping
     if not config.tied and "head" not in mapping:
         mapping = {**mapping, "head": mapping["embed"]}

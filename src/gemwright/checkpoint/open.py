@@ -108,13 +108,14 @@ class Checkpoint:
         return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, variant: str | None = None, *, reward: bool = False) -> Checkpoint:
     """Open a GGUF or `.npz` file, a Hugging Face folder (or its safetensors file), an Orbax folder or a Keras preset.
 
     Args:
         path: The file or folder.
         variant: Name of the published variant, for an Orbax tree or an `.npz`, which have no config; else it has to
             agree with the checkpoint.
+        reward: Whether a reward model in a Hugging Face folder is wanted.
 
     Raises:
         CheckpointError: The path is missing, not a checkpoint, damaged, or of another variant; only headers are read.
@@ -125,10 +126,12 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
         )
     _refuse_adapter(path)
     kind, place = find_weights(path)
+    if reward and kind is not SAFETENSORS:
+        raise CheckpointError(f"{path} is no reward model, which is a Hugging Face folder or an adapter.")
     if kind is GGUF:
         opened = open_gguf_checkpoint(open_gguf_model(place))
     elif kind is SAFETENSORS:
-        opened = _open_huggingface(place)
+        opened = _open_huggingface(place, reward)
     elif kind is HDF5:
         opened = _open_keras(place)
     else:
@@ -142,11 +145,11 @@ def _refuse_adapter(path: Path) -> None:
         raise CheckpointError(f"{path} is an adapter for {base}, not a whole model; give the model that it adapts.")
 
 
-def _open_huggingface(path: Path) -> Checkpoint:
+def _open_huggingface(path: Path, reward: bool) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     path = folder if SHARD.search(path.name) else path
     settings = read_json(folder / "config.json")
-    config = from_huggingface(settings, str(folder / "config.json"))
+    config = from_huggingface(settings, str(folder / "config.json"), reward=reward)
     # Older folders have the stop tokens in config.json only.
     end = {"eos_token_id": settings.get("eos_token_id")}
     generation = read_generation_config(end, str(folder / "config.json"))

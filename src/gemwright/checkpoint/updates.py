@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gemwright.checkpoint.adapters import Adapter, open_adapter
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.names.gguf import map_gguf
-from gemwright.checkpoint.names.huggingface import map_huggingface
+from gemwright.checkpoint.names.huggingface import SCORE, map_huggingface
 from gemwright.checkpoint.names.mapping import TensorMapping, plain_name
 from gemwright.errors import CheckpointError
 from gemwright.model.config import Config
@@ -73,21 +73,24 @@ class Updates:
     weight: float = 1.0
 
 
-def read_all(adapters: Mapping[Path, float], config: Config) -> tuple[Updates, ...]:
+def read_all(adapters: Mapping[Path, float], config: Config, *, reward: bool = False) -> tuple[Updates, ...]:
     """Read adapters for a model.
 
     Args:
         adapters: Path and weight of each.
         config: The model.
+        reward: Whether those of reward models are wanted.
 
     Raises:
         CheckpointError: As for `read_updates` and `open_adapter`.
     """
-    return tuple(replace(read_updates(open_adapter(path), config), weight=w) for path, w in adapters.items())
+    return tuple(
+        replace(read_updates(open_adapter(path), config, reward=reward), weight=w) for path, w in adapters.items()
+    )
 
 
-def read_updates(adapter: Adapter, config: Config) -> Updates:
-    """Read the updates of an adapter for a model.
+def read_updates(adapter: Adapter, config: Config, *, reward: bool = False) -> Updates:
+    """Read the updates of an adapter for a model; of a reward model, all but its head.
 
     Raises:
         CheckpointError: A tensor is unknown, lacks its counterpart, is not finite, or is for a model of another shape.
@@ -99,6 +102,10 @@ def read_updates(adapter: Adapter, config: Config) -> Updates:
     for name in adapter.file.tensors:
         match = _NAMES[adapter.format].fullmatch(name)
         module = plain_name(match[1]) if match else ""
+        if f"{module}.weight" == SCORE and reward:
+            continue
+        if f"{module}.weight" == SCORE:
+            raise _error(adapter, "is of a reward model, which gives no text", "use it with gemwright score --reward")
         if match is None or module not in modules:
             raise _error(adapter, f"has {name:.120}, which is not for this model", "use the model it names")
         path, tensor = modules[module]

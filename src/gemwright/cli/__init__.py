@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from gemwright.cli import render
 from gemwright.errors import GemwrightError, PolicyError
@@ -71,7 +72,17 @@ def _run() -> int:
 def _fail(sentence: str, code: int = 2) -> None:
     if sys.stderr is not None:
         print(f"gemwright: {render.printable(sentence)}", file=sys.stderr)  # noqa: T201
+    if (distributed := sys.modules.get("gemwright.runtime.distributed")) is not None and distributed.joined:
+        _abandon_others(code)
     sys.exit(code)
+
+
+def _abandon_others(code: int) -> NoReturn:
+    """End without JAX's wait for the other processes, some of which may be gone."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 def _abandon_stdout() -> None:

@@ -19,6 +19,7 @@ from gemwright.cli.init import init
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
 from gemwright.cli.models import models
+from gemwright.cli.plan import plan
 from gemwright.cli.release import release
 from gemwright.cli.score import score
 from gemwright.cli.see import see
@@ -26,6 +27,7 @@ from gemwright.cli.serve import serve
 from gemwright.cli.sign import sign
 from gemwright.cli.storage import du, list_models, rm
 from gemwright.cli.tokenize import tokenize
+from gemwright.cli.train import train
 from gemwright.cli.tune import tune
 from gemwright.cli.verify import verify
 from gemwright.cli.watermark import detect, watermark
@@ -61,7 +63,7 @@ def _gemwright(
 for command in (generate, chat, serve, see, infill, score, tokenize):
     app.command()(command)
 app.command("list")(list_models)
-for command in (init, tune):
+for command in (init, train, tune):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(compare)
@@ -70,5 +72,5 @@ app.command("filter")(filter_data)
 app.command()(export)
 for command in (card, sign, release, watermark, detect):
     app.command()(command)
-for command in (models, pull, rm, du, inspect, verify, convert, quantize, doctor):
+for command in (plan, models, pull, rm, du, inspect, verify, convert, quantize, doctor):
     app.command()(command)

@@ -86,6 +86,13 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", callback=_set_threads, help="Number of CPU threads. Default: all cores."),
 ]
+MeshOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AXIS=N,...",
+        help="How devices share the work: sizes of slice, data, fsdp, sequence and tensor. Default: fsdp, all devices.",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")]
 DTypeOption = Annotated[
     str | None,

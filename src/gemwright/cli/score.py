@@ -7,6 +7,7 @@ import typer
 
 from gemwright.cli import options as o
 from gemwright.cli import render
+from gemwright.cli.imports import import_jax
 from gemwright.errors import GemwrightError
 
 
@@ -28,6 +29,9 @@ def score(
             min=1, metavar="N", help="Score a text longer than the context in windows that advance by N tokens."
         ),
     ] = None,
+    reward: Annotated[
+        bool, typer.Option("--reward", help="Print the score of a reward model instead, for TEXT after --prompt.")
+    ] = False,
     model: o.ModelOption = "gemma-3-270m",
     adapter: o.AdapterOption = None,
     dtype: o.DTypeOption = None,
@@ -36,8 +40,11 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Print the log-probability of each token and the perplexity."""
+    """Print log-probabilities, or the score of a reward model."""
     content = read_text(text, file)
+    if reward:
+        _print_reward(model, content, render.argument(prompt), dtype, as_json)
+        return
     from gemwright.cli.loading import load
 
     loaded = load(model, dtype=dtype, variant=variant, verbose=verbose, adapters=o.adapters(adapter))
@@ -67,6 +74,20 @@ def score(
     ]
     render.write("\n")
     render.facts(rows, render.out())
+
+
+def _print_reward(model: str, text: str, prompt: str, dtype: str | None, as_json: bool) -> None:
+    """Print the score of a reward model."""
+    render.status("Loading the model ...")
+    import_jax()
+    from gemwright.train.reward_model import load_reward
+
+    record = {"prompt": prompt, "completion": text} if prompt else {"text": text}
+    (found,) = load_reward(model, dtype).score([record])
+    if as_json:
+        render.write_json({"prompt": prompt, "text": text, "reward": o.finite(found), "model": model})
+    else:
+        render.facts([("reward", f"{found:.4f}")], render.out())
 
 
 def read_text(text: str | None, file: Path | None) -> str:

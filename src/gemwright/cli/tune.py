@@ -72,6 +72,7 @@ def tune(
     show_data: Annotated[
         bool, typer.Option("--show-data", help="Print some documents token by token, learned ones marked, and exit.")
     ] = False,
+    mesh: o.MeshOption = None,
     threads: o.ThreadsOption = None,
 ) -> None:
     """Tune a model on your own data.
@@ -84,9 +85,11 @@ def tune(
     render.status("Reading the data ...")
     import_jax()
     from gemwright.cli import tune_report
+    from gemwright.runtime import distributed
     from gemwright.train.recipe import Recipe
     from gemwright.train.run import prepare, train
 
+    distributed.join()
     recipe = Recipe(
         method=cast(Any, method),
         rank=rank,
@@ -108,10 +111,12 @@ def tune(
     if show_data:
         tune_report.show_data(run, SHOWN_DOCUMENTS)
         return
-    render.facts(tune_report.describe(run), render.err())
-    render.status("Compiling ...")
-    result = train(run, tune_report.ProgressLines(), tune_report.note, accept_changes=accept_changes)
-    tune_report.print_result(run, result)
+    if distributed.is_first():
+        render.facts(tune_report.describe(run), render.err())
+        render.status("Compiling ...")
+    result = train(run, tune_report.ProgressLines(), tune_report.note, accept_changes=accept_changes, mesh=mesh)
+    if distributed.is_first():
+        tune_report.print_result(run, result)
 
 
 def _file_or_share(held_out: str | None) -> Path | float | None:

@@ -18,7 +18,7 @@ SHARE_OF_TIME = 0.05
 
 def describe(run: "Run") -> list[tuple[str, str]]:
     """Return the data, the packing and the recipe of a run as names and texts."""
-    size, recipe, batches = run.dataset.statistics, run.recipe, run.batches
+    size, recipe = run.dataset.statistics, run.recipe
     return [
         ("model", run.name),
         (
@@ -28,10 +28,11 @@ def describe(run: "Run") -> list[tuple[str, str]]:
         ),
         *(("", note) for note in run.dataset.notes),
         *_describe_held_out(run),
+        *_describe_stages(run),
         (
             "packing",
-            f"{recipe.packing}: {batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens an "
-            f"epoch, {batches.padding:.1%} padding",
+            f"{recipe.packing}: {run.batches.steps_per_epoch:,} steps of {recipe.batch_size} x {recipe.length} tokens "
+            f"an epoch, {run.batches.padding:.1%} padding",
         ),
         ("recipe", _describe_recipe(run)),
     ]
@@ -49,6 +50,23 @@ def _describe_recipe(run: "Run") -> str:
     words += [f"{recipe.accumulation} parts a step"] * (recipe.accumulation > 1)
     words += [f"seed {recipe.seed}"]
     return ", ".join(words)
+
+
+def _describe_stages(run: "Run") -> list[tuple[str, str]]:
+    return [("" if number else "stages", line) for number, line in enumerate(describe_shares(run))]
+
+
+def describe_shares(run: "Run") -> list[str]:
+    """Return a line for each stage of a mixture: its steps, and the shares of the sources in its tokens."""
+    from gemwright.data.mixture import Mixture
+
+    if not isinstance(run.batches, Mixture):
+        return []
+    return [
+        f"steps {first + 1:,} to {last:,}: "
+        + ", ".join(f"{share:.2%} {name}" for name, share in run.batches.shares(first, last).items())
+        for first, last in run.batches.stages
+    ]
 
 
 def _describe_held_out(run: "Run") -> list[tuple[str, str]]:
@@ -94,10 +112,12 @@ class ProgressLines:
 def format_progress(progress: "Progress") -> str:
     """Return a step as one line; step 0 is the state before the training."""
     held_out = [] if progress.held_out is None else [f"held-out loss {progress.held_out:.4f}"]
+    held_out += [f"{name} {value:.4f}" for name, value in progress.metrics.items() if not name.startswith("share of ")]
     if progress.step == 0:
         return "  ".join([f"step 0/{progress.steps}", *held_out])
     tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))
     parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out]
+    parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in progress.metrics.items()]
     parts += [f"{tokens:,.0f} tokens/s ({learned:,.0f} learned)", f"{progress.utilization:.0%} utilized"]
     return "  ".join([*parts, render.size(progress.memory), f"{format_seconds(progress.remaining)} left"])
 

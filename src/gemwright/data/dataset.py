@@ -4,7 +4,7 @@ All ids are in memory, at 5 bytes each: a billion tokens take 5 GB.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.data.documents import Document, Encoder
-from gemwright.data.images import ImageReader, Images, Source, open_images
+from gemwright.data.images import ImageReader, Images, Source, join_images, open_images
 from gemwright.data.records import Example, Form, Kind, Text, find_kind, form, read_examples
-from gemwright.data.sources import Place, Record, digest, find_files, read_records
+from gemwright.data.sources import Place, Places, Record, digest, find_files, read_records
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.tokenizer import Tokenizer
@@ -106,6 +106,7 @@ class Dataset:
         notes: Sentences about all that was split, dropped or not learned.
         digest: SHA-256 of the files.
         images: Their images, if there are any.
+        group: Number of consecutive documents that stay together in a row: 2 for the answers of a pair.
     """
 
     files: tuple[Path, ...]
@@ -115,7 +116,8 @@ class Dataset:
     statistics: Statistics
     notes: tuple[str, ...]
     digest: str
-    _places: "_Places" = field(repr=False)
+    _places: Places = field(repr=False)
+    group: int = 1
     images: Images | None = None
 
     @cached_property
@@ -139,26 +141,47 @@ class Dataset:
         return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
 
 
-class _Places:
-    """The places of records, stored as arrays."""
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """Return the documents of several data in order.
 
-    def __init__(self) -> None:
-        self._first: list[tuple[int, Place]] = []  # index of the first record of each file
-        self._numbers = bytearray()
-
-    def __len__(self) -> int:
-        return len(self._numbers) // 8
-
-    def append(self, place: Place) -> None:
-        if not self._first or self._first[-1][1].path != place.path:
-            self._first.append((len(self), place))
-        self._numbers += np.int64(place.number).tobytes()
-
-    def __getitem__(self, index: int) -> Place:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = next(place for first, place in reversed(self._first) if first <= index)
-        return Place(place.path, int(np.frombuffer(self._numbers, np.int64)[index]), place.unit)
+    Raises:
+        DataError: They are of different forms, or only some are pairs.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    first, places, counts = datasets[0], Places(), list[int]()
+    for other in datasets:
+        if (other.form, other.group) != (first.form, first.group):
+            raise _mixed(first.kind, first.place(0), other.kind, other.place(0))
+        counts.append(len(places))
+        places.extend(other._places)  # pyright: ignore[reportPrivateUsage]
+    starts = np.cumsum([0, *(len(data.documents.ids) for data in datasets)])
+    parts = [data.documents for data in datasets]
+    documents = Documents(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.learned for part in parts]),
+        np.concatenate([*(part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)), starts[-1:]]),
+        np.concatenate([part.records + count for part, count in zip(parts, counts, strict=True)]).astype(np.int32),
+    )
+    sizes = [data.statistics for data in datasets]
+    return Dataset(
+        files=tuple(file for data in datasets for file in data.files),
+        kind=", ".join(dict.fromkeys(data.kind for data in datasets)),
+        form=first.form,
+        documents=documents,
+        statistics=Statistics(
+            records=sum(size.records for size in sizes),
+            documents=sum(size.documents for size in sizes),
+            tokens=sum(size.tokens for size in sizes),
+            learned=sum(size.learned for size in sizes),
+            longest=max(size.longest for size in sizes),
+        ),
+        notes=tuple(note for data in datasets for note in data.notes),
+        digest=hashlib.sha256("".join(data.digest for data in datasets).encode()).hexdigest(),
+        _places=places,
+        group=first.group,
+        images=join_images([data.images for data in datasets], counts),
+    )
 
 
 def open_dataset(
@@ -193,15 +216,47 @@ def open_dataset(
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
     encoder = Encoder(tokenizer, chat_template, None if images is None else images.format)
-    builder = _Builder(encoder, max_length, too_long)
+    builder = Builder(max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
-        builder.add(record, examples)
+        builder.add(record.place, _encode(encoder, record, examples), _sources(examples))
     return builder.finish(files, images)
 
 
-def _read_all(files: list[Path], builder: "_Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
+def collect(files: Sequence[Path], kind: str, documents: Iterable[tuple[Place, Document]], max_length: int) -> Dataset:
+    """Return the dataset of documents that are text, each with its place.
+
+    Args:
+        files: The files that they are made of.
+        kind: Name of their kind.
+        documents: The documents.
+        max_length: Number of positions of a row; a longer document is split.
+
+    Raises:
+        DataError: There are none.
+    """
+    builder = Builder(max_length, "split")
+    for place, document in documents:
+        builder.check_form("text", kind, place)
+        builder.add(place, [[document]])
+    return builder.finish(list(files))
+
+
+def _encode(encoder: Encoder, record: Record, examples: Iterable[Example]) -> list[list[Document]]:
+    try:
+        return [encoder.encode(example) for example in examples]
+    except DataError:
+        raise
+    except GemwrightError as error:
+        raise record.place.error(str(error)) from error
+
+
+def _sources(examples: Iterable[Example]) -> tuple[Source, ...]:
+    return tuple(image for example in examples if not isinstance(example, Text) for image in example.images)
+
+
+def _read_all(files: list[Path], builder: "Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
     """Yield the records and their examples, those of a file of one kind and all of one form."""
     first: dict[Path, tuple[Kind, Place]] = {}
     for record in read_records(files):
@@ -221,18 +276,18 @@ def _mixed(first: str, where: Place, second: str, there: Place) -> DataError:
     )
 
 
-class _Builder:
+class Builder:
     """Documents that are being collected."""
 
-    def __init__(self, encoder: Encoder, max_length: int, too_long: TooLong):
-        self.encoder, self.max_length, self.too_long = encoder, max_length, too_long
-        self.places = _Places()
+    def __init__(self, max_length: int, too_long: TooLong):
+        self.max_length, self.too_long = max_length, too_long
+        self.places = Places()
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
         self.sources: dict[int, tuple[Source, ...]] = {}
-        self.unlearned = _Counter()
-        self.split, self.dropped, self.separate = _Counter(), _Counter(), _Counter()
+        self.unlearned = Counter()
+        self.split, self.dropped, self.separate = Counter(), Counter(), Counter()
 
     def check_form(self, found: Form, kind: str, place: Place) -> None:
         """Refuse records of another form than the first."""
@@ -241,26 +296,20 @@ class _Builder:
                 raise _mixed(other, where, kind, place)
         self.kinds.setdefault(kind, (found, place))
 
-    def add(self, record: Record, examples: Iterable[Example]) -> None:
-        """Add the documents of a record."""
+    def add(self, place: Place, documents: Sequence[Sequence[Document]], images: tuple[Source, ...] = ()) -> None:
+        """Add the documents of the examples of a record, and its images."""
         index = len(self.places)
-        self.places.append(record.place)
-        if images := [image for example in examples if not isinstance(example, Text) for image in example.images]:
-            self.sources[index] = tuple(images)
-        try:
-            documents = [self.encoder.encode(example) for example in examples]
-        except DataError:
-            raise
-        except GemwrightError as error:
-            raise record.place.error(str(error)) from error
+        self.places.append(place)
+        if images:
+            self.sources[index] = images
         if any(len(parts) > 1 for parts in documents):
-            self.separate.add(record.place)
+            self.separate.add(place)
         learning = [document for parts in documents for document in parts if document.learned.any()]
         if not learning:
-            self.unlearned.add(record.place)
+            self.unlearned.add(place)
         for document in learning:
-            for part in self._fit(document, record.place):
-                self._append(part, index)
+            for part in self._fit(document, place):
+                self.append(part, index)
 
     def _fit(self, document: Document, place: Place) -> list[Document]:
         """Return a document, or the parts of a long one in which something is learned."""
@@ -284,13 +333,14 @@ class _Builder:
                 parts.append(Document(ids, np.append(False, document.learned[part])))
         return parts
 
-    def _append(self, document: Document, record: int) -> None:
+    def append(self, document: Document, record: int) -> None:
+        """Add a document of a record."""
         self.ids += document.ids.astype(np.int32).tobytes()
         self.learned += document.learned.astype(bool).tobytes()
         self.lengths += np.int64(len(document.ids)).tobytes()
         self.records += np.int32(record).tobytes()
 
-    def finish(self, files: list[Path], reader: ImageReader | None) -> Dataset:
+    def finish(self, files: list[Path], reader: ImageReader | None = None) -> Dataset:
         """Return the dataset."""
         if not len(self.places):
             names = ", ".join(map(str, files[:_NAMED]))
@@ -332,14 +382,15 @@ class _Builder:
         return tuple(f"{text}: {found.count:,} of {total} records ({found})." for found, text in pairs if found.count)
 
 
-class _Counter:
-    """The number of records, and the first of their places."""
+class Counter:
+    """A number of records, and the first of their places."""
 
     def __init__(self) -> None:
         self.count = 0
         self._places: list[Place] = []
 
     def add(self, place: Place) -> None:
+        """Count the record at a place, once."""
         if self._places[-1:] != [place]:
             self.count += 1
             self._places[_NAMED:] = [place]

@@ -111,6 +111,20 @@ def open_images(
     return Images(reader, sources, places, max(map(len, sources.values())), total.hexdigest())
 
 
+def join_images(parts: Sequence[Images | None], starts: Sequence[int]) -> Images | None:
+    """Return the images of several data, of which each begins at a record."""
+    found = [(part, start) for part, start in zip(parts, starts, strict=True) if part is not None]
+    if not found:
+        return None
+    return Images(
+        found[0][0].reader,
+        {start + record: sources for part, start in found for record, sources in part.sources.items()},
+        {start + record: place for part, start in found for record, place in part.places.items()},
+        max(part.most for part, _ in found),
+        hashlib.sha256("".join(part.digest for part, _ in found).encode()).hexdigest(),
+    )
+
+
 def _load(source: Source) -> tuple[NDArray[np.uint8], bytes]:
     """Return the RGB pixels of an image, and the SHA-256 of its file."""
     if isinstance(source, bytes):

@@ -71,20 +71,34 @@ class Rows:
         return hashlib.sha256(self.ranges.tobytes() + self.offsets.tobytes()).hexdigest()
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the number of inputs of each row."""
+        return np.add.reduceat(self.ranges[:, 1] - self.ranges[:, 0], self.offsets[:-1])
+
+    @property
     def tokens(self) -> int:
         """Return the number of inputs of all rows."""
         return int(np.sum(self.ranges[:, 1] - self.ranges[:, 0]))
 
 
-def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows:
+def pack(documents: Documents, length: int, packing: Packing, seed: int, group: int = 1) -> Rows:
     """Pack documents into rows of `length` positions.
 
+    Args:
+        documents: The documents.
+        length: Number of positions of a row.
+        packing: How rows are filled; see `PACKINGS`.
+        seed: Seed of the order of documents.
+        group: Number of consecutive documents that stay together, next to each other in one row.
+
     Raises:
-        GemwrightError: The packing is not known.
-        DataError: A document is longer than a row, and would not be cut.
+        GemwrightError: The packing is not known, or would cut a group.
+        DataError: A document or a group is longer than a row, and would not be cut.
     """
     if packing not in PACKINGS:
         raise GemwrightError(f"The packing {packing!r} is not known; use one of {', '.join(PACKINGS)}.")
+    if group > 1:
+        return _pack_groups(documents, length, packing, seed, group)
     longest = int(documents.lengths.max())
     if packing != "concatenate" and longest - 1 > length:
         raise DataError(
@@ -92,7 +106,11 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
             "data with this length as max_length."
         )
     ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1)
-    ranges = ranges[_shuffle(len(documents), seed, 0)]
+    return _pack_ranges(ranges[shuffle(len(documents), seed, 0)], length, packing)
+
+
+def _pack_ranges(ranges: _Ranges, length: int, packing: Packing) -> Rows:
+    """Pack shuffled ranges into rows."""
     if packing == "none":
         return Rows(ranges, np.arange(len(ranges) + 1))
     parts = [ranges] if packing == "concatenate" else _windows(ranges)
@@ -100,7 +118,23 @@ def pack(documents: Documents, length: int, packing: Packing, seed: int) -> Rows
     return Rows(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
 
-def _shuffle(count: int, *seed: int) -> NDArray[np.int64]:
+def _pack_groups(documents: Documents, length: int, packing: Packing, seed: int, group: int) -> Rows:
+    """Pack groups of consecutive documents, each as if it were one document as long as all of its inputs."""
+    if packing == "concatenate":
+        raise GemwrightError("The packing concatenate cuts pairs of answers; use best-fit, first-fit or none.")
+    ranges = np.stack([documents.offsets[:-1], documents.offsets[1:] - 1], axis=1).reshape(-1, group, 2)
+    whole = np.stack([ranges[:, 0, 0], ranges[:, 0, 0] + np.sum(ranges[:, :, 1] - ranges[:, :, 0], axis=1)], axis=1)
+    longest = int(np.max(whole[:, 1] - whole[:, 0]))
+    if longest > length:
+        raise DataError(
+            f"A pair of answers has {longest:,} tokens, and {length:,} fit into a row; use a larger length."
+        )
+    rows = _pack_ranges(whole[shuffle(len(whole), seed, 0)], length, packing)
+    found = ranges[np.searchsorted(whole[:, 0], rows.ranges[:, 0])]
+    return Rows(found.reshape(-1, 2), rows.offsets * group)
+
+
+def shuffle(count: int, *seed: int) -> NDArray[np.int64]:
     """Return a random order, which is the same with every version of NumPy (its permutations are not)."""
     return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")
 
@@ -194,16 +228,23 @@ class Batches(Iterator[Batch]):
         """Return the batch of a step, without moving."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
-        epoch, place = divmod(step, self.steps_per_epoch)
         index, count = self._process
         size = self._batch_size // count
-        first = place * self._batch_size + index * size
-        return self._gather(self._epoch(epoch)[first : first + size], size)
+        return self._gather(self._rows_of(step)[index * size : (index + 1) * size], size)
+
+    def metrics(self) -> dict[str, float]:
+        """Return measures of the batches that were returned, by name."""
+        return {}
+
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        """Return the rows of a step, over all processes."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the rows in an epoch."""
         if self._order[0] != epoch:
-            self._order = epoch, _shuffle(len(self._rows), self._seed, 1, epoch)
+            self._order = epoch, shuffle(len(self._rows), self._seed, 1, epoch)
         return self._order[1]
 
     def _gather(self, rows: NDArray[np.int64], size: int) -> Batch:
@@ -280,15 +321,15 @@ def batches(
         process_count: Number of processes, which divides `batch_size`.
 
     Raises:
-        GemwrightError: A number is out of range, or the packing is not known.
-        DataError: A document is longer than a row.
+        GemwrightError: A number is out of range, or the packing is not known or would cut pairs.
+        DataError: A document or a pair is longer than a row.
     """
     if min(batch_size, length, epochs, process_count) < 1 or seed < 0:
         raise GemwrightError("batch_size, length and epochs must be positive, and seed at least 0.")
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise GemwrightError(f"batch_size is {batch_size}; use a multiple of the number of processes, {process_count}.")
     packing = packing if dataset.images is None else "none"
-    rows = pack(dataset.documents, length, packing, seed)
+    rows = pack(dataset.documents, length, packing, seed, dataset.group)
     made_with = {
         "data": dataset.fingerprint,
         "batch_size": batch_size,

@@ -15,7 +15,7 @@ from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
 from gemwright.generate.prompts import Ids, Prompt, chunks, token_ids
 from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, TokenCounts, candidate_count
-from gemwright.generate.slots import Slots, stop_table
+from gemwright.generate.slots import Slots, gather, stop_table
 from gemwright.generate.step import Step, from_choice, from_choices, require_finite
 from gemwright.generate.token_bias import TokenBias
 from gemwright.generate.tournament import TournamentKeys
@@ -61,6 +61,7 @@ class Engine:
         stop_ids: Iterable[int] = (),
         state: DecodeState | None = None,
         watermark: TournamentKeys | None = None,
+        copies: int = 1,
     ) -> Iterator[Step]:
         """Continue every prompt, one token of each per step, until all have ended or the caller stops iterating.
 
@@ -77,6 +78,7 @@ class Engine:
             stop_ids: ids that end a sequence. They are reported as its last token.
             state: see `begin`.
             watermark: marks all sequences, each of which must sample from a top-k.
+            copies: see `begin`.
 
         Raises:
             GemwrightError: when called, if a prompt is empty, longer than the model's maximum length or holds an
@@ -97,7 +99,7 @@ class Engine:
             proposer = proposer if len(prompts) <= speculation.MAX_SEQUENCES else None
         limits = [min(n, self.config.max_length - len(prompt)) for n, prompt in zip(limits, prompts, strict=True)]
         stop_ids = sorted(set(stop_ids))
-        return self._generate(prompts, samplings, limits, top_logprobs, proposer, stop_ids, state, watermark)
+        return self._generate(prompts, samplings, limits, top_logprobs, proposer, stop_ids, state, watermark, copies)
 
     def begin(
         self,
@@ -109,6 +111,7 @@ class Engine:
         state: DecodeState | None = None,
         bias: TokenBias | None = None,
         watermark: TournamentKeys | None = None,
+        copies: int = 1,
     ) -> tuple[Step, Slots]:
         """Prefill prompts and choose the first token of each.
 
@@ -122,6 +125,8 @@ class Engine:
                 first tokens of each prompt, less than all of them, as many as its lengths say.
             bias: restrictions of the first token.
             watermark: marks the sequences.
+            copies: number of sequences that continue the same prompt and follow each other. Their prompt is prefilled
+                once, into a state of one sequence for each prompt, and the state is copied.
 
         Returns:
             The first tokens, and the slots to continue with `programs.decode`, one per prompt.
@@ -129,9 +134,12 @@ class Engine:
         Raises:
             GemwrightError: logits are not finite.
         """
-        state, hidden = self.prefill(
-            prompts, self.empty_state(len(prompts), max(map(len, prompts))) if state is None else state
-        )
+        unique = prompts[::copies]
+        room = self.empty_state(len(unique), max(map(len, prompts))) if state is None else state
+        prefilled, hidden = self.prefill(unique, room)
+        if copies > 1:
+            rows = jnp.repeat(jnp.arange(len(unique)), copies)
+            prefilled, hidden = gather(prefilled, rows), hidden[rows]
         counts = self._counts(prompts) if options.penalty else None
         batched = BatchedSampling.stack(samplings)
         table = jax.device_put(stop_table([stop_ids := tuple(stop_ids)] * len(prompts)))
@@ -141,13 +149,13 @@ class Engine:
             everywhere = jnp.ones(len(prompts), bool)
             tournament, contexts = watermark.begin(watermark.empty_state(len(prompts)), everywhere)
         choice = programs.choose(
-            self.config, options, self.params, hidden, state.lengths, batched, counts, bias, tournament
+            self.config, options, self.params, hidden, prefilled.lengths, batched, counts, bias, tournament
         )
         first = from_choice(choice)
         require_finite(first.tokens != NOT_FINITE)
         ended = (first.tokens < 0) | np.isin(first.tokens, stop_ids)
         remaining = np.where(ended, 0, np.asarray(max_tokens, np.int32) - 1).astype(np.int32)
-        slots = Slots(state, choice.token, jax.device_put(remaining), table, batched, counts, contexts)
+        slots = Slots(prefilled, choice.token, jax.device_put(remaining), table, batched, counts, contexts)
         return first, slots
 
     def options(self, samplings: Sequence[Sampling], top_logprobs: int | None = None) -> DecodeOptions:
@@ -190,12 +198,16 @@ class Engine:
         stop_ids: list[int],
         state: DecodeState | None,
         watermark: TournamentKeys | None,
+        copies: int,
     ) -> Iterator[Step]:
         """Run `generate` on checked arguments; `limits` are at least 1."""
         options = self.options(samplings, top_logprobs)
         if state is None:
-            state = self.empty_state(len(prompts), max(map(len, prompts)), 0 if proposer is None else SLACK)
-        first, slots = self.begin(prompts, samplings, limits, options, stop_ids, state, watermark=watermark)
+            count = len(prompts) // copies
+            state = self.empty_state(count, max(map(len, prompts)), 0 if proposer is None else SLACK)
+        first, slots = self.begin(
+            prompts, samplings, limits, options, stop_ids, state, watermark=watermark, copies=copies
+        )
         if proposer is None:
             yield from self._decode(options, slots, first, list(map(len, prompts)), limits, stop_ids, watermark)
         else:

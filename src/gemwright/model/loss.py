@@ -1,8 +1,9 @@
-"""The cross-entropy of next tokens, without ever holding the logits of all tokens.
+"""The cross-entropy of next tokens, without ever holding the logits of all tokens: summed, or of each token.
 
 The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
-logits are forgotten. Only labeled tokens are multiplied by the head. On a CPU a frozen float32 head has a C++ kernel,
-which keeps the logits of a tile of the vocabulary in the cache.
+logits are forgotten. The losses of single tokens have gradients of any weight; a trained head needs the weights to sum
+its gradient, so the backward pass computes the logits again. Only labeled tokens are multiplied by the head. On a CPU a
+frozen float32 head has a C++ kernel, which keeps the logits of a tile of the vocabulary in the cache.
 """
 
 import functools
@@ -11,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
+from jax.sharding import PartitionSpec
 
-from gemwright import ops, tree, weights
+from gemwright import ops, sharding, tree, weights
 from gemwright.kernels import choice, native
 from gemwright.model.config import Config
 from gemwright.typing import Array, Bool, Float, Int
@@ -20,6 +22,32 @@ from gemwright.weights import Weight
 
 LOGITS = 1 << 26
 """Maximum number of logits in memory, 256 MB."""
+
+
+def sum_cross_entropy(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    learned: Bool[Array, "B T"],
+) -> Float[Array, ""]:
+    """Return `cross_entropy` of a batch; in a mesh every device computes that of its own tokens."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def flat(head: Any, hidden: Array, targets: Array, learned: Array) -> Any:
+        return cross_entropy(config, head, hidden.reshape(-1, hidden.shape[-1]), targets.ravel(), learned.ravel())
+
+    if mesh.empty:
+        return flat(head, hidden, targets, learned)
+    divided = sharding.divide(("batch", "length"), targets.shape, mesh.shape)
+    names = sharding.mesh_axes(divided)
+
+    def own(*arguments: Any) -> Array:
+        return jax.lax.psum(flat(*arguments), names)
+
+    specs = (PartitionSpec(), PartitionSpec(*divided, None), divided, divided)
+    run = jax.shard_map(own, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(names), check_vma=False)
+    return run(head, hidden, targets, learned)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -41,7 +69,29 @@ def cross_entropy(
         targets: The token after each; the loss of a labeled one outside the vocabulary is NaN.
         learned: Whether the loss covers the token's target.
     """
-    return jnp.sum(_forward(config, head, None, hidden, targets, learned, differentiate=False)[0])
+    return jnp.sum(token_losses(config, head, hidden, targets, learned))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_losses(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    learned: Bool[Array, " N"],
+) -> Float[Array, " N"]:
+    """Return -log p(target) of each labeled token, in float32, and 0 of the others.
+
+    Its gradients are with respect to the hidden states and the head, for any weight of each token.
+
+    Args:
+        config: The model.
+        head: The head [V, D].
+        hidden: Hidden states after the final norm.
+        targets: The token after each; the loss of a labeled one outside the vocabulary is NaN.
+        learned: Whether the token's loss is wanted.
+    """
+    return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
 
 
 def _forward(
@@ -49,7 +99,8 @@ def _forward(
 ) -> tuple[Array, Array, Any]:
     """Return the result of `_chunked`, of the kernel if it takes the head."""
     if trained is not None:
-        return _chunked(config, head, trained, hidden, targets, learned, differentiate=differentiate)
+        ones = jnp.ones(len(hidden), jnp.float32)
+        return _chunked(config, head, trained, hidden, targets, learned, ones, differentiate=differentiate)
     plain = isinstance(head, Array) and head.dtype == hidden.dtype == jnp.float32
     impl = choice.resolve("the cross-entropy", None if plain else "its head or hidden states are not float32")
     function = _reference if impl == "reference" else functools.partial(_operation, impl=impl)
@@ -60,7 +111,8 @@ def _forward(
 def _reference(
     head: Any, hidden: Array, targets: Array, learned: Array, *, config: Config, differentiate: bool
 ) -> tuple[Array, Array]:
-    return _chunked(config, head, None, hidden, targets, learned, differentiate=differentiate)[:2]
+    ones = jnp.ones(len(hidden), jnp.float32)
+    return _chunked(config, head, None, hidden, targets, learned, ones, differentiate=differentiate)[:2]
 
 
 def _native(
@@ -77,7 +129,15 @@ _operation = choice.PlatformOperation(
 
 
 def _chunked(
-    config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
+    config: Config,
+    head: Any,
+    trained: Any,
+    hidden: Array,
+    targets: Array,
+    learned: Array,
+    cotangents: Array,
+    *,
+    differentiate: bool,
 ) -> tuple[Array, Array, Any]:
     """Return the losses [N] and their gradients with respect to the hidden states and the trained leaves of the head.
 
@@ -88,6 +148,7 @@ def _chunked(
         hidden: See `cross_entropy`.
         targets: See `cross_entropy`.
         learned: See `cross_entropy`.
+        cotangents: [N] factor of the gradient of each loss.
         differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
@@ -119,6 +180,7 @@ def _chunked(
             return losses, gradient, head_gradient
         is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
         difference = jnp.exp(scores - log_total) - is_target
+        difference *= jnp.expand_dims(cotangents[places], axis)
         of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
         gradient = gradient.at[result].set(of_hidden, mode="drop")
         return losses, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
@@ -128,8 +190,16 @@ def _chunked(
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
 
 
-def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
+def _sum_with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
     """Return the loss, and as residuals its gradients with respect to what is differentiated."""
+    trained, frozen = _partition(head)
+    arguments = (leaf.value for leaf in (hidden, targets, learned))
+    losses, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
+    return jnp.sum(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
+
+
+def _partition(head: Any) -> tuple[Any, Any]:
+    """Return the leaves of a head that are differentiated, None for none, and the others."""
 
     def is_primal(leaf: Any) -> bool:
         return isinstance(leaf, CustomVJPPrimal)
@@ -141,10 +211,7 @@ def _with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learne
         jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=is_primal)
         for perturbed in (True, False)
     )
-    trained = trained if jax.tree.leaves(trained) else None
-    arguments = (leaf.value for leaf in (hidden, targets, learned))
-    losses, gradient, head_gradient = _forward(config, frozen, trained, *arguments, differentiate=True)
-    return jnp.sum(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
+    return (trained if jax.tree.leaves(trained) else None), frozen
 
 
 def _like(value: Array, other: Array) -> Array:
@@ -152,11 +219,34 @@ def _like(value: Array, other: Array) -> Array:
     return value.astype(other.dtype)
 
 
-def _backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
+def _sum_backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
     del config
     products = jax.tree.map(functools.partial(jnp.multiply, cotangent), residuals)
     gradient, head_gradient = jax.tree.map(_like, products, residuals)
     return head_gradient, gradient, None, None
 
 
-cross_entropy.defvjp(_with_residuals, _backward, symbolic_zeros=True)
+cross_entropy.defvjp(_sum_with_residuals, _sum_backward, symbolic_zeros=True)
+
+
+def _losses_with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:
+    """Return the losses, and as residuals their gradients, or the arguments if the head has a gradient."""
+    trained, frozen = _partition(head)
+    arguments = tuple(leaf.value for leaf in (hidden, targets, learned))
+    if trained is None:
+        losses, gradient, _ = _forward(config, frozen, None, *arguments, differentiate=True)
+        return losses, (gradient, None)
+    losses = _forward(config, tree.combine(trained, frozen), None, *arguments, differentiate=False)[0]
+    return losses, (None, (frozen, trained, *arguments))
+
+
+def _losses_backward(config: Config, residuals: Any, cotangents: Array) -> tuple[Any, ...]:
+    gradient, arguments = residuals
+    if arguments is None:
+        return None, _like(cotangents[:, None] * gradient, gradient), None, None
+    frozen, trained, hidden, targets, learned = arguments
+    results = _chunked(config, frozen, trained, hidden, targets, learned, cotangents, differentiate=True)
+    return jax.tree.map(_like, results[2], trained), results[1], None, None
+
+
+token_losses.defvjp(_losses_with_residuals, _losses_backward, symbolic_zeros=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemwright import linear, ops, tree
+from gemwright import linear, ops, sharding, tree
 from gemwright.errors import GemwrightError
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Config, Layer, Vision
@@ -31,6 +31,9 @@ POLICIES: Mapping[Remat, Callable[..., Any]] = {
     "products": jax.checkpoint_policies.save_only_these_names(linear.PRODUCT),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
+
+ACTIVATIONS = ("batch", "length", None)
+"""Names of the axes of activations [B, T, D]."""
 
 Layout: TypeAlias = list[list[list[int]]]
 """Numbers of the layers that are stacked: of each stage, of each layer of its pattern, one for each repeat."""
@@ -193,7 +196,10 @@ def forward(
         The hidden states after the final norm.
     """
     positions = transformer.find_positions(tokens, None, segments > 0, segments, soft_tokens)
-    x = transformer.embed(config, params.embed, tokens, soft_tokens)
+    table = params.embed
+    if isinstance(table, jax.Array):  # in a mesh, every device looks up its own tokens in whole rows
+        table = sharding.constrain(table, "vocab", None)
+    x = sharding.constrain(transformer.embed(config, table, tokens, soft_tokens), *ACTIVATIONS)
     first = 0
     for stage in params.stages:
         pattern = config.layers[first : first + len(stage)]
@@ -209,7 +215,7 @@ def forward(
                 x = jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False, static_argnums=0)(
                     layer, layer_weights, x
                 )
-            return x, None
+            return sharding.constrain(x, *ACTIVATIONS), None
 
         x, _ = jax.lax.scan(repeat, x, stage)
     return ops.rms_norm(x, params.final_norm, config.norm_eps)

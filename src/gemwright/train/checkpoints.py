@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from gemwright import tree
 from gemwright.checkpoint.files.atomic import free_bytes, replace_file
 from gemwright.errors import CheckpointError
+from gemwright.runtime import distributed
 from gemwright.train.step import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -48,7 +49,9 @@ class Checkpoints:
         self._saving: int | None = None
         self._log_level = _ORBAX_LOG.level
         _ORBAX_LOG.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are raised here
-        self.newest = self._find_newest()
+        newest = self._find_newest() if distributed.is_first() else None
+        newest = distributed.largest(-1 if newest is None else newest)
+        self.newest = None if newest < 0 else newest
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
@@ -118,6 +121,8 @@ class Checkpoints:
 
     def _write_checksums(self) -> None:
         """Write the checksums of a checkpoint that is about to be renamed; called in the background."""
+        if not distributed.is_first():
+            return
         (path,) = self._folder.glob(f"{self._saving}.*-tmp*")
         text = json.dumps(_checksums(path), indent=1).encode()
         with replace_file(path / CHECKSUMS, len(text)) as file:
@@ -149,7 +154,8 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            self._manager.close()
+            if error is None or jax.process_count() == 1:  # it waits for the other processes, which may be gone
+                self._manager.close()
         except Exception as failure:
             if error is None:
                 raise self._error(failure) from failure

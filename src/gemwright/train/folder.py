@@ -4,7 +4,8 @@ A folder without `run.json` that is not empty is not a run's, and is never writt
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ LOCK = "run.lock"
 SAVED = "checkpoints/[0-9]*"
 Note = Callable[[str], None]
 """Called with a sentence for the user."""
+
+
+@contextmanager
+def claimed(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note: Note) -> Generator[None]:
+    """Return a context that is entered when `claim` has."""
+    claim(folder, made_with, accept_changes, note)
+    yield
 
 
 def claim(folder: Path, made_with: Mapping[str, Any], accept_changes: bool, note: Note) -> None:

@@ -114,8 +114,12 @@ def require(need: Forecast, out: Path) -> None:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Return the bytes of the arrays of a tree, or of the arrays that its shapes and dtypes describe."""
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes of a device of the arrays of a tree, or of the arrays that its shapes and dtypes describe."""
+
+    def own(leaf: Any) -> tuple[int, ...]:
+        return leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+
+    return sum(math.prod(own(leaf)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def peak_memory() -> int:

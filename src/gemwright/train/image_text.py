@@ -1,5 +1,6 @@
 """The objective of documents with images: those of a batch are soft tokens, and its mask is that of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -100,29 +101,36 @@ def make_groups(
 
 
 def choose(
-    objective: Objective, recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, held_out: Dataset | None
-) -> tuple[Objective, Recipe, Dataset, Dataset | None]:
-    """Return the objective and the settings of a run on some data: with images, each document has its own row.
+    objective: Objective, recipe: Recipe, checkpoint: Checkpoint, datasets: Sequence[Dataset], held_out: Dataset | None
+) -> tuple[Objective, Recipe, list[Dataset], Dataset | None]:
+    """Return the objective, the settings and the data of a run: with images, each document has its own row.
 
-    Rows are as long as the longest document. Next tokens of a prefix-LM are those after a prompt, with images or not.
+    Rows are then as long as the longest document. Next tokens of a prefix-LM are those after a prompt, with images or
+    not.
+
+    Args:
+        objective: What is minimized.
+        recipe: The settings.
+        checkpoint: The model.
+        datasets: The sources of the data.
+        held_out: Held-out data, if there are any.
 
     Raises:
         GemwrightError: The objective is another, and does not support images.
     """
-    found = [data for data in (dataset, held_out) if data is not None]
-    images = [data.images for data in found if data.images is not None]
-    if objective is not NEXT_TOKEN:
+    every = [*datasets, *([] if held_out is None else [held_out])]
+    images = [data.images for data in every if data.images is not None]
+    if not images or objective != NEXT_TOKEN:
         if images:
             raise GemwrightError(f"The objective {objective.name} does not support images; use records of text.")
-        return objective, recipe, dataset, held_out
-    if not images:
-        is_prompted = checkpoint.family.image_prompt == "prefix" and dataset.form == "prompted"
-        return ImageText(images=0) if is_prompted else objective, recipe, dataset, held_out
+        is_prefix = checkpoint.family.image_prompt == "prefix" and all(data.form == "prompted" for data in every)
+        chosen = ImageText(images=0) if is_prefix and objective == NEXT_TOKEN else objective
+        return chosen, recipe, list(datasets), held_out
     most, none = max(each.most for each in images), replace(images[0], sources={}, places={}, digest="")
 
     def with_room(data: Dataset) -> Dataset:
         return replace(data, images=replace(data.images or none, most=most))
 
-    recipe = replace(recipe, packing="none", length=max(data.statistics.longest for data in found) - 1)
+    recipe = replace(recipe, packing="none", length=max(data.statistics.longest for data in every) - 1)
     held_out = None if held_out is None else with_room(held_out)
-    return ImageText(images=most), recipe, with_room(dataset), held_out
+    return ImageText(images=most), recipe, [with_room(data) for data in datasets], held_out

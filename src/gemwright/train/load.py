@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.checkpoint.arena import aligned
 from gemwright.checkpoint.load import Progress, load_weights, read_weights
 from gemwright.checkpoint.open import Checkpoint
@@ -62,7 +62,7 @@ def load_stacked(
         whole = aligned(spec.size * np.dtype(dtype).itemsize).view(dtype).reshape(len(paths[path]), -1)
         for part in whole:
             part[...] = next(values)[1].reshape(-1)
-        leaves[path] = jax.device_put(whole.reshape(spec.shape))
+        leaves[path] = sharding.put(whole.reshape(spec.shape), sharding.sharding_of(spec.axes, spec.shape))
     return tree.build(specs, leaves)
 
 

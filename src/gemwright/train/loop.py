@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gemwright.data import Batch
-from gemwright.errors import DataError, NotFiniteError
+from gemwright.errors import DataError, GemwrightError, NotFiniteError
 from gemwright.train import flops
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note
 from gemwright.train.forecast import peak_memory
-from gemwright.train.metrics import Metrics, Progress, start_line
+from gemwright.train.metrics import Metrics, NoMetrics, Progress, start_line
 from gemwright.train.optimizer import learning_rate
 from gemwright.train.prepare import Run
 from gemwright.train.program import Programs, evaluate, to_device
@@ -54,7 +54,7 @@ class Loop:
         programs: Programs,
         frozen: Any,
         checkpoints: Checkpoints,
-        metrics: Metrics,
+        metrics: Metrics | NoMetrics,
         intervals: Intervals,
         report: Report,
         note: Note,
@@ -81,7 +81,7 @@ class Loop:
             first, began = self._batches.step, time.perf_counter()
             while (batch := self._next(state)) is not None:
                 begin = time.perf_counter()
-                batch = self._run.objective.complete(self._run, self._batches.step, batch, state.trained, self._frozen)
+                batch = self._complete(batch, state)
                 state, measures = self._programs.step(state, self._frozen, to_device(batch))
                 stop.wait(measures.loss)
                 progress = self._measure(batch, measures, time.perf_counter() - begin)
@@ -91,6 +91,7 @@ class Loop:
                 progress = replace(progress, remaining=average * (self._run.steps - self._batches.step))
                 self._evaluate(progress, state) if self._is_due(self._intervals.evaluate) else self._write(progress)
                 stop.announce()
+                stop.share()
                 if stop.received is not None or self._is_due(self._intervals.save):
                     self._save(state)
                 if stop.received is not None and self._batches.step < self._run.steps:
@@ -105,6 +106,22 @@ class Loop:
             self._save(state)
             self._checkpoints.wait()
             raise
+
+    def _complete(self, batch: Batch, state: TrainState) -> Batch:
+        """Return a batch with all that its step needs; if that fails, the state before the step is saved."""
+        run = self._run
+        try:
+            return run.objective.complete(run, self._batches.step, batch, state.trained, self._frozen)
+        except GemwrightError:
+            self._step_back(state)
+            self._note(f"The state after step {self._batches.step:,} is saved.")
+            raise
+
+    def _step_back(self, state: TrainState) -> None:
+        """Save the state before a step that is not taken."""
+        self._batches.step -= 1
+        self._save(state)
+        self._checkpoints.wait()
 
     def _is_due(self, interval: int) -> bool:
         return self._batches.step % interval == 0 or self._batches.step == self._run.steps
@@ -125,7 +142,7 @@ class Loop:
             memory=peak_memory(),
             remaining=0.0,
             time=round(time.time(), 3),
-            metrics={name: float(value) for name, value in measures.metrics.items()},
+            metrics={name: float(value) for name, value in measures.metrics.items()} | self._batches.metrics(),
         )
 
     def _write(self, progress: Progress) -> None:
@@ -135,8 +152,10 @@ class Loop:
     def _evaluate(self, progress: Progress, state: TrainState) -> None:
         """Write the progress with the held-out loss and the samples."""
         run, trained = self._run, state.trained if state.average is None else state.average
-        if self._held_out is not None:
-            batches = map(self._held_out.__getitem__, range(len(self._held_out)))
+        if self._held_out is not None and run.held_out is not None:
+            held_out = replace(run, dataset=run.held_out)
+            found = map(self._held_out.__getitem__, range(len(self._held_out)))
+            batches = (run.objective.complete(held_out, 0, batch, trained, self._frozen) for batch in found)
             loss, means = evaluate(self._programs.evaluation, trained, self._frozen, batches)
             metrics = {**progress.metrics, **{f"held-out {name}": value for name, value in means.items()}}
             progress = replace(progress, held_out=loss, metrics=metrics)
@@ -166,9 +185,7 @@ class Loop:
     def _refuse(self, progress: Progress, batch: Batch, state: TrainState) -> NoReturn:
         """Save the state before a step, which the step left as it was, and raise an error about it."""
         self._metrics.write(progress)
-        self._batches.step -= 1
-        self._save(state)
-        self._checkpoints.wait()
+        self._step_back(state)
         what = "loss" if not math.isfinite(progress.loss) else "gradient"
         raise NotFiniteError(
             f"The {what} of step {progress.step:,} is not finite; its records are "

@@ -133,6 +133,19 @@ class Metrics:
             self._events.close()
 
 
+class NoMetrics:
+    """Writes nothing, as the first process does."""
+
+    def write(self, progress: Progress) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Batch, Batches, Dataset, batches, open_dataset
 from gemwright.data.images import ImageReader
 from gemwright.loading.model import make_chat_template
 from gemwright.model import loss, stack
 from gemwright.model.config import Config
+from gemwright.model.params import ParamSpec
 from gemwright.model.stack import StackedWeights, stacked_specs
 from gemwright.model.transformer import SoftTokens
 from gemwright.text.image_format import ImageFormat
@@ -124,7 +125,7 @@ class Objective:
         """Return the shapes and dtypes of the trained weights."""
         if recipe.method == "full":
             return weight_shapes(checkpoint.config, "float32")
-        return jax.eval_shape(lambda: lora.init(checkpoint.config, recipe.rank, recipe.seed))
+        return lora_shapes(checkpoint.config, recipe)
 
     def load_trained(self, recipe: Recipe, checkpoint: Checkpoint) -> Any:
         """Load or initialize the trained weights, float32."""
@@ -159,8 +160,7 @@ class Objective:
         soft_tokens = self.make_soft_tokens(config, recipe, params, batch)
         hidden = stack.forward(config, params, batch.tokens, batch.segments, soft_tokens, recipe.remat)
         head = params.embed if params.head is None else params.head
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        total: Any = loss.cross_entropy(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
+        total = loss.sum_cross_entropy(config, head, hidden, batch.targets, batch.learned)
         return Sums(total, jnp.sum(batch.learned, dtype=jnp.int32))
 
     def make_soft_tokens(
@@ -188,7 +188,20 @@ def make_image_reader(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ImageRead
     return ImageReader(style, vision.image_size, family.resampling(checkpoint.format))
 
 
+def lora_shapes(config: Config, recipe: Recipe) -> lora.Adapters:
+    """Return the shapes of low-rank updates, of which every device of a mesh has a copy."""
+
+    def describe(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding.replicated())
+
+    return jax.tree.map(describe, jax.eval_shape(lambda: lora.init(config, recipe.rank, recipe.seed)))
+
+
 def weight_shapes(config: Config, dtype: str, *, tower: bool = False) -> StackedWeights:
-    """Return the shapes of stacked weights in a dtype, with those of the vision tower or without."""
-    specs = stacked_specs(config, tower)
-    return tree.map_with_path(lambda _, spec: jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype)), specs)
+    """Return the shapes of stacked weights in a dtype, with their shardings in a mesh; with the tower or without."""
+
+    def describe(_: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        place = sharding.sharding_of(spec.axes, spec.shape)
+        return jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype), sharding=place)
+
+    return tree.map_with_path(describe, stacked_specs(config, tower))

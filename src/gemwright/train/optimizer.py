@@ -56,7 +56,7 @@ def decayed(trained: Any) -> Any:
     """Return whether weight decay applies to each leaf: to matrices, not to gains, biases or the RG-LRU."""
 
     def is_matrix(path: str, leaf: jax.Array) -> bool:
-        stacked = path.startswith(STACKED)
+        stacked = any(part in path for part in STACKED)
         return leaf.ndim - stacked > 1 and not path.endswith(NOT_DECAYED)
 
     return tree.map_with_path(is_matrix, trained)

@@ -76,11 +76,7 @@ def prepare(
         GemwrightError: The model or the data cannot be read, or do not fit each other.
     """
     checkpoint = open_checkpoint(locate(str(model)))
-    if recipe.length > checkpoint.config.max_length:
-        raise GemwrightError(
-            f"length {recipe.length:,} is more than the {checkpoint.config.max_length:,} tokens of {model}; "
-            "use a smaller length."
-        )
+    check_length(recipe, checkpoint, model)
     tokenizer = Tokenizer(checkpoint.vocabulary())
 
     def read(paths: str | Path | Iterable[str | Path]) -> Dataset:
@@ -90,12 +86,25 @@ def prepare(
         dataset, held = read(data), read(held_out)
     else:
         dataset, held = holding.split(read(data), held_out, recipe.seed)
-    objective, recipe, dataset, held = image_text.choose(objective, recipe, checkpoint, dataset, held)
-    made = _batches(objective, dataset, recipe)
+    objective, recipe, (dataset,), held = image_text.choose(objective, recipe, checkpoint, [dataset], held)
+    made = make_batches(objective, dataset, recipe)
     return Run(str(model), checkpoint, tokenizer, dataset, made, held, recipe, Path(out), tuple(prompts), objective)
 
 
-def _batches(objective: Objective, dataset: Dataset, recipe: Recipe) -> Batches:
+def check_length(recipe: Recipe, checkpoint: Checkpoint, model: str | Path) -> None:
+    """Check that the sequences of a recipe are not longer than those of a model.
+
+    Raises:
+        GemwrightError: They are.
+    """
+    if recipe.length > checkpoint.config.max_length:
+        raise GemwrightError(
+            f"length {recipe.length:,} is more than the {checkpoint.config.max_length:,} tokens of {model}; "
+            "use a smaller length."
+        )
+
+
+def make_batches(objective: Objective, dataset: Dataset, recipe: Recipe) -> Batches:
     """Return the batches of the recipe's steps, or else of its epochs."""
     one = objective.pack(dataset, recipe)
     if recipe.steps is None:

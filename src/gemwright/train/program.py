@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gemwright import sharding
 from gemwright.data import Batch
 from gemwright.model.config import Config
 from gemwright.runtime import heap
@@ -78,9 +79,19 @@ def compile_evaluation(
 
 def _batch_shapes(config: Config, recipe: Recipe, objective: Objective) -> Sequences:
     shape = recipe.batch_size, recipe.length
-    arrays: Any = [jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.int32, bool, jnp.int32)]
-    extras: Any = objective.extra_shapes(config, recipe)
+    place = sharding.sharding_of(("batch", "length"), shape)
+    kinds = (jnp.int32, jnp.int32, bool, jnp.int32)
+    arrays: Any = [jax.ShapeDtypeStruct(shape, kind, sharding=place) for kind in kinds]
+    extras: Any = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding.sharding_of(_axes(array), array.shape))
+        for name, array in objective.extra_shapes(config, recipe).items()
+    }
     return Sequences(*arrays, extras=extras)
+
+
+def _axes(array: Any) -> tuple[str | None, ...]:
+    """Return the names of the axes of an extra array."""
+    return ("batch", *(None,) * (len(array.shape) - 1))
 
 
 def _compile(function: Any, *arguments: Any) -> jax.stages.Compiled:
@@ -93,8 +104,8 @@ def _compile(function: Any, *arguments: Any) -> jax.stages.Compiled:
 def to_device(batch: Batch) -> Sequences:
     """Copy a batch to the device."""
     arrays = (batch.tokens, batch.targets, batch.learned, batch.segments)
-    extras = {name: jnp.asarray(array) for name, array in batch.extras.items()}
-    return Sequences(*map(jnp.asarray, arrays), extras=extras)
+    extras = {name: sharding.place(array, *_axes(array)) for name, array in batch.extras.items()}
+    return Sequences(*(sharding.place(array, "batch", "length") for array in arrays), extras=extras)
 
 
 def evaluate(

@@ -78,11 +78,11 @@ class Recipe:
             most = LARGEST.get(name, MAX_COUNT)
             _check_whole(name, getattr(self, name), 0 if name == "seed" else 1, most, optional=name == "steps")
         for name in ("alpha", "learning_rate", "clip"):
-            _check_number(name, getattr(self, name), optional=name == "learning_rate", above=0.0)
-        _check_number("weight_decay", self.weight_decay, least=0.0)
+            check_number(name, getattr(self, name), optional=name == "learning_rate", above=0.0)
+        check_number("weight_decay", self.weight_decay, least=0.0)
         for name in ("warmup", "cooldown"):
-            _check_number(name, getattr(self, name), least=0.0, most=1.0)
-        _check_number("ema", self.ema, optional=True, above=0.0, below=1.0)
+            check_number(name, getattr(self, name), least=0.0, most=1.0)
+        check_number("ema", self.ema, optional=True, above=0.0, below=1.0)
         if self.batch_size * self.length > MAX_COUNT:
             raise GemwrightError(
                 f"A step of {self.batch_size:,} x {self.length:,} tokens is too large; use a smaller batch size."
@@ -126,7 +126,7 @@ def _check_whole(name: str, value: Any, least: int, most: int, *, optional: bool
         raise GemwrightError(f"{name} must be at most {most:,}, got {value!r:.40}.")
 
 
-def _check_number(
+def check_number(
     name: str,
     value: Any,
     *,
@@ -136,6 +136,11 @@ def _check_number(
     most: float = math.inf,
     below: float = math.inf,
 ) -> None:
+    """Check a setting that is a number.
+
+    Raises:
+        GemwrightError: It is none, or out of bounds.
+    """
     if optional and value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

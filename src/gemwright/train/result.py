@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemwright.checkpoint.convert import source_dtype, write_huggingface
 from gemwright.checkpoint.convert_adapter import write_peft
 from gemwright.checkpoint.documents import text_documents
@@ -29,7 +32,13 @@ def result_path(out: Path, recipe: Recipe) -> Path:
 
 
 def write_result(
-    out: Path, model: str, checkpoint: Checkpoint, template: ChatTemplate | None, recipe: Recipe, trained: Any
+    out: Path,
+    model: str,
+    checkpoint: Checkpoint,
+    template: ChatTemplate | None,
+    recipe: Recipe,
+    trained: Any,
+    score: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write what a run has trained, completely or not at all; an earlier result of the run is replaced then.
 
@@ -40,6 +49,7 @@ def write_result(
         template: The chat template of the run's conversations; None if it had none.
         recipe: The settings.
         trained: The trained weights: adapters, or all weights stacked.
+        score: The head [1, D] of a reward model.
 
     Returns:
         The folder of the result.
@@ -55,9 +65,10 @@ def write_result(
             documents: Mapping[str, Mapping[str, Any]] = {}
             if template is not None:
                 documents = text_documents(tuned, tuned.vocabulary())
-            write_peft(target, updates, checkpoint.config, name_base(model), documents)
+            write_peft(target, updates, checkpoint.config, name_base(model), documents, score)
         else:
-            write_huggingface(tuned, target, result_dtype(checkpoint), [full_updates(checkpoint.config, trained)])
+            updates = full_updates(checkpoint.config, trained)
+            write_huggingface(tuned, target, result_dtype(checkpoint), [updates], score=score)
     return target
 
 

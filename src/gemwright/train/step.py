@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.model.config import Config
 from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, Sums
 from gemwright.train.recipe import Recipe
@@ -48,6 +48,36 @@ def start(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe)
     """Return the state before the first step."""
     average = None if recipe.ema is None else jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.int32(0), trained, optimizer.init(trained), average)
+
+
+def place_start(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe, like: TrainState) -> TrainState:
+    """Return the state before the first step, with the shardings of `like`."""
+    if sharding.replicated() is None:
+        return start(optimizer, trained, recipe)
+    shardings = jax.tree.map(operator.attrgetter("sharding"), like)
+    return jax.jit(functools.partial(start, optimizer, recipe=recipe), out_shardings=shardings)(trained)
+
+
+def describe_state(optimizer: optax.GradientTransformation, trained: Any, recipe: Recipe) -> TrainState:
+    """Return the shapes, dtypes and shardings of the state before the first step.
+
+    Args:
+        optimizer: The optimizer.
+        trained: Shapes, dtypes and shardings of the trained weights, which the optimizer's moments have, too.
+        recipe: The settings.
+    """
+    state = jax.eval_shape(functools.partial(start, optimizer, recipe=recipe), trained)
+    weights = tree.flatten(trained)
+
+    def describe(path: str, leaf: Any) -> Any:
+        parts = path.split(".")  # a moment has the path of its weight, after that of the optimizer's part
+        names = (".".join(parts[i:]) for i in range(len(parts)))
+        weight = next((weights[name] for name in names if name in weights), None)
+        is_like = weight is not None and weight.shape == leaf.shape
+        place = weight.sharding if weight is not None and is_like else sharding.replicated()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return tree.map_with_path(describe, state)
 
 
 def take_step(

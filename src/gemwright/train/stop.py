@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Self
 
 import jax
 
+from gemwright.runtime import distributed
 from gemwright.train.folder import Note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,6 +47,10 @@ class StopSignal:
         if self.received is not None and not self._is_announced:
             self._is_announced = True
             self._note("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def share(self) -> None:
+        """Take over a signal that another process has received."""
+        self.received = distributed.largest(self.received or 0) or None
 
     def wait(self, array: jax.Array) -> None:
         """Wait for an array in Python, which handles signals meanwhile, as JAX does not."""

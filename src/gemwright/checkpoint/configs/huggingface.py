@@ -11,21 +11,29 @@ from gemwright.checkpoint.configs.huggingface_text import GELU_TANH, TEXT_CLASSE
 from gemwright.checkpoint.configs.huggingface_vision import VISION_CLASSES, read_multimodal, write_multimodal
 from gemwright.checkpoint.configs.reader import MAX_POSITIONS, ConfigReader
 from gemwright.errors import CheckpointError
-from gemwright.families import RECURRENTGEMMA, find_family
+from gemwright.families import FAMILIES, RECURRENTGEMMA, find_family
 from gemwright.model.config import Config
 
 MODEL_CLASSES = {**TEXT_CLASSES, **VISION_CLASSES, **RECURRENT_CLASSES}
 """The class of each `model_type`."""
+REWARD_CLASSES = {
+    names.reward_class: names.model_class
+    for family in FAMILIES
+    for names in (family.text_model, family.vision_model)
+    if names and names.reward_class
+}
+"""The class that generates text by that of a reward model, whose head, `score.weight`, reads the last token."""
 QUANT_METHOD = "gemwright"
 """Our `quant_method` of a `quantization_config`; each safetensors file describes its quantized tensors."""
 
 
-def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
+def from_huggingface(data: Mapping[str, Any], where: str, *, reward: bool = False) -> Config:
     """Read a `config.json`.
 
     Args:
         data: The file's keys. Sizes are required, all else has defaults.
         where: The file, for error messages.
+        reward: Whether a reward model is wanted, and not one that generates text.
 
     Raises:
         CheckpointError: The architecture is not supported, or a key is missing or has a value that is not allowed.
@@ -34,7 +42,7 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Config:
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_CLASSES:
         raise _unsupported_model(keys)
-    _check_purpose(keys)
+    _check_purpose(_check_reward(keys, reward))
     tied = keys.boolean("tie_word_embeddings", True)
     if kind in RECURRENT_CLASSES:
         return read_recurrent(keys, tied=tied)
@@ -59,6 +67,48 @@ def to_huggingface(config: Config, dtype: str) -> dict[str, Any]:
     if find_family(config) is RECURRENTGEMMA:
         return write_recurrent(config, dtype)
     return write_text(config, dtype) if config.vision is None else write_multimodal(config, config.vision, dtype)
+
+
+def to_reward(config: Config, dtype: str) -> dict[str, Any]:
+    """Return the keys of a `config.json` of a reward model.
+
+    Raises:
+        CheckpointError: As for `require_reward_class` and `to_huggingface`.
+    """
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # by their number, transformers finds one score
+    return to_huggingface(config, dtype) | {"architectures": [require_reward_class(config)], **labels}
+
+
+def require_reward_class(config: Config) -> str:
+    """Return the class of a reward model.
+
+    Raises:
+        CheckpointError: transformers has none for the family.
+    """
+    names = find_family(config).text_model
+    if names is None or names.reward_class is None:
+        raise CheckpointError(
+            f"transformers has no class for a reward model of {find_family(config).name}; use a model of another "
+            f"family: {', '.join(REWARD_CLASSES)}."
+        )
+    return names.reward_class
+
+
+def _check_reward(keys: ConfigReader, reward: bool) -> ConfigReader:
+    """Return the keys of a model of the wanted purpose, a reward model's without their class."""
+    classes = keys.data.get("architectures")
+    found = isinstance(classes, list) and bool(classes) and all(str(name) in REWARD_CLASSES for name in classes)
+    if found and not reward:
+        raise CheckpointError(
+            f"{keys.where}: this is a reward model, which gives no text; use it with gemwright score --reward."
+        )
+    if reward and not found:
+        raise CheckpointError(
+            f"{keys.where}: this is no reward model, whose class is one of {', '.join(REWARD_CLASSES)}; train one with "
+            "the objective reward."
+        )
+    others = {key: value for key, value in keys.data.items() if key != "architectures"}
+    return ConfigReader(others, keys.where) if found else keys
 
 
 def _unsupported_model(keys: ConfigReader) -> CheckpointError:

@@ -70,6 +70,10 @@ PROJECTORS = {
 }
 
 
+SCORE = "score.weight"
+"""The head of a reward model: [1, D]."""
+
+
 def map_huggingface(config: Config) -> dict[str, TensorMapping]:
     """Map the path of each weight to its tensor in files of transformers."""
     family = find_family(config)

@@ -43,6 +43,7 @@ class TensorMapping:
 IGNORED = (
     r".*rotary_emb\.inv_freq",  # a buffer in older exports
     r"lm_head\.weight",  # a copy of a tied embedding
+    r"score\.weight",  # the head of a reward model, which is not opened as a model that generates text
     r"rope_freqs\.weight",  # factors of the rotary embedding, which llama.cpp ignores for Gemma 1 to 3
     r"vision_tower\.head\..*",  # a pooling head, unused by Gemma
     r"transformer/embedder/mm_(output_embedding|input_embedding_extra)(/w)?",

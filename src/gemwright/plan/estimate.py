@@ -1,0 +1,160 @@
+"""What a step of a job takes of each chip, by formulas: memory, operations, traffic and time."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gemwright import sharding, tree
+from gemwright.model.config import Attention, Config, Recurrent
+from gemwright.model.loss import LOGITS
+from gemwright.model.params import ParamSpec
+from gemwright.model.stack import stacked_specs
+from gemwright.model.state import state_bytes
+from gemwright.plan.job import Job
+from gemwright.train import lora
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The needs of one step, of one chip.
+
+    Attributes:
+        memory: Bytes by kind.
+        flops: Floating-point operations.
+        traffic: Bytes of memory that are read and written.
+        links: Bytes that are sent to other chips of the slice.
+        network: Bytes that are sent to other slices.
+        tokens: Tokens of all chips.
+        useful: Share of the operations that are not computed a second time.
+    """
+
+    memory: Mapping[str, float]
+    flops: float
+    traffic: float
+    links: float
+    network: float
+    tokens: int
+    useful: float
+
+    @property
+    def total(self) -> float:
+        """Bytes of memory."""
+        return sum(self.memory.values())
+
+
+def estimate(job: Job) -> Estimate:
+    """Estimate a step of a job."""
+    return _estimate_training(job) if job.trains else _estimate_decoding(job)
+
+
+def times(job: Job, needs: Estimate) -> dict[str, float]:
+    """Return the seconds of a step by what bounds it: the roofline is the longest."""
+    chip = job.machine.chip
+    found = {"compute": needs.flops / chip.flops, "memory": needs.traffic / chip.bandwidth}
+    if needs.links and chip.link:
+        found["links"] = needs.links / chip.link
+    if needs.network:
+        found["network"] = needs.network / chip.network
+    return found
+
+
+def _specs(config: Config) -> Iterator[tuple[str, ParamSpec]]:
+    yield from tree.flatten(stacked_specs(config)).items()
+
+
+def _held(job: Job, each: float) -> float:
+    """Return the bytes of the weights of a chip, of `each` bytes a parameter."""
+    total = 0.0
+    for _, spec in _specs(job.config):
+        matrix = len([axis for axis in spec.axes if axis != "repeats"]) > 1
+        divided = sharding.mesh_axes(sharding.divide(spec.axes, spec.shape, job.sizes)) if matrix else ()
+        total += spec.size / math.prod(job.sizes[axis] for axis in divided)
+    return each * total
+
+
+def _count(config: Config) -> tuple[int, int]:
+    """Return the parameters of the layers and of the table."""
+    sizes = {path: spec.size for path, spec in _specs(config)}
+    layers = sum(size for path, size in sizes.items() if path.startswith("stages."))
+    return layers, config.vocab * config.width
+
+
+def _attention_flops(config: Config, length: int) -> float:
+    """Return the operations of scores and sums of one sequence, forward."""
+    total = 0.0
+    for layer in config.layers:
+        if isinstance(layer.mixer, Attention):
+            seen = min(layer.mixer.window or length, length)
+            total += 4 * layer.mixer.heads * layer.mixer.head_dim * (length * seen - seen * (seen - 1) / 2)
+    return total
+
+
+def _estimate_training(job: Job) -> Estimate:
+    config, tensor = job.config, job.size("tensor")
+    layers, table = _count(config)
+    tokens, width, depth = job.tokens, config.width, len(config.layers)
+    full = job.kind == "train"
+    rank = 0 if full else sum((o + i) * r * job.rank for r, o, i in lora.targets(config).values())
+    item = job.machine.chip.itemsize
+    weights = _held(job, 4 if full else item) + 4 * rank
+    gathered = item * (layers / depth) / tensor  # one layer
+    widest = max(layer.mlp.hidden for layer in config.layers)
+    mixer = max(_mixer_width(layer.mixer) for layer in config.layers)
+    memory = {
+        "weights": weights,
+        "optimizer": 2 * _held(job, 4) if full else 8 * rank,
+        "gradients": _held(job, 4) if full else 4 * rank,
+        "table": (item + 8 * full) * table / tensor if full or job.size("fsdp", "sequence") > 1 else 0.0,
+        "activations": item * tokens * width * depth
+        + tokens * (TOKEN_WIDTHS * width + MLP_WIDTHS * widest / tensor + MIXER_WIDTHS * mixer / tensor) * item
+        + 2 * gathered,
+        "loss": 3 * 4 * min(LOGITS, tokens * config.vocab) / tensor,
+    }
+    attention = job.sequences * _attention_flops(config, job.length) / job.size("sequence") / tensor
+    passes = 3 if full else 2
+    layer_flops = 2 * (passes + 1) * tokens * layers / tensor + 4 * attention  # forward, again, and the gradients
+    head_flops = 2 * passes * tokens * table / tensor
+    shared = 1 - 1 / job.size("fsdp", "sequence")
+    links = shared * (2 * 2 + 2 * full) * (layers + table) / tensor
+    if tensor > 1:
+        links += 2 * 6 * depth * tokens * width * 2 * (1 - 1 / tensor)
+    return Estimate(
+        memory=memory,
+        flops=layer_flops + head_flops,
+        traffic=3 * 2 * (layers + table) / tensor + (20 if full else 2) * weights / 4 + 12 * memory["activations"],
+        links=links,
+        network=2 * weights * (1 - 1 / job.size("slice", "data")) if full and job.size("slice") > 1 else 0.0,
+        tokens=job.batch * job.length,
+        useful=(layer_flops * passes / (passes + 1) + head_flops) / (layer_flops + head_flops),
+    )
+
+
+TOKEN_WIDTHS, MLP_WIDTHS, MIXER_WIDTHS = 8, 8, 8
+"""Activations of the layer whose gradient is computed: multiples of its widths."""
+
+
+def _mixer_width(mixer: Attention | Recurrent) -> int:
+    if isinstance(mixer, Recurrent):
+        return 4 * mixer.width
+    return (mixer.heads + mixer.kv_heads) * mixer.head_dim
+
+
+def _estimate_decoding(job: Job) -> Estimate:
+    config, tensor = job.config, job.size("tensor")
+    layers, table = _count(config)
+    weights = _held(job, job.machine.chip.itemsize)
+    mixers = [layer.mixer for layer in config.layers]
+    kv_heads = min((mixer.kv_heads for mixer in mixers if isinstance(mixer, Attention)), default=1)
+    divided = math.gcd(tensor, kv_heads)
+    cache = state_bytes(config, job.sequences, job.length, "bfloat16") / divided
+    scores = 4 * job.sequences * job.length * max(map(_mixer_width, mixers)) / 256
+    return Estimate(
+        memory={"weights": weights, "cache": cache, "activations": scores + 4 * job.sequences * config.vocab / tensor},
+        flops=2 * job.sequences * (layers + table) / tensor
+        + job.sequences * _attention_flops(config, job.length) / job.length / tensor,
+        traffic=weights + cache,
+        links=2 * 2 * len(config.layers) * job.sequences * config.width * 2 * (1 - 1 / tensor),
+        network=0.0,
+        tokens=job.batch,
+        useful=1.0,
+    )

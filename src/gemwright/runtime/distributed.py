@@ -1,0 +1,123 @@
+"""Several processes that compute together, of which the first writes the files of all.
+
+A launcher starts the same command on every machine. Slurm, Open MPI, Kubernetes on GKE and TPU pods are recognized by
+JAX; any other launcher sets `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemwright.errors import GemwrightError
+
+COUNT, INDEX, ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
+"""Environment variables of a launcher that JAX does not recognize."""
+joined = False
+"""Whether this process has joined others."""
+
+
+def join() -> None:
+    """Join the processes that the environment names, if it does; call it before JAX is used.
+
+    Raises:
+        GemwrightError: The variables are not valid, or the other processes cannot be reached.
+    """
+    global joined
+    counts = [os.environ.get(name) for name in (COUNT, INDEX)]
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if joined or (ADDRESS not in os.environ and counts == [None, None] and tasks == "1"):
+        return
+    try:
+        numbers = [None if count is None else int(count) for count in counts]
+        if numbers != [None, None] and (None in numbers or ADDRESS not in os.environ):
+            raise ValueError(f"{ADDRESS}, {COUNT} and {INDEX} must be set together")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(num_processes=numbers[0], process_id=numbers[1])
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise GemwrightError(f"The processes cannot join each other ({reason}); correct the launcher.") from error
+    joined = True
+
+
+def is_first() -> bool:
+    """Return whether this process writes files."""
+    return jax.process_index() == 0
+
+
+def largest(number: int) -> int:
+    """Return the largest of the numbers that the processes give."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+@contextmanager
+def in_first(context: AbstractContextManager[Any]) -> Generator[None]:
+    """Enter a context in the first process; the others enter the `with` block when it has, and fail if it fails.
+
+    Raises:
+        GemwrightError: The first process could not enter the context.
+    """
+    if not is_first():
+        if largest(0):
+            raise GemwrightError("The first process cannot begin; its message says why.")
+        yield
+        return
+    try:
+        context.__enter__()
+    except BaseException:
+        largest(1)
+        raise
+    largest(0)
+    with _Entered(context):
+        yield
+
+
+class _Entered:
+    """The rest of a context that is entered."""
+
+    def __init__(self, context: AbstractContextManager[Any]):
+        self._context = context
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._context.__exit__(*error)
+
+
+@contextmanager
+def noticing_loss(remedy: str) -> Generator[None]:
+    """Raise one sentence if a computation fails since another process is gone.
+
+    Args:
+        remedy: What to do then.
+
+    Raises:
+        GemwrightError: Another process is gone.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, GemwrightError) as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in _LOSSES):
+            raise
+        raise GemwrightError(f"Another process of the run has ended; {remedy}.") from error
+
+
+_LOSSES = ("Gloo", "UNAVAILABLE", "Connection", "heartbeat", "NCCL")
+"""Words of errors of a computation that waits for a process that is gone."""
+
+
+def gather(tree: Any) -> Any:
+    """Return a tree with its arrays whole in every process."""
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
