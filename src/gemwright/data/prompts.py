@@ -145,9 +145,8 @@ class _Reader:
         count = len(self._ids)
         size = Statistics(count, count, int(lengths.sum()), max_tokens * count, int(lengths.max()))
         form, texts, records = next(iter(self._forms)), tuple(self._texts), tuple(self._records)
-        return Prompts(
-            tuple(files), "prompts", form, documents, size, self._notes(), digest(files), self._places, texts, records
-        )
+        known = (tuple(files), "prompts", form, documents, size, self._notes(), digest(files), self._places)
+        return Prompts(*known, texts=texts, fields=records)
 
     def _notes(self) -> tuple[str, ...]:
         if not self._dropped:
