@@ -42,11 +42,11 @@ CONFIG = {
 }
 VOCABULARY = 2048
 """Number of tokens."""
-STEPS = 250
+STEPS = 150
 LENGTH, BATCH = 256, 8
 SEED = 0
-HELD_OUT_FILES = 0.1
-"""Share of the files of the library that are held out."""
+FILES, HELD_OUT_FILES = 200, 40
+"""Number of files of the library that are trained on, and of others that are held out."""
 GAPS = 200
 """Number of statements that are predicted."""
 SMALLEST, LARGEST = 20, 200
@@ -145,10 +145,8 @@ def split(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         for file in read_source_files([library])
         if not {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"} & {*Path(file.path).parts}
     ]
-    numbers = random.Random(SEED)
-    held = [numbers.random() < HELD_OUT_FILES for _ in records]
-    training = [record for record, out in zip(records, held, strict=True) if not out]
-    return training, [record for record, out in zip(records, held, strict=True) if out]
+    random.Random(SEED).shuffle(records)
+    return records[HELD_OUT_FILES : HELD_OUT_FILES + FILES], records[:HELD_OUT_FILES]
 
 
 def find_gaps(files: Sequence[dict[str, str]], count: int) -> list[Gap]:
