@@ -25,8 +25,8 @@ import gemwright
 from gemwright.data.code import read_source_files
 from gemwright.data.infill import Order, Parts, encode
 from gemwright.data.python_code import find_statements
-from gemwright.train.description import prepare_described, read_description
 from gemwright.text.tokenizer import Tokenizer
+from gemwright.train.description import prepare_described, read_description
 from gemwright.train.run import train
 
 CONFIG = {
