@@ -40,9 +40,11 @@ def score(
     as_json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Print the log-probability of each token and the perplexity, or the score of a reward model."""
+    """Print log-probabilities, or the score of a reward model."""
     content = read_text(text, file)
     if reward:
+        if image or adapter or stride or variant:
+            raise GemwrightError("--reward takes no --image, --adapter, --stride or --variant; leave them out.")
         _print_reward(model, content, render.argument(prompt), dtype, as_json)
         return
     from gemwright.cli.loading import load

@@ -320,7 +320,7 @@ def token_logprobs(
     hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=remat)
     head = params.embed if params.head is None else params.head
     flat = hidden.reshape(-1, hidden.shape[-1])
-    losses = loss.token_losses(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
+    losses: Any = loss.token_losses(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
     return -losses.reshape(batch.tokens.shape)
 
 
