@@ -145,8 +145,18 @@ class _Reader:
         count = len(self._ids)
         size = Statistics(count, count, int(lengths.sum()), max_tokens * count, int(lengths.max()))
         form, texts, records = next(iter(self._forms)), tuple(self._texts), tuple(self._records)
-        known = (tuple(files), "prompts", form, documents, size, self._notes(), digest(files), self._places)
-        return Prompts(*known, texts=texts, fields=records)
+        return Prompts(
+            files=tuple(files),
+            kind="prompts",
+            form=form,
+            documents=documents,
+            statistics=size,
+            notes=self._notes(),
+            digest=digest(files),
+            _places=self._places,
+            texts=texts,
+            fields=records,
+        )
 
     def _notes(self) -> tuple[str, ...]:
         if not self._dropped:
