@@ -13,13 +13,14 @@ from gemwright import ops, tree, weights
 from gemwright.checkpoint.configs.huggingface import to_huggingface
 from gemwright.families import find_family
 from gemwright.generate.engine import Engine
-from gemwright.generate.prompts import SOFT_TOKEN, Prompt
+from gemwright.generate.prompts import Prompt
 from gemwright.generate.sampling import Sampling
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern, stages
 from gemwright.model.params import ModelWeights, param_specs, parameter_count
 from gemwright.model.state import DecodeState, Positions, empty_state
 from gemwright.model.transformer import SoftTokens
+from gemwright.text.image_format import SOFT_TOKEN
 from gemwright.typing import Array
 from gemwright.variants import VARIANTS
 

@@ -23,7 +23,7 @@ class Data:
         ids = np.arange(1, total + 1, dtype=np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.documents = Documents(ids, ids % 3 > 0, offsets, np.arange(len(lengths), dtype=np.int32))
-        self.group = 1
+        self.group, self.images = 1, None
         self.fingerprint = str(lengths)
 
 

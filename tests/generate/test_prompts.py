@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from gemwright.errors import GemwrightError
 from gemwright.generate.buckets import CHUNKS
 from gemwright.generate.engine import Engine
-from gemwright.generate.prompts import SOFT_TOKEN, Chunk, Ids, Prompt, chunks
+from gemwright.generate.prompts import Chunk, Ids, Prompt, chunks
 from gemwright.generate.sampling import Sampling
 from gemwright.model.transformer import SoftTokens, forward, logits
+from gemwright.text.image_format import SOFT_TOKEN
 from tests.helpers import random_ids
 from tests.tiny.config import CONFIGS, VOCAB, WINDOW, make_weights
 

@@ -11,9 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import gemwright
 from gemwright.checkpoint.convert import convert
-from gemwright.generate.prompts import SOFT_TOKEN, Prompt
+from gemwright.generate.prompts import Prompt
 from gemwright.images import image_prompt
 from gemwright.images.image_prompt import Image as Pixels
+from gemwright.text.image_format import MARKERS, SOFT_TOKEN
 from tests.tiny.hf import VISION_KINDS, write_model
 
 TOKENS = 10
@@ -169,7 +170,7 @@ def test_a_text_model_does_not_accept_images(tmp_path: Path):
 def test_markers_at_the_front_stand_for_the_images(model: gemwright.Model):
     prompter = model.image_prompter
     assert prompter is not None
-    marker, image = image_prompt.MARKERS[prompter.style], _image(5)
+    marker, image = MARKERS[prompter.style], _image(5)
     plain = list(prompter.before("the cat", [[image], [image]]).ids)
     for text in (f"{marker}{marker}the cat", f"{marker}{marker}<bos>the cat", f"{marker} {marker}<bos>the cat"):
         assert list(prompter.before(text, [[image], [image]]).ids) == plain

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.data.documents import Document, Encoder
-from gemwright.data.records import Example, Form, Kind, find_kind, form, read_examples
-from gemwright.data.sources import Place, Record, digest, find_files, read_records
+from gemwright.data.images import ImageReader, Images, Source, join_images, open_images
+from gemwright.data.records import Example, Form, Kind, Text, find_kind, form, read_examples
+from gemwright.data.sources import Place, Places, Record, digest, find_files, read_records
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat_template import ChatTemplate
 from gemwright.text.tokenizer import Tokenizer
@@ -104,6 +105,7 @@ class Dataset:
         statistics: Their size.
         notes: Sentences about all that was split, dropped or not learned.
         digest: SHA-256 of the files.
+        images: Their images, if there are any.
         group: Number of consecutive documents that stay together in a row: 2 for the answers of a pair.
     """
 
@@ -114,8 +116,9 @@ class Dataset:
     statistics: Statistics
     notes: tuple[str, ...]
     digest: str
-    _places: "Places" = field(repr=False)
+    _places: Places = field(repr=False)
     group: int = 1
+    images: Images | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,6 +126,8 @@ class Dataset:
         total = hashlib.sha256()
         for array in (self.documents.ids, self.documents.learned, self.documents.offsets):
             total.update(np.ascontiguousarray(array).view(np.uint8).data)
+        if self.images is not None:
+            total.update(self.images.digest.encode())
         return total.hexdigest()
 
     def place(self, record: int) -> Place:
@@ -134,34 +139,6 @@ class Dataset:
         indices = np.unique(records[records >= 0]).tolist()
         names = "; ".join(str(self.place(index)) for index in indices[:NAMED_RECORDS])
         return f"{names} and {len(indices) - NAMED_RECORDS} more" if len(indices) > NAMED_RECORDS else names
-
-
-class Places:
-    """The places of records, stored as arrays."""
-
-    def __init__(self) -> None:
-        self._first: list[tuple[int, Place]] = []  # index of the first record of each file
-        self._numbers = bytearray()
-
-    def __len__(self) -> int:
-        return len(self._numbers) // 8
-
-    def extend(self, others: "Places") -> None:
-        """Add the places of other records."""
-        self._first += [(len(self) + first, place) for first, place in others._first]
-        self._numbers += others._numbers
-
-    def append(self, place: Place) -> None:
-        """Add the place of the next record."""
-        if not self._first or self._first[-1][1].path != place.path:
-            self._first.append((len(self), place))
-        self._numbers += np.int64(place.number).tobytes()
-
-    def __getitem__(self, index: int) -> Place:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = next(place for first, place in reversed(self._first) if first <= index)
-        return Place(place.path, int(np.frombuffer(self._numbers, np.int64)[index]), place.unit)
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
@@ -203,6 +180,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         digest=hashlib.sha256("".join(data.digest for data in datasets).encode()).hexdigest(),
         _places=places,
         group=first.group,
+        images=join_images([data.images for data in datasets], counts),
     )
 
 
@@ -215,6 +193,7 @@ def open_dataset(
     chat: bool | None = None,
     tuned: bool = False,
     too_long: TooLong = "split",
+    images: ImageReader | None = None,
 ) -> Dataset:
     """Read and tokenize training data.
 
@@ -226,6 +205,8 @@ def open_dataset(
         chat: Whether a prompt and its completion are a conversation; by default if the model is tuned on them.
         tuned: Whether the model is tuned on conversations.
         too_long: How a longer document is treated: "split" into documents that begin with BOS, "drop" or "refuse".
+            With images it is dropped or refused.
+        images: What the model makes of images; None if it reads text only.
 
     Raises:
         DataError: The data cannot be read, are empty, malformed or of mixed kinds, hold nothing to learn, or have a
@@ -234,12 +215,13 @@ def open_dataset(
     if max_length < 1 or too_long not in TOO_LONG:
         raise GemwrightError(f"max_length must be positive and too_long one of {', '.join(TOO_LONG)}.")
     files = find_files(paths)
-    encoder, builder = Encoder(tokenizer, chat_template), Builder(max_length, too_long)
+    encoder = Encoder(tokenizer, chat_template, None if images is None else images.format)
+    builder = Builder(max_length, too_long)
     for record, examples in _read_all(files, builder, tuned if chat is None else chat):
         if chat is not None and any(form(example) == _REFUSED[chat] for example in examples):
             raise record.place.error(_NOT_ASKED[chat])
-        builder.add(record.place, _encode(encoder, record, examples))
-    return builder.finish(files)
+        builder.add(record.place, _encode(encoder, record, examples), _sources(examples))
+    return builder.finish(files, images)
 
 
 def collect(files: Sequence[Path], kind: str, documents: Iterable[tuple[Place, Document]], max_length: int) -> Dataset:
@@ -268,6 +250,10 @@ def _encode(encoder: Encoder, record: Record, examples: Iterable[Example]) -> li
         raise
     except GemwrightError as error:
         raise record.place.error(str(error)) from error
+
+
+def _sources(examples: Iterable[Example]) -> tuple[Source, ...]:
+    return tuple(image for example in examples if not isinstance(example, Text) for image in example.images)
 
 
 def _read_all(files: list[Path], builder: "Builder", chat: bool) -> Iterator[tuple[Record, Iterable[Example]]]:
@@ -299,6 +285,7 @@ class Builder:
         self.kinds: dict[str, tuple[Form, Place]] = {}
         self.ids, self.learned = bytearray(), bytearray()
         self.lengths, self.records = bytearray(), bytearray()
+        self.sources: dict[int, tuple[Source, ...]] = {}
         self.unlearned = Counter()
         self.split, self.dropped, self.separate = Counter(), Counter(), Counter()
 
@@ -309,10 +296,12 @@ class Builder:
                 raise _mixed(other, where, kind, place)
         self.kinds.setdefault(kind, (found, place))
 
-    def add(self, place: Place, documents: Sequence[Sequence[Document]]) -> None:
-        """Add the documents of the examples of a record."""
+    def add(self, place: Place, documents: Sequence[Sequence[Document]], images: tuple[Source, ...] = ()) -> None:
+        """Add the documents of the examples of a record, and its images."""
         index = len(self.places)
         self.places.append(place)
+        if images:
+            self.sources[index] = images
         if any(len(parts) > 1 for parts in documents):
             self.separate.add(place)
         learning = [document for parts in documents for document in parts if document.learned.any()]
@@ -327,7 +316,7 @@ class Builder:
         length = len(document.ids)
         if length - 1 <= self.max_length:
             return [document]
-        if self.too_long == "refuse":
+        if self.too_long == "refuse" or (self.too_long == "split" and document.ids.min() < 0):
             raise place.error(
                 f"the document has {length:,} tokens, and {self.max_length + 1:,} fit; use a larger length, or split "
                 "or drop long documents."
@@ -351,7 +340,7 @@ class Builder:
         self.lengths += np.int64(len(document.ids)).tobytes()
         self.records += np.int32(record).tobytes()
 
-    def finish(self, files: list[Path]) -> Dataset:
+    def finish(self, files: list[Path], reader: ImageReader | None = None) -> Dataset:
         """Return the dataset."""
         if not len(self.places):
             names = ", ".join(map(str, files[:_NAMED]))
@@ -369,7 +358,9 @@ class Builder:
         size = Statistics(len(self.places), len(documents), len(documents.ids), learned, int(lengths.max()))
         found = next(iter(self.kinds.values()))[0]
         kind = ", ".join(self.kinds)
-        return Dataset(tuple(files), kind, found, documents, size, self._notes(), digest(files), self.places)
+        notes, places = self._notes(), self.places
+        images = None if reader is None else open_images(reader, self.sources, {n: places[n] for n in self.sources})
+        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images)
 
     def _nothing(self) -> str:
         if self.dropped.count:

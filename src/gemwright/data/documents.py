@@ -16,18 +16,23 @@ from gemwright.data.records import Chat, Example, Prompted, Text
 from gemwright.errors import GemwrightError
 from gemwright.text.chat import RefusedError
 from gemwright.text.chat_template import ChatTemplate
+from gemwright.text.image_format import MARKERS, ImageFormat
 from gemwright.text.tokenizer import Tokenizer
 
 TEXT_CHUNK = 1 << 20
 """Characters of a text that are tokenized at once."""
 _NOTHING = np.empty(0, np.int32)
+_TEXT_ONLY = (
+    "the record has an image, and the model or the objective reads text only; use a model with a vision tower, such as "
+    "paligemma2-3b-pt-224, or records without images."
+)
 
 
 class Document(NamedTuple):
     """A document.
 
     Attributes:
-        ids: [n] token ids, of which the first is BOS.
+        ids: [n] token ids, of which the first is BOS, after the soft tokens of a prefix-LM's images.
         learned: [n] whether the loss covers an id.
     """
 
@@ -50,10 +55,12 @@ class Encoder:
     Attributes:
         tokenizer: The model's tokenizer.
         chat_template: Its chat template.
+        images: How its prompts contain images; None if it reads text only.
     """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    images: ImageFormat | None = None
 
     def encode(self, example: Example) -> list[Document]:
         """Return the documents of an example; several if its chat template changes earlier turns later.
@@ -63,17 +70,36 @@ class Encoder:
         """
         match example:
             case Text(text):
-                return [self._document([], self._encode_text(text) if text.strip() else _NOTHING)]
-            case Prompted(prompt, completion, system):
-                before = f"{system}\n\n{prompt}" if system else prompt
+                begin = [self.tokenizer.bos_id]
+                return [self._document(begin, self._encode_text(text) if text.strip() else _NOTHING)]
+            case Prompted(prompt, completion, system, images):
+                before = self._encode_prompt(f"{system}\n\n{prompt}" if system else prompt, len(images))
                 answer = self._encode_text(completion) if completion.strip() else _NOTHING
-                return [self._document(self.tokenizer.encode(before), answer)]
+                return [self._document(before, answer)]
             case Chat():
+                self._check_images(example)
                 return list(self._encode_chat(example))
 
+    def _encode_prompt(self, text: str, images: int) -> list[int]:
+        """Return the ids of a prompt that begins with so many images."""
+        if images and self.images is None:
+            raise GemwrightError(_TEXT_ONLY)
+        if self.images is not None and (images or self.images.style == "prefix"):
+            return self.images.encode(text, [1] * images)
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+
+    def _check_images(self, chat: Chat) -> None:
+        if chat.images and self.images is None:
+            raise GemwrightError(_TEXT_ONLY)
+        if chat.images and self.images is not None and self.images.style == "prefix":
+            raise GemwrightError(
+                "this model reads images before a prompt, and not in conversations; give an image, its prefix and its "
+                "suffix."
+            )
+
     def _document(self, prompt: Sequence[int], answer: NDArray[np.int32]) -> Document:
-        """Return BOS, an unlearned prompt, an answer and EOS; nothing is learned without an answer."""
-        before = np.array([self.tokenizer.bos_id, *prompt], np.int32)
+        """Return an unlearned prompt, an answer and EOS; nothing is learned without an answer."""
+        before = np.array(prompt, np.int32)
         ids = np.concatenate([before, answer, np.array([self.tokenizer.eos_id], np.int32)])
         return Document(ids, (np.arange(len(ids)) >= len(before)) & (len(answer) > 0))
 
@@ -129,7 +155,7 @@ class Encoder:
         if stop is not None and any(isinstance(piece, str) and piece.strip() for piece in answer[stop + 1 :]):
             raise GemwrightError(f"the chat template ends message {index + 1} before its text; use another template.")
         _check_content(chat.messages[index], answer[:stop], index + 1)
-        prompt = self.tokenizer.with_bos(self._ids(before))
+        prompt = self.tokenizer.with_bos(self._with_images(self._ids(before), chat.messages[:index]))
         if stop is not None:
             ids = self._ids(answer[: stop + 1])
         else:  # the template does not end the turn, so EOS does
@@ -137,6 +163,19 @@ class Encoder:
         if self.tokenizer.bos_id in prompt[1:] or self.tokenizer.bos_id in ids:
             raise GemwrightError("the chat template writes BOS inside the conversation; use another template.")
         return _Turn(prompt, ids, stop is not None)
+
+    def _with_images(self, ids: list[int], messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the ids of a prompt with the soft tokens of its images in place of their markers."""
+        count = sum(map(_count_images, messages))
+        if not count or self.images is None:
+            return ids
+        marker = self.tokenizer.id_of(MARKERS[self.images.style])
+        if ids.count(marker) != count:
+            raise GemwrightError(
+                f"the chat template writes {ids.count(marker)} images for {count}; put them into messages of the user."
+            )
+        insertion = self.images.insertion(1)
+        return [token for piece in ids for token in (insertion if piece == marker else [piece])]
 
     @cached_property
     def _ends(self) -> frozenset[Any]:
@@ -161,6 +200,11 @@ def _check_content(message: Mapping[str, Any], answer: Sequence[str | int], numb
             f"the chat template leaves out the {left_out} of message {number}; use a model or a template with them, or "
             "leave out the record."
         )
+
+
+def _count_images(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
 
 
 def _strip_end(piece: str | int) -> str | int:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemwright.data.dataset import Dataset, Documents
+from gemwright.data.images import Images
 from gemwright.errors import DataError, GemwrightError
+from gemwright.text.image_format import SOFT_TOKEN
 
 Packing: TypeAlias = Literal["best-fit", "first-fit", "concatenate", "none"]
 _Ranges: TypeAlias = NDArray[np.int64]
@@ -28,12 +30,12 @@ class Batch(NamedTuple):
     """A batch of packed rows; every array is [B, T].
 
     Attributes:
-        tokens: int32 ids; 0 in padding.
+        tokens: int32 ids; 0 in padding, negative for the soft tokens of images.
         targets: int32 ids of the next tokens of the same documents.
         learned: Whether the loss covers a target.
         segments: int32 number of the document in its row, from 1; 0 in padding.
         records: int32 index of the record; -1 in padding.
-        extras: Other arrays of an objective by name, whose first axis is B.
+        extras: Other arrays of an objective by name, whose first axis is B; `pixels` are the images of each row.
     """
 
     tokens: NDArray[np.int32]
@@ -168,6 +170,15 @@ def _pack_with_grain(ranges: _Ranges, length: int, packing: Packing) -> Iterator
         yield np.stack([row["ids"][firsts], row["ids"][lasts] + 1], axis=1)
 
 
+def _read_pixels(images: Images, batch: Batch) -> NDArray[np.float32]:
+    """Return the images [B, n, P, P, 3] of rows of one document each, and zeros where a row has fewer."""
+    pixels = np.zeros((len(batch.tokens), images.most, images.reader.size, images.reader.size, 3), np.float32)
+    for row, tokens in enumerate(batch.tokens):
+        if count := int(np.count_nonzero(tokens == SOFT_TOKEN)) // images.reader.format.soft_tokens:
+            pixels[row, :count] = images.read(int(batch.records[row, 0]), count)
+    return pixels
+
+
 class Batches(Iterator[Batch]):
     """An iterator of batches; `batches` makes one.
 
@@ -192,7 +203,7 @@ class Batches(Iterator[Batch]):
         process: tuple[int, int],
         made_with: Mapping[str, Any],
     ):
-        self._documents, self._rows = dataset.documents, rows
+        self._documents, self._images, self._rows = dataset.documents, dataset.images, rows
         self._batch_size, self._length, self._seed = batch_size, length, seed
         self._process, self._made_with = process, dict(made_with)
         self.steps_per_epoch = -(-len(rows) // batch_size)
@@ -255,7 +266,7 @@ class Batches(Iterator[Batch]):
                 batch.learned[place] = documents.learned[start + 1 : stop + 1]
                 batch.segments[place] = segment
                 batch.records[place] = documents.record_at(start)
-        return batch
+        return batch if self._images is None else batch._replace(extras={"pixels": _read_pixels(self._images, batch)})
 
     def get_state(self) -> dict[str, Any]:
         """Return the position, as values of JSON."""
@@ -303,7 +314,7 @@ def batches(
         dataset: The data.
         batch_size: Number of rows of a batch, over all processes.
         length: Number of positions of a row.
-        packing: How rows are filled; see `PACKINGS`.
+        packing: How rows are filled; see `PACKINGS`. With images a row holds one document.
         seed: Seed of the order of documents and rows.
         epochs: Number of passes over the data.
         process_index: Index of this process, which gets its share of the rows of each batch.
@@ -317,6 +328,7 @@ def batches(
         raise GemwrightError("batch_size, length and epochs must be positive, and seed at least 0.")
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise GemwrightError(f"batch_size is {batch_size}; use a multiple of the number of processes, {process_count}.")
+    packing = packing if dataset.images is None else "none"
     rows = pack(dataset.documents, length, packing, seed, dataset.group)
     made_with = {
         "data": dataset.fingerprint,

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from gemwright.data.dataset import Dataset, Documents, Places, Statistics
+from gemwright.data.dataset import Dataset, Documents, Statistics
 from gemwright.data.records import Form, check_text
-from gemwright.data.sources import Record, digest, find_files, read_records
+from gemwright.data.sources import Places, Record, digest, find_files, read_records
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat import read_messages
 from gemwright.text.chat_template import ChatTemplate

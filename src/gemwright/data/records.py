@@ -6,51 +6,20 @@ The kinds are a table, `KINDS`. Values of None count as absent, and fields that 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
+from gemwright.data.examples import Chat, Example, Form, Prompted, Text, form
+from gemwright.data.record_images import FIELDS, add_images, fill_images, find_images, put_first, resolve_images
 from gemwright.data.sources import Record
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.chat import read_messages
 from gemwright.text.protected_template import MAX_DEPTH
 
+__all__ = ["KINDS", "Chat", "Example", "Form", "Prompted", "Text", "check_text", "find_kind", "form", "read_examples"]
+
 MAX_MESSAGES = 1000
 """Maximum number of messages of a conversation, and of conversations of a record."""
 Fields: TypeAlias = Mapping[str, Any]
-Form: TypeAlias = Literal["text", "prompted", "chat"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that is learned as a whole."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Prompted:
-    """A prompt and its completion, of which the completion is learned."""
-
-    prompt: str
-    completion: str
-    system: str = ""
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation.
-
-    Attributes:
-        messages: Its messages, as `gemwright.text.chat.read_messages` returns them.
-        learned: Whether each message is learned; only those of the model can be.
-        tools: Functions that the model may call.
-    """
-
-    messages: Sequence[Mapping[str, Any]]
-    learned: tuple[bool, ...]
-    tools: Sequence[Mapping[str, Any]] | None = None
-
-
-Example: TypeAlias = Text | Prompted | Chat
 
 
 @dataclass(frozen=True)
@@ -102,17 +71,15 @@ def read_examples(kind: Kind, record: Record, chat: bool) -> Sequence[Example]:
         DataError: A field has another type or text that is not valid.
     """
     try:
-        examples = kind.read(record.fields)
-        return [_as_chat(example) if chat and isinstance(example, Prompted) else example for example in examples]
+        examples = list(kind.read(record.fields))
+        if images := find_images(record.fields):
+            examples = add_images(examples, images)
+        examples = [_as_chat(example) if chat and isinstance(example, Prompted) else example for example in examples]
+        return [resolve_images(example, record.place.path.parent) for example in examples]
     except DataError:
         raise
     except GemwrightError as error:
         raise record.place.error(str(error)) from error
-
-
-def form(example: Example) -> Form:
-    """Return how an example is encoded."""
-    return "text" if isinstance(example, Text) else "prompted" if isinstance(example, Prompted) else "chat"
 
 
 def check_text(text: Any, name: str) -> str:
@@ -156,7 +123,8 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _as_chat(example: Prompted) -> Chat:
-    return _talk([("system", example.system), ("user", example.prompt), ("assistant", example.completion)])
+    chat = _talk([("system", example.system), ("user", example.prompt), ("assistant", example.completion)])
+    return put_first(chat, example.images) if example.images else chat
 
 
 def _talk(turns: Sequence[tuple[str, str]]) -> Chat:
@@ -178,14 +146,12 @@ def _chat(
         if message.get("function_call") is not None:
             raise GemwrightError('"function_call" is not supported; write the call as a list "tool_calls".')
     read, images = read_messages(cast(Any, messages))
-    if images:
-        raise GemwrightError("images in records are not supported; remove them from the messages.")
     given = [True] * len(read) if learned is None else learned
     flags = [
         index >= start and flag and message["role"] == "assistant" and not _is_empty(message)
         for index, (message, flag) in enumerate(zip(read, given, strict=True))
     ]
-    return Chat(read, tuple(flags), None if tools is None else _list(tools, "tools") or None)
+    return Chat(read, tuple(flags), None if tools is None else _list(tools, "tools") or None, tuple(images))
 
 
 def _check_strings(value: Any, depth: int = 0) -> None:
@@ -213,6 +179,7 @@ def _read_messages(fields: Fields) -> list[Example]:
     if any(isinstance(weight, list | dict) or weight not in (0, 1) for weight in weights):
         raise GemwrightError('"weight" of a message must be 0 or 1; correct the record.')
     plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    plain = fill_images(plain, find_images(fields))
     return [_chat(leading + plain, [True] * len(leading) + [bool(weight) for weight in weights], fields.get("tools"))]
 
 
@@ -252,6 +219,11 @@ def _read_prompted(fields: Fields) -> list[Example]:
         before, after = _leading(fields) + _list(prompt, "prompt"), _list(completion, name)
         return [_chat([*before, *after], tools=fields.get("tools"), start=len(before))]
     return [Prompted(check_text(prompt, "prompt"), check_text(completion, name), _system(fields))]
+
+
+def _read_prefix(fields: Fields) -> list[Example]:
+    """Read the format of PaliGemma."""
+    return [Prompted(check_text(fields["prefix"], "prefix"), check_text(fields["suffix"], "suffix"))]
 
 
 def _instruct(fields: Fields, given: str, answer: str) -> Chat:
@@ -322,6 +294,7 @@ KINDS = (
     Kind("messages", (("messages",),), _read_messages),
     Kind("conversations", (("conversations",),), _read_conversations),
     Kind("message tree", (("message_tree_id",), ("prompt",)), _read_tree),
+    Kind("image, prefix and suffix", (FIELDS, ("prefix",), ("suffix",)), _read_prefix),
     Kind("prompt and completion", (("prompt",), ("completion", "response")), _read_prompted),
     Kind("instances", (("instruction",), ("instances",)), _read_instances),
     Kind("instruction", (("instruction",), ("output", "response")), _read_instruction),

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Iterator
 
+import numpy as np
+
 from gemwright.data.dataset import Dataset
 from gemwright.data.documents import Document
+from gemwright.text.image_format import SOFT_TOKEN
 from gemwright.text.tokenizer import Tokenizer
 
 MAX_SHOWN = 400
@@ -27,6 +30,9 @@ def show(dataset: Dataset, tokenizer: Tokenizer, count: int = 3) -> Iterator[str
 def _lines(document: Document, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the tokens of a document; a line ends after a token with a line break."""
     line = ""
+    document, soft = _without_soft_tokens(document)
+    if soft:
+        yield f"  <{soft:,} soft tokens of images>"
     pairs = zip(document.ids.tolist(), document.learned.tolist(), strict=True)
     for _, (token, learned) in zip(range(MAX_SHOWN), pairs, strict=False):
         text = quote(tokenizer, token)
@@ -39,6 +45,12 @@ def _lines(document: Document, tokenizer: Tokenizer) -> Iterator[str]:
         line += f" ... and {rest:,} more, {int(document.learned[MAX_SHOWN:].sum()):,} of them learned"
     if line:
         yield f"  {line}"
+
+
+def _without_soft_tokens(document: Document) -> tuple[Document, int]:
+    """Return a document without the soft tokens of its images, and their number."""
+    kept = document.ids != SOFT_TOKEN
+    return Document(document.ids[kept], document.learned[kept]), int(np.count_nonzero(~kept))
 
 
 def quote(tokenizer: Tokenizer, token: int) -> str:

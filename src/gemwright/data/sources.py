@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
+
 from gemwright.errors import DataError
 
 MAX_RECORD_BYTES = 16 << 20
@@ -51,6 +53,34 @@ class Place:
     def error(self, problem: str) -> DataError:
         """Return an error about the record."""
         return DataError(f"{self}: {problem}")
+
+
+class Places:
+    """The places of records, stored as arrays."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, Place]] = []  # index of the first record of each file
+        self._numbers = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 8
+
+    def extend(self, others: "Places") -> None:
+        """Add the places of other records."""
+        self._first += [(len(self) + first, place) for first, place in others._first]
+        self._numbers += others._numbers
+
+    def append(self, place: Place) -> None:
+        """Add the place of the next record."""
+        if not self._first or self._first[-1][1].path != place.path:
+            self._first.append((len(self), place))
+        self._numbers += np.int64(place.number).tobytes()
+
+    def __getitem__(self, index: int) -> Place:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = next(place for first, place in reversed(self._first) if first <= index)
+        return Place(place.path, int(np.frombuffer(self._numbers, np.int64)[index]), place.unit)
 
 
 class Record(NamedTuple):

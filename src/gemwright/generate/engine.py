@@ -13,7 +13,7 @@ from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs, speculation
 from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
 from gemwright.generate.programs import NO_TOKEN, NOT_FINITE, DecodeOptions
-from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, chunks, token_ids
+from gemwright.generate.prompts import Ids, Prompt, chunks, token_ids
 from gemwright.generate.sampling import CANDIDATES, BatchedSampling, Sampling, TokenCounts, candidate_count
 from gemwright.generate.slots import Slots, gather, stop_table
 from gemwright.generate.step import Step, from_choice, from_choices, require_finite
@@ -22,6 +22,7 @@ from gemwright.generate.tournament import TournamentKeys
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, parameter_count
 from gemwright.model.state import DecodeState, empty_state, with_room, with_slack
+from gemwright.text.image_format import SOFT_TOKEN
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from gemwright.generate import buckets
 from gemwright.model.transformer import SoftTokens
+from gemwright.text.image_format import SOFT_TOKEN
 from gemwright.typing import Array
 
 Ids = Sequence[int]
-SOFT_TOKEN = -1
-"""The id of a soft token, whose embedding comes from an image."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,20 +8,22 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemwright import linear, ops, sharding, tree
-from gemwright.model import block, transformer
-from gemwright.model.config import Config, Layer
-from gemwright.model.params import LayerWeights, ModelWeights, ParamSpec, param_specs
+from gemwright.errors import GemwrightError
+from gemwright.model import block, transformer, vision
+from gemwright.model.config import Config, Layer, Vision
+from gemwright.model.params import LayerWeights, ModelWeights, ParamSpec, VisionLayerWeights, VisionWeights, param_specs
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array, Float, Int
 from gemwright.weights import Weight
 
+T = TypeVar("T")
 Remat: TypeAlias = Literal["none", "products", "layers"]
 """What a forward pass keeps for the gradient: everything, the results of linear maps, or the inputs of layers."""
 POLICIES: Mapping[Remat, Callable[..., Any]] = {
@@ -39,16 +41,22 @@ Layout: TypeAlias = list[list[list[int]]]
 
 @tree.node
 class StackedWeights:
-    """Weights of a decoder as in `ModelWeights`, but the layers of each stage stacked.
+    """Weights as in `ModelWeights`, but the layers of each stage of the decoder stacked.
 
     A stage is a pattern of layers that is repeated, such as (local, global) x 13; `stages[s][i]` has the weights of its
-    i-th layer, each with the repeats as its first axis.
+    i-th layer, each with the repeats as its first axis. All layers of the tower are equal, so `vision.layers` has one
+    entry, with the depth as first axis; `vision` is None where no image is trained on.
     """
 
     embed: Weight
     stages: tuple[tuple[LayerWeights, ...], ...]
     final_norm: Array
     head: Weight | None
+    vision: VisionWeights | None = None
+
+
+STACKED = ("stages.", "vision.layers.")
+"""Beginnings of the paths in `StackedWeights` of leaves that have the repeats of a layer as their first axis."""
 
 
 def layout(layers: Iterable[Any]) -> Layout:
@@ -88,10 +96,11 @@ def layout_of(params: StackedWeights) -> Layout:
     return make_layout((len(stage), count_repeats(stage)) for stage in params.stages)
 
 
-def stacked_paths(config: Config) -> dict[str, list[str]]:
+def stacked_paths(config: Config, tower: bool = False) -> dict[str, list[str]]:
     """Return the paths in `ModelWeights` of the leaves that are stacked, by path in `StackedWeights`.
 
-    `stages.0.1.mixer.q` -> [`layers.1.mixer.q`, `layers.7.mixer.q`]; a leaf outside the layers has its own path.
+    `stages.0.1.mixer.q` -> [`layers.1.mixer.q`, `layers.7.mixer.q`]; a leaf outside the layers has its own path. Those
+    of the vision tower come last, if they are wanted.
     """
     specs = param_specs(config)
     paths = {path: [path] for path in tree.flatten(replace(specs, layers=(), vision=None))}
@@ -99,32 +108,51 @@ def stacked_paths(config: Config) -> dict[str, list[str]]:
         for i, numbers in enumerate(stage):
             for path in tree.flatten(specs.layers[numbers[0]]):
                 paths[f"stages.{s}.{i}.{path}"] = [f"layers.{n}.{path}" for n in numbers]
+    if tower and specs.vision is not None:
+        depth = len(specs.vision.layers)
+        paths |= {f"vision.{path}": [f"vision.{path}"] for path in tree.flatten(replace(specs.vision, layers=()))}
+        for path in tree.flatten(specs.vision.layers[0]):
+            paths[f"vision.layers.0.{path}"] = [f"vision.layers.{n}.{path}" for n in range(depth)]
     return paths
 
 
-def stacked_specs(config: Config) -> StackedWeights:
-    """Return the abstract stacked weights of a model, with `ParamSpec` leaves."""
+def stacked_specs(config: Config, tower: bool = False) -> StackedWeights:
+    """Return the abstract stacked weights of a model, with `ParamSpec` leaves; with its vision tower, if wanted."""
     specs = param_specs(config)
 
-    def join(numbers: list[int]) -> LayerWeights:
-        def repeat(spec: ParamSpec) -> ParamSpec:
-            return replace(spec, shape=(len(numbers), *spec.shape), axes=("repeats", *spec.axes))
+    def repeat(count: int, layer: T) -> T:
+        def stacked(spec: ParamSpec) -> ParamSpec:
+            return replace(spec, shape=(count, *spec.shape), axes=("repeats", *spec.axes))
 
-        return jax.tree.map(repeat, specs.layers[numbers[0]])
+        return jax.tree.map(stacked, layer)
 
-    stacked = tuple(tuple(join(same) for same in stage) for stage in layout(config.layers))
-    return StackedWeights(specs.embed, stacked, specs.final_norm, specs.head)
+    stages = tuple(tuple(repeat(len(same), specs.layers[same[0]]) for same in stage) for stage in layout(config.layers))
+    found = specs.vision if tower else None
+    if found is not None:
+        found = replace(found, layers=(repeat(len(found.layers), found.layers[0]),))
+    return StackedWeights(specs.embed, stages, specs.final_norm, specs.head, found)
 
 
-def stack(config: Config, params: ModelWeights) -> StackedWeights:
-    """Return the weights of a model stacked; layers of which a leaf differs in kind or encoding are not equal."""
+def stack(config: Config, params: ModelWeights, tower: bool = False) -> StackedWeights:
+    """Return the weights of a model stacked; layers of which a leaf differs in kind or encoding are not equal.
+
+    The tower is left out unless it is wanted.
+
+    Raises:
+        GemwrightError: The tower is wanted and its layers differ in encoding.
+    """
     keys = [(layer, jax.tree.structure(weights)) for layer, weights in zip(config.layers, params.layers, strict=True)]
 
-    def join(numbers: list[int]) -> LayerWeights:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params.layers[n] for n in numbers))
+    def join(layers: Sequence[T]) -> T:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
-    stacked = tuple(tuple(join(same) for same in stage) for stage in layout(keys))
-    return StackedWeights(params.embed, stacked, params.final_norm, params.head)
+    stages = tuple(tuple(join([params.layers[n] for n in same]) for same in stage) for stage in layout(keys))
+    found = params.vision if tower else None
+    if found is not None:
+        if len({jax.tree.structure(layer) for layer in found.layers}) > 1:
+            raise GemwrightError("The layers of the vision tower have several formats; use another method than qlora.")
+        found = replace(found, layers=(join(found.layers),))
+    return StackedWeights(params.embed, stages, params.final_norm, params.head, found)
 
 
 def unstack(params: StackedWeights) -> ModelWeights:
@@ -133,7 +161,12 @@ def unstack(params: StackedWeights) -> ModelWeights:
     for stage in params.stages:
         for repeat in range(count_repeats(stage)):
             layers += [jax.tree.map(operator.itemgetter(repeat), layer) for layer in stage]
-    return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, None)
+    tower = params.vision
+    if tower is not None:
+        depth = range(np.shape(tower.layers[0].mixer_norm)[0])
+        each = tuple(jax.tree.map(operator.itemgetter(repeat), tower.layers[0]) for repeat in depth)
+        tower = replace(tower, layers=each)
+    return ModelWeights(params.embed, tuple(layers), params.final_norm, params.head, tower)
 
 
 def count_repeats(stage: tuple[LayerWeights, ...]) -> int:
@@ -186,3 +219,25 @@ def forward(
 
         x, _ = jax.lax.scan(repeat, x, stage)
     return ops.rms_norm(x, params.final_norm, config.norm_eps)
+
+
+def encode(
+    config: Vision, params: VisionWeights, pixels: Float[Array, "N P P 3"], remat: Remat = "layers"
+) -> Float[Array, "N tokens D"]:
+    """Return the soft tokens of images, as `vision.encode` does, from a tower whose layers are stacked.
+
+    Args:
+        config: The tower.
+        params: Its weights; activations have the dtype of the patch embedding.
+        pixels: Square RGB images of the tower's size, in [-1, 1].
+        remat: What is kept for the gradient; the rest is computed again.
+    """
+
+    def apply(weights: VisionLayerWeights, x: Array) -> Array:
+        return vision.layer(config, weights, x)
+
+    def repeat(x: Array, weights: VisionLayerWeights) -> tuple[Array, None]:
+        return jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False)(weights, x), None
+
+    x, _ = jax.lax.scan(repeat, vision.embed(config, params, pixels), params.layers[0])
+    return vision.project(config, params, x)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gemwright import ops, weights
+from gemwright import linear, ops, weights
 from gemwright.kernels.attention import attend
 from gemwright.model.config import Vision
 from gemwright.model.params import VisionLayerWeights, VisionWeights
@@ -85,7 +85,7 @@ def project(vision: Vision, params: VisionWeights, x: Float[Array, "B patches E"
 
 def _linear(x: Float[Array, "B T E"], weight: Weight, bias: Array | None) -> Float[Array, "B T F"]:
     """Return the linear map with its bias, rounded once."""
-    return ops.biased(weights.matmul(x, weight, out=jnp.float32), bias).astype(x.dtype)
+    return linear.named(ops.biased(weights.matmul(x, weight, out=jnp.float32), bias).astype(x.dtype))
 
 
 def _mix(

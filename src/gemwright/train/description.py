@@ -47,6 +47,7 @@ from gemwright.data.mixture import Source, Stage, check_weights, mix
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
+from gemwright.train import image_text
 from gemwright.train.distill import Distill
 from gemwright.train.objective import Objective
 from gemwright.train.policy import Grpo, Reinforce
@@ -311,7 +312,9 @@ def prepare_described(described: Description) -> Run:
         }  # fmt: skip
         parts = [part for _, part in split.values() if part is not None]
         held = join(parts) if parts else None
-    training = {name: dataset for name, (dataset, _) in split.items()}
+    whole = [dataset for dataset, _ in split.values()]
+    objective, recipe, whole, held = image_text.choose(objective, recipe, checkpoint, whole, held)
+    training = dict(zip(split, whole, strict=True))
     if described.stages:
         recipe, stages = resolve_stages(described.stages, recipe)
         epochs = {data.name: data.epochs for data in described.data}
@@ -324,7 +327,7 @@ def prepare_described(described: Description) -> Run:
             seed=recipe.seed,
         )
     else:
-        dataset = join(list(training.values()))
+        dataset = join(whole)
         made = make_batches(objective, dataset, recipe)
     return Run(
         described.model, checkpoint, tokenizer, dataset, made, held, recipe, described.out, described.samples, objective

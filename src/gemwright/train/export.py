@@ -11,7 +11,7 @@ from gemwright import tree
 from gemwright.checkpoint.updates import LowRank, Updates
 from gemwright.errors import GemwrightError
 from gemwright.model.config import Config
-from gemwright.model.stack import StackedWeights, stacked_paths
+from gemwright.model.stack import STACKED, StackedWeights, stacked_paths
 from gemwright.train.lora import Adapters, Factors, targets
 
 
@@ -70,10 +70,10 @@ def full_updates(config: Config, params: StackedWeights) -> Updates:
 
 
 def _weights(config: Config, params: StackedWeights) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    paths = stacked_paths(config)
+    paths = stacked_paths(config, tower=params.vision is not None)
     for stacked, leaf in tree.flatten(params).items():
         values = _host(leaf)
-        yield from zip(paths[stacked], list(values) if stacked.startswith("stages.") else [values], strict=True)
+        yield from zip(paths[stacked], list(values) if stacked.startswith(STACKED) else [values], strict=True)
 
 
 def _host(leaf: jax.Array) -> NDArray[np.float32]:

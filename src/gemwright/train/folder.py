@@ -83,7 +83,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed += _compare_objectives(*(run.get("objective", {"name": "next-token"}) for run in (before, now)))
     length = before["recipe"].get("length") == now["recipe"].get("length")
     if not changed and length and before["data"].get("fingerprint") != now["data"]["fingerprint"]:
-        changed.append("the held-out records, the tokenizer, the chat template or how the data are read")
+        changed.append("the held-out records, the images, the tokenizer, the chat template or how the data are read")
     return changed
 
 

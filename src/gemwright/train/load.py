@@ -18,8 +18,10 @@ from gemwright.weights import PackedTensor
 _SILENT: Progress = lambda done, total: None  # noqa: E731
 
 
-def load_frozen(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT) -> StackedWeights | None:
-    """Load the weights that a recipe does not train; None if it trains all.
+def load_frozen(
+    recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT, *, tower: bool = False
+) -> StackedWeights | None:
+    """Load the weights that a recipe does not train, with the vision tower or without; None if it trains all.
 
     Raises:
         CheckpointError: As for `checkpoint.load.load_weights`.
@@ -27,22 +29,24 @@ def load_frozen(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SI
     if recipe.method == "full":
         return None
     if recipe.method == "qlora":
-        return load_packed(checkpoint, progress)
-    return load_stacked(checkpoint, recipe.dtype, progress)
+        return load_packed(checkpoint, progress, tower=tower)
+    return load_stacked(checkpoint, recipe.dtype, progress, tower=tower)
 
 
-def load_trained(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT) -> Any:
+def load_trained(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = _SILENT, *, tower: bool = False) -> Any:
     """Load or initialize the weights that a recipe trains, float32.
 
     Raises:
         CheckpointError: As for `checkpoint.load.load_weights`.
     """
     if recipe.method == "full":
-        return load_stacked(checkpoint, "float32", progress)
+        return load_stacked(checkpoint, "float32", progress, tower=tower)
     return lora.init(checkpoint.config, recipe.rank, recipe.seed)
 
 
-def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = _SILENT) -> StackedWeights:
+def load_stacked(
+    checkpoint: Checkpoint, dtype: str, progress: Progress = _SILENT, *, tower: bool = False
+) -> StackedWeights:
     """Load the weights of a checkpoint onto the device, in a dtype, stacked.
 
     Memory never holds more than the stacked weights and one weight of a layer.
@@ -50,7 +54,7 @@ def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = _SILEN
     Raises:
         CheckpointError: As for `checkpoint.load.load_weights`.
     """
-    specs, paths = stacked_specs(checkpoint.config), stacked_paths(checkpoint.config)
+    specs, paths = stacked_specs(checkpoint.config, tower), stacked_paths(checkpoint.config, tower)
     order = [path for stacked in tree.flatten(specs) for path in paths[stacked]]
     values = read_weights(checkpoint.file, checkpoint.mapping, checkpoint.config, dtype, progress, order)
     leaves: dict[str, jax.Array] = {}
@@ -62,7 +66,7 @@ def load_stacked(checkpoint: Checkpoint, dtype: str, progress: Progress = _SILEN
     return tree.build(specs, leaves)
 
 
-def load_packed(checkpoint: Checkpoint, progress: Progress = _SILENT) -> StackedWeights:
+def load_packed(checkpoint: Checkpoint, progress: Progress = _SILENT, *, tower: bool = False) -> StackedWeights:
     """Load the weights of a checkpoint in their stored format, stacked where layers have the same formats.
 
     Raises:
@@ -77,4 +81,4 @@ def load_packed(checkpoint: Checkpoint, progress: Progress = _SILENT) -> Stacked
     def is_packed(leaf: object) -> bool:
         return isinstance(leaf, PackedTensor)
 
-    return stack(checkpoint.config, jax.tree.map(with_precise_activations, params, is_leaf=is_packed))
+    return stack(checkpoint.config, jax.tree.map(with_precise_activations, params, is_leaf=is_packed), tower)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gemwright.data import Batch
-from gemwright.errors import GemwrightError, NotFiniteError
+from gemwright.errors import DataError, GemwrightError, NotFiniteError
 from gemwright.train import flops
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import Note
@@ -79,7 +79,7 @@ class Loop:
             if self._batches.step == 0:
                 self._evaluate(start_line(self._run.steps), state)
             first, began = self._batches.step, time.perf_counter()
-            for batch in self._batches:
+            while (batch := self._next(state)) is not None:
                 begin = time.perf_counter()
                 batch = self._complete(batch, state)
                 state, measures = self._programs.step(state, self._frozen, to_device(batch))
@@ -97,6 +97,15 @@ class Loop:
                 if stop.received is not None and self._batches.step < self._run.steps:
                     self._stop(stop)
         return state
+
+    def _next(self, state: TrainState) -> Batch | None:
+        """Return the next batch, None after the last. If it cannot be read, the state is saved before the error."""
+        try:
+            return next(self._batches, None)
+        except DataError:
+            self._save(state)
+            self._checkpoints.wait()
+            raise
 
     def _complete(self, batch: Batch, state: TrainState) -> Batch:
         """Return a batch with all that its step needs; if that fails, the state before the step is saved."""

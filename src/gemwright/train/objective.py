@@ -16,11 +16,14 @@ import numpy as np
 from gemwright import sharding, tree
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Batch, Batches, Dataset, batches, open_dataset
+from gemwright.data.images import ImageReader
 from gemwright.loading.model import make_chat_template
 from gemwright.model import loss, stack
 from gemwright.model.config import Config
 from gemwright.model.params import ParamSpec
 from gemwright.model.stack import StackedWeights, stacked_specs
+from gemwright.model.transformer import SoftTokens
+from gemwright.text.image_format import ImageFormat
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import lora
 from gemwright.train.load import load_frozen, load_trained
@@ -85,7 +88,8 @@ class Objective:
             DataError: They cannot be read, or do not fit the objective.
         """
         template, tuned = make_chat_template(checkpoint, tokenizer), bool(checkpoint.chat_templates)
-        return open_dataset(paths, tokenizer, template, max_length=recipe.length, chat=chat, tuned=tuned)
+        images = make_image_reader(checkpoint, tokenizer)
+        return open_dataset(paths, tokenizer, template, max_length=recipe.length, chat=chat, tuned=tuned, images=images)
 
     def pack(self, dataset: Dataset, recipe: Recipe, epochs: int = 1) -> Batches:
         """Return the batches of some epochs."""
@@ -153,10 +157,18 @@ class Objective:
     def sum_losses(self, config: Config, recipe: Recipe, trained: Any, frozen: Any, batch: Sequences) -> Sums:
         """Return the loss of a batch; differentiated with respect to `trained`."""
         params = self.assemble(recipe, trained, frozen)
-        hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=recipe.remat)
+        soft_tokens = self.make_soft_tokens(config, recipe, params, batch)
+        hidden = stack.forward(config, params, batch.tokens, batch.segments, soft_tokens, recipe.remat)
         head = params.embed if params.head is None else params.head
         total = loss.sum_cross_entropy(config, head, hidden, batch.targets, batch.learned)
         return Sums(total, jnp.sum(batch.learned, dtype=jnp.int32))
+
+    def make_soft_tokens(
+        self, config: Config, recipe: Recipe, params: StackedWeights, batch: Sequences
+    ) -> SoftTokens | None:
+        """Return the soft tokens of the images of a batch; None without images."""
+        del config, recipe, params, batch
+        return None
 
     def write(self, run: "Run", trained: Any) -> Path:
         """Write the result of a run and return its folder."""
@@ -165,6 +177,15 @@ class Objective:
 
 
 NEXT_TOKEN = Objective()
+
+
+def make_image_reader(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ImageReader | None:
+    """Return what a model makes of images; None if it reads text only."""
+    family, vision = checkpoint.family, checkpoint.config.vision
+    if vision is None or family.image_prompt is None:
+        return None
+    style = ImageFormat(family.image_prompt, vision.tokens, tokenizer)
+    return ImageReader(style, vision.image_size, family.resampling(checkpoint.format))
 
 
 def lora_shapes(config: Config, recipe: Recipe) -> lora.Adapters:
@@ -176,11 +197,11 @@ def lora_shapes(config: Config, recipe: Recipe) -> lora.Adapters:
     return jax.tree.map(describe, jax.eval_shape(lambda: lora.init(config, recipe.rank, recipe.seed)))
 
 
-def weight_shapes(config: Config, dtype: str) -> StackedWeights:
-    """Return the shapes of stacked weights in a dtype, with their shardings in a mesh."""
+def weight_shapes(config: Config, dtype: str, *, tower: bool = False) -> StackedWeights:
+    """Return the shapes of stacked weights in a dtype, with their shardings in a mesh; with the tower or without."""
 
     def describe(_: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
         place = sharding.sharding_of(spec.axes, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, np.dtype(dtype), sharding=place)
 
-    return tree.map_with_path(describe, stacked_specs(config))
+    return tree.map_with_path(describe, stacked_specs(config, tower))

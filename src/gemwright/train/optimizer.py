@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from gemwright import tree
+from gemwright.model.stack import STACKED
 from gemwright.train.recipe import Recipe
 from gemwright.typing import Array
 
 FLOOR = 0.1
 """Share of the peak learning rate at which the cosine ends."""
-NOT_DECAYED = ("_bias", "_gate", "conv")
-"""Ends of the names of matrices without weight decay: biases of blocks, gates and convolution of a recurrence."""
+NOT_DECAYED = ("_bias", "_gate", "conv", "positions")
+"""Ends of the names of matrices without weight decay: biases of blocks, gates and convolution of a recurrence, and the
+positions of a vision tower."""
 
 
 def learning_rate(recipe: Recipe, steps: int) -> optax.Schedule:
@@ -54,7 +56,7 @@ def decayed(trained: Any) -> Any:
     """Return whether weight decay applies to each leaf: to matrices, not to gains, biases or the RG-LRU."""
 
     def is_matrix(path: str, leaf: jax.Array) -> bool:
-        stacked = "stages." in path
+        stacked = any(part in path for part in STACKED)
         return leaf.ndim - stacked > 1 and not path.endswith(NOT_DECAYED)
 
     return tree.map_with_path(is_matrix, trained)

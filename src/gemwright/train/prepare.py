@@ -10,6 +10,7 @@ from gemwright.data import Batches, Dataset
 from gemwright.errors import GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
+from gemwright.train import image_text
 from gemwright.train.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 
@@ -85,6 +86,7 @@ def prepare(
         dataset, held = read(data), read(held_out)
     else:
         dataset, held = holding.split(read(data), held_out, recipe.seed)
+    objective, recipe, (dataset,), held = image_text.choose(objective, recipe, checkpoint, [dataset], held)
     made = make_batches(objective, dataset, recipe)
     return Run(str(model), checkpoint, tokenizer, dataset, made, held, recipe, Path(out), tuple(prompts), objective)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gemwright.api import Model
-from gemwright.generate.prompts import SOFT_TOKEN, token_ids
+from gemwright.generate.prompts import token_ids
 from gemwright.serve import metrics
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.request import FinishReason, GenerationRequest, TokenLogprob, Update
 from gemwright.serve.models import ServedModel
+from gemwright.text.image_format import SOFT_TOKEN
 
 
 @dataclass

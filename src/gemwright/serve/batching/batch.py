@@ -18,7 +18,7 @@ from gemwright.generate import buckets, programs, slots, token_bias
 from gemwright.generate.engine import Engine
 from gemwright.generate.output import Detokenizer
 from gemwright.generate.programs import DecodeOptions, SampledTokens
-from gemwright.generate.prompts import SOFT_TOKEN, token_ids
+from gemwright.generate.prompts import token_ids
 from gemwright.generate.sampling import USUAL, BatchedSampling, Sampling, TokenCounts
 from gemwright.generate.slots import Slots
 from gemwright.generate.token_bias import TokenBias
@@ -26,6 +26,7 @@ from gemwright.model.state import DecodeState, empty_state
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.request import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, TokenLogprob, Update
 from gemwright.serve.structured.grammar import Matcher
+from gemwright.text.image_format import SOFT_TOKEN
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of slots."""

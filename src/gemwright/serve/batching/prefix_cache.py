@@ -15,9 +15,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, token_ids
+from gemwright.generate.prompts import Ids, Prompt, token_ids
 from gemwright.model.config import Attention, Config, Recurrent
 from gemwright.model.state import DecodeState, KVCache, MixerState, abstract_state
+from gemwright.text.image_format import SOFT_TOKEN
 from gemwright.typing import Array
 
 MIN_TOKENS = 16

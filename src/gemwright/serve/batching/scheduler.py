@@ -23,7 +23,7 @@ from gemwright.errors import GemwrightError, NotFiniteError, RequestError
 from gemwright.generate import buckets
 from gemwright.generate.output import Detokenizer
 from gemwright.generate.programs import MAX_STEPS_PER_CALL, NO_TOKEN, NOT_FINITE, SampledTokens
-from gemwright.generate.prompts import SOFT_TOKEN, Ids, Prompt, token_ids
+from gemwright.generate.prompts import Ids, Prompt, token_ids
 from gemwright.generate.sampling import Sampling
 from gemwright.model.state import DecodeState, state_bytes
 from gemwright.serve.batching.batch import STOP_IDS, Batch, Call, Running, host_tokens
@@ -33,6 +33,7 @@ from gemwright.serve.batching.prefix_cache import PrefixCache, prompt_key
 from gemwright.serve.batching.queue import RETRY_SECONDS, WaitingQueue
 from gemwright.serve.batching.request import GenerationRequest, TokenLogprob, Update
 from gemwright.serve.structured.grammar import GrammarTokenizer, compile_grammar
+from gemwright.text.image_format import SOFT_TOKEN
 from gemwright.text.stop import StopStrings
 
 DEFAULT_CONTEXT = 4096
