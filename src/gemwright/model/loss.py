@@ -196,7 +196,8 @@ def _measure(
         differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
-    chunk = max(1, min(size, LOGITS // config.vocab))
+    arrays = 1 if teacher is None else 4  # logits, and those, the probabilities and the distribution of the teacher
+    chunk = max(1, min(size, LOGITS // arrays // config.vocab))
     count = jnp.sum(learned, dtype=jnp.int32)
     # Labeled tokens first, in order, so that the loop ends with them.
     order = jnp.pad(jnp.argsort(~learned, stable=True), (0, -size % chunk))
