@@ -133,6 +133,7 @@ def print_result(run: "Run", folder: Path) -> None:
     """Print the folder of the result, and commands that use it."""
     render.write(f"{folder}\n")
     command = "chat" if run.dataset.form == "chat" else "generate"
+    command = command if run.dataset.images is None else "see IMAGE PROMPT"
     render.note(f"Try it:    gemwright {command} --model {folder}")
     if run.recipe.method != "full":
         render.note(f"Merge it:  gemwright convert {run.name} {run.out / 'merged'} --to huggingface --adapter {folder}")
