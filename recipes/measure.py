@@ -58,7 +58,7 @@ def is_repeating(reply: Completion) -> bool:
 
 def report(progress: Progress) -> None:
     """Print some of the steps."""
-    if progress.step in (1, progress.steps) or progress.step % 10 == 0:
+    if progress.step and (progress.step in (1, progress.steps) or progress.step % 10 == 0):
         speed = progress.tokens / progress.seconds
         print(f"step {progress.step}/{progress.steps}: loss {progress.loss:.4f}, {speed:.0f} tokens/s", flush=True)
 

@@ -84,6 +84,23 @@ def test_chat(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "replies that end by themselves" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_preferences(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    talk = "\n\nHuman: the {0}\n\nAssistant: {1}"
+    asked = ["hen " * n for n in range(1, 13)]
+    records = [{"chosen": talk.format(q, "in the hat"), "rejected": talk.format(q, "x")} for q in asked]
+    arguments = (write(tmp_path / "pairs.jsonl", records), "--out", tmp_path / "out", "--model", tiny)
+    run_recipe("preferences.py", monkeypatch, *arguments, "--steps", 2, "--held-out", 4)
+    written = capsys.readouterr().out
+    for name in ("reward", "dpo"):
+        results = json.loads((tmp_path / "out" / name / "results.json").read_text())
+        assert results["pairs"] == 4
+        assert results["before"]["loss"] == pytest.approx(0.6931, abs=1e-3)
+        assert results["before"]["chosen answer has the higher reward"][0] == 0.5
+        assert results["after"]["loss"] < results["before"]["loss"]
+        assert f"{results['after']['loss']:.4f}" in written
+
+
 def test_loss_of_answers_is_that_of_the_training(tiny: Path, tmp_path: Path):
     """The loss through inference equals the held-out loss before the first step."""
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the {n}."} for n in range(5)]

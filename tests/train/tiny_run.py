@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gemwright.runtime import distributed
+from gemwright.train.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import Run, prepare, train
 
@@ -24,10 +25,17 @@ def write_data(path: Path, records: int = 24, first: int = 0) -> Path:
     return path
 
 
-def prepare_tiny(folder: Path, out: Path, held_out: Any = 0.2, prompts: tuple[str, ...] = (), **recipe: Any) -> Run:
+def prepare_tiny(
+    folder: Path,
+    out: Path,
+    held_out: Any = 0.2,
+    prompts: tuple[str, ...] = (),
+    objective: Objective = NEXT_TOKEN,
+    **recipe: Any,
+) -> Run:
     """Prepare a run on the model and the data in a folder."""
-    settings = Recipe(**RECIPE | recipe)
-    return prepare(folder / "model", folder / "train.jsonl", out, settings, held_out=held_out, prompts=prompts)
+    settings, data = Recipe(**RECIPE | recipe), folder / "train.jsonl"
+    return prepare(folder / "model", data, out, settings, held_out=held_out, prompts=prompts, objective=objective)
 
 
 def result(out: Path) -> tuple[bytes, list[dict[str, Any]]]:

@@ -78,7 +78,21 @@ def convert(
             case nothing is left behind.
     """
     checkpoint = open_checkpoint(source, variant)
-    dtype = dtype or source_dtype(checkpoint)
+    merged, updates = adapt(checkpoint, adapters)
+    write_checkpoint(merged, target, to, dtype or source_dtype(checkpoint), updates, progress, imatrix)
+    return checkpoint
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    target: Path,
+    to: Format,
+    dtype: str,
+    updates: Sequence[Updates] = (),
+    progress: Progress = lambda done, total: None,
+    imatrix: Path | None = None,
+) -> None:
+    """Write an open checkpoint, whose config is that of the updated model; arguments and errors as for `convert`."""
     allowed = MIXTURES if to == "gguf" else DTYPES
     if dtype not in allowed:
         raise CheckpointError(f"The format {to} has no dtype {dtype!r}; choose one of {', '.join(allowed)}.")
@@ -88,13 +102,11 @@ def convert(
     _check_suffix(target, to)
     if to == "gguf" and checkpoint.config.vision:
         check_new(tower_path(target))
-    merged, updates = adapt(checkpoint, adapters)
     if to == "gguf":
         importance = {} if imatrix is None else read_imatrix(imatrix)
-        _write_gguf(merged, merged.vocabulary(), target, dtype, updates, progress, importance)
+        _write_gguf(checkpoint, checkpoint.vocabulary(), target, dtype, updates, progress, importance)
     else:
-        write_huggingface(merged, target, dtype, updates, progress)
-    return checkpoint
+        write_huggingface(checkpoint, target, dtype, updates, progress)
 
 
 def _check_suffix(target: Path, to: Format) -> None:

@@ -95,7 +95,7 @@ def _leaves(
     skipped: Set[str],
 ) -> Iterator[tuple[str, Weight]]:
     """Yield weights by path: matrices in their stored format if the kernels support it, all others as plain arrays."""
-    names = _checked_names(file, mapping)
+    names = checked_names(file, mapping)
     total, done = _total(file, mapping, names), 0
     native_encodings = encodings() if precision == "stored" else ()
     plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
@@ -167,7 +167,7 @@ def read_weights(
     Raises:
         CheckpointError: As for `load_weights`.
     """
-    names = _checked_names(file, mapping)
+    names = checked_names(file, mapping)
     total = _total(file, mapping, names)
 
     def read() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -184,8 +184,12 @@ def read_weights(
     return read()  # this function is not a generator, so that it checks at once
 
 
-def _checked_names(file: TensorFile, mapping: Mapping[str, TensorMapping]) -> dict[str, str]:
-    """Return the file's name of each tensor by that of the mapping, after checking that the file has exactly those."""
+def checked_names(file: TensorFile, mapping: Mapping[str, TensorMapping]) -> dict[str, str]:
+    """Return the file's name of each tensor by that of the mapping, after checking that the file has exactly those.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape.
+    """
     own = {plain_name(name): name for name in file.tensors}
     if twice := set(file.tensors).difference(own.values()):
         raise file_error(file.path, f"tensor {min(twice)} appears under two names")

@@ -123,6 +123,28 @@ def check_vocabulary(config: Config, size: int, is_control: Callable[[int], bool
         raise CheckpointError(f"{source} has {size} tokens and the model has {rows}; use the model's own tokenizer.")
 
 
+def require_same_tokens(first: tuple[str, Vocabulary, int], second: tuple[str, Vocabulary, int]) -> None:
+    """Check that two models have the same token at each id.
+
+    Args:
+        first: Name and vocabulary of a model, and the number of rows of its embedding; tokens without one do not count.
+        second: The same of the other.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    (name, ours, rows), (other, theirs, their_rows) = first, second
+    pieces, their_pieces = ours.pieces[:rows], theirs.pieces[:their_rows]
+    if len(pieces) != len(their_pieces):
+        found = f"{name} has {len(pieces):,} tokens and {other} has {len(their_pieces):,}"
+    elif pieces != their_pieces:
+        token = next(index for index, pair in enumerate(zip(pieces, their_pieces, strict=True)) if pair[0] != pair[1])
+        found = f"token {token} of {name} is {pieces[token]!r:.40} and that of {other} is {their_pieces[token]!r:.40}"
+    else:
+        return
+    raise CheckpointError(f"The vocabularies differ: {found}; use models of one tokenizer.")
+
+
 def add_location_tokens(vocabulary: Vocabulary, rows: int) -> Vocabulary:
     """Add PaliGemma's 1024 location and 128 segmentation tokens to Gemma's vocabulary if they fill `rows` exactly."""
     pieces = PALIGEMMA.added_pieces

@@ -18,6 +18,7 @@ from gemwright.cli.infill import infill
 from gemwright.cli.init import init
 from gemwright.cli.inspect import inspect
 from gemwright.cli.memorize import memorize
+from gemwright.cli.merge import merge
 from gemwright.cli.models import models
 from gemwright.cli.plan import plan
 from gemwright.cli.release import release
@@ -72,5 +73,5 @@ app.command("filter")(filter_data)
 app.command()(export)
 for command in (card, sign, release, watermark, detect):
     app.command()(command)
-for command in (plan, models, pull, rm, du, inspect, verify, convert, quantize, doctor):
+for command in (plan, models, pull, rm, du, inspect, verify, convert, merge, quantize, doctor):
     app.command()(command)

@@ -43,6 +43,8 @@ def score(
     """Print log-probabilities, or the score of a reward model."""
     content = read_text(text, file)
     if reward:
+        if image or adapter or stride or variant:
+            raise GemwrightError("--reward takes no --image, --adapter, --stride or --variant; leave them out.")
         _print_reward(model, content, render.argument(prompt), dtype, as_json)
         return
     from gemwright.cli.loading import load

@@ -132,6 +132,9 @@ def format_seconds(seconds: float) -> str:
 def print_result(run: "Run", folder: Path) -> None:
     """Print the folder of the result, and commands that use it."""
     render.write(f"{folder}\n")
+    if run.objective.name == "reward":
+        render.note(f"Try it:    gemwright score --reward --model {folder} --prompt 'Name a gem.' 'Ruby.'")
+        return
     command = "chat" if run.dataset.form == "chat" else "generate"
     command = command if run.dataset.images is None else "see IMAGE PROMPT"
     render.note(f"Try it:    gemwright {command} --model {folder}")

@@ -99,6 +99,16 @@ def _notes(reader: "_Reader", counts: Counter[str]) -> Iterator[str]:
         yield f"Not UTF-8 or empty and left out: {reader.skipped:,} files."
 
 
+def read_source_files(paths: Iterable[str | Path]) -> list[SourceFile]:
+    """Return the source files of folders, files of source code or files of JSON lines; see `open_code`.
+
+    Raises:
+        DataError: A path cannot be read, or there is no source code.
+    """
+    reader = _Reader()
+    return [file for path in map(Path, paths) for file in reader.read(path)]
+
+
 class _Reader:
     """Reads source files, and counts those that are left out."""
 

@@ -1,4 +1,4 @@
-"""The cross-entropy of next tokens, without ever holding the logits of all tokens: summed, or of each token.
+"""The cross-entropy of next tokens, summed or of each, or with a teacher, without ever holding all logits.
 
 The logits of some tokens at a time are computed once: their gradient is made at once, in the forward pass, and the
 logits are forgotten. The losses of single tokens have gradients of any weight; a trained head needs the weights to sum
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from gemwright import ops, sharding, tree, weights
 from gemwright.kernels import choice, native
 from gemwright.model.config import Config
+from gemwright.model.teacher import Teacher
 from gemwright.typing import Array, Bool, Float, Int
 from gemwright.weights import Weight
 
@@ -94,6 +95,37 @@ def token_losses(
     return _forward(config, head, None, hidden, targets, learned, differentiate=False)[0]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def distillation_loss(
+    config: Config,
+    head: Weight,
+    hidden: Float[Array, "N D"],
+    teacher: Teacher,
+    targets: Int[Array, " N"],
+    learned: Bool[Array, " N"],
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return the cross-entropy with the teacher's distribution, summed over labeled tokens, in float32.
+
+    Its gradients are as those of `cross_entropy`; the two other sums, which come for free, have none: -log p(target),
+    and the entropy of the teacher's distribution.
+
+    Args:
+        config: The model.
+        head: The head [V, D].
+        hidden: Hidden states after the final norm.
+        teacher: The teacher at the same tokens.
+        targets: The token after each.
+        learned: Whether the loss covers the token's target.
+    """
+    ones = jnp.ones(len(hidden), jnp.float32)
+    return _split(_measure(config, head, None, hidden, targets, learned, ones, teacher, differentiate=False)[0])
+
+
+def _split(losses: Array) -> tuple[Array, Array, Array]:
+    of_targets, of_teacher, entropy = jnp.sum(losses, axis=1)
+    return of_teacher, of_targets, entropy
+
+
 def _forward(
     config: Config, head: Any, trained: Any, hidden: Array, targets: Array, learned: Array, *, differentiate: bool
 ) -> tuple[Array, Array, Any]:
@@ -128,7 +160,13 @@ _operation = choice.PlatformOperation(
 )
 
 
-def _chunked(
+def _chunked(*arguments: Any, differentiate: bool) -> tuple[Array, Array, Any]:
+    """Return the losses [N] of the targets, and their gradients as `_measure` does."""
+    losses, gradient, head_gradient = _measure(*arguments, differentiate=differentiate)
+    return losses[0], gradient, head_gradient
+
+
+def _measure(
     config: Config,
     head: Any,
     trained: Any,
@@ -136,10 +174,14 @@ def _chunked(
     targets: Array,
     learned: Array,
     cotangents: Array,
+    teacher: Teacher | None = None,
     *,
     differentiate: bool,
 ) -> tuple[Array, Array, Any]:
-    """Return the losses [N] and their gradients with respect to the hidden states and the trained leaves of the head.
+    """Return the losses and their gradients with respect to the hidden states and the trained leaves of the head.
+
+    The losses are [1, N]: -log p(target). With a teacher they are [3, N]: also the cross-entropy with its distribution,
+    which is then the one that has the gradients, and the entropy of the distribution.
 
     Args:
         config: The model.
@@ -149,6 +191,7 @@ def _chunked(
         targets: See `cross_entropy`.
         learned: See `cross_entropy`.
         cotangents: [N] factor of the gradient of each loss.
+        teacher: See `distillation_loss`.
         differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
@@ -175,18 +218,24 @@ def _chunked(
         scores, pull = jax.vjp(logits, trained, states)  # without `pull`, only the logits are computed
         log_total = jax.nn.logsumexp(scores, axis=axis, keepdims=True)
         of_target = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis, mode="fill")
-        losses = losses.at[result].set((log_total - of_target).reshape(-1), mode="drop")
+        found = [(log_total - of_target).reshape(-1)]
+        if teacher is None:
+            wished = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
+        else:
+            wished, entropy = teacher.distribution(places, config.vocab, axis)
+            found += [log_total.reshape(-1) - jnp.sum(wished * scores, axis), entropy]
+        losses = losses.at[:, result].set(jnp.stack(found), mode="drop")
         if not differentiate:
             return losses, gradient, head_gradient
-        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) == jnp.expand_dims(target, axis)
-        difference = jnp.exp(scores - log_total) - is_target
+        difference = jnp.exp(scores - log_total) - wished
         difference *= jnp.expand_dims(cotangents[places], axis)
         of_trained, of_hidden = pull(jnp.where(jnp.expand_dims(wanted, axis), difference, 0.0))
         gradient = gradient.at[result].set(of_hidden, mode="drop")
         return losses, gradient, jax.tree.map(jnp.add, head_gradient, of_trained)  # the sum is float32
 
     zeros = jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), trained)
-    start = (jnp.zeros(size, jnp.float32), jnp.zeros((size, width), hidden.dtype), zeros)
+    rows = 1 if teacher is None else 3
+    start = (jnp.zeros((rows, size), jnp.float32), jnp.zeros((size, width), hidden.dtype), zeros)
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, start)
 
 
@@ -198,17 +247,18 @@ def _sum_with_residuals(config: Config, head: Any, hidden: Any, targets: Any, le
     return jnp.sum(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
 
 
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
+
+
 def _partition(head: Any) -> tuple[Any, Any]:
     """Return the leaves of a head that are differentiated, None for none, and the others."""
-
-    def is_primal(leaf: Any) -> bool:
-        return isinstance(leaf, CustomVJPPrimal)
 
     def choose(leaf: Any, *, perturbed: bool) -> Array | None:
         return leaf.value if leaf.perturbed == perturbed else None
 
     trained, frozen = (
-        jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=is_primal)
+        jax.tree.map(functools.partial(choose, perturbed=perturbed), head, is_leaf=_is_primal)
         for perturbed in (True, False)
     )
     return (trained if jax.tree.leaves(trained) else None), frozen
@@ -227,6 +277,25 @@ def _sum_backward(config: Config, residuals: Any, cotangent: Array) -> tuple[Any
 
 
 cross_entropy.defvjp(_sum_with_residuals, _sum_backward, symbolic_zeros=True)
+
+
+def _distill_with_residuals(
+    config: Config, head: Any, hidden: Any, *others: Any
+) -> tuple[tuple[Array, Array, Array], Any]:
+    trained, frozen = _partition(head)
+    teacher, targets, learned = jax.tree.map(lambda leaf: leaf.value, others, is_leaf=_is_primal)
+    ones = jnp.ones(len(hidden.value), jnp.float32)
+    losses, gradient, head_gradient = _measure(
+        config, frozen, trained, hidden.value, targets, learned, ones, teacher, differentiate=True
+    )
+    return _split(losses), (gradient, jax.tree.map(_like, head_gradient, trained))
+
+
+def _distill_backward(config: Config, residuals: Any, cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    return *_sum_backward(config, residuals, cotangents[0]), None
+
+
+distillation_loss.defvjp(_distill_with_residuals, _distill_backward, symbolic_zeros=True)
 
 
 def _losses_with_residuals(config: Config, head: Any, hidden: Any, targets: Any, learned: Any) -> tuple[Array, Any]:

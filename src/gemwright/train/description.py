@@ -48,6 +48,7 @@ from gemwright.errors import DataError, GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
 from gemwright.train import image_text
+from gemwright.train.distill import Distill
 from gemwright.train.objective import Objective
 from gemwright.train.policy import Grpo, Reinforce
 from gemwright.train.preference import Dpo
@@ -57,7 +58,7 @@ from gemwright.train.reward import Reward
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.name: objective
-    for objective in (Objective, Dpo, Reward, Grpo, Reinforce)
+    for objective in (Objective, Distill, Dpo, Reward, Grpo, Reinforce)
 }  # fmt: skip
 """Every objective by name. The keys of its table are its fields."""
 MAX_BYTES = 1 << 20

@@ -57,6 +57,20 @@ def checked_model(
 
 
 @contextmanager
+def checked_average(average: Checkpoint, target: Path, report: Callable[[object], None]) -> Generator[None]:
+    """Compare the model that the `with` block writes with the average that it is made of, and remove it if it fails.
+
+    Raises:
+        GemwrightError: A weight, the tokenizer or the chat template differs.
+    """
+    yield
+    with _removed_if_it_fails(target):
+        checks = list(_compare(open_checkpoint(target), average, None, run=False))
+        _require(target, checks)
+    report("; ".join(check.detail for check in checks if check.name == "weights"))
+
+
+@contextmanager
 def checked_adapter(source: Path, target: Path, base: Path | None) -> Generator[None]:
     """Compare the adapter that the `with` block writes with its source, and remove it if it fails.
 

@@ -2,10 +2,8 @@
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from gemwright.checkpoint.chat_templates import SPECIAL_TOKENS
 from gemwright.checkpoint.open import Checkpoint
@@ -13,6 +11,7 @@ from gemwright.errors import GemwrightError
 from gemwright.families import FAMILIES, Family
 from gemwright.loading.model import make_chat_template
 from gemwright.model.config import Config
+from gemwright.model.differences import differences as config_differences
 from gemwright.model.params import parameter_count
 from gemwright.release.verify.report import Check, passes, some
 from gemwright.text.chat import FORMATS
@@ -61,38 +60,10 @@ def choose_variant(checkpoint: Checkpoint, named: str | None) -> str:
 
 
 def differences(found: Config, published: Config) -> Iterator[str]:
-    """Yield what differs between two configs, such as "8 heads instead of 4 in 18 layers"."""
-    for field in fields(Config):
-        ours, theirs = getattr(found, field.name), getattr(published, field.name)
-        if field.name == "vocab":
-            if not theirs <= ours <= theirs + MAX_PADDING_ROWS:
-                yield f"vocab {ours:,} instead of {theirs:,}"
-        elif field.name == "layers":
-            yield from _layer_differences(found, published)
-        elif field.name == "vision":
-            if ours is not None and ours != theirs:
-                yield f"vision tower {ours} instead of {theirs}"
-        elif ours != theirs:
-            yield f"{field.name} {ours} instead of {theirs}"
-
-
-def _layer_differences(found: Config, published: Config) -> Iterator[str]:
-    if len(found.layers) != len(published.layers):
-        yield f"{len(found.layers)} layers instead of {len(published.layers)}"
-        return
-    pairs = zip(found.layers, published.layers, strict=True)
-    counted = Counter(change for ours, theirs in pairs for change in _part_differences(ours, theirs, ""))
-    yield from (f"{change} in {count} layers" for change, count in counted.items())
-
-
-def _part_differences(ours: Any, theirs: Any, name: str) -> Iterator[str]:
-    if ours == theirs:
-        return
-    if type(ours) is not type(theirs) or not hasattr(ours, "__dataclass_fields__"):
-        yield f"{name} {ours} instead of {theirs}"
-        return
-    for field in fields(ours):
-        yield from _part_differences(getattr(ours, field.name), getattr(theirs, field.name), field.name)
+    """Yield what differs from a published config; padding of the embedding and a lacking vision tower do not count."""
+    if published.vocab <= found.vocab <= published.vocab + MAX_PADDING_ROWS:
+        found = replace(found, vocab=published.vocab)
+    yield from config_differences(found, published if found.vision else replace(published, vision=None))
 
 
 def check_name(checkpoint: Checkpoint, named: str | None) -> Check:
