@@ -360,7 +360,7 @@ class Builder:
         kind = ", ".join(self.kinds)
         notes, places = self._notes(), self.places
         images = None if reader is None else open_images(reader, self.sources, {n: places[n] for n in self.sources})
-        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images)
+        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images=images)
 
     def _nothing(self) -> str:
         if self.dropped.count:
