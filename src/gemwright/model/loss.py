@@ -7,6 +7,7 @@ frozen float32 head has a C++ kernel, which keeps the logits of a tile of the vo
 """
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -284,7 +285,7 @@ def _distill_with_residuals(
     config: Config, head: Any, hidden: Any, *others: Any
 ) -> tuple[tuple[Array, Array, Array], Any]:
     trained, frozen = _partition(head)
-    teacher, targets, learned = jax.tree.map(lambda leaf: leaf.value, others, is_leaf=_is_primal)
+    teacher, targets, learned = jax.tree.map(operator.attrgetter("value"), others, is_leaf=_is_primal)
     ones = jnp.ones(len(hidden.value), jnp.float32)
     losses, gradient, head_gradient = _measure(
         config, frozen, trained, hidden.value, targets, learned, ones, teacher, differentiate=True
