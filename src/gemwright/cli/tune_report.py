@@ -136,6 +136,7 @@ def print_result(run: "Run", folder: Path) -> None:
         render.note(f"Try it:    gemwright score --reward --model {folder} --prompt 'Name a gem.' 'Ruby.'")
         return
     command = "chat" if run.dataset.form == "chat" else "generate"
+    command = command if run.dataset.images is None else "see IMAGE PROMPT"
     render.note(f"Try it:    gemwright {command} --model {folder}")
     if run.recipe.method != "full":
         render.note(f"Merge it:  gemwright convert {run.name} {run.out / 'merged'} --to huggingface --adapter {folder}")

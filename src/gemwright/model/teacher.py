@@ -5,7 +5,7 @@ token, sampled in proportion to the teacher's probabilities, the others zero).
 """
 
 import functools
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +47,19 @@ class Teacher:
             axis: The axis of the vocabulary.
         """
         # As in `loss`, a plain head is the first of two matrices.
-        head, hidden = self.head, self.hidden[places]
-        if isinstance(head, Array):
-            own, scores = 0, weights.matmul(head, hidden, out=jnp.float32)
-        else:
-            own, scores = 1, weights.matmul(hidden, head, out=jnp.float32)
-        scores = jax.lax.slice_in_dim(scores, 0, min(vocab, head.shape[0]), axis=own)
+        own, hidden = (0 if isinstance(self.head, Array) else 1), self.hidden[places]
+        pair: Any = (self.head, hidden) if own == 0 else (hidden, self.head)
+        scores = jax.lax.slice_in_dim(
+            weights.matmul(*pair, out=jnp.float32), 0, min(vocab, self.head.shape[0]), axis=own
+        )
         logprobs = jax.nn.log_softmax(ops.soft_cap(scores, self.config.final_soft_cap), axis=own)
         probabilities = jnp.exp(logprobs)
         entropy = -jnp.sum(jnp.where(probabilities > 0, probabilities * logprobs, 0.0), axis=own)
         probabilities = jnp.moveaxis(probabilities, own, 1)
         if self.samples is not None:
-            ids = draw(probabilities, self.uniform[places], self.samples)
-            probabilities = weigh(probabilities, ids, self.weighting)
+            probabilities = weigh(
+                probabilities, draw(probabilities, self.uniform[places], self.samples), self.weighting
+            )
         padded = jnp.pad(probabilities, ((0, 0), (0, vocab - probabilities.shape[1])))
         return jnp.moveaxis(padded, 1, axis), entropy
 
