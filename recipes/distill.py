@@ -39,8 +39,7 @@ RECIPE = Recipe(method="full", learning_rate=5e-3, length=64, batch_size=16, war
 STEPS, TEACHER_STEPS = 100, 300
 SEEDS = (0, 1, 2)
 HELD_OUT = 0.03
-SAMPLES = 16
-"""Draws for each token, a thirty-second of the vocabulary; Gemma 3 has 256 of 262,144."""
+SAMPLES = 256
 MIN_PARAGRAPH = 100
 """Characters of the shortest paragraph; shorter ones are headings."""
 
