@@ -47,6 +47,19 @@ def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
 
 
 @pytest.mark.slow
+def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--steps", 2, "--pictures", 12, "--test", 2)
+    run_recipe("shapes.py", monkeypatch, "--out", tmp_path, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert 0 <= results["after"]["mean intersection over union"] <= 1
+    record = json.loads((tmp_path / "train" / "records.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "train" / record["image"]).exists()
+    assert record["suffix"].count("<loc") == 4
+    assert (tmp_path / "boxes.png").exists()
+
+
+@pytest.mark.slow
 def test_gsm8k(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the.\n#### {n}"} for n in range(1, 13)]
     data = write(tmp_path / "train.jsonl", records)
