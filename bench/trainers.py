@@ -62,7 +62,8 @@ def start_gemwright(task: Task) -> Callable[[np.ndarray], float]:
 
     from gemwright.checkpoint.open import open_checkpoint
     from gemwright.runtime import machine
-    from gemwright.train import load, lora, objective, optimizer, program, step
+    from gemwright.train import load, lora, optimizer, program, step
+    from gemwright.train.objectives import objective
     from gemwright.train.recipe import Recipe
 
     machine.set_threads(task.threads)

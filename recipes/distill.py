@@ -17,8 +17,8 @@ import numpy as np
 import sentencepiece
 
 from gemwright.checkpoint.create import create
-from gemwright.train.distill import Distill
-from gemwright.train.objective import NEXT_TOKEN, Objective
+from gemwright.train.objectives.distill import Distill
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train
 

@@ -19,8 +19,8 @@ from sentencepiece import SentencePieceTrainer
 
 import gemwright
 from gemwright.checkpoint.create import create
+from gemwright.train.objectives.policy import Grpo
 from gemwright.train.plot import Curve, plot
-from gemwright.train.policy import Grpo
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import Progress, prepare, train
 

@@ -19,10 +19,10 @@ import numpy as np
 from gemwright.data.sources import find_files, read_records
 from gemwright.eval.intervals import wilson
 from gemwright.train.metrics import LINES
-from gemwright.train.objective import Objective
-from gemwright.train.preference import Dpo
+from gemwright.train.objectives.objective import Objective
+from gemwright.train.objectives.preference import Dpo
+from gemwright.train.objectives.reward import Reward
 from gemwright.train.recipe import Recipe
-from gemwright.train.reward import Reward
 from gemwright.train.run import Progress, prepare, train
 
 RECIPES: Mapping[str, tuple[Objective, Recipe]] = {

@@ -19,7 +19,7 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.model.config import Attention, Config, Layer
 from gemwright.model.params import ModelWeights
 from gemwright.model.stack import StackedWeights, stack, stacked_paths
-from gemwright.train.objective import Sequences
+from gemwright.train.objectives.objective import Sequences
 from tests.tiny.hf import make_random_model
 from tests.tiny.pairs import CONFIGS, LENGTH, VOCAB, WINDOW, load
 from tests.tiny.vision_pairs import VISION_CONFIGS

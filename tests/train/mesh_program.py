@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gemwright import sharding
-from gemwright.train.objective import Sequences, weight_shapes
+from gemwright.train.objectives.objective import Sequences, weight_shapes
 from gemwright.train.recipe import Recipe
 from gemwright.train.step import accumulate
 from tests.train.cases import Case, largest_difference, make_case, make_documents, to_batch

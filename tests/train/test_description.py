@@ -13,7 +13,7 @@ from gemwright.data.mixture import Mixture
 from gemwright.errors import GemwrightError
 from gemwright.train import description
 from gemwright.train.description import prepare_described, read_description
-from gemwright.train.objective import Objective
+from gemwright.train.objectives.objective import Objective
 from gemwright.train.run import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

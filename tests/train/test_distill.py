@@ -19,7 +19,7 @@ from gemwright.model.config import Config
 from gemwright.model.loss import distillation_loss
 from gemwright.model.teacher import Teacher, Weighting, draw, weigh
 from gemwright.text.vocabulary import Vocabulary
-from gemwright.train.distill import Distill
+from gemwright.train.objectives.distill import Distill
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import train
 from gemwright.train.step import accumulate

@@ -19,8 +19,8 @@ from gemwright.checkpoint.names.huggingface import map_huggingface
 from gemwright.errors import DataError, GemwrightError
 from gemwright.model import stack
 from gemwright.model.transformer import SoftTokens, forward, logits
-from gemwright.train.image_text import ImageText
-from gemwright.train.objective import Objective, Sequences
+from gemwright.train.objectives.image_text import ImageText
+from gemwright.train.objectives.objective import Objective, Sequences
 from gemwright.train.program import to_device
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import prepare, train

@@ -14,10 +14,10 @@ import torch
 
 from gemwright.errors import GemwrightError
 from gemwright.train.description import prepare_described, read_description
-from gemwright.train.objective import Sequences
-from gemwright.train.policy import Grpo, PolicyGradient, Reinforce
+from gemwright.train.objectives.objective import Sequences
+from gemwright.train.objectives.policy import Grpo, PolicyGradient, Reinforce
+from gemwright.train.objectives.rewards import last_number
 from gemwright.train.recipe import Recipe
-from gemwright.train.rewards import last_number
 from gemwright.train.run import Run, prepare, train
 from gemwright.train.step import accumulate
 from tests.tiny.pairs import LENGTH

@@ -18,11 +18,11 @@ import gemwright
 from gemwright.cli import main
 from gemwright.errors import DataError, GemwrightError, NotFiniteError
 from gemwright.train.description import prepare_described, read_description
-from gemwright.train.objective import Objective, Sequences
-from gemwright.train.preference import Dpo
+from gemwright.train.objectives.objective import Objective, Sequences
+from gemwright.train.objectives.preference import Dpo
+from gemwright.train.objectives.reward import Reward, RewardWeights
+from gemwright.train.objectives.reward_model import load_reward
 from gemwright.train.recipe import Recipe
-from gemwright.train.reward import Reward, RewardWeights
-from gemwright.train.reward_model import load_reward
 from gemwright.train.run import prepare, train
 from tests.tiny.hf import write_model
 from tests.train.cases import Case, make_case, make_documents, relative, their_gradients, to_batch, to_layers

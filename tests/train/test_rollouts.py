@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 
 from gemwright.generate import programs
 from gemwright.train import lora
+from gemwright.train.objectives.rollouts import Rollouts, Sampler, seeds_of, share_layers
 from gemwright.train.recipe import Recipe
-from gemwright.train.rollouts import Rollouts, Sampler, seeds_of, share_layers
 from tests.tiny.pairs import VOCAB
 from tests.train.cases import Case, make_case
 

@@ -11,7 +11,7 @@ import pytest
 
 from gemwright.model.stack import Remat
 from gemwright.train import lora
-from gemwright.train.objective import NEXT_TOKEN, Sequences
+from gemwright.train.objectives.objective import NEXT_TOKEN, Sequences
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.recipe import Recipe
 from gemwright.train.step import accumulate, start, take_step

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gemwright.train.preference import Dpo
-from gemwright.train.reward import Reward, RewardWeights
+from gemwright.train.objectives.preference import Dpo
+from gemwright.train.objectives.reward import Reward, RewardWeights
 from tests.tiny.hf import write_model
 from tests.train.cases import make_case
 from tests.train.test_preference import (

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from gemwright.train.objective import Sequences
-from gemwright.train.policy import LARGEST_RATIO, Grpo, PolicyGradient, Reinforce
+from gemwright.train.objectives.objective import Sequences
+from gemwright.train.objectives.policy import LARGEST_RATIO, Grpo, PolicyGradient, Reinforce
 from gemwright.train.recipe import Recipe
 from gemwright.train.step import accumulate
 from tests.tiny.pairs import LENGTH

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gemwright.runtime import distributed
-from gemwright.train.objective import NEXT_TOKEN, Objective
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 from gemwright.train.run import Run, prepare, train
 

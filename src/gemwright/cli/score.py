@@ -82,7 +82,7 @@ def _print_reward(model: str, text: str, prompt: str, dtype: str | None, as_json
     """Print the score of a reward model."""
     render.status("Loading the model ...")
     import_jax()
-    from gemwright.train.reward_model import load_reward
+    from gemwright.train.objectives.reward_model import load_reward
 
     record = {"prompt": prompt, "completion": text} if prompt else {"text": text}
     (found,) = load_reward(model, dtype).score([record])

@@ -18,7 +18,7 @@ from gemwright.model.params import ModelWeights, ParamSpec, param_specs
 from gemwright.model.state import DecodeState, abstract_state
 from gemwright.plan.hardware import Machine
 from gemwright.plan.job import Job
-from gemwright.train.objective import lora_shapes, weight_shapes
+from gemwright.train.objectives.objective import lora_shapes, weight_shapes
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.program import compile_step
 from gemwright.train.recipe import Recipe

@@ -47,14 +47,14 @@ from gemwright.data.mixture import Source, Stage, check_weights, mix
 from gemwright.errors import DataError, GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
-from gemwright.train import image_text
-from gemwright.train.distill import Distill
-from gemwright.train.objective import Objective
-from gemwright.train.policy import Grpo, Reinforce
-from gemwright.train.preference import Dpo
+from gemwright.train.objectives import image_text
+from gemwright.train.objectives.distill import Distill
+from gemwright.train.objectives.objective import Objective
+from gemwright.train.objectives.policy import Grpo, Reinforce
+from gemwright.train.objectives.preference import Dpo
+from gemwright.train.objectives.reward import Reward
 from gemwright.train.prepare import Run, check_length, make_batches
 from gemwright.train.recipe import Recipe
-from gemwright.train.reward import Reward
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.name: objective

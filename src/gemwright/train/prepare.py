@@ -10,8 +10,8 @@ from gemwright.data import Batches, Dataset
 from gemwright.errors import GemwrightError
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train import held_out as holding
-from gemwright.train import image_text
-from gemwright.train.objective import NEXT_TOKEN, Objective
+from gemwright.train.objectives import image_text
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ from gemwright import sharding
 from gemwright.data import Batch
 from gemwright.model.config import Config
 from gemwright.runtime import heap
-from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, Sums
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective, Sequences, Sums
 from gemwright.train.recipe import Recipe
 from gemwright.train.step import TrainState, take_step
 

@@ -10,7 +10,7 @@ import optax
 
 from gemwright import sharding, tree
 from gemwright.model.config import Config
-from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, Sums
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective, Sequences, Sums
 from gemwright.train.recipe import Recipe
 from gemwright.typing import Array, Float, Int
 

@@ -18,7 +18,7 @@ from gemwright.model.config import Config
 from gemwright.model.stack import StackedWeights
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.load import load_stacked
-from gemwright.train.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.objective import Objective, Sequences, Sums, weight_shapes
 from gemwright.train.recipe import Recipe, check_number
 from gemwright.typing import Array, Bool, Float
 

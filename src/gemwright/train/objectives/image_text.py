@@ -16,7 +16,7 @@ from gemwright.model.config import Config
 from gemwright.model.stack import StackedWeights
 from gemwright.model.transformer import SoftTokens
 from gemwright.train.load import load_frozen, load_trained
-from gemwright.train.objective import NEXT_TOKEN, Objective, Sequences, weight_shapes
+from gemwright.train.objectives.objective import NEXT_TOKEN, Objective, Sequences, weight_shapes
 from gemwright.train.recipe import Recipe
 from gemwright.typing import Array, Bool, Int
 

@@ -26,11 +26,11 @@ from gemwright.model.config import Config
 from gemwright.model.stack import Remat, StackedWeights
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.load import load_stacked
-from gemwright.train.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.rewards import Reward, compute_rewards, digest, open_reward
+from gemwright.train.objectives.rollouts import Rollouts, Sampler, seeds_of, tempered
 from gemwright.train.program import to_device
 from gemwright.train.recipe import Recipe
-from gemwright.train.rewards import Reward, compute_rewards, digest, open_reward
-from gemwright.train.rollouts import Rollouts, Sampler, seeds_of, tempered
 from gemwright.typing import Array, Float
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PolicyGradient(Objective):
     """The mean reward of replies, less `beta` times their divergence from the model before training.
 
     Attributes:
-        reward: A name of `gemwright.train.rewards.BUILT_IN`, or a Python file, which is executed.
+        reward: A name of `gemwright.train.objectives.rewards.BUILT_IN`, or a Python file, which is executed.
         group: Number of replies to each prompt.
         max_tokens: Most tokens of a reply.
         temperature: Divides the logits of the distribution that is sampled and trained. No other filter applies.

@@ -18,8 +18,8 @@ from gemwright.model import stack
 from gemwright.model.config import Config
 from gemwright.model.stack import StackedWeights
 from gemwright.text.tokenizer import Tokenizer
-from gemwright.train.objective import Sequences, Sums
-from gemwright.train.preference import Preference, compare, find_pairs, sum_answers
+from gemwright.train.objectives.objective import Sequences, Sums
+from gemwright.train.objectives.preference import Preference, compare, find_pairs, sum_answers
 from gemwright.train.recipe import Recipe
 from gemwright.train.result import write_result
 from gemwright.typing import Array, Float

@@ -24,7 +24,7 @@ from gemwright.model.stack import StackedWeights
 from gemwright.model.teacher import Teacher, Weighting
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.load import load_packed, load_stacked
-from gemwright.train.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.objective import Objective, Sequences, Sums, weight_shapes
 from gemwright.train.recipe import Recipe
 from gemwright.typing import Array
 

@@ -1,0 +1,1 @@
+"""What a run minimizes: an objective reads its data, says what is trained, and computes the loss of a batch."""
