@@ -47,6 +47,19 @@ def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
 
 
 @pytest.mark.slow
+def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--steps", 2, "--pictures", 12, "--test", 2)
+    run_recipe("shapes.py", monkeypatch, "--out", tmp_path, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert 0 <= results["after"]["mean intersection over union"] <= 1
+    record = json.loads((tmp_path / "train" / "records.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "train" / record["image"]).exists()
+    assert record["suffix"].count("<loc") == 4
+    assert (tmp_path / "boxes.png").exists()
+
+
+@pytest.mark.slow
 def test_gsm8k(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the.\n#### {n}"} for n in range(1, 13)]
     data = write(tmp_path / "train.jsonl", records)
@@ -183,3 +196,16 @@ def test_a_trained_vocabulary_is_one_of_gemma(tmp_path: Path):
     assert [piece for piece in pieces if piece.isdigit()] == ["1", "2", "3", "4", "5"]
     assert "\u2581" * 8 in pieces
     assert "\n\n" in pieces
+
+
+@pytest.mark.slow
+def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run_recipe("grpo.py", monkeypatch, "--out", tmp_path, "--steps", 2, "--tuning", 2)
+    files = [(tmp_path / "data" / f"{name}.jsonl").read_text().splitlines() for name in ("test", "tuning", "practice")]
+    assert len({*files[0], *files[1], *files[2]}) == sum(map(len, files))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert [row["seed"] for row in results["rows"]] == [0, 1, 2]
+    assert all(row["largest difference to the engine"] < 1e-4 for row in results["rows"])
+    assert {"reward.png", "kl.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "reward, last 10 steps" in capsys.readouterr().out
