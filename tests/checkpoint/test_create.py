@@ -59,7 +59,7 @@ def test_the_folder_of_every_family_opens(kind: str, tokenizer: Path, tmp_path: 
         np.testing.assert_array_equal(written[path], leaf, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "recurrent_gemma"])
+@pytest.mark.parametrize("kind", ["gemma3_text", pytest.param("recurrent_gemma", marks=pytest.mark.slow)])
 def test_transformers_opens_the_folder(kind: str, tokenizer: Path, tmp_path: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
