@@ -56,9 +56,9 @@ test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, 
 	$(INSTALL) 'langchain-openai>=1.7,<2' 'litellm>=1.110,<2' 'lm_eval[api]>=0.4.13,<0.5' 'schemathesis>=4.32,<5'
 	$(BIN)/pytest -m peer tests/serve/test_clients.py
 
-test-trl: .venv/dev.installed  ## Compare the objectives over pairs with TRL's trainers
+test-trl: .venv/dev.installed  ## Compare preference and policy objectives with those of TRL
 	$(INSTALL) 'trl>=1.16,<2'
-	$(BIN)/pytest -m peer tests/train/test_trl.py
+	$(BIN)/pytest -m peer tests/train/test_trl.py tests/train/test_trl_policy.py
 
 test-release: .venv/dev.installed  ## Check releases with model-signing, CycloneDX's schema and mlcroissant
 	$(INSTALL) -e '.[release]' 'cyclonedx-python-lib>=11.12,<12' 'mlcroissant>=1.1,<2'

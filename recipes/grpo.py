@@ -29,7 +29,11 @@ HELD_OUT = 500
 """Number of sums that are never trained on."""
 TUNED, PRACTICED = 2000, 4000
 """Numbers of sums with their results, and of sums alone."""
+CHARACTERS = "0123456789+="
+VOCABULARY = 4 + 256 + len(CHARACTERS)
+"""Number of ids: control tokens, bytes and characters."""
 CONFIG = {
+    "vocab_size": VOCABULARY,
     "model_type": "gemma3_text",
     "architectures": ["Gemma3ForCausalLM"],
     "hidden_size": 128,
@@ -38,15 +42,15 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "num_hidden_layers": 4,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 256,
     "sliding_window": 32,
     "query_pre_attn_scalar": 32,
     "pad_token_id": 0,
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-TUNING = Recipe(method="full", learning_rate=2e-3, length=128, batch_size=4, steps=600, ema=0.99)
-POLICY = Recipe(method="full", learning_rate=2e-4, schedule="constant", length=16, batch_size=128, steps=150)
+TUNING = Recipe(method="full", learning_rate=2e-3, length=128, batch_size=4, steps=280)
+POLICY = Recipe(method="full", learning_rate=1e-4, schedule="constant", length=16, batch_size=256, steps=80)
 OBJECTIVE = Grpo(reward="exact", group=8, max_tokens=5, beta=0.04)
 
 
@@ -95,35 +99,35 @@ def tune(out: Path, data: Path, steps: int | None) -> Path:
     base = out / "base"
     if not base.exists():
         tokenizer = out / "data" / "tokenizer.model"
-        size = write_tokenizer(tokenizer)
+        write_tokenizer(tokenizer)
         config = out / "data" / "config.json"
-        config.write_text(json.dumps(CONFIG | {"vocab_size": size}))
+        config.write_text(json.dumps(CONFIG))
         create(config, str(tokenizer), base)
     recipe = Recipe(**TUNING.document() | {"steps": steps})
     return train(prepare(base, data, out / "tuned", recipe, held_out=0.0), report)
 
 
-def write_tokenizer(path: Path) -> int:
-    """Write a tokenizer of the characters of sums, and of bytes for all others; return its size."""
-    model, characters = io.BytesIO(), "0123456789+="
+def write_tokenizer(path: Path) -> None:
+    """Write a tokenizer of the characters of sums, and of bytes for all others."""
+    model = io.BytesIO()
     SentencePieceTrainer.train(  # pyright: ignore
-        sentence_iterator=iter([" ".join(characters)] * 10),
+        sentence_iterator=iter([CHARACTERS]),
         model_writer=model,
-        model_type="char",
-        vocab_size=4 + 256 + len(characters) + 1,
-        hard_vocab_limit=False,
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        max_sentencepiece_length=1,
         byte_fallback=True,
         add_dummy_prefix=False,
         pad_id=0,
         eos_id=1,
         bos_id=2,
         unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
         minloglevel=2,
     )
     path.write_bytes(model.getvalue())
-    from sentencepiece import SentencePieceProcessor
-
-    return SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
 
 
 def measure_sums(folder: Path, file: Path) -> dict[str, float]:

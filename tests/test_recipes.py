@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gemwright
@@ -99,6 +100,24 @@ def test_preferences(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert results["before"]["chosen answer has the higher reward"][0] == 0.5
         assert results["after"]["loss"] < results["before"]["loss"]
         assert f"{results['after']['loss']:.4f}" in written
+
+
+@pytest.mark.slow
+def test_distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    random = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(500)]
+    lines = [" ".join(random.choice(words, 40)) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    arguments = (tmp_path / "text.txt", "--out", tmp_path / "out", "--steps", 2, "--teacher-steps", 3, "--seeds", 0, 1)
+    run_recipe("distill.py", monkeypatch, *arguments)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["tokens"] == 2 * 16 * 64
+    assert {len(losses) for losses in results["losses"].values()} == {2}
+    printed = capsys.readouterr().out
+    assert f"{results['losses']['distilled'][1]:.4f}" in printed
+    run_recipe("distill.py", monkeypatch, *arguments)
+    assert "step 2/2" not in capsys.readouterr().out, "a finished run is not repeated"
 
 
 def test_loss_of_answers_is_that_of_the_training(tiny: Path, tmp_path: Path):

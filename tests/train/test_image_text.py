@@ -70,7 +70,10 @@ def _their_loss(pair: VisionPair, batch: dict[str, np.ndarray]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-@pytest.mark.parametrize("name", ["paligemma", "paligemma2, window 8", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    ["paligemma2, window 8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paligemma", "gemma3"))],
+)
 def test_loss_and_gradients_with_images_equal_those_of_transformers(name: str, tmp_path: Path):
     pair = make_vision_pair(name, tmp_path)
     batch, config = _batch(pair), pair.config
@@ -154,6 +157,7 @@ def test_a_run_trains_the_tower_and_its_result_reads_images(folder: Path, tmp_pa
     assert len(found.tokens) == 2
 
 
+@pytest.mark.slow
 def test_an_adapter_leaves_the_tower(folder: Path, tmp_path: Path):
     recipe = replace(RECIPE, method="lora", rank=2)
     run = prepare(folder / "model", folder / "data.jsonl", tmp_path / "run", recipe, held_out=0.0)
@@ -169,6 +173,7 @@ def test_an_adapter_leaves_the_tower(folder: Path, tmp_path: Path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_during_a_run_ends_it_with_its_line_and_a_checkpoint(folder: Path, tmp_path: Path):
     data = _write_data(tmp_path)
     run = prepare(folder / "model", data, tmp_path / "run", replace(RECIPE, batch_size=1), held_out=0.0)

@@ -117,8 +117,8 @@ class Dataset:
     notes: tuple[str, ...]
     digest: str
     _places: Places = field(repr=False)
-    group: int = 1
-    images: Images | None = None
+    group: int = field(default=1, kw_only=True)
+    images: Images | None = field(default=None, kw_only=True)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -360,7 +360,7 @@ class Builder:
         kind = ", ".join(self.kinds)
         notes, places = self._notes(), self.places
         images = None if reader is None else open_images(reader, self.sources, {n: places[n] for n in self.sources})
-        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images)
+        return Dataset(tuple(files), kind, found, documents, size, notes, digest(files), places, images=images)
 
     def _nothing(self) -> str:
         if self.dropped.count:

@@ -146,7 +146,16 @@ class _Reader:
         size = Statistics(count, count, int(lengths.sum()), max_tokens * count, int(lengths.max()))
         form, texts, records = next(iter(self._forms)), tuple(self._texts), tuple(self._records)
         return Prompts(
-            tuple(files), "prompts", form, documents, size, self._notes(), digest(files), self._places, texts, records
+            files=tuple(files),
+            kind="prompts",
+            form=form,
+            documents=documents,
+            statistics=size,
+            notes=self._notes(),
+            digest=digest(files),
+            _places=self._places,
+            texts=texts,
+            fields=records,
         )
 
     def _notes(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ Reward: TypeAlias = Callable[[str, str, Mapping[str, Any]], float]
 
 ANSWER = "answer"
 """Field of a record with the answer that the built-in rewards compare with."""
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def exact(prompt: str, completion: str, record: Mapping[str, Any]) -> float:
