@@ -50,7 +50,7 @@ CONFIG = {
     "bos_token_id": 2,
 }
 TUNING = Recipe(method="full", learning_rate=2e-3, length=128, batch_size=4, steps=280)
-POLICY = Recipe(method="full", learning_rate=1e-4, schedule="constant", length=16, batch_size=256, steps=80)
+POLICY = Recipe(method="full", learning_rate=1e-4, schedule="constant", length=16, batch_size=256, steps=60)
 OBJECTIVE = Grpo(reward="exact", group=8, max_tokens=5, beta=0.04)
 
 
@@ -59,11 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO on arithmetic.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; continued if it exists")
     parser.add_argument("--steps", type=int, default=POLICY.steps, help="steps of GRPO")
+    parser.add_argument("--tuning", type=int, default=TUNING.steps, help="steps of supervised tuning")
     options = parser.parse_args()
-    run(options.out, options.steps)
+    run(options.out, options.steps, options.tuning)
 
 
-def run(out: Path, steps: int | None, tuning: int | None = TUNING.steps) -> dict[str, Any]:
+def run(out: Path, steps: int | None, tuning: int | None) -> dict[str, Any]:
     """Tune a model, train it with each seed, and return what was measured."""
     files = write_sums(out / "data")
     start = tune(out, files["tuning"], tuning)

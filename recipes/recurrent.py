@@ -46,7 +46,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keys of the configurations; RecurrentGemma counts both branches of an MLP."""
 VOCABULARY = 1024
-STEPS = 150
+STEPS = 80
 LENGTH, BATCH = 256, 8
 LONG = 8192
 """Number of tokens of the longer text whose state is counted."""

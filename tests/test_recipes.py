@@ -47,6 +47,19 @@ def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
 
 
 @pytest.mark.slow
+def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--steps", 2, "--pictures", 12, "--test", 2)
+    run_recipe("shapes.py", monkeypatch, "--out", tmp_path, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert 0 <= results["after"]["mean intersection over union"] <= 1
+    record = json.loads((tmp_path / "train" / "records.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "train" / record["image"]).exists()
+    assert record["suffix"].count("<loc") == 4
+    assert (tmp_path / "boxes.png").exists()
+
+
+@pytest.mark.slow
 def test_gsm8k(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the.\n#### {n}"} for n in range(1, 13)]
     data = write(tmp_path / "train.jsonl", records)
@@ -143,3 +156,56 @@ def test_repeating():
     assert not is_repeating(reply([7, 8, 7, 8, 7, 8], "stop"))
     assert not is_repeating(reply([7, 8, 7, 8, 1, 7, 8]))
     assert not is_repeating(reply([]))
+
+
+def test_paragraphs_are_the_text():
+    paragraphs = runpy.run_path(str(FOLDER / "recurrent.py"))["paragraphs"]
+    text = "".join(f"{'word ' * (n % 9)}\n" for n in range(500)) + "end"
+    parts = paragraphs(text, 200)
+    assert "".join(parts) == text
+    assert all(200 <= len(part) < 300 for part in parts[:-1])
+
+
+def test_gaps_are_statements_inside_functions():
+    from gemwright.text.tokenizer import Tokenizer
+    from tests.tiny.vocabulary import make_vocabulary
+
+    text = "def f(x):\n    first = x\n    if x:\n        return first + 100\n    other = 100  # é\n    return other\n"
+    find_gaps = runpy.run_path(str(FOLDER / "pretrain.py"))["find_gaps"]
+    gaps = find_gaps([{"path": "a.py", "text": f"import os\n\n\n{text}"}], Tokenizer(make_vocabulary()), 10)
+    assert {gap.parts.middle for gap in gaps} == {"    if x:\n        return first + 100\n", "    other = 100  # é\n"}
+    assert {"".join(gap.parts) for gap in gaps} == {text}
+
+
+def test_a_trained_vocabulary_is_one_of_gemma(tmp_path: Path):
+    from gemwright.data.infill import TOKENS
+    from gemwright.text.tokenizer import Tokenizer
+    from gemwright.text.vocabulary import Vocabulary
+
+    nothing = runpy.run_path(str(FOLDER / "nothing.py"))
+    text = "".join(f"def f{n}(x):\n    return x + {n * n} + value_{n % 7}\n" for n in range(400))
+    file = nothing["train_vocabulary"]([text], 335, tmp_path / "tokenizer.model")
+    vocabulary = Vocabulary.from_sentencepiece(file)
+    assert vocabulary.pieces[:4] == ("<pad>", "<eos>", "<bos>", "<unk>")
+    tokenizer = Tokenizer(vocabulary)
+    for token in (TOKENS.prefix, TOKENS.middle, TOKENS.suffix, TOKENS.separator, "<start_of_turn>", "<end_of_turn>"):
+        assert tokenizer.is_control(tokenizer.id_of(token))
+    sample = "def f(x):\r\n\n\n        return 12345  # é😀 \u3000<|fim_prefix|>\t\t\n  "
+    assert tokenizer.decode(tokenizer.encode(sample)) == sample
+    pieces = [tokenizer.pieces[token] for token in tokenizer.encode("12345        x\n\n")]
+    assert [piece for piece in pieces if piece.isdigit()] == ["1", "2", "3", "4", "5"]
+    assert "\u2581" * 8 in pieces
+    assert "\n\n" in pieces
+
+
+@pytest.mark.slow
+def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run_recipe("grpo.py", monkeypatch, "--out", tmp_path, "--steps", 2, "--tuning", 2)
+    files = [(tmp_path / "data" / f"{name}.jsonl").read_text().splitlines() for name in ("test", "tuning", "practice")]
+    assert len({*files[0], *files[1], *files[2]}) == sum(map(len, files))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert [row["seed"] for row in results["rows"]] == [0, 1, 2]
+    assert all(row["largest difference to the engine"] < 1e-4 for row in results["rows"])
+    assert {"reward.png", "kl.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "reward, last 10 steps" in capsys.readouterr().out

@@ -132,6 +132,7 @@ def _prepare(folder: Path, out: Path, objective: PolicyGradient | None = None, *
     return prepare(folder / "model", folder / "prompts.jsonl", out, settings, held_out=0.0, objective=made)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path):
     train(_prepare(folder, tmp_path / "whole"))
     crash(_prepare(folder, tmp_path / "stopped"), 3)
@@ -144,6 +145,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     assert all(0 < line["length"] <= 6 and 0 <= line["finished"] <= 1 for line in metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -154,7 +156,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     ],
 )
 def test_a_reward_that_is_no_number_is_refused_and_nothing_is_lost(
-    body: str, problem: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+    body: str, problem: str, folder: Path, tmp_path: Path
 ):
     path, notes = tmp_path / "reward.py", list[str]()
     path.write_text(f"def reward(prompt, completion, record):\n    return {body}\n")
@@ -190,6 +192,7 @@ def test_settings_and_rewards_that_are_not_valid(folder: Path, tmp_path: Path):
             Grpo(**settings)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_described_run_and_its_built_in_reward(folder: Path, tmp_path: Path):
     text = f"""
         model = "{folder}/model"

@@ -112,12 +112,12 @@ class ProgressLines:
 def format_progress(progress: "Progress") -> str:
     """Return a step as one line; step 0 is the state before the training."""
     held_out = [] if progress.held_out is None else [f"held-out loss {progress.held_out:.4f}"]
-    metrics = {name: value for name, value in progress.metrics.items() if not name.startswith("share of ")}
-    held_out += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    shown = {name: value for name, value in progress.metrics.items() if not name.startswith("share of ")}
+    metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
     if progress.step == 0:
-        return "  ".join([f"step 0/{progress.steps}", *held_out])
+        return "  ".join([f"step 0/{progress.steps}", *held_out, *metrics])
     tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))
-    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out]
+    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out, *metrics]
     parts += [f"{tokens:,.0f} tokens/s ({learned:,.0f} learned)", f"{progress.utilization:.0%} utilized"]
     return "  ".join([*parts, render.size(progress.memory), f"{format_seconds(progress.remaining)} left"])
 
