@@ -27,7 +27,7 @@ from gemwright.train.run import Progress, prepare, train
 
 RECIPES: Mapping[str, tuple[Objective, Recipe]] = {
     "reward": (Reward(), Recipe(learning_rate=2e-4, length=160, batch_size=6, steps=40)),
-    "dpo": (Dpo(beta=0.1), Recipe(learning_rate=5e-5, length=160, batch_size=6, steps=14)),
+    "dpo": (Dpo(beta=0.1), Recipe(learning_rate=5e-5, length=160, batch_size=6, steps=10)),
 }
 HELD_OUT = 400
 """Number of records that are held out, of which about a quarter are short enough."""

@@ -9,6 +9,7 @@ that were held out are predicted: from what is before them alone, and from what 
 
 import argparse
 import ast
+import itertools
 import json
 import random
 import sysconfig
@@ -24,6 +25,7 @@ import gemwright
 from gemwright.data.code import read_source_files
 from gemwright.data.infill import Order, Parts, encode
 from gemwright.data.python_code import find_statements
+from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.description import prepare_described, read_description
 from gemwright.train.run import train
 
@@ -42,15 +44,15 @@ CONFIG = {
 }
 VOCABULARY = 2048
 """Number of tokens."""
-STEPS = 250
+STEPS = 150
 LENGTH, BATCH = 256, 8
 SEED = 0
-HELD_OUT_FILES = 0.1
-"""Share of the files of the library that are held out."""
+FILES, HELD_OUT_FILES = 200, 40
+"""Number of files of the library that are trained on, and of others that are held out."""
 GAPS = 200
 """Number of statements that are predicted."""
-SMALLEST, LARGEST = 20, 200
-"""Number of characters of such a statement; the function around it has at most eight times the latter."""
+SMALLEST = 20
+"""Least number of characters of such a statement; the function around it fits in a sequence."""
 RUN = """model = "{model}"
 out = "{out}"
 held_out = 0.003
@@ -110,7 +112,6 @@ def run(prose: Path, out: Path, library: Path, steps: int, gaps: int = GAPS) -> 
     texts = [*(record["text"] for record in training), prose.read_text(encoding="utf-8")]
     vocabulary = nothing.train_vocabulary(texts, VOCABULARY, out / "tokenizer.model")
     start = nothing.make_model(CONFIG, vocabulary, out / "start", SEED)
-    wanted = find_gaps(held_out, gaps)
     models: dict[str, gemwright.Model] = {}
     for name, infill in (("fill-in-the-middle", 0.8), ("left-to-right", 0.0)):
         print(f"\nTraining with {infill:.0%} fill-in-the-middle ...", flush=True)
@@ -132,6 +133,7 @@ def run(prose: Path, out: Path, library: Path, steps: int, gaps: int = GAPS) -> 
         result = train(prepared, measure.report, print)
         print(*(f"share of {name}: {share:.2%}" for name, share in prepared.batches.shares(0, steps).items()), sep="\n")
         models[name] = gemwright.load(result)
+    wanted = find_gaps(held_out, models["left-to-right"].tokenizer, gaps)
     print(f"\nPredicting {len(wanted)} statements of {len(held_out)} files that were held out ...", flush=True)
     results = measure_gaps(models, wanted)
     write(out / "results.json", results, steps)
@@ -145,17 +147,16 @@ def split(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         for file in read_source_files([library])
         if not {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"} & {*Path(file.path).parts}
     ]
-    numbers = random.Random(SEED)
-    held = [numbers.random() < HELD_OUT_FILES for _ in records]
-    training = [record for record, out in zip(records, held, strict=True) if not out]
-    return training, [record for record, out in zip(records, held, strict=True) if out]
+    random.Random(SEED).shuffle(records)
+    return records[HELD_OUT_FILES : HELD_OUT_FILES + FILES], records[:HELD_OUT_FILES]
 
 
-def find_gaps(files: Sequence[dict[str, str]], count: int) -> list[Gap]:
+def find_gaps(files: Sequence[dict[str, str]], tokenizer: Tokenizer, count: int) -> list[Gap]:
     """Return random statements of functions, each with the function around it."""
     found = [gap for file in files for gap in _gaps(file)]
     random.Random(SEED).shuffle(found)
-    return found[:count]
+    fitting = (gap for gap in found if len(encode(tokenizer, gap.parts, "PSM", gap.path)) < LENGTH)
+    return list(itertools.islice(fitting, count))
 
 
 def _gaps(file: dict[str, str]) -> Iterator[Gap]:
@@ -169,7 +170,7 @@ def _gaps(file: dict[str, str]) -> Iterator[Gap]:
             first, last = statement.lineno - 1, statement.end_lineno or end
             before, after = "".join(lines[function.lineno - 1 : first]), "".join(lines[last:end])
             middle = "".join(lines[first:last])
-            if SMALLEST <= len(middle) <= LARGEST and len(before) + len(after) < 7 * LARGEST:
+            if len(middle) >= SMALLEST:
                 yield Gap(file["path"], Parts(before, middle, after))
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gemwright
@@ -43,6 +44,19 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def reply(tokens: list[int], finish_reason: Any = "length") -> Completion:
     return Completion("", tokens, [], [], finish_reason, 1)
+
+
+@pytest.mark.slow
+def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--steps", 2, "--pictures", 12, "--test", 2)
+    run_recipe("shapes.py", monkeypatch, "--out", tmp_path, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2
+    assert 0 <= results["after"]["mean intersection over union"] <= 1
+    record = json.loads((tmp_path / "train" / "records.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "train" / record["image"]).exists()
+    assert record["suffix"].count("<loc") == 4
+    assert (tmp_path / "boxes.png").exists()
 
 
 @pytest.mark.slow
@@ -101,6 +115,24 @@ def test_preferences(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert f"{results['after']['loss']:.4f}" in written
 
 
+@pytest.mark.slow
+def test_distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    random = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(500)]
+    lines = [" ".join(random.choice(words, 40)) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    arguments = (tmp_path / "text.txt", "--out", tmp_path / "out", "--steps", 2, "--teacher-steps", 3, "--seeds", 0, 1)
+    run_recipe("distill.py", monkeypatch, *arguments)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["tokens"] == 2 * 16 * 64
+    assert {len(losses) for losses in results["losses"].values()} == {2}
+    printed = capsys.readouterr().out
+    assert f"{results['losses']['distilled'][1]:.4f}" in printed
+    run_recipe("distill.py", monkeypatch, *arguments)
+    assert "step 2/2" not in capsys.readouterr().out, "a finished run is not repeated"
+
+
 def test_loss_of_answers_is_that_of_the_training(tiny: Path, tmp_path: Path):
     """The loss through inference equals the held-out loss before the first step."""
     records = [{"question": f"the hen {'and ' * n}", "answer": f"in the {n}."} for n in range(5)]
@@ -124,6 +156,46 @@ def test_repeating():
     assert not is_repeating(reply([7, 8, 7, 8, 7, 8], "stop"))
     assert not is_repeating(reply([7, 8, 7, 8, 1, 7, 8]))
     assert not is_repeating(reply([]))
+
+
+def test_paragraphs_are_the_text():
+    paragraphs = runpy.run_path(str(FOLDER / "recurrent.py"))["paragraphs"]
+    text = "".join(f"{'word ' * (n % 9)}\n" for n in range(500)) + "end"
+    parts = paragraphs(text, 200)
+    assert "".join(parts) == text
+    assert all(200 <= len(part) < 300 for part in parts[:-1])
+
+
+def test_gaps_are_statements_inside_functions():
+    from gemwright.text.tokenizer import Tokenizer
+    from tests.tiny.vocabulary import make_vocabulary
+
+    text = "def f(x):\n    first = x\n    if x:\n        return first + 100\n    other = 100  # é\n    return other\n"
+    find_gaps = runpy.run_path(str(FOLDER / "pretrain.py"))["find_gaps"]
+    gaps = find_gaps([{"path": "a.py", "text": f"import os\n\n\n{text}"}], Tokenizer(make_vocabulary()), 10)
+    assert {gap.parts.middle for gap in gaps} == {"    if x:\n        return first + 100\n", "    other = 100  # é\n"}
+    assert {"".join(gap.parts) for gap in gaps} == {text}
+
+
+def test_a_trained_vocabulary_is_one_of_gemma(tmp_path: Path):
+    from gemwright.data.infill import TOKENS
+    from gemwright.text.tokenizer import Tokenizer
+    from gemwright.text.vocabulary import Vocabulary
+
+    nothing = runpy.run_path(str(FOLDER / "nothing.py"))
+    text = "".join(f"def f{n}(x):\n    return x + {n * n} + value_{n % 7}\n" for n in range(400))
+    file = nothing["train_vocabulary"]([text], 335, tmp_path / "tokenizer.model")
+    vocabulary = Vocabulary.from_sentencepiece(file)
+    assert vocabulary.pieces[:4] == ("<pad>", "<eos>", "<bos>", "<unk>")
+    tokenizer = Tokenizer(vocabulary)
+    for token in (TOKENS.prefix, TOKENS.middle, TOKENS.suffix, TOKENS.separator, "<start_of_turn>", "<end_of_turn>"):
+        assert tokenizer.is_control(tokenizer.id_of(token))
+    sample = "def f(x):\r\n\n\n        return 12345  # é😀 \u3000<|fim_prefix|>\t\t\n  "
+    assert tokenizer.decode(tokenizer.encode(sample)) == sample
+    pieces = [tokenizer.pieces[token] for token in tokenizer.encode("12345        x\n\n")]
+    assert [piece for piece in pieces if piece.isdigit()] == ["1", "2", "3", "4", "5"]
+    assert "\u2581" * 8 in pieces
+    assert "\n\n" in pieces
 
 
 @pytest.mark.slow

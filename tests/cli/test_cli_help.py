@@ -25,7 +25,7 @@ COMMANDS = (
         "release",
         "watermark",
     ),
-    *("detect", "plan", "models", "pull", "rm", "du", "inspect", "verify", "convert", "quantize", "doctor"),
+    *("detect", "plan", "models", "pull", "rm", "du", "inspect", "verify", "convert", "merge", "quantize", "doctor"),
 )
 
 FAST = """

@@ -89,9 +89,10 @@ def check_gradients(student: Case, found: dict[str, np.ndarray], count: int) -> 
     assert max(errors.values()) < GRADIENT, max(errors, key=lambda path: errors[path])
 
 
-def test_the_whole_distribution(batch: Any) -> None:
+@pytest.mark.parametrize("name", ["gemma", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_the_whole_distribution(batch: Any, name: str) -> None:
     """The divergence is PyTorch's KLDivLoss, which is TRL's generalized Jensen-Shannon loss with beta 0."""
-    student, teacher = make_case("gemma3"), make_teacher()
+    student, teacher = make_case(name), make_teacher()
     sums, gradient = differentiate(InMemory(teacher.config), student, batch)
     with torch.no_grad():
         target = torch.softmax(their_logits(teacher.theirs, batch), dim=-1)
@@ -107,7 +108,8 @@ def test_the_whole_distribution(batch: Any) -> None:
     np.testing.assert_allclose(float(sums.metrics["next-token loss"]) / count, next_token, rtol=LOSS)
 
 
-@pytest.mark.parametrize("weighting", ["draws", pytest.param("probabilities", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["draws", "probabilities"])
 def test_a_sample_of_the_vocabulary(batch: Any, weighting: Weighting) -> None:
     """The loss and its gradient for the entries that were drawn."""
     student, teacher = make_case("gemma3"), make_teacher()

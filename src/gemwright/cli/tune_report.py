@@ -112,12 +112,12 @@ class ProgressLines:
 def format_progress(progress: "Progress") -> str:
     """Return a step as one line; step 0 is the state before the training."""
     held_out = [] if progress.held_out is None else [f"held-out loss {progress.held_out:.4f}"]
-    held_out += [f"{name} {value:.4f}" for name, value in progress.metrics.items() if not name.startswith("share of ")]
+    shown = {name: value for name, value in progress.metrics.items() if not name.startswith("share of ")}
+    metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
     if progress.step == 0:
-        return "  ".join([f"step 0/{progress.steps}", *held_out])
+        return "  ".join([f"step 0/{progress.steps}", *held_out, *metrics])
     tokens, learned = (count / progress.seconds for count in (progress.tokens, progress.learned))
-    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out]
-    parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in progress.metrics.items()]
+    parts = [f"step {progress.step}/{progress.steps}", f"loss {progress.loss:.4f}", *held_out, *metrics]
     parts += [f"{tokens:,.0f} tokens/s ({learned:,.0f} learned)", f"{progress.utilization:.0%} utilized"]
     return "  ".join([*parts, render.size(progress.memory), f"{format_seconds(progress.remaining)} left"])
 
@@ -136,6 +136,7 @@ def print_result(run: "Run", folder: Path) -> None:
         render.note(f"Try it:    gemwright score --reward --model {folder} --prompt 'Name a gem.' 'Ruby.'")
         return
     command = "chat" if run.dataset.form == "chat" else "generate"
+    command = command if run.dataset.images is None else "see IMAGE PROMPT"
     render.note(f"Try it:    gemwright {command} --model {folder}")
     if run.recipe.method != "full":
         render.note(f"Merge it:  gemwright convert {run.name} {run.out / 'merged'} --to huggingface --adapter {folder}")

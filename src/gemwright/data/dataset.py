@@ -117,8 +117,8 @@ class Dataset:
     notes: tuple[str, ...]
     digest: str
     _places: Places = field(repr=False)
-    group: int = 1
-    images: Images | None = None
+    group: int = field(default=1, kw_only=True)
+    images: Images | None = field(default=None, kw_only=True)
 
     @cached_property
     def fingerprint(self) -> str:

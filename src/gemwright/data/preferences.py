@@ -13,6 +13,7 @@ import numpy as np
 
 from gemwright.data.dataset import Builder, Counter, Dataset
 from gemwright.data.documents import Document, Encoder
+from gemwright.data.images import ImageReader
 from gemwright.data.records import Example, Form, find_kind, form, read_examples
 from gemwright.data.sources import Record, find_files, read_records
 from gemwright.errors import DataError, GemwrightError
@@ -184,9 +185,9 @@ class _PairBuilder(Builder):
             for document in pair:
                 self.append(document, index)
 
-    def finish(self, files: list[Path]) -> Dataset:
+    def finish(self, files: list[Path], reader: ImageReader | None = None) -> Dataset:
         """Return the dataset."""
-        return replace(super().finish(files), group=2)
+        return replace(super().finish(files, reader), group=2)
 
     def _encode(self, example: Example) -> Document:
         documents = self._encoder.encode(example)

@@ -7,6 +7,7 @@ frozen float32 head has a C++ kernel, which keeps the logits of a tile of the vo
 """
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -195,7 +196,8 @@ def _measure(
         differentiate: Whether the gradients are wanted; they are zero otherwise.
     """
     size, width = hidden.shape
-    chunk = max(1, min(size, LOGITS // config.vocab))
+    arrays = 1 if teacher is None else 4  # logits, and those, the probabilities and the distribution of the teacher
+    chunk = max(1, min(size, LOGITS // arrays // config.vocab))
     count = jnp.sum(learned, dtype=jnp.int32)
     # Labeled tokens first, in order, so that the loop ends with them.
     order = jnp.pad(jnp.argsort(~learned, stable=True), (0, -size % chunk))
@@ -283,7 +285,7 @@ def _distill_with_residuals(
     config: Config, head: Any, hidden: Any, *others: Any
 ) -> tuple[tuple[Array, Array, Array], Any]:
     trained, frozen = _partition(head)
-    teacher, targets, learned = jax.tree.map(lambda leaf: leaf.value, others, is_leaf=_is_primal)
+    teacher, targets, learned = jax.tree.map(operator.attrgetter("value"), others, is_leaf=_is_primal)
     ones = jnp.ones(len(hidden.value), jnp.float32)
     losses, gradient, head_gradient = _measure(
         config, frozen, trained, hidden.value, targets, learned, ones, teacher, differentiate=True

@@ -4,7 +4,8 @@ Sources: arXiv:2408.00118 (Gemma 2: cross-entropy with the whole distribution), 
 token, sampled in proportion to the teacher's probabilities, the others zero).
 """
 
-from typing import Literal, TypeAlias
+import functools
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Teacher:
         """
         # As in `loss`, a plain head is the first of two matrices.
         own, hidden = (0 if isinstance(self.head, Array) else 1), self.hidden[places]
-        pair = (self.head, hidden) if own == 0 else (hidden, self.head)
+        pair: Any = (self.head, hidden) if own == 0 else (hidden, self.head)
         scores = jax.lax.slice_in_dim(
             weights.matmul(*pair, out=jnp.float32), 0, min(vocab, self.head.shape[0]), axis=own
         )
@@ -76,7 +77,7 @@ def draw(probabilities: Float[Array, "n V"], uniform: Float[Array, " n"], count:
     """
     cumulative = jnp.cumsum(probabilities, axis=1)
     quantiles = (jnp.arange(count) + uniform[:, None]) / count * cumulative[:, -1:]
-    found = jax.vmap(lambda line, quantile: jnp.searchsorted(line, quantile, side="right"))(cumulative, quantiles)
+    found = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(cumulative, quantiles)
     return jnp.minimum(found, probabilities.shape[1] - 1).astype(jnp.int32)
 
 

@@ -125,7 +125,7 @@ class Distill(Objective):
         params = self.assemble(recipe, trained, frozen)
         hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=recipe.remat)
         head = params.embed if params.head is None else params.head
-        total, of_targets, entropy = loss.distillation_loss(
+        losses: Any = loss.distillation_loss(
             config,
             head,
             hidden.reshape(-1, hidden.shape[-1]),
@@ -133,6 +133,7 @@ class Distill(Objective):
             batch.targets.reshape(-1),
             batch.learned.reshape(-1),
         )
+        total, of_targets, entropy = losses
         metrics = {"divergence": total - entropy, "next-token loss": of_targets}
         return Sums(total, jnp.sum(batch.learned, dtype=jnp.int32), metrics)
 

@@ -31,7 +31,19 @@ def count(config: Config, recipe: Recipe, batch: Batch) -> int:
         for layer in config.layers
         if isinstance(layer.mixer, Attention)
     )
-    return products + 3 * attention
+    images = int(np.sum(batch.tokens < 0)) // config.vision.tokens if config.vision else 0
+    return products + 3 * attention + images * _count_image(config, passes=3 if recipe.method == "full" else 1)
+
+
+def _count_image(config: Config, passes: int) -> int:
+    """Return the number of operations of the vision tower for an image; one that is frozen has no gradient."""
+    vision = config.vision
+    if vision is None:
+        return 0
+    E, patches = vision.width, vision.grid**2
+    layer = patches * (4 * E * E + 2 * E * vision.hidden) + 2 * patches**2 * E
+    ends = patches * 3 * vision.patch**2 * E + vision.tokens * E * config.width
+    return 2 * passes * (vision.depth * layer + ends)
 
 
 def _lengths(segments: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ class Forecast:
     Attributes:
         weights: Bytes of the frozen weights.
         state: Bytes of the trained weights, their average and the optimizer's state.
-        working: Bytes of gradients and activations, as the compiler planned them.
+        working: Bytes of gradients and activations, as the compiler planned them, and of a batch.
         tokens: Number of tokens of all steps, without padding.
         learned: Number of labeled tokens of all steps.
         padding: Share of padding.
@@ -70,12 +70,16 @@ def forecast(dataset: Dataset, batches: Batches, frozen: Any, state: Any, compil
         state: The `TrainState`, or its shapes and dtypes.
         compiled: The compiled step.
     """
-    analysis = compiled.memory_analysis()
+    analysis, weights, state_bytes = compiled.memory_analysis(), tree_bytes(frozen), tree_bytes(state)
+    working = 0
+    if analysis is not None:
+        batch = max(0, int(analysis.argument_size_in_bytes) - weights - state_bytes)  # images are most of it
+        working = int(analysis.temp_size_in_bytes) + 2 * batch  # on the device, and as it is read
     tokens, learned = count_tokens(dataset, batches)
     return Forecast(
-        weights=tree_bytes(frozen),
-        state=tree_bytes(state),
-        working=0 if analysis is None else int(analysis.temp_size_in_bytes),
+        weights=weights,
+        state=state_bytes,
+        working=working,
         tokens=tokens,
         learned=learned,
         padding=batches.padding,
