@@ -50,7 +50,7 @@ CONFIG = {
     "bos_token_id": 2,
 }
 TUNING = Recipe(method="full", learning_rate=2e-3, length=128, batch_size=4, steps=280)
-POLICY = Recipe(method="full", learning_rate=1e-4, schedule="constant", length=16, batch_size=256, steps=60)
+POLICY = Recipe(method="full", learning_rate=1e-4, schedule="constant", length=16, batch_size=256, steps=200)
 OBJECTIVE = Grpo(reward="exact", group=8, max_tokens=5, beta=0.04)
 
 

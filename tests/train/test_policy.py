@@ -78,7 +78,8 @@ def _reinforce(logprobs: torch.Tensor, mask: torch.Tensor, given: dict[str, torc
 @pytest.mark.parametrize(
     ("name", "objective", "loss"),
     [
-        ("gemma3", Grpo(temperature=0.8, beta=0.3), _grpo),
+        ("gemma", Grpo(temperature=0.8, beta=0.3), _grpo),
+        pytest.param("gemma3", Grpo(temperature=0.8, beta=0.3), _grpo, marks=pytest.mark.slow),
         pytest.param("gemma2", Grpo(temperature=1.4, beta=0.1), _grpo, marks=pytest.mark.slow),
         pytest.param("gemma2", Reinforce(temperature=0.8), _reinforce, marks=pytest.mark.slow),
     ],

@@ -42,7 +42,8 @@ def _roll_out(
 @pytest.mark.parametrize(
     ("name", "temperature"),
     [
-        ("gemma3", 0.7),
+        ("gemma", 0.7),
+        pytest.param("gemma3", 0.7, marks=pytest.mark.slow),
         pytest.param("gemma2", 1.3, marks=pytest.mark.slow),
         pytest.param("recurrentgemma", 1.0, marks=pytest.mark.slow),
     ],
