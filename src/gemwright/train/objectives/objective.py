@@ -21,7 +21,7 @@ from gemwright.loading.model import make_chat_template
 from gemwright.model import loss, stack
 from gemwright.model.config import Config
 from gemwright.model.params import ParamSpec
-from gemwright.model.stack import StackedWeights, stacked_specs
+from gemwright.model.stack import Remat, StackedWeights, stacked_specs
 from gemwright.model.transformer import SoftTokens
 from gemwright.text.image_format import ImageFormat
 from gemwright.text.tokenizer import Tokenizer
@@ -177,6 +177,15 @@ class Objective:
 
 
 NEXT_TOKEN = Objective()
+
+
+def token_logprobs(config: Config, params: StackedWeights, batch: Sequences, remat: Remat) -> Float[Array, "B T"]:
+    """Return log p(target) of each learned target, and 0 for others; differentiable."""
+    hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=remat)
+    head = params.embed if params.head is None else params.head
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    losses: Any = loss.token_losses(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
+    return -losses.reshape(batch.tokens.shape)
 
 
 def make_image_reader(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ImageReader | None:

@@ -21,12 +21,11 @@ from gemwright.data import Batch, Batches, Dataset, batches
 from gemwright.data.prompts import Prompts, open_prompts
 from gemwright.errors import GemwrightError
 from gemwright.loading.model import make_chat_template
-from gemwright.model import loss, stack
 from gemwright.model.config import Config
 from gemwright.model.stack import Remat, StackedWeights
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.load import load_stacked
-from gemwright.train.objectives.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.objective import Objective, Sequences, Sums, token_logprobs, weight_shapes
 from gemwright.train.objectives.rewards import Reward, compute_rewards, digest, open_reward
 from gemwright.train.objectives.rollouts import Rollouts, Sampler, seeds_of, tempered
 from gemwright.train.program import to_device
@@ -184,7 +183,7 @@ class PolicyGradient(Objective):
     def sum_losses(self, config: Config, recipe: Recipe, trained: Any, frozen: Any, batch: Sequences) -> Sums:
         """Return the loss of replies, and their measures; the loss is a mean over replies."""
         params = self.assemble(recipe, trained, frozen)
-        logprobs = token_logprobs(config, params, batch, self.temperature, recipe.remat)
+        logprobs = tempered_logprobs(config, params, batch, self.temperature, recipe.remat)
         learned, extras = batch.learned, batch.extras
         now = jax.lax.stop_gradient(logprobs)
         difference = jnp.where(learned, now - extras["sampled"], 0.0)
@@ -294,7 +293,7 @@ class _Session:
         self._reward: Reward = open_reward(objective.reward)
 
         def reference(params: StackedWeights, batch: Sequences) -> Array:
-            return token_logprobs(config, params, batch, objective.temperature, recipe.remat)
+            return tempered_logprobs(config, params, batch, objective.temperature, recipe.remat)
 
         self.reference = jax.jit(reference)
 
@@ -312,16 +311,11 @@ class _Session:
         return np.array(compute_rewards(self._reward, prompts, completions, fields), np.float64)
 
 
-def token_logprobs(
+def tempered_logprobs(
     config: Config, params: StackedWeights, batch: Sequences, temperature: float, remat: Remat
 ) -> Float[Array, "B T"]:
     """Return the log-probability of each learned target at a temperature, and 0 for others."""
-    config, params = tempered(config, params, temperature)
-    hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=remat)
-    head = params.embed if params.head is None else params.head
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    losses: Any = loss.token_losses(config, head, flat, batch.targets.reshape(-1), batch.learned.reshape(-1))
-    return -losses.reshape(batch.tokens.shape)
+    return token_logprobs(*tempered(config, params, temperature), batch, remat)
 
 
 def find_stop_ids(run: "Run") -> tuple[int, ...]:

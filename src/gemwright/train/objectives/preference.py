@@ -13,12 +13,10 @@ from gemwright.data import Batches, Dataset
 from gemwright.data.preferences import open_preferences
 from gemwright.errors import DataError
 from gemwright.loading.model import make_chat_template
-from gemwright.model import loss, stack
 from gemwright.model.config import Config
-from gemwright.model.stack import StackedWeights
 from gemwright.text.tokenizer import Tokenizer
 from gemwright.train.load import load_stacked
-from gemwright.train.objectives.objective import Objective, Sequences, Sums, weight_shapes
+from gemwright.train.objectives.objective import Objective, Sequences, Sums, token_logprobs, weight_shapes
 from gemwright.train.recipe import Recipe, check_number
 from gemwright.typing import Array, Bool, Float
 
@@ -90,25 +88,14 @@ class Dpo(Preference):
 
     def sum_losses(self, config: Config, recipe: Recipe, trained: Any, frozen: Any, batch: Sequences) -> Sums:
         """Return the loss of a batch of pairs and, as metrics, see docs/preferences.md, those of the rewards."""
-        policy = token_logprobs(config, self.assemble(recipe, trained, frozen), batch, recipe)
-        ratios = policy - token_logprobs(config, frozen, batch, recipe)
+        policy = token_logprobs(config, self.assemble(recipe, trained, frozen), batch, recipe.remat)
+        ratios = policy - token_logprobs(config, frozen, batch, recipe.remat)
         likelihoods = sum_answers(policy, batch)
         others = {
             "likelier": how_often(likelihoods[:, :, 0] - likelihoods[:, :, 1]),
             "kl": jnp.mean(sum_answers(ratios**2 / 2, batch), axis=-1),  # k2 of joschu.net/blog/kl-approx.html
         }
         return compare(self.beta * sum_answers(ratios, batch), find_pairs(batch), **others)
-
-
-def token_logprobs(
-    config: Config, params: StackedWeights, batch: Sequences, recipe: Recipe
-) -> Float[Array, "B T"]:  # fmt: skip
-    """Return log p(target) of each labeled token, and 0 of the others."""
-    hidden = stack.forward(config, params, batch.tokens, batch.segments, remat=recipe.remat)
-    head = params.embed if params.head is None else params.head
-    flat = (hidden.reshape(-1, hidden.shape[-1]), batch.targets.reshape(-1), batch.learned.reshape(-1))
-    losses: Any = loss.token_losses(config, head, *flat)
-    return -losses.reshape(batch.tokens.shape)
 
 
 def sum_answers(values: Float[Array, "B T"], batch: Sequences) -> Float[Array, "B P 2"]:
