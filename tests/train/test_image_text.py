@@ -139,6 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RECIPE = Recipe(method="full", learning_rate=1e-2, batch_size=2, steps=4, length=64)
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_tower_and_its_result_reads_images(folder: Path, tmp_path: Path):
     run = prepare(folder / "model", folder / "data.jsonl", tmp_path / "run", RECIPE, held_out=0.25)
     assert run.objective == ImageText(images=1)

@@ -134,6 +134,7 @@ def _prepare(folder: Path, out: Path, objective: PolicyGradient | None = None, *
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path):
     train(_prepare(folder, tmp_path / "whole"))
     crash(_prepare(folder, tmp_path / "stopped"), 3)
