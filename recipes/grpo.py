@@ -178,12 +178,13 @@ def write_report(
             }
         )
     print("\n" + "".join(f"{name:>34}{''.join(f'{row[name]:>12.4g}' for row in rows)}\n" for name in rows[0]))
-    for name in ("reward", "kl"):
+    titles = {"reward": "share of right replies", "kl": "divergence per token: nats"}
+    for name, title in titles.items():
         curves = [
-            Curve(f"{name}, seed {seed}", [(line["step"], line["metrics"][name]) for line in history if line["step"]])
+            Curve(f"seed {seed}", [(line["step"], line["metrics"][name]) for line in history if line["step"]])
             for seed, history in zip(SEEDS, histories, strict=True)
         ]
-        plot(out / f"{name}.png", curves)
+        plot(out / f"{name}.png", curves, title)
     results = {"steps": histories[0][-1]["step"], "rows": rows}
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(out / "results.json")

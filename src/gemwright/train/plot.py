@@ -16,8 +16,11 @@ SCALE = 2
 """The plot is drawn so many times larger, for smooth lines."""
 LEFT, TOP, RIGHT, BOTTOM = 84, 48, 24, 64
 """Margins in pixels."""
-COLORS = ("#1f77b4", "#d62728")
-PALE = ("#c6dcee", "#f6caca")
+COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+PALE = ("#c6dcee", "#f6caca", "#cbe8cb", "#e2d7ec")
+"""Colors of up to four curves, and of their points before they are smoothed."""
+LOSS = "loss: nats per labeled token"
+"""Title of a plot of losses."""
 MANY = 60
 """A curve of more points is also drawn smoothed."""
 
@@ -29,8 +32,8 @@ class Curve(NamedTuple):
     points: Sequence[tuple[int, float]]
 
 
-def plot(path: Path, curves: Iterable[Curve]) -> None:
-    """Write a PNG with some curves; nothing if they have no points.
+def plot(path: Path, curves: Iterable[Curve], title: str = LOSS) -> None:
+    """Write a PNG with some curves, up to four; nothing if they have no points.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -38,14 +41,14 @@ def plot(path: Path, curves: Iterable[Curve]) -> None:
     drawn = [curve for curve in curves if curve.points]
     if drawn:
         encoded = io.BytesIO()
-        _Axes(drawn).draw().save(encoded, "png", optimize=True)
+        _Axes(drawn, title).draw().save(encoded, "png", optimize=True)
         with replace_file(path, len(encoded.getvalue())) as file:
             file.write(encoded.getvalue())
 
 
 class _Axes:
-    def __init__(self, curves: Sequence[Curve]):
-        self.curves = curves
+    def __init__(self, curves: Sequence[Curve], title: str):
+        self.curves, self.title = curves, title
         self.last = max(1, *(step for curve in curves for step, _ in curve.points))
         self.low, self.high = _range(curves)
         self.image = Image.new("RGB", (SIZE[0] * SCALE, SIZE[1] * SCALE), "white")
@@ -88,7 +91,7 @@ class _Axes:
         corner, end, top = self.place(0, self.low), self.place(self.last, self.low), self.place(0, self.high)
         self.pen.line([top, corner, end], fill="#333333", width=SCALE)
         self.text((corner[0] + end[0]) / 2, (SIZE[1] - 12) * SCALE, "step", "mb")
-        self.text(12 * SCALE, 14 * SCALE, "loss: nats per labeled token", "lt")
+        self.text(12 * SCALE, 14 * SCALE, self.title, "lt")
 
     def _draw_curve(self, curve: Curve, color: str, pale: str) -> None:
         many = len(curve.points) > MANY
