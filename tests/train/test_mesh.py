@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -99,8 +100,9 @@ def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(
         for process in (first, second):
             process.kill()
             process.communicate()
-    if first.returncode:  # else the first process was done
-        assert first.returncode == 2
+    # It may be done, or wait at a checkpoint, where JAX itself ends it.
+    assert first.returncode in (0, 2, -signal.SIGABRT)
+    if first.returncode == 2:
         assert "Another process of the run has ended; start all of them again" in errors.splitlines()[-1]
     for folder, variables in ((out, {"XLA_FLAGS": _devices(4)}), (whole, {})):
         with _tune(tiny, folder, *steps, **variables) as process:
