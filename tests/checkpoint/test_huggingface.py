@@ -275,7 +275,7 @@ def test_a_missing_architecture_is_named(kind: Any) -> None:
         ("rope_scaling", {"rope_type": "yarn", "factor": 8.0}, "YaRN"),
         ("rope_parameters", {GLOBAL: {"rope_type": "llama3"}}, "RoPE scaling of type 'llama3'"),
         ("use_bidirectional_attention", True, r"bidirectional attention \(EmbeddingGemma\)"),
-        ("architectures", ["Gemma3ForSequenceClassification"], "the class Gemma3ForSequenceClassification"),
+        ("architectures", ["Gemma3ForTokenClassification"], "the class Gemma3ForTokenClassification"),
     ],
 )
 def test_an_unsupported_feature_is_named(key: str, value: Any, feature: str) -> None:

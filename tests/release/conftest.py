@@ -39,7 +39,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Made:
     run_filter(plan([folder / "raw.jsonl"], folder / "clean", recipe), run_locally(1), lambda *_: None)
     run = prepare(str(base), [folder / "clean" / "data"], folder / "mine", Recipe(length=32, steps=2), held_out=0.0)
     (folder / "mine").mkdir()
-    made_with = describe(str(base), run.checkpoint, run.dataset, None, run.recipe)
+    made_with = describe(run)
     (folder / "mine" / "run.json").write_text(json.dumps(made_with))
     metrics = Metrics(folder / "mine", 0)
     for step in (1, 2):

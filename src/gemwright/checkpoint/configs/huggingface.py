@@ -97,7 +97,7 @@ def require_reward_class(config: Config) -> str:
 def _check_reward(keys: ConfigReader, reward: bool) -> ConfigReader:
     """Return the keys of a model of the wanted purpose, a reward model's without their class."""
     classes = keys.data.get("architectures")
-    found = isinstance(classes, list) and bool(classes) and all(str(name) in REWARD_CLASSES for name in classes)
+    found = isinstance(classes, list) and len(classes) == 1 and classes[0] in list(REWARD_CLASSES)
     if found and not reward:
         raise CheckpointError(
             f"{keys.where}: this is a reward model, which gives no text; use it with gemwright score --reward."
