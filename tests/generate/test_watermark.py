@@ -39,7 +39,7 @@ marks = pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
 SAMPLINGS = [
     Sampling(1.0, top_k=9, seed=3),
     Sampling(1.4, top_k=9, seed=4),
-    Sampling(0.8, top_k=7, seed=5),
+    Sampling(1.0, top_k=7, seed=5),
 ]
 PROMPTS = [random_ids(VOCAB, length, seed=length).tolist() for length in (1, 5, 30)]
 LIMIT = 40
@@ -162,7 +162,7 @@ def test_nothing_changes_without_a_watermark():
 
 def test_marked_text_is_detected_with_its_keys_only():
     marked, plain = _tokens(MARK, 0, 1, 2), _tokens(None, 0, 1, 2)
-    assert max(detect(MARK, row).p_value for row in marked) < 1e-3
+    assert max(detect(MARK, row).p_value for row in marked) < 1e-4
     other = replace(MARK, keys=tuple(key + 1 for key in MARK.keys))
     assert min(detect(other, row).p_value for row in marked) > 1e-3
     assert min(detect(MARK, row).p_value for row in plain) > 1e-3
