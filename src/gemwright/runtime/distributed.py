@@ -1,12 +1,12 @@
 """Several processes that compute together, of which the first writes the files of all.
 
-A launcher starts the same command on every machine. Slurm, Open MPI, Kubernetes on GKE and TPU pods are recognized by
-JAX; any other launcher sets `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+A launcher starts the same command on every machine. The tasks of a Slurm job join each other; any other launcher sets
+`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 """
 
 import os
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from gemwright.errors import GemwrightError
 
 COUNT, INDEX, ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
-"""Environment variables of a launcher that JAX does not recognize."""
+"""Environment variables of a launcher other than Slurm."""
 joined = False
 """Whether this process has joined others."""
 
@@ -69,27 +69,14 @@ def in_first(context: AbstractContextManager[Any]) -> Generator[None]:
             raise GemwrightError("The first process cannot begin; its message says why.")
         yield
         return
-    try:
-        context.__enter__()
-    except BaseException:
-        largest(1)
-        raise
-    largest(0)
-    with _Entered(context):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(context)
+        except BaseException:
+            largest(1)
+            raise
+        largest(0)
         yield
-
-
-class _Entered:
-    """The rest of a context that is entered."""
-
-    def __init__(self, context: AbstractContextManager[Any]):
-        self._context = context
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._context.__exit__(*error)
 
 
 @contextmanager
