@@ -244,7 +244,7 @@ def _open(name: str, variant: str | None) -> _Source:
 
 def _check_weights(models: Sequence[str], method: Averaging, weights: Sequence[float] | None) -> tuple[float, ...]:
     if len(models) < 2:
-        raise GemwrightError(f"There are {len(models)} models to merge; give two or more.")
+        raise GemwrightError("One model alone cannot be merged; give two or more.")
     if weights is None:
         return (1 / len(models),) * len(models)
     listed = ", ".join(f"{weight:g}" for weight in weights)
