@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from gemwright.checkpoint.convert import convert
 from gemwright.errors import GemwrightError
+from gemwright.kernels.native import native_enabled
 from gemwright.train.description import prepare_described, read_description
 from gemwright.train.objectives.objective import Sequences
 from gemwright.train.objectives.policy import Grpo, PolicyGradient, Reinforce
@@ -25,9 +27,12 @@ from tests.train.cases import make_case, make_documents, relative, their_gradien
 from tests.train.test_run import crash
 from tests.train.tiny_run import WORDS, result
 
+kernels = pytest.mark.skipif(not native_enabled(), reason="the C++ kernels are not installed")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOSS, GRADIENT = 1e-5, 1e-4
 """Relative tolerances of a loss, and of the gradient of each parameter relative to its norm."""
+PACKED = 0.02
+"""Largest mean difference of log-probabilities between the engine, which rounds activations to int8, and the trainer."""
 RECIPE = Recipe(rank=2, length=24, batch_size=8, steps=6, learning_rate=1e-2)
 REWARD = "def reward(prompt, completion, record):\n    return completion.count('e') / (1 + len(completion))\n"
 
@@ -134,7 +139,6 @@ def _prepare(folder: Path, out: Path, objective: PolicyGradient | None = None, *
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path):
     train(_prepare(folder, tmp_path / "whole"))
     crash(_prepare(folder, tmp_path / "stopped"), 3)
@@ -145,6 +149,39 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     assert metrics[-1]["kl"] > 1e-4
     assert max(line["engine_difference"] for line in metrics) < 1e-5
     assert all(0 < line["length"] <= 6 and 0 <= line["finished"] <= 1 for line in metrics)
+
+
+@pytest.mark.slow
+def test_ctrl_c_between_rollouts_and_rewards_ends_the_run_after_its_step(folder: Path, tmp_path: Path):
+    flag, path = tmp_path / "flag", tmp_path / "reward.py"
+    path.write_text(f"""import os, pathlib, signal
+{REWARD.splitlines()[0]}
+    flag = pathlib.Path({str(flag)!r})
+    if flag.exists():
+        flag.unlink()
+        os.kill(os.getpid(), signal.SIGINT)
+{REWARD.splitlines()[1]}
+""")
+    objective = Grpo(reward=str(path), group=4, max_tokens=6)
+    train(_prepare(folder, tmp_path / "whole", objective))
+    flag.touch()
+    with pytest.raises(KeyboardInterrupt):
+        train(_prepare(folder, tmp_path / "stopped", objective))
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 1
+    train(_prepare(folder, tmp_path / "stopped", objective))
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@kernels
+def test_rollouts_of_packed_weights_differ_from_the_trainer_by_a_measured_amount(folder: Path, tmp_path: Path):
+    convert((folder / "model").resolve(), tmp_path / "model.gguf", "gguf", "q8_0")
+    objective = Grpo(reward=str(folder / "reward.py"), group=4, max_tokens=6)
+    recipe = replace(RECIPE, method="qlora")
+    run = prepare(tmp_path / "model.gguf", folder / "prompts.jsonl", tmp_path / "out", recipe, held_out=0.0, objective=objective)
+    train(run)
+    differences = [line["metrics"]["engine_difference"] for line in result(tmp_path / "out")[1]]
+    assert all(0 < difference < PACKED for difference in differences), differences
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the first ends the run after its step, the second ends the process."""
+"""Ctrl-C and SIGTERM during training: the first ends the run after its step, a further Ctrl-C ends the process."""
 
 import signal
 import threading
@@ -38,9 +38,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
+        # A further SIGTERM changes nothing: `timeout` and some supervisors send it to a process and again to its group.
+        self.received = self.received or number
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def announce(self) -> None:
         """Say once that a signal was received; a handler must not, as it may interrupt printing."""
