@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOSS, GRADIENT = 1e-5, 1e-4
 """Relative tolerances of a loss, and of the gradient of each parameter relative to its norm."""
 PACKED = 0.02
-"""Largest mean difference of log-probabilities between the engine, which rounds activations to int8, and the trainer."""
+"""Largest mean difference between the log-probabilities of the engine, which rounds activations, and the trainer."""
 RECIPE = Recipe(rank=2, length=24, batch_size=8, steps=6, learning_rate=1e-2)
 REWARD = "def reward(prompt, completion, record):\n    return completion.count('e') / (1 + len(completion))\n"
 
@@ -178,7 +178,9 @@ def test_rollouts_of_packed_weights_differ_from_the_trainer_by_a_measured_amount
     convert((folder / "model").resolve(), tmp_path / "model.gguf", "gguf", "q8_0")
     objective = Grpo(reward=str(folder / "reward.py"), group=4, max_tokens=6)
     recipe = replace(RECIPE, method="qlora")
-    run = prepare(tmp_path / "model.gguf", folder / "prompts.jsonl", tmp_path / "out", recipe, held_out=0.0, objective=objective)
+    run = prepare(
+        tmp_path / "model.gguf", folder / "prompts.jsonl", tmp_path / "out", recipe, held_out=0.0, objective=objective
+    )
     train(run)
     differences = [line["metrics"]["engine_difference"] for line in result(tmp_path / "out")[1]]
     assert all(0 < difference < PACKED for difference in differences), differences
