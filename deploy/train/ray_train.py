@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ RESTARTS = 20
 
 
 def main() -> None:
+    """Start a run, and start it again if a machine is lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machines", type=int, required=True)
     parser.add_argument("--resources", type=json.loads, default={"CPU": 1}, help='of a machine, as {"GPU": 8}')
@@ -58,7 +60,7 @@ def run(machines: int, resources: dict[str, float], strategy: str, arguments: li
             return ray.remote(function).options(scheduling_strategy=place, **options).remote(*given)
 
         address = ray.get(start(find_address, 0))
-        folder = os.getcwd()
+        folder = str(Path.cwd())
         waiting = [start(train, index, address, machines, index, folder, arguments) for index in range(machines)]
         while waiting:  # in the order in which they end, so that the first failure is seen
             done, waiting = ray.wait(waiting)
