@@ -181,12 +181,10 @@ def test_slurm_runs_two_tasks_and_queues_a_failed_job_again(run: Path):
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")  # of Ray and its dependencies
 def test_ray_trains_in_two_processes(run: Path):
-    """A cluster of one node, in which both processes have a place."""
+    """A cluster of this machine, in which both processes have a place."""
     pytest.importorskip("ray")
-    program = "import ray, runpy, sys; ray.init(num_cpus=2, include_dashboard=False); sys.argv = sys.argv[1:]; "
-    program += "ray_init = ray.init; ray.init = lambda **_: None; runpy.run_path(sys.argv[0], run_name='__main__')"
     options = ["--machines", "2", "--strategy", "PACK", "run.toml", "--mesh", "fsdp=2"]
-    command = [sys.executable, "-c", program, str(FOLDER / "ray_train.py"), *options]
+    command = [sys.executable, FOLDER / "ray_train.py", *options]
     done = subprocess.run(
         command, cwd=run, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False
     )

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--resources", type=json.loads, default={"CPU": 1}, help='of a machine, as {"GPU": 8}')
     parser.add_argument("--strategy", default="STRICT_SPREAD", help="PACK lets several processes share a machine")
     options, arguments = parser.parse_known_args()
-    ray.init(address="auto")
+    ray.init()
     for left in range(RESTARTS, -1, -1):
         try:
             return run(options.machines, options.resources, options.strategy, arguments)
