@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,13 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 from gemwright import sharding
 from gemwright.errors import GemwrightError
+from gemwright.train.run import train
 from tests.documents import ROOT
 from tests.train.cases import cases
+from tests.train.tiny_run import prepare_tiny
 
 LOSS, GRADIENT = 1e-6, 1e-5
 """Relative tolerances of float32 sums in another order."""
 TIMEOUT = 300
-RUN = {"method": "full", "batch_size": 8, "learning_rate": 3e-3, "held_out": 0, "ema": None, "steps": 40}
+RUN = {"method": "full", "batch_size": 8, "learning_rate": 3e-3, "held_out": 0, "ema": None, "steps": 60}
 
 
 def _environment(**variables: str) -> dict[str, str]:
@@ -60,7 +63,7 @@ def test_a_mesh_that_is_not_valid_is_named(text: str):
         sharding.make_mesh({"fsdp": 3})
 
 
-def _start(tiny: Path, out: Path, mesh: str | None = None, **variables: str) -> subprocess.Popen[str]:
+def _start(tiny: Path, out: Path, mesh: str | None, **variables: str) -> subprocess.Popen[str]:
     """Start a run that trains all weights, in a process of its own."""
     options = json.dumps({**RUN, "save_every": 20, "mesh": mesh})
     command = [sys.executable, "-m", "tests.train.tiny_run", str(tiny), str(out), options]
@@ -77,10 +80,14 @@ def _start_several(count: int, tiny: Path, out: Path, mesh: str | None = None) -
     return [_start(tiny, out, mesh, JAX_PROCESS_ID=str(index), **variables) for index in range(count)]
 
 
-def _finish(processes: list[subprocess.Popen[str]]) -> None:
+def _finish(processes: list[subprocess.Popen[str]]) -> str:
+    """Wait for the processes and return what the first prints."""
+    printed: list[str] = []
     for process in processes:
-        errors = process.communicate(timeout=TIMEOUT)[1]
+        output, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, errors
+        printed.append(output)
+    return printed[0]
 
 
 def _kill(processes: list[subprocess.Popen[str]]) -> None:
@@ -95,18 +102,19 @@ def _losses(out: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of a run of one process with one device, which is not stopped."""
+    """The losses of a run with one device, which is not stopped."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    _finish([_start(tiny, out)])
+    train(prepare_tiny(tiny, out, **RUN))
     return _losses(out)
 
 
-def _lose_one(processes: list[subprocess.Popen[str]]) -> None:
-    """Kill the last process soon after a checkpoint."""
+def _lose_one(processes: list[subprocess.Popen[str]], out: Path) -> None:
+    """Kill the last process in a step after the first checkpoint."""
     first, last = processes[0], processes[-1]
     try:
         assert first.stdout is not None
-        assert any(line.startswith("step 21") for line in first.stdout), first.communicate()[1]
+        saved = (out / "checkpoints" / "20").is_dir
+        assert any(line.startswith("step") and saved() for line in first.stdout), first.communicate()[1]
         last.kill()
         errors = first.communicate(timeout=TIMEOUT)[1]
     finally:
@@ -120,13 +128,15 @@ def _lose_one(processes: list[subprocess.Popen[str]]) -> None:
 def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(
     tiny: Path, tmp_path: Path, whole: list[float]
 ):
-    _lose_one(_start_several(2, tiny, tmp_path))
-    _finish([_start(tiny, tmp_path, "fsdp=2,tensor=2", XLA_FLAGS=_devices(4))])
+    _lose_one(_start_several(2, tiny, tmp_path), tmp_path)
+    printed = _finish([_start(tiny, tmp_path, "fsdp=2,tensor=2", XLA_FLAGS=_devices(4))])
+    assert re.search(r"Continuing after step [24]0 of 60", printed)
     np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_four_processes_of_which_one_is_killed_are_started_again(tiny: Path, tmp_path: Path, whole: list[float]):
-    _lose_one(_start_several(4, tiny, tmp_path, "fsdp=4"))
-    _finish(_start_several(4, tiny, tmp_path, "data=2,tensor=2"))
+    _lose_one(_start_several(4, tiny, tmp_path, "fsdp=4"), tmp_path)
+    printed = _finish(_start_several(4, tiny, tmp_path, "data=2,tensor=2"))
+    assert re.search(r"Continuing after step [24]0 of 60", printed)
     np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)
