@@ -48,9 +48,9 @@ test-resume: .venv/dev.installed  ## Kill a run on the demo weights at 20 moment
 test-peers: .venv/peers.installed  ## Compile llama.cpp and run the tests that need it
 	$(BIN)/pytest -m peer
 
-test-deploy: .venv/dev.installed  ## Check the deployment files against the schemas of Kubernetes
-	$(INSTALL) 'kubernetes-validate>=1.37,<2'
-	$(BIN)/pytest -m peer tests/test_deploy.py -k kubernetes
+test-deploy: .venv/dev.installed  ## Check the deployment files against the schemas of Kubernetes and JobSet
+	$(INSTALL) 'kubernetes-validate>=1.37,<2' 'kubeflow-trainer-api>=2.3,<3'
+	$(BIN)/pytest -m peer tests/test_deploy.py tests/test_launch.py -k kubernetes
 
 test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, lm-eval and schemathesis
 	$(INSTALL) 'langchain-openai>=1.7,<2' 'litellm>=1.110,<2' 'lm_eval[api]>=0.4.13,<0.5' 'schemathesis>=4.32,<5'
@@ -64,9 +64,9 @@ test-release: .venv/dev.installed  ## Check releases with model-signing, Cyclone
 	$(INSTALL) -e '.[release]' 'cyclonedx-python-lib>=11.12,<12' 'mlcroissant>=1.1,<2'
 	$(BIN)/pytest -m peer tests/release
 
-test-ray: .venv/dev.installed  ## Kill workers of Ray: a replica under requests, and those that filter data
+test-ray: .venv/dev.installed  ## Kill workers of Ray: a replica under requests, and those that filter data; train in two processes
 	$(INSTALL) 'ray[serve]>=2.60,<3'
-	$(BIN)/pytest -m peer tests/test_deploy.py tests/data/filters/test_ray.py -k ray
+	$(BIN)/pytest -m peer tests/test_deploy.py tests/test_launch.py tests/data/filters/test_ray.py -k ray
 
 test-export: .venv/dev.installed  ## Run exported models with LiteRT and LiteRT-LM
 	# Without its dependencies: the converter asks for an xdsl that it does not import, and that for old typing-extensions.

@@ -68,7 +68,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         devices: The devices, by default all of all processes.
 
     Raises:
-        GemwrightError: There are more or fewer devices.
+        GemwrightError: There are more or fewer devices, or the axis `slice` is not of the slices of TPUs.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(name, 1) for name in MESH_AXES)
@@ -78,9 +78,31 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"The mesh {given} has {math.prod(shape)} devices, and there are {len(devices)}; make their product equal."
         )
     types = (AxisType.Auto,) * len(shape)
-    if shape == (len(devices),) or devices[0].platform == "cpu":
+    if devices[0].platform != "tpu":  # they are in the order of their machines
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
-    return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+    slices = count_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+    if shape[0] != slices:
+        raise GemwrightError(f"There are {slices} slices of TPUs; give slice={slices} in the mesh.")
+    from jax.experimental import mesh_utils
+
+    inner, outer = (1, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    found = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(found, MESH_AXES, axis_types=types)
+
+
+def default_sizes(devices: Sequence[Any]) -> dict[str, int]:
+    """Return the sizes of a mesh in which the devices of a slice divide the weights, and all divide the batch."""
+    slices = count_slices(devices)
+    return {"slice": slices, "fsdp": len(devices) // slices}
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """Return the number of slices of TPUs; 1 for other devices."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:

@@ -2,13 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 from gemwright import sharding
 from gemwright.errors import GemwrightError
+from gemwright.train.run import train
 from tests.documents import ROOT
 from tests.train.cases import cases
+from tests.train.tiny_run import prepare_tiny
 
 LOSS, GRADIENT = 1e-6, 1e-5
 """Relative tolerances of float32 sums in another order."""
 TIMEOUT = 300
-OPTIONS = ("--method", "full", "--batch-size", "8", "--length", "32", "--learning-rate", "3e-3", "--held-out", "0")
+RUN = {"method": "full", "batch_size": 8, "learning_rate": 3e-3, "held_out": 0, "ema": None, "steps": 60}
 
 
 def _environment(**variables: str) -> dict[str, str]:
@@ -62,51 +63,80 @@ def test_a_mesh_that_is_not_valid_is_named(text: str):
         sharding.make_mesh({"fsdp": 3})
 
 
-def _tune(tiny: Path, out: Path, *options: str, **variables: str) -> subprocess.Popen[str]:
-    """Start `gemwright tune` in a process of its own."""
-    command = [sys.executable, "-m", "gemwright", "tune", tiny / "model", tiny / "train.jsonl", "--out", out]
-    return subprocess.Popen(
-        [*command, *OPTIONS, *options], env=_environment(**variables), stderr=subprocess.PIPE, text=True
-    )
+def _start(tiny: Path, out: Path, mesh: str | None, **variables: str) -> subprocess.Popen[str]:
+    """Start a run that trains all weights, in a process of its own."""
+    options = json.dumps({**RUN, "save_every": 20, "mesh": mesh})
+    command = [sys.executable, "-m", "tests.train.tiny_run", str(tiny), str(out), options]
+    environment = _environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1", **variables)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def _tune_in_two(tiny: Path, out: Path, *options: str) -> list[subprocess.Popen[str]]:
+def _start_several(count: int, tiny: Path, out: Path, mesh: str | None = None) -> list[subprocess.Popen[str]]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [_tune(tiny, out, *options, JAX_PROCESS_ID=str(index), **variables) for index in range(2)]
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    return [_start(tiny, out, mesh, JAX_PROCESS_ID=str(index), **variables) for index in range(count)]
 
 
-def _metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def _finish(processes: list[subprocess.Popen[str]]) -> str:
+    """Wait for the processes and return what the first prints."""
+    printed: list[str] = []
+    for process in processes:
+        output, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, errors
+        printed.append(output)
+    return printed[0]
 
 
-def _count_lines(out: Path) -> int:
-    return (out / "metrics.jsonl").read_text().count("\n")
+def _kill(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(tiny: Path, tmp_path: Path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    steps = ("--steps", "100")
-    first, second = _tune_in_two(tiny, out, *steps)
+def _losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a run with one device, which is not stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    train(prepare_tiny(tiny, out, **RUN))
+    return _losses(out)
+
+
+def _lose_one(processes: list[subprocess.Popen[str]], out: Path) -> None:
+    """Kill the last process in a step after the first checkpoint."""
+    first, last = processes[0], processes[-1]
     try:
-        while not (out / "checkpoints" / "50").is_dir() or _count_lines(out) < 55:  # saved, and in later steps
-            assert first.poll() is None, first.stderr and first.stderr.read()
-            time.sleep(0.02)
-        second.kill()
+        assert first.stdout is not None
+        saved = (out / "checkpoints" / "20").is_dir
+        assert any(line.startswith("step") and saved() for line in first.stdout), first.communicate()[1]
+        last.kill()
         errors = first.communicate(timeout=TIMEOUT)[1]
     finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
-    # It may be done, or wait at a checkpoint, where JAX itself ends it.
-    assert first.returncode in (0, 2, -signal.SIGABRT)
+        _kill(processes)
+    # It notices, or waits at a checkpoint, where JAX itself ends it.
+    assert first.returncode in (2, -signal.SIGABRT)
     if first.returncode == 2:
         assert "Another process of the run has ended; start all of them again" in errors.splitlines()[-1]
-    for folder, variables in ((out, {"XLA_FLAGS": _devices(4)}), (whole, {})):
-        with _tune(tiny, folder, *steps, **variables) as process:
-            errors = process.communicate(timeout=TIMEOUT)[1]
-            assert process.returncode == 0, errors
-    found, expected = ([line["loss"] for line in _metrics(folder)] for folder in (out, whole))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(
+    tiny: Path, tmp_path: Path, whole: list[float]
+):
+    _lose_one(_start_several(2, tiny, tmp_path), tmp_path)
+    printed = _finish([_start(tiny, tmp_path, "fsdp=2,tensor=2", XLA_FLAGS=_devices(4))])
+    assert re.search(r"Continuing after step [24]0 of 60", printed)
+    np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_four_processes_of_which_one_is_killed_are_started_again(tiny: Path, tmp_path: Path, whole: list[float]):
+    _lose_one(_start_several(4, tiny, tmp_path, "fsdp=4"), tmp_path)
+    printed = _finish(_start_several(4, tiny, tmp_path, "data=2,tensor=2"))
+    assert re.search(r"Continuing after step [24]0 of 60", printed)
+    np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)

@@ -1,10 +1,12 @@
 """A tiny model, a little data, and runs on them; as a program, one run: `python -m tests.train.tiny_run OUT [JSON]`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from gemwright.errors import GemwrightError
 from gemwright.runtime import distributed
 from gemwright.train.objectives.objective import NEXT_TOKEN, Objective
 from gemwright.train.recipe import Recipe
@@ -49,9 +51,9 @@ def main() -> None:
     distributed.join()
     folder, out = map(Path, sys.argv[1:3])
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    mesh = options.pop("mesh", None)
+    mesh, save_every = options.pop("mesh", None), options.pop("save_every", 2)
     run = prepare_tiny(folder, out, **options)
-    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=2, mesh=mesh)
+    train(run, lambda progress: say(f"step {progress.step}"), say, save_every=save_every, mesh=mesh)
 
 
 def say(text: str) -> None:
@@ -60,4 +62,9 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except GemwrightError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(2)  # as the command line does, without waiting for other processes

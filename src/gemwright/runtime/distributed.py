@@ -1,7 +1,7 @@
 """Several processes that compute together, of which the first writes the files of all.
 
-A launcher starts the same command on every machine. The tasks of a Slurm job join each other; any other launcher sets
-`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+A launcher starts the same command on every machine. The tasks of a Slurm job and the pods of a TPU slice or several on
+GKE join each other; any other launcher sets `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from gemwright.errors import GemwrightError
 
 COUNT, INDEX, ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
-"""Environment variables of a launcher other than Slurm."""
+"""Environment variables of a launcher that JAX does not know."""
 joined = False
 """Whether this process has joined others."""
 
@@ -27,20 +27,40 @@ def join() -> None:
         GemwrightError: The variables are not valid, or the other processes cannot be reached.
     """
     global joined
-    counts = [os.environ.get(name) for name in (COUNT, INDEX)]
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    if joined or (ADDRESS not in os.environ and counts == [None, None] and tasks == "1"):
+    if joined:
         return
     try:
-        numbers = [None if count is None else int(count) for count in counts]
-        if numbers != [None, None] and (None in numbers or ADDRESS not in os.environ):
-            raise ValueError(f"{ADDRESS}, {COUNT} and {INDEX} must be set together")
+        found = find_launcher()
+        if found is None:
+            return
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(num_processes=numbers[0], process_id=numbers[1])
+        jax.distributed.initialize(**found)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GemwrightError(f"The processes cannot join each other ({reason}); correct the launcher.") from error
     joined = True
+
+
+def find_launcher() -> dict[str, Any] | None:
+    """Return the arguments of `jax.distributed.initialize` for the launcher of this process; None if it is alone.
+
+    Raises:
+        ValueError: Variables are missing or no numbers.
+    """
+    given = os.environ
+    if any(name in given for name in (ADDRESS, COUNT, INDEX)):
+        if not all(name in given for name in (ADDRESS, COUNT, INDEX)):
+            raise ValueError(f"{ADDRESS}, {COUNT} and {INDEX} must be set together")
+        count, index = int(given[COUNT]), int(given[INDEX])
+        return {"num_processes": count, "process_id": index, "cluster_detection_method": "deactivate"}
+    if int(given.get("SLURM_NTASKS", 1)) > 1:
+        # JAX gives each task of a node one device; a task that is alone on its node takes all.
+        is_alone = given["SLURM_NTASKS"] == given.get("SLURM_STEP_NUM_NODES")
+        return {"local_device_ids": ()} if is_alone and "JAX_LOCAL_DEVICE_IDS" not in given else {}
+    hosts = given.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    if hosts * int(given.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+        return {}
+    return None
 
 
 def is_first() -> bool:

@@ -13,7 +13,7 @@ from gemwright.errors import DataError, GemwrightError
 from gemwright.runtime import distributed, fork, machine
 from gemwright.runtime.cache_dir import enable_cache
 from gemwright.runtime.folder_lock import lock_folder
-from gemwright.sharding import BATCH_AXES, make_mesh, parse_mesh, use
+from gemwright.sharding import BATCH_AXES, default_sizes, make_mesh, parse_mesh, use
 from gemwright.train.checkpoints import Checkpoints
 from gemwright.train.folder import LOCK, MARKER, Note, claimed
 from gemwright.train.forecast import forecast, require
@@ -98,7 +98,7 @@ def _mesh(mesh: str | None, run: Run) -> Mesh | None:
     count = jax.device_count()
     if mesh is None and count == 1:
         return None
-    made = make_mesh({"fsdp": count} if mesh is None else parse_mesh(mesh))
+    made = make_mesh(default_sizes(jax.devices()) if mesh is None else parse_mesh(mesh))
     size, parts = run.recipe.batch_size // run.recipe.accumulation, math.prod(made.shape[axis] for axis in BATCH_AXES)
     if size % parts:
         raise GemwrightError(
