@@ -113,7 +113,7 @@ def _lay_out(q: Array, k: Array) -> _Layout:
     if mesh.empty:
         return _Layout(((),) * 4, ())
     found = sharding.divide(("batch", "length", "heads", None), q.shape, mesh.shape)
-    batch, length, heads, rest = (tuple(names or ()) for names in found)
+    batch, length, heads, rest = ((names,) if isinstance(names, str) else names or () for names in found)
     layout = _Layout((batch, length, heads, rest), tuple(mesh.shape.items()))
     if k.shape[2] % layout.head_parts and layout.head_parts % k.shape[2]:
         heads = ()
