@@ -12,9 +12,8 @@ from tests.kernels.self_attention_cases import Case, differences
 
 RUNS: tuple[tuple[choice.Impl, str, Case], ...] = (
     ("auto", "slice=2,fsdp=2,tensor=2", Case(batch=4, window=100, cap=5.0)),
-    ("auto", "tensor=8", Case(heads=8, kv_heads=2)),
-    ("auto", "tensor=8", Case(heads=12, kv_heads=3)),
-    ("auto", "data=2,sequence=4", Case(length=512, window=200)),
+    ("auto", "data=2,tensor=4", Case(heads=8, kv_heads=2)),  # keys are repeated
+    ("auto", "data=2,tensor=4", Case(heads=12, kv_heads=3)),  # heads are not divided
     ("pallas", "data=2,sequence=2,tensor=2", Case(length=512, window=200, heads=2, kv_heads=1)),
 )
 

@@ -140,9 +140,9 @@ class PlatformOperation:
             return lower(reference, context, *leaves, **static)
 
         def lower_cpu(context: Any, *leaves: Any, **static: Any) -> Any:
-            interpreted = tpu is not None and static["impl"] == "pallas"
-            function = functools.partial(tpu, interpret=True) if interpreted else cpu or reference
-            return lower(function, context, *leaves, **static)
+            if tpu is not None and static["impl"] == "pallas":
+                return lower(functools.partial(tpu, interpret=True), context, *leaves, **static)
+            return lower(cpu or reference, context, *leaves, **static)
 
         def differentiate(primals: Any, tangents: Any, **static: Any) -> Any:
             tangents = tuple(map(ad.instantiate_zeros, tangents))

@@ -223,30 +223,31 @@ def _mix(
     return map_queries(some, arrays, q.shape[0] * q.shape[2] * keys.shape[2])
 
 
-def _forward_reference(*arrays: Array, window: int | None, cap: float | None) -> tuple[Array, Array]:
+def _forward_reference(
+    q: Array, k: Array, v: Array, *where: Array, window: int | None, cap: float | None
+) -> tuple[Array, Array]:
     """Return the mixed values, and zeros: the gradient computes the scores again."""
-    q, *rest, _ = arrays
     B, T, N, _ = q.shape
-    return _mix(q, *rest, window=window, cap=cap), jnp.zeros((B, N, T), jnp.float32)
+    return _mix(q, k, v, *where[:4], window=window, cap=cap), jnp.zeros((B, N, T), jnp.float32)
 
 
-def _backward_reference(*arrays: Array, window: int | None, cap: float | None) -> tuple[Array, ...]:
-    q, k, v, q_positions, k_positions, q_segments, k_segments, _, _, _, cotangent = arrays
+def _backward_reference(
+    q: Array, k: Array, v: Array, *rest: Array, window: int | None, cap: float | None
+) -> tuple[Array, ...]:
+    *where, _part, _mixed, _sums, cotangent = rest
 
-    def mix(*arrays: Array) -> Array:
-        return _mix(*arrays, q_positions, k_positions, q_segments, k_segments, window=window, cap=cap)
+    def mix(q: Array, k: Array, v: Array) -> Array:
+        return _mix(q, k, v, *where, window=window, cap=cap)
 
     return jax.vjp(mix, q, k, v)[1](cotangent)
 
 
-def _forward_tpu(*arrays: Array, **options: Any) -> tuple[Array, Array]:
-    q, k, v, _, _, *rest = arrays
-    return splash.forward(q, k, v, *rest, **options)
+def _forward_tpu(q: Array, k: Array, v: Array, *rest: Array, **options: Any) -> tuple[Array, Array]:
+    return splash.forward(q, k, v, *rest[2:], **options)  # by index: it needs no positions
 
 
-def _backward_tpu(*arrays: Array, **options: Any) -> tuple[Array, ...]:
-    q, k, v, _, _, *rest = arrays
-    return splash.backward(q, k, v, *rest, **options)
+def _backward_tpu(q: Array, k: Array, v: Array, *rest: Array, **options: Any) -> tuple[Array, ...]:
+    return splash.backward(q, k, v, *rest[2:], **options)
 
 
 _forward = choice.PlatformOperation(NAME, reference=_forward_reference, tpu=_forward_tpu, like=None)
