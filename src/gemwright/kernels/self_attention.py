@@ -216,7 +216,7 @@ def _mix(
         mask = visible(positions, k_positions, window)
         mask &= segments[:, :, None] == k_segments[:, None, :]
         if groups is not None:
-            mask |= same_group(*group, groups)
+            mask |= same_group(group[0], groups)
         return attend_at_once(q, keys, values, mask, cap)
 
     arrays = (q, q_positions, q_segments, *(() if groups is None else (groups,)))
