@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-trl test-deploy test-ray test-export test-release test-workflows test-sanitized test-neon wheel site check format bench bench-tune bench-serve bench-watermark bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-trl test-tpu-compile test-deploy test-ray test-export test-release test-workflows test-sanitized test-neon wheel site check format bench bench-tune bench-serve bench-watermark bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -55,6 +55,10 @@ test-deploy: .venv/dev.installed  ## Check the deployment files against the sche
 test-clients: .venv/dev.installed  ## Check the server with LangChain, LiteLLM, lm-eval and schemathesis
 	$(INSTALL) 'langchain-openai>=1.7,<2' 'litellm>=1.110,<2' 'lm_eval[api]>=0.4.13,<0.5' 'schemathesis>=4.32,<5'
 	$(BIN)/pytest -m peer tests/serve/test_clients.py
+
+test-tpu-compile: .venv/dev.installed  ## Compile for TPUs, which need not be there
+	$(INSTALL) 'libtpu>=0.0.52,<0.1'
+	$(BIN)/pytest -m peer tests/kernels/test_self_attention.py tests/plan
 
 test-trl: .venv/dev.installed  ## Compare preference and policy objectives with those of TRL
 	$(INSTALL) 'trl>=1.16,<2'

@@ -15,6 +15,8 @@ from gemwright.families import find_family
 from gemwright.generate.engine import Engine
 from gemwright.generate.prompts import Prompt
 from gemwright.generate.sampling import Sampling
+from gemwright.kernels import choice
+from gemwright.kernels.self_attention import attend_uncached
 from gemwright.model import block, transformer, vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern, stages
 from gemwright.model.params import ModelWeights, param_specs, parameter_count
@@ -61,6 +63,19 @@ ARCHITECTURES = {
     "Gemma 3, images": replace(_GEMMA_3, vision=Vision(28, 4, "normed", **_TOWER)),
 }
 """A small configuration of every architecture."""
+
+
+def describe_attention() -> str:
+    """Return the implementation of attention without a cache on the default device."""
+    return choice.describe_choices()["attention without a cache"]
+
+
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """Attend without a cache, with a window and a soft cap, at sizes that a flash kernel takes."""
+    batch, length, _, width = q.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    rotation = ops.rotation(positions, width, 10000.0, 1.0)
+    return attend_uncached(q, k, v, positions, rotation, None, window=200, scale=width**-0.5, cap=5.0, eps=1e-6)
 
 
 def shape(model: str) -> Config:

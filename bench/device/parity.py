@@ -36,6 +36,8 @@ def run(journal: Journal) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(check, definition.ARCHITECTURES))
+    if journal.has_time("parity of long attention"):
+        _check_attention(journal.extend(case=f"attention, {definition.describe_attention()}", dtype="float32"))
 
 
 def _check(journal: Journal, name: str, dtype: str) -> None:
@@ -84,6 +86,24 @@ def _check(journal: Journal, name: str, dtype: str) -> None:
     report("greedy tokens", float(regret.max()), 2 * tolerance)
     if dtype == "float32" and config.vision is None:
         report("loss, gradients", _gradient_error(config, params, exact, tokens), GRADIENT_TOLERANCE)
+
+
+def _check_attention(journal: Journal) -> None:
+    """Check attention without a cache, and its gradients, at sizes that a flash kernel takes."""
+    from device import definition
+
+    def both(q: Any, k: Any, v: Any, cotangent: Any) -> Any:
+        mixed, pull = jax.vjp(definition.attend, q, k, v)
+        return mixed, pull(cotangent)
+
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=(2, 512, heads, 128)).astype(np.float32) for heads in (4, 2, 2, 4)]
+    (mixed, gradients), (expected, exact) = (
+        jax.jit(both)(*jax.device_put(arrays, device)) for device in (jax.devices()[0], jax.devices("cpu")[0])
+    )
+    _report(journal, "forward", _error(mixed, expected), TOLERANCES["float32"])
+    shares = [_error(found, right) / np.abs(right).max() for found, right in zip(gradients, exact, strict=True)]
+    _report(journal, "gradients", max(map(float, shares)), GRADIENT_TOLERANCE)
 
 
 def _cached(config: Any, params: Any, tokens: np.ndarray, valid: np.ndarray, soft: Any) -> np.ndarray:

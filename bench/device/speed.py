@@ -29,6 +29,7 @@ def describe(journal: Journal) -> None:
         memory_gb=None if limit is None else limit / 1e9,
         jax=jax.__version__,
         runtime=" ".join(device.client.platform_version.split()),
+        attention=definition.describe_attention(),
         driver=_read_driver() if device.platform == "gpu" else None,
     )
 

@@ -1,10 +1,11 @@
-"""Attention from queries to keys and values, with and without a rotating KV cache.
+"""Attention from queries to keys and values, with a rotating KV cache.
 
 The reference is jax.numpy, for every platform and with gradients. With a cache, float32 queries on a CPU have a C++
 kernel.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,46 +34,6 @@ _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST, pr
 _HEAD_FIRST = (0, 2, 1, 3)
 
 
-def attend_uncached(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    positions: Int[Array, "B T"],
-    rotation: Float[Array, "B T 2 half"],
-    gains: Gains | None,
-    segments: Int[Array, "B T"] | None = None,
-    groups: Int[Array, "B T"] | None = None,
-    *,
-    window: int | None,
-    scale: float,
-    cap: float | None,
-    eps: float,
-) -> Float[Array, "B T N H"]:
-    """Normalize and rotate queries and keys, and attend among the tokens of one call.
-
-    Args:
-        q: Queries, as projected.
-        k: Keys, as projected.
-        v: Values.
-        positions: -1 for padding.
-        rotation: See `ops.rotation`.
-        gains: None for no norms.
-        segments: The document of each token; tokens attend within their document.
-        groups: Tokens of one group attend to each other both ways; -1 for causal tokens.
-        window: Positions that a query attends to, itself included; None for all earlier ones.
-        scale: Factor of the scores.
-        cap: Soft cap of the scores.
-        eps: Epsilon of the norms.
-    """
-    q, k = _prepare(q, k, rotation, gains, eps)
-    mask = visible(positions, positions, window)
-    if segments is not None:
-        mask &= segments[:, :, None] == segments[:, None, :]
-    if groups is not None:
-        mask |= same_group(groups, groups)
-    return attend(q * scale, k.transpose(_HEAD_FIRST), v.transpose(_HEAD_FIRST), mask, cap)
-
-
 def attend_cached(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -91,7 +52,20 @@ def attend_cached(
 ) -> tuple[Float[Array, "B T N H"], Cache]:
     """Normalize and rotate queries and keys, store keys and values, and attend to all cached ones.
 
-    The arguments are those of `attend_uncached`, and `lengths`, the number of tokens of each sequence before these.
+    Args:
+        q: Queries, as projected.
+        k: Keys, as projected.
+        v: Values.
+        cache: Keys and values of the tokens before these.
+        positions: -1 for padding.
+        lengths: Number of tokens of each sequence before these.
+        rotation: See `ops.rotation`.
+        gains: None for no norms.
+        groups: Tokens of one group attend to each other both ways; -1 for causal tokens.
+        window: Positions that a query attends to, itself included; None for all earlier ones.
+        scale: Factor of the scores.
+        cap: Soft cap of the scores.
+        eps: Epsilon of the norms.
 
     Raises:
         GemwrightError: The native kernel is requested and cannot run.
@@ -154,7 +128,7 @@ def _reference(
     cap: float | None,
     eps: float,
 ) -> tuple[Array, Array, Array]:
-    q, k = _prepare(q, k, rotation, gains, eps)
+    q, k = prepare(q, k, rotation, gains, eps)
     cells = keys.shape[2]
     stored = _store(keys, k, positions), _store(values, v, positions)
     full = window is not None and cells >= window
@@ -190,24 +164,43 @@ def attend(
     cap: float | None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(cap(q k)) v in float32, with the cap before the mask. Query head n uses key head n // (N / K)."""
-    B, T, N, _ = q.shape
-    at_once = max(1, SCORES // (B * N * keys.shape[2]))
-    if at_once >= T:
-        return _attend(q, keys, values, mask, cap)
+    B, _, N, _ = q.shape
 
-    def one(query: tuple[Array, Array]) -> Float[Array, "B N H"]:
-        return _attend(query[0][:, None], keys, values, query[1][:, None], cap)[:, 0]
+    def some(q: Array, mask: Array) -> Array:
+        return attend_at_once(q, keys, values, mask, cap)
 
-    return jax.lax.map(one, (q.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=at_once).swapaxes(0, 1)
+    return map_queries(some, (q, mask), B * N * keys.shape[2])
 
 
-def _attend(
+def map_queries(function: Callable[..., Array], arrays: tuple[Array, ...], scores: int) -> Float[Array, "B T N H"]:
+    """Return the function's results for arrays [B, T, ...], some queries at a time.
+
+    So neither it nor its gradient, which computes the scores again, holds more than `SCORES` of them.
+
+    Args:
+        function: It mixes values for as many queries as it is given.
+        arrays: Its arguments.
+        scores: Number of scores of one query of each sequence.
+    """
+    at_once = max(1, SCORES // scores)
+    if at_once >= arrays[0].shape[1]:
+        return function(*arrays)
+
+    def one(query: tuple[Array, ...]) -> Float[Array, "B N H"]:
+        return function(*(array[:, None] for array in query))[:, 0]
+
+    swapped = tuple(array.swapaxes(0, 1) for array in arrays)
+    return jax.lax.map(jax.checkpoint(one), swapped, batch_size=at_once).swapaxes(0, 1)
+
+
+def attend_at_once(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
     cap: float | None,
 ) -> Float[Array, "B T N H"]:
+    """Return the results of `attend` with all scores in memory."""
     B, T, N, H = q.shape
     K = keys.shape[1]
     grouped = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G T H
@@ -246,7 +239,7 @@ def _store(cache: Float[Array, "B K S H"], new: Float[Array, "B T K H"], positio
     return cache.at[sequence, :, cell].set(new.astype(cache.dtype), mode="drop")
 
 
-def _prepare(q: Array, k: Array, rotation: Array, gains: Gains | None, eps: float) -> tuple[Array, Array]:
+def prepare(q: Array, k: Array, rotation: Array, gains: Gains | None, eps: float) -> tuple[Array, Array]:
     """Normalize, if there are gains, and rotate."""
     if gains is not None:
         q, k = ops.rms_norm(q, gains[0], eps), ops.rms_norm(k, gains[1], eps)

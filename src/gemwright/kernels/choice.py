@@ -5,6 +5,7 @@ version for one platform is a JAX primitive, and its implementation is chosen wh
 one is traced: `jax.lax.platform_dependent` traces every branch, which takes 200 ms for each attention layer.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
@@ -19,14 +20,17 @@ from gemwright.errors import GemwrightError
 from gemwright.kernels import native
 from gemwright.typing import Array
 
-Impl: TypeAlias = Literal["auto", "reference", "native"]
-"""`reference` is jax.numpy on any platform, `native` the C++ kernel on a CPU; `auto` takes the kernel if it can."""
+Impl: TypeAlias = Literal["auto", "reference", "native", "pallas"]
+"""`reference` is jax.numpy on any platform, `native` the C++ kernel on a CPU; `auto` takes the kernel if it can.
+
+`pallas` is that of a TPU for attention without a cache, interpreted slowly on a CPU, and `auto` for the rest.
+"""
 
 _requested: Any = jax.make_user_context("auto")
 
 
 def use(impl: Impl) -> AbstractContextManager[None]:
-    """Return a context in which attention with a cache, the RG-LRU and the cross-entropy have this implementation.
+    """Return a context in which attention, the RG-LRU and the cross-entropy have this implementation.
 
     The request is part of the key of `jax.jit`'s caches. It has no effect on products with a `PackedTensor`, which have
     no other implementation: load a model with another `dtype` instead.
@@ -47,6 +51,8 @@ def resolve(operation: str, obstacle: str | None) -> Impl:
     requested: Impl = _requested.value
     if requested == "reference":
         return requested
+    if requested == "pallas":
+        requested = "auto"
     if obstacle is None and not native.usable():
         obstacle = "the C++ kernels are not installed"
     if obstacle is None:
@@ -56,16 +62,29 @@ def resolve(operation: str, obstacle: str | None) -> Impl:
     return "reference"
 
 
+def resolve_pallas(operation: str, obstacle: str | None) -> Impl:
+    """Return the implementation of an operation that has one in Pallas and none in C++, as `resolve` does.
+
+    Raises:
+        GemwrightError: The Pallas kernel is requested and cannot run.
+    """
+    requested: Impl = _requested.value
+    if requested == "pallas" and obstacle is not None:
+        raise GemwrightError(f"{operation} cannot run in Pallas: {obstacle}; use the implementation auto or reference.")
+    return "reference" if obstacle is not None or requested == "native" else requested
+
+
 def describe_choices() -> dict[str, str]:
     """Return what `auto` chooses for each operation on JAX's default platform."""
-    on_cpu, kernels = jax.default_backend() == "cpu", native.native_enabled()
+    platform, kernels = jax.default_backend(), native.native_enabled()
     fast = f"native ({native.instruction_set()})" if kernels else "reference"
     return {
         "products with stored weights": fast if kernels else "panels decoded by XLA",
         "attention with a cache": fast,
+        "attention without a cache": "splash (Pallas)" if platform == "tpu" else "reference",
         "RG-LRU": fast,
         "cross-entropy of a frozen float32 head": fast,
-        "linear recurrence": "sequential" if on_cpu else "associative",
+        "linear recurrence": "sequential" if platform == "cpu" else "associative",
     }
 
 
@@ -76,9 +95,12 @@ class PlatformOperation:
     Derivatives and `jax.vmap` are those of `reference`.
 
     Attributes:
-        reference: The implementation for platforms other than the CPU.
-        cpu: The implementation for the CPU.
-        like: Positions, among all arrays of the arguments, of those whose shapes the results have.
+        reference: The implementation for other platforms.
+        cpu: The implementation for the CPU; None for the reference.
+        tpu: The implementation for TPUs, in Pallas; None for the reference. Its keyword `interpret` says whether to
+            interpret it, on any platform.
+        like: Positions, among all arrays of the arguments, of those whose shapes the results have; None to find the
+            results by tracing the reference.
         dtype: Dtype of all results; None for those of the arguments at `like`.
     """
 
@@ -87,8 +109,9 @@ class PlatformOperation:
         name: str,
         *,
         reference: Callable[..., tuple[Array, ...]],
-        cpu: Callable[..., tuple[Array, ...]],
-        like: tuple[int, ...],
+        cpu: Callable[..., tuple[Array, ...]] | None = None,
+        tpu: Callable[..., tuple[Array, ...]] | None = None,
+        like: tuple[int, ...] | None,
         dtype: DTypeLike | None = None,
     ):
         self._primitive = primitive = Primitive(name)
@@ -99,18 +122,27 @@ class PlatformOperation:
             return lambda *leaves: list(function(*jax.tree.unflatten(structure, leaves), **keywords))
 
         def abstract(*leaves: Any, **static: Any) -> list[Any]:
+            if like is None:
+                shapes = jax.eval_shape(flat(reference, **static), *leaves)
+                return [leaves[0].update(shape=shape.shape, dtype=shape.dtype) for shape in shapes]
             return [leaves[i].update(dtype=jnp.dtype(leaves[i].dtype if dtype is None else dtype)) for i in like]
 
+        def lower(function: Callable[..., tuple[Array, ...]], context: Any, *leaves: Any, **static: Any) -> Any:
+            return mlir.lower_fun(flat(function, **static), multiple_results=True)(context, *leaves)
+
         def lower_reference(context: Any, *leaves: Any, **static: Any) -> Any:
-            if static["impl"] == "native":
+            if static["impl"] in ("native", "pallas"):
+                how, where = ("natively", "a CPU") if static["impl"] == "native" else ("in Pallas", "a TPU or CPU")
                 raise GemwrightError(
-                    f"{name} cannot run natively on {'/'.join(context.module_context.platforms)}, only on a CPU; "
+                    f"{name} cannot run {how} on {'/'.join(context.module_context.platforms)}, only on {where}; "
                     "use the implementation auto or reference."
                 )
-            return mlir.lower_fun(flat(reference, **static), multiple_results=True)(context, *leaves)
+            return lower(reference, context, *leaves, **static)
 
         def lower_cpu(context: Any, *leaves: Any, **static: Any) -> Any:
-            return mlir.lower_fun(flat(cpu, **static), multiple_results=True)(context, *leaves)
+            if tpu is not None and static["impl"] == "pallas":
+                return lower(functools.partial(tpu, interpret=True), context, *leaves, **static)
+            return lower(cpu or reference, context, *leaves, **static)
 
         def differentiate(primals: Any, tangents: Any, **static: Any) -> Any:
             tangents = tuple(map(ad.instantiate_zeros, tangents))
@@ -124,6 +156,9 @@ class PlatformOperation:
         primitive.def_impl(self._run)
         mlir.register_lowering(primitive, lower_reference)
         mlir.register_lowering(primitive, lower_cpu, platform="cpu")
+        if tpu is not None:
+            lower_tpu = functools.partial(lower, functools.partial(tpu, interpret=False))
+            mlir.register_lowering(primitive, lower_tpu, platform="tpu")
         ad.primitive_jvps[primitive] = differentiate
         batching.primitive_batchers[primitive] = batch
         self._compiled = jax.jit(self._bind, static_argnames=("impl", "structure", "keywords"))

@@ -2,6 +2,7 @@
 
 from gemwright import ops
 from gemwright.kernels import attention as kernel
+from gemwright.kernels.self_attention import attend_uncached
 from gemwright.linear import Norms, norm_project, project_norm_add
 from gemwright.model.config import Attention
 from gemwright.model.params import AttentionWeights
@@ -28,7 +29,7 @@ def apply(
     rotation = ops.rotation(indices, int(config.head_dim * config.rope.fraction), config.rope.base, config.rope.scale)
     window, scale, cap = config.window, config.query_scalar**-0.5, config.soft_cap
     if state is None:
-        mixed = kernel.attend_uncached(
+        mixed = attend_uncached(
             q, k, v, indices, rotation, gains, positions.segments, groups,
             window=window, scale=scale, cap=cap, eps=norms.eps,
         )  # fmt: skip
