@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemwright.errors import GemwrightError
@@ -68,7 +69,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         devices: The devices, by default all of all processes.
 
     Raises:
-        GemwrightError: There are more or fewer devices.
+        GemwrightError: There are more or fewer devices, or the axis `slice` is not the number of their slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(name, 1) for name in MESH_AXES)
@@ -78,9 +79,29 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"The mesh {given} has {math.prod(shape)} devices, and there are {len(devices)}; make their product equal."
         )
     types = (AxisType.Auto,) * len(shape)
-    if shape == (len(devices),) or devices[0].platform == "cpu":
+    if devices[0].platform == "cpu":
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
-    return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+    slices = _group_by_slice(devices)
+    if len(slices) > 1 and shape[0] != len(slices):
+        raise GemwrightError(f"The devices are in {len(slices)} slices; write the mesh with slice={len(slices)}.")
+    arranged = [_arrange(shape if len(slices) == 1 else shape[1:], each) for each in slices]
+    return Mesh(np.stack(arranged).reshape(shape), MESH_AXES, axis_types=types)
+
+
+def _arrange(shape: Sequence[int], devices: Sequence[Any]) -> Any:
+    """Return the devices of a slice as a mesh whose neighbours are linked; its axes may share one of the slice."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def _group_by_slice(devices: Sequence[Any]) -> list[list[Any]]:
+    """Return the devices of each slice; all are of one slice where the platform has none."""
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    return list(slices.values())
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
