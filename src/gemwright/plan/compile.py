@@ -16,8 +16,8 @@ from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, ParamSpec, param_specs
 from gemwright.model.state import DecodeState, abstract_state
-from gemwright.plan.hardware import Machine
 from gemwright.plan.estimate import Estimate
+from gemwright.plan.hardware import Machine
 from gemwright.plan.job import Job
 from gemwright.plan.program import count
 from gemwright.train.objectives.image_text import ImageText

@@ -100,6 +100,7 @@ def _estimate_training(job: Job) -> Estimate:
     weights = _held(job, 4 if full else item) + 4 * rank
     gathered = item * (layers / depth) / tensor  # one layer
     widest = max(layer.mlp.hidden for layer in config.layers)
+    images = _estimate_images(job, passes)
     mixer = max(_mixer_width(layer.mixer) for layer in config.layers)
     memory = {
         "weights": weights,
@@ -112,7 +113,6 @@ def _estimate_training(job: Job) -> Estimate:
         + images.activations,
         "loss": 3 * 4 * min(LOGITS, tokens * config.vocab) / tensor,
     }
-    images = _estimate_images(job, passes)
     attention = job.sequences * _attention_flops(config, job.length) / job.size("sequence") / tensor
     layer_flops = 2 * (passes + 1) * tokens * layers / tensor + 4 * attention  # forward, again, and the gradients
     head_flops = 2 * passes * tokens * table / tensor
