@@ -64,7 +64,7 @@ def compile_job(job: Job) -> Compiled:
             want of memory.
     """
     begin = time.monotonic()
-    mesh = sharding.make_mesh(job.mesh, _devices(job.machine))
+    mesh = sharding.make_mesh(job.mesh, find_devices(job.machine))
     try:
         with sharding.use(mesh):
             compiled = _compile_training(job) if job.trains else _compile_decoding(job)
@@ -86,8 +86,12 @@ def refine(needs: Estimate, compiled: Compiled) -> Estimate:
     return replace(needs, flops=compiled.flops or needs.flops, links=links)
 
 
-def _devices(machine: Machine) -> Sequence[Any]:
-    """Return the devices of a slice that is not there, or those of this machine."""
+def find_devices(machine: Machine) -> Sequence[Any]:
+    """Return the devices of a slice that is not there, or those of this machine.
+
+    Raises:
+        GemwrightError: The compiler is not installed or does not know the machine.
+    """
     if machine.chip.topology is None:
         if machine.chips > len(jax.devices()) or machine.chip.source != "measured":
             raise GemwrightError(
@@ -107,6 +111,11 @@ def _devices(machine: Machine) -> Sequence[Any]:
             f"{name} cannot be compiled for ({reason:.200}); give a slice that exists, and install the compiler with "
             "pip install libtpu."
         ) from error
+    if len(found.devices) != machine.chips:
+        raise GemwrightError(
+            f"The compiler makes {len(found.devices):,} devices of the {machine.chips:,} chips of {name}; leave out "
+            "--compile, or give another TPU, such as v5p."
+        )
     return found.devices
 
 
