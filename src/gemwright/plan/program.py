@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,10 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 SHAPE = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+BODY = re.compile(r"body=%?([\w.\-]+)")
+INDEX = re.compile(r"index=(\d+)")
+VALUE = re.compile(r"(\d+)\)")
 WINDOW = re.compile(r"window=\{([^}]*)\}")
 LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
@@ -31,6 +36,10 @@ class Instruction:
     kind: str
     operation: str
     rest: str
+
+
+Computations: TypeAlias = dict[str, list[Instruction]]
+"""The instructions of each computation of a program."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +63,30 @@ def count(text: str) -> Counts:
     """
     computations, entry = _parse(text)
     found = dict.fromkeys(COLLECTIVES, 0.0)
-    flops = 0.0
+    continued, flops = _find_continued(computations), 0.0
     shapes = {name: {each.name: each.kind for each in body} for name, body in computations.items()}
     for name, times in _runs(computations, entry).items():
         for each in computations[name]:
             flops += times * _flops(each, shapes[name])
             collective = each.operation.removesuffix("-start")
-            if collective in found:
+            if collective in found and name not in continued:
                 found[collective] += times * _sent(each, shapes[name])
     return Counts(flops, {name: nbytes for name, nbytes in found.items() if nbytes})
 
 
-def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+def _find_continued(computations: Computations) -> set[str]:
+    """Return the computations that only continue a collective that another has begun, while others compute.
+
+    The compiler for TPUs divides one into fusions: a start, steps beside products, and an end, each of which names it.
+    """
+    ends = (each for body in computations.values() for each in body if each.name.startswith("async-collective-done"))
+    steps = (name for name in computations if name.startswith("async_collective_fusion"))
+    return {*steps, *(name for each in ends for name in _called(each))}
+
+
+def _parse(text: str) -> tuple[Computations, str]:
     """Return the instructions of each computation, and the name of the first to run."""
-    computations: dict[str, list[Instruction]] = {}
+    computations: Computations = {}
     current: list[Instruction] = []
     entry = ""
     for line in text.splitlines():
@@ -82,21 +101,55 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
-def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, float]:
+def _runs(computations: Computations, entry: str) -> dict[str, float]:
     """Return how often each computation runs."""
     runs = dict.fromkeys(computations, 0.0)
 
     def run(name: str, times: float) -> None:
         runs[name] += times
         for each in computations[name]:
-            trips = TRIPS.search(each.rest)
-            inner = times * int(trips[1]) if trips and each.operation == "while" else times
+            inner = times * _iterations(each, computations) if each.operation == "while" else times
             for called in _called(each):
                 if called in computations:
                     run(called, inner)
 
     run(entry, 1.0)
     return runs
+
+
+def _iterations(loop: Instruction, computations: Computations) -> int:
+    """Return the number of iterations of a loop that counts from 0, as those of `jax.lax.scan` do.
+
+    XLA writes it beside the loop on some platforms; on all, the condition compares a counter with the limit.
+    """
+    known, condition, body = (pattern.search(loop.rest) for pattern in (TRIPS, CONDITION, BODY))
+    if known or condition is None or body is None:
+        return int(known[1]) if known else 1
+    named = {each.name: each for each in computations.get(condition[1], ())}
+    for each in named.values():
+        if each.operation == "compare" and "direction=LT" in each.rest:
+            counter, limit = (named.get(name) for name in _operands(each))
+            index = INDEX.search(counter.rest) if counter else None
+            value = VALUE.match(limit.rest) if limit else None
+            if index and value:
+                return -(-int(value[1]) // _step(computations[body[1]], int(index[1])))
+    return 1
+
+
+def _step(body: list[Instruction], index: int) -> int:
+    """Return by how much an iteration increases a counter: more than 1 if the compiler unrolled the loop."""
+    named, total = {each.name: each for each in body}, 0
+    names = _operands(body[-1])[index : index + 1]
+    while names:
+        each = named.get(names.pop())
+        if each is None:
+            break
+        value = VALUE.match(each.rest)
+        if each.operation == "constant" and value:
+            total += int(value[1])
+        elif each.operation in ("add", "copy"):
+            names += _operands(each)
+    return max(1, total)
 
 
 def _called(instruction: Instruction) -> Iterator[str]:
