@@ -15,7 +15,7 @@ INSTALL := $(BIN)/pip install -q --no-compile
 SOURCES := pyproject.toml native/CMakeLists.txt $(wildcard native/src/*/*)
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-trl test-tpu-compile test-deploy test-ray test-export test-release test-workflows test-sanitized test-neon wheel site check format bench bench-tune bench-serve bench-watermark bench-accelerator clean
+.PHONY: help demo test fuzz test-slow test-resume test-peers test-clients test-trl test-tpu-compile test-deploy test-ray test-export test-release test-workflows test-sanitized test-neon wheel site check format bench bench-tune bench-serve bench-watermark bench-plan bench-accelerator clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -119,6 +119,10 @@ bench-tune: .venv/dev.installed  ## Compare tuning with transformers and PEFT on
 
 bench-serve: .venv/dev.installed  ## Compare serving with llama.cpp's server: LLAMA_SERVER=path (docs/serve.md)
 	$(BIN)/python bench/serve.py $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
+
+bench-plan: .venv/dev.installed  ## Compile steps of published runs for TPUs, without the hardware (an hour; docs/scale.md)
+	$(INSTALL) libtpu
+	$(BIN)/python bench/plan.py
 
 bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or TPU (needs the extra cuda or tpu)
 	$(BIN)/python bench/accelerator.py

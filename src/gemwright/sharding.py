@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemwright.errors import GemwrightError
@@ -68,7 +69,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         devices: The devices, by default all of all processes.
 
     Raises:
-        GemwrightError: There are more or fewer devices, or the axis `slice` is not of the slices of TPUs.
+        GemwrightError: There are more or fewer devices, or the axis `slice` is not the number of their slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(name, 1) for name in MESH_AXES)
@@ -80,29 +81,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     types = (AxisType.Auto,) * len(shape)
     if devices[0].platform != "tpu":  # they are in the order of their machines
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
-    slices = count_slices(devices)
-    if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
-    if shape[0] != slices:
-        raise GemwrightError(f"There are {slices} slices of TPUs; give slice={slices} in the mesh.")
-    from jax.experimental import mesh_utils
+    slices = _group_by_slice(devices)
+    if len(slices) > 1 and shape[0] != len(slices):
+        raise GemwrightError(f"There are {len(slices)} slices of TPUs; give slice={len(slices)} in the mesh.")
+    arranged = [_arrange(shape if len(slices) == 1 else shape[1:], each) for each in slices]
+    return Mesh(np.stack(arranged).reshape(shape), MESH_AXES, axis_types=types)
 
-    inner, outer = (1, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
-    found = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    return Mesh(found, MESH_AXES, axis_types=types)
+
+def _arrange(shape: Sequence[int], devices: Sequence[Any]) -> Any:
+    """Return the devices of a slice as a mesh whose neighbours are linked; its axes may share one of the slice."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def default_sizes(devices: Sequence[Any]) -> dict[str, int]:
     """Return the sizes of a mesh in which the devices of a slice divide the weights, and all divide the batch."""
-    slices = count_slices(devices)
+    slices = len(_group_by_slice(devices))
     return {"slice": slices, "fsdp": len(devices) // slices}
 
 
-def count_slices(devices: Sequence[Any]) -> int:
-    """Return the number of slices of TPUs; 1 for other devices."""
-    if devices[0].platform != "tpu":
-        return 1
-    return len({getattr(device, "slice_index", 0) for device in devices})
+def _group_by_slice(devices: Sequence[Any]) -> list[list[Any]]:
+    """Return the devices of each slice of TPUs; other devices are one."""
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0) if device.platform == "tpu" else 0, []).append(device)
+    return list(slices.values())
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:

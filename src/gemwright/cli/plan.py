@@ -1,5 +1,6 @@
 """`gemwright plan`: whether a job fits a machine, and how fast it can be."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +24,11 @@ DAY, HOUR = 86400, 3600
 def plan(
     model: o.ModelArgument,
     job: Annotated[
-        str, typer.Option(metavar="[generate|serve|tune|train]", help="Decode for one or for many; LoRA; all weights.")
+        str,
+        typer.Option(
+            metavar="[generate|serve|tune|train|pretrain]",
+            help="Decode for one or for many; LoRA; all weights, after other training or from nothing.",
+        ),
     ] = "generate",
     on: Annotated[
         str, typer.Option(metavar="MACHINE", help="this, a chip such as h100 or h100:8, or a TPU slice: v5e:16x16.")
@@ -56,13 +61,14 @@ def plan(
         require_extra("train", ("optax",), "Compiling a step")
         render.status("Compiling ...")
         compiled = compiler.compile_job(planned)
-    seconds = estimate.times(planned, needs)
+    step = compiler.refine(needs, compiled) if compiled else needs
+    seconds = estimate.times(planned, step)
     fitting = (compiled.total if compiled else needs.total) <= planned.machine.chip.memory
     change = None if fitting else fit.find_change(planned)
     if as_json:
-        render.write_json(_document(planned, needs, compiled, seconds, fitting, change))
+        render.write_json(_document(planned, step, compiled, seconds, fitting, change))
         return
-    render.facts(_describe(model, planned, needs, compiled, seconds, tokens), render.out())
+    render.facts(_describe(model, planned, step, compiled, seconds, tokens), render.out())
     chip = planned.machine.chip
     verdict = f"It {'fits' if fitting else 'does not fit'} into the {render.size(int(chip.memory))} of {chip.title}."
     render.write(f"{verdict}\n")
@@ -101,7 +107,8 @@ def _describe(
         text = f"{render.size(compiled.total)} of a chip: {render.size(compiled.arguments)} of arguments and "
         text += f"{render.size(compiled.temporaries)} of temporaries, in {compiled.seconds:.0f} s"
         facts.append(("compiled", text))
-    facts += [(f"  {name}", f"{1000 * time:.3g} ms") for name, time in seconds.items()]
+    work = _describe_work(needs, compiled)
+    facts += [(f"  {name}", f"{1000 * time:.3g} ms: {work[name]}") for name, time in seconds.items()]
     facts.append(("step", f"{1000 * step:.3g} ms at least, bound by {bound}: {needs.tokens / step:,.0f} tokens/s"))
     if tokens is not None:
         if not job.trains:
@@ -110,6 +117,20 @@ def _describe(
         hours = days * DAY / HOUR * job.machine.chips
         facts.append(("budget", f"{tokens:.3g} tokens: {days:,.1f} days, {hours:,.0f} chip-hours at {UTILIZATION:.0%}"))
     return facts
+
+
+def _describe_work(needs: "Estimate", compiled: "Compiled | None") -> dict[str, str]:
+    """Return what a chip does in each of the times of a step."""
+    source = "estimated" if compiled is None else "compiled"
+    links = f"{render.size(int(needs.links))} sent to other chips, {source}"
+    if compiled is not None and compiled.collectives:
+        links += f" ({', '.join(f'{name} {render.size(int(size))}' for name, size in compiled.collectives.items())})"
+    return {
+        "compute": f"{needs.flops:.3g} operations, {source}",
+        "memory": f"{render.size(int(needs.traffic))} read and written, estimated",
+        "links": links,
+        "network": f"{render.size(int(needs.network))} sent to other slices, estimated",
+    }
 
 
 def _document(
@@ -130,11 +151,13 @@ def _document(
         "chips": job.machine.chips,
         "memory_bytes": {name: round(nbytes) for name, nbytes in needs.memory.items()},
         "flops": needs.flops,
+        "useful_flops": needs.flops * needs.useful,
         "traffic_bytes": needs.traffic,
         "links_bytes": needs.links,
+        "network_bytes": needs.network,
         "seconds": seconds,
         "tokens": needs.tokens,
-        "compiled_bytes": None if compiled is None else compiled.total,
+        "compiled": None if compiled is None else {**asdict(compiled), "bytes": compiled.total},
         "fits": fitting,
         "change": change,
     }

@@ -237,7 +237,9 @@ def encode(
         return vision.layer(config, weights, x)
 
     def repeat(x: Array, weights: VisionLayerWeights) -> tuple[Array, None]:
-        return jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False)(weights, x), None
+        x = jax.checkpoint(apply, policy=POLICIES[remat], prevent_cse=False)(weights, x)
+        return sharding.constrain(x, "batch", None, None), None
 
-    x, _ = jax.lax.scan(repeat, vision.embed(config, params, pixels), params.layers[0])
+    x = sharding.constrain(vision.embed(config, params, pixels), "batch", None, None)
+    x, _ = jax.lax.scan(repeat, x, params.layers[0])
     return vision.project(config, params, x)

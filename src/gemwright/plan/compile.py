@@ -3,8 +3,8 @@
 import functools
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,12 @@ from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, ParamSpec, param_specs
 from gemwright.model.state import DecodeState, abstract_state
+from gemwright.plan.estimate import Estimate
 from gemwright.plan.hardware import Machine
 from gemwright.plan.job import Job
-from gemwright.train.objectives.objective import lora_shapes, weight_shapes
+from gemwright.plan.program import count
+from gemwright.train.objectives.image_text import ImageText
+from gemwright.train.objectives.objective import NEXT_TOKEN, lora_shapes, weight_shapes
 from gemwright.train.optimizer import make_optimizer
 from gemwright.train.program import compile_step
 from gemwright.train.recipe import Recipe
@@ -37,11 +40,15 @@ class Compiled:
         arguments: Bytes of weights, states and batch.
         temporaries: Bytes of gradients and activations.
         seconds: Duration of the compilation.
+        flops: Floating-point operations.
+        collectives: Bytes that collectives send, by their name.
     """
 
     arguments: int
     temporaries: int
     seconds: float
+    flops: float
+    collectives: Mapping[str, float]
 
     @property
     def total(self) -> int:
@@ -57,7 +64,7 @@ def compile_job(job: Job) -> Compiled:
             want of memory.
     """
     begin = time.monotonic()
-    mesh = sharding.make_mesh(job.mesh, _devices(job.machine))
+    mesh = sharding.make_mesh(job.mesh, find_devices(job.machine))
     try:
         with sharding.use(mesh):
             compiled = _compile_training(job) if job.trains else _compile_decoding(job)
@@ -66,11 +73,25 @@ def compile_job(job: Job) -> Compiled:
         raise GemwrightError(f"The compiler refuses the step: {reason:.400}; make it smaller.") from error
     analysis: Any = compiled.memory_analysis()
     arguments, temporaries = int(analysis.argument_size_in_bytes), int(analysis.temp_size_in_bytes)
-    return Compiled(arguments, temporaries, time.monotonic() - begin)
+    counts = count(compiled.as_text() or "")
+    return Compiled(arguments, temporaries, time.monotonic() - begin, counts.flops, counts.collectives)
 
 
-def _devices(machine: Machine) -> Sequence[Any]:
-    """Return the devices of a slice that is not there, or those of this machine."""
+def refine(needs: Estimate, compiled: Compiled) -> Estimate:
+    """Return an estimate with the compiler's operations and bytes to other chips in place of its own.
+
+    Traffic with a chip's own memory stays an estimate: the compiler does not say how much of it a cache saves.
+    """
+    links = sum(compiled.collectives.values()) if needs.links else 0.0
+    return replace(needs, flops=compiled.flops or needs.flops, links=links)
+
+
+def find_devices(machine: Machine) -> Sequence[Any]:
+    """Return the devices of a slice that is not there, or those of this machine.
+
+    Raises:
+        GemwrightError: The compiler is not installed or does not know the machine.
+    """
     if machine.chip.topology is None:
         if machine.chips > len(jax.devices()) or machine.chip.source != "measured":
             raise GemwrightError(
@@ -78,6 +99,7 @@ def _devices(machine: Machine) -> Sequence[Any]:
             )
         return jax.devices()[: machine.chips]
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so several processes may compile
     from jax.experimental import topologies
 
     name = f"{machine.chip.topology}:{'x'.join(map(str, machine.shape))}"
@@ -89,6 +111,11 @@ def _devices(machine: Machine) -> Sequence[Any]:
             f"{name} cannot be compiled for ({reason:.200}); give a slice that exists, and install the compiler with "
             "pip install libtpu."
         ) from error
+    if len(found.devices) != machine.chips:
+        raise GemwrightError(
+            f"The compiler makes {len(found.devices):,} devices of the {machine.chips:,} chips of {name}; leave out "
+            "--compile, or give another TPU, such as v5p."
+        )
     return found.devices
 
 
@@ -97,12 +124,13 @@ def _compile_training(job: Job) -> jax.stages.Compiled:
     dtype = "float32" if job.machine.chip.itemsize == 4 else "bfloat16"
     recipe = Recipe(method=method, dtype=dtype, remat="layers", batch_size=job.batch, length=job.length, rank=job.rank)
     optimizer, frozen = make_optimizer(recipe, STEPS), None
-    trained: Any = weight_shapes(job.config, "float32")
+    tower = job.has_tower
+    trained: Any = weight_shapes(job.config, "float32", tower=tower)
     if method == "lora":
-        frozen = weight_shapes(job.config, dtype)
+        frozen = weight_shapes(job.config, dtype, tower=tower)
         trained = lora_shapes(job.config, recipe)
     state = describe_state(optimizer, trained, recipe)
-    return compile_step(job.config, recipe, optimizer, state, frozen)
+    return compile_step(job.config, recipe, optimizer, state, frozen, ImageText() if tower else NEXT_TOKEN)
 
 
 def _compile_decoding(job: Job) -> jax.stages.Compiled:

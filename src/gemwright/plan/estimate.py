@@ -58,14 +58,14 @@ def times(job: Job, needs: Estimate) -> dict[str, float]:
     return found
 
 
-def _specs(config: Config) -> Iterator[tuple[str, ParamSpec]]:
-    yield from tree.flatten(stacked_specs(config)).items()
+def _specs(config: Config, tower: bool = False) -> Iterator[tuple[str, ParamSpec]]:
+    yield from tree.flatten(stacked_specs(config, tower)).items()
 
 
 def _held(job: Job, each: float) -> float:
     """Return the bytes of the weights of a chip, of `each` bytes a parameter."""
     total = 0.0
-    for _, spec in _specs(job.config):
+    for _, spec in _specs(job.config, job.has_tower):
         matrix = len([axis for axis in spec.axes if axis != "repeats"]) > 1
         divided = sharding.mesh_axes(sharding.divide(spec.axes, spec.shape, job.sizes)) if matrix else ()
         total += spec.size / math.prod(job.sizes[axis] for axis in divided)
@@ -94,11 +94,13 @@ def _estimate_training(job: Job) -> Estimate:
     layers, table = _count(config)
     tokens, width, depth = job.tokens, config.width, len(config.layers)
     full = job.kind == "train"
+    passes = 3 if full else 2
     rank = 0 if full else sum((o + i) * r * job.rank for r, o, i in lora.targets(config).values())
     item = job.machine.chip.itemsize
     weights = _held(job, 4 if full else item) + 4 * rank
     gathered = item * (layers / depth) / tensor  # one layer
     widest = max(layer.mlp.hidden for layer in config.layers)
+    images = _estimate_images(job, passes)
     mixer = max(_mixer_width(layer.mixer) for layer in config.layers)
     memory = {
         "weights": weights,
@@ -107,11 +109,11 @@ def _estimate_training(job: Job) -> Estimate:
         "table": (item + 8 * full) * table / tensor if full or job.size("fsdp", "sequence") > 1 else 0.0,
         "activations": item * tokens * width * depth
         + tokens * (TOKEN_WIDTHS * width + MLP_WIDTHS * widest / tensor + MIXER_WIDTHS * mixer / tensor) * item
-        + 2 * gathered,
+        + 2 * gathered
+        + images.activations,
         "loss": 3 * 4 * min(LOGITS, tokens * config.vocab) / tensor,
     }
     attention = job.sequences * _attention_flops(config, job.length) / job.size("sequence") / tensor
-    passes = 3 if full else 2
     layer_flops = 2 * (passes + 1) * tokens * layers / tensor + 4 * attention  # forward, again, and the gradients
     head_flops = 2 * passes * tokens * table / tensor
     shared = 1 - 1 / job.size("fsdp", "sequence")
@@ -120,12 +122,39 @@ def _estimate_training(job: Job) -> Estimate:
         links += 2 * 6 * depth * tokens * width * 2 * (1 - 1 / tensor)
     return Estimate(
         memory=memory,
-        flops=layer_flops + head_flops,
+        flops=layer_flops + head_flops + images.flops,
         traffic=3 * 2 * (layers + table) / tensor + (20 if full else 2) * weights / 4 + 12 * memory["activations"],
         links=links,
         network=2 * weights * (1 - 1 / job.size("slice", "data")) if full and job.size("slice") > 1 else 0.0,
         tokens=job.batch * job.length,
-        useful=(layer_flops * passes / (passes + 1) + head_flops) / (layer_flops + head_flops),
+        useful=(layer_flops * passes / (passes + 1) + head_flops + images.useful_flops)
+        / (layer_flops + head_flops + images.flops),
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the images of a step take of a chip: operations, those not computed again, and bytes."""
+
+    flops: float = 0.0
+    useful_flops: float = 0.0
+    activations: float = 0.0
+
+
+def _estimate_images(job: Job, passes: int) -> _Images:
+    """Estimate the vision tower, which has no gradient unless all weights are trained."""
+    vision = job.config.vision
+    if vision is None or not job.has_tower:
+        return _Images()
+    patches = job.sequences * vision.grid**2
+    weights = sum(spec.size for path, spec in _specs(job.config, True) if path.startswith("vision.layers."))
+    forward = 2 * patches * weights + 4 * patches * vision.grid**2 * vision.width * vision.depth
+    again, backward = (1, 2) if passes == 3 else (0, 0)
+    kept = patches * vision.width * (vision.depth if again else 1)
+    return _Images(
+        flops=forward * (1 + again + backward),
+        useful_flops=forward * (1 + backward),
+        activations=job.machine.chip.itemsize * kept + 4 * job.sequences * 3 * vision.image_size**2,
     )
 
 

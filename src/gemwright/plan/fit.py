@@ -20,10 +20,10 @@ def fits(job: Job) -> bool:
 
 def find_change(job: Job) -> str | None:
     """Return the first of the nearest changes that makes a job fit, as words; None if none does."""
-    return next((words for words, changed in _changes(job) if fits(changed)), None)
+    return next((words for words, changed in changes(job) if fits(changed)), None)
 
 
-def _changes(job: Job) -> Iterator[tuple[str, Job]]:
+def changes(job: Job) -> Iterator[tuple[str, Job]]:
     """Yield changes: of the batch, the mesh, the method, the length, the number of chips and the chip."""
     least = job.size(*BATCH_AXES) if job.trains else 1
     batch = job.batch

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, cast, get_args
 
 from gemwright.errors import GemwrightError
+from gemwright.families import find_family
 from gemwright.model.config import Config
 from gemwright.plan.hardware import Machine
 from gemwright.sharding import BATCH_AXES, MESH_AXES, parse_mesh
@@ -14,6 +15,8 @@ Kind: TypeAlias = Literal["generate", "serve", "tune", "train"]
 """Decode for one user, or for many; LoRA on frozen bfloat16 weights; or train all weights."""
 KINDS = get_args(Kind)
 """All kinds of jobs."""
+ALIASES = {"pretrain": "train"}
+"""Other names of kinds: the step is the same, whatever the weights begin with."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Job:
     length: int
     mesh: Mapping[str, int] = field(default_factory=dict[str, int])
     rank: int = 16
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether a step encodes an image for each sequence: PaliGemma is trained so, Gemma 3 on stored embeddings."""
+        return self.trains and find_family(self.config).image_prompt == "prefix"
 
     @property
     def trains(self) -> bool:
@@ -71,8 +79,9 @@ def make_job(
     Raises:
         GemwrightError: The kind is unknown, the mesh is not of the machine's chips, or a number is out of range.
     """
+    kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
-        raise GemwrightError(f"The job {kind!r:.40} is not known; use one of {', '.join(KINDS)}.")
+        raise GemwrightError(f"The job {kind!r:.40} is not known; use one of {', '.join([*KINDS, *ALIASES])}.")
     sizes = _default_mesh(kind, machine) if mesh is None else parse_mesh(mesh)
     if math.prod(sizes.values()) != machine.chips:
         raise GemwrightError(

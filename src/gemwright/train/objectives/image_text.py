@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from gemwright import sharding
 from gemwright.checkpoint.open import Checkpoint
 from gemwright.data import Dataset
 from gemwright.errors import GemwrightError
@@ -80,7 +81,7 @@ class ImageText(Objective):
         rows = stack.encode(config.vision, params.vision, pixels.reshape(-1, *pixels.shape[2:]), recipe.remat)
         order = jnp.clip(jnp.cumsum(batch.tokens < 0, axis=1) - 1, 0)
         placed = jnp.take_along_axis(rows.reshape(len(pixels), -1, config.width), order[:, :, None], axis=1)
-        return SoftTokens(placed, groups)
+        return SoftTokens(sharding.constrain(placed, *stack.ACTIVATIONS), groups)
 
 
 def make_groups(
