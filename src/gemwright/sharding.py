@@ -24,6 +24,8 @@ MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 """Axes of a mesh, the slowest links first."""
 BATCH_AXES = ("slice", "data", "fsdp")
 """Axes of a mesh that divide the sequences of a batch."""
+WEIGHT_AXES = ("fsdp", "sequence", "tensor")
+"""Axes of a mesh that divide weights."""
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "batch": BATCH_AXES,
@@ -35,6 +37,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "hidden": ("tensor",),
+        "vision_out": ("tensor",),
         "recurrent": ("tensor",),
         "blocks": ("tensor",),
     }
@@ -81,6 +84,24 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if shape == (len(devices),) or devices[0].platform == "cpu":
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
     return jax.make_mesh(shape, MESH_AXES, types, devices=devices)
+
+
+def take_mesh(text: str) -> Mesh:
+    """Return a mesh of as many of the first devices as its sizes have; see `parse_mesh`.
+
+    Raises:
+        GemwrightError: The text is not valid, or there are fewer devices.
+    """
+    sizes, devices = parse_mesh(text), jax.devices()
+    count = math.prod(sizes.values())
+    return make_mesh(sizes, devices[:count] if jax.process_count() == 1 else devices)
+
+
+def mesh_of(array: Any) -> Mesh | None:
+    """Return the mesh among whose devices an array is divided; None if it is on one, or inside of a compiled program."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return None
+    return array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -157,4 +178,10 @@ def put(array: Any, place: NamedSharding | None) -> Array:
     """Copy an array that all processes have to a sharding; to the default device if it is None."""
     if place is None:
         return jax.device_put(array)
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    def part(index: Any) -> Any:
+        found = array[index]
+        # A CPU device may keep the memory that it is given: a copy lets go of the rest of the array.
+        return found if found.size == array.size else found.copy()
+
+    return jax.make_array_from_callback(array.shape, place, part)

@@ -110,6 +110,13 @@ class PlatformOperation:
             return mlir.lower_fun(flat(reference, **static), multiple_results=True)(context, *leaves)
 
         def lower_cpu(context: Any, *leaves: Any, **static: Any) -> Any:
+            # The kernel computes whole arrays: XLA would collect them from all devices.
+            if is_divided(context):
+                if static["impl"] == "native":
+                    raise GemwrightError(
+                        f"{name} cannot run natively on several devices; use the implementation auto or reference."
+                    )
+                return lower_reference(context, *leaves, **static)
             return mlir.lower_fun(flat(cpu, **static), multiple_results=True)(context, *leaves)
 
         def differentiate(primals: Any, tangents: Any, **static: Any) -> Any:
@@ -138,6 +145,12 @@ class PlatformOperation:
 
     def _run(self, *leaves: Array, **static: Any) -> list[Array]:
         return self._compiled(*leaves, **static)
+
+
+def is_divided(context: Any) -> bool:
+    """Return whether the program that is being lowered divides its arrays among several devices."""
+    axes = context.module_context.axis_context
+    return (getattr(axes, "num_devices", None) or 1) > 1
 
 
 def require_cpu(packed: Array) -> Array:
