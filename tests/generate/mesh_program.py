@@ -1,8 +1,8 @@
 """Tiny models on meshes of eight simulated devices: `python -m tests.generate.mesh_program NAME MESH...`.
 
 NAME is a model of `CONFIGS`, or `file:FOLDER:PRECISION` with an optional `:ADAPTER`. Prints, for each mesh: whether the
-greedy tokens are those of one device, the largest difference of their log-probabilities, that of the image's soft
-tokens, and the largest shares of the weights and of the state that a device holds.
+greedy tokens are those of one device, the largest difference of their log-probabilities, of the image's soft tokens
+and of products of packed weights, and the shares of the weights and of the state that a device holds.
 """
 
 import json
@@ -52,7 +52,8 @@ CONFIGS = {
 
 def main() -> None:
     name, meshes = sys.argv[1], sys.argv[2:]
-    expected = _generate(_load(name, None))
+    engine = _load(name, None)
+    expected = (*_generate(engine), _multiply(engine))
     sys.stdout.write(json.dumps({mesh: _compare(name, mesh, expected) for mesh in meshes}))
 
 
@@ -98,10 +99,24 @@ def _compare(name: str, mesh: str, expected: Any) -> dict[str, Any]:
         "same": bool(np.array_equal(found[0], expected[0])),
         "logprobs": float(np.abs(found[1] - expected[1]).max()),
         "image": float(np.abs(found[2] - expected[2]).max()),
+        "products": max(
+            [0.0, *(float(np.abs(a - b).max()) for a, b in zip(_multiply(engine), expected[3], strict=True))]
+        ),
         "weights": _share(engine.params),
         "state": _share(state.layers),
         "leaves": sorted({type(leaf).__name__ for _, leaf in tree.leaves(engine.params, _is_weight)}),
     }
+
+
+def _multiply(engine: Engine) -> list[Any]:
+    """Return products, rows and likeliest rows of packed weights, which no other kernel is fused with."""
+    mlp, embed, found = engine.params.layers[0].mlp, engine.params.embed, list[Any]()
+    if isinstance(embed, jax.Array) or isinstance(mlp.gate, jax.Array):
+        return found
+    x = np.random.default_rng(0).standard_normal((5, engine.config.width)).astype(np.float32)
+    found.append(jax.jit(lambda weight, x: weight.matmul(x, 1))(mlp.gate, x))
+    found.append(jax.jit(lambda weight, ids: weight.rows(ids))(embed, np.arange(0, engine.vocabulary, 7)))
+    return [np.asarray(part) for part in found]
 
 
 def _is_weight(leaf: Any) -> bool:
