@@ -98,7 +98,7 @@ def take_mesh(text: str) -> Mesh:
 
 
 def mesh_of(array: Any) -> Mesh | None:
-    """Return the mesh among whose devices an array is divided; None if it is on one, or inside of a compiled program."""
+    """Return the mesh among whose devices an array is divided; None if it is on one device, or is being traced."""
     if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
         return None
     return array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
