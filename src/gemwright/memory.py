@@ -1,10 +1,15 @@
 """Forecast the memory that a model needs, before it is loaded."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from gemwright import sharding
 from gemwright.errors import GemwrightError
 from gemwright.families import find_family
 from gemwright.model.config import Config
@@ -77,24 +82,33 @@ def _image_bytes(config: Config) -> int:
     return tower + (12 * (vision.tokens + 512) * widest if find_family(config).image_prompt == "prefix" else 0)
 
 
-def available() -> int | None:
-    """Return the free memory of the device in bytes, or None if unknown."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return machine.free_memory()
+def available(devices: Sequence[Any] = ()) -> int | None:
+    """Return the free memory of devices together in bytes, by default that of the first; None if unknown."""
+    free = 0
+    for device in devices or jax.local_devices()[:1]:
+        statistics = device.memory_stats()
+        if not statistics or "bytes_limit" not in statistics:
+            return machine.free_memory()
+        free += statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return free
 
 
-def require(need: Forecast, name: str) -> None:
-    """Check that enough memory is free.
+def require(need: Forecast, name: str, mesh: Mesh | None = None) -> None:
+    """Check that enough memory is free on the first device, or on those of this process in a mesh.
 
     Raises:
         GemwrightError: It is not; the message has the numbers.
     """
-    free = available()
-    if free is not None and need.total > free:
+    total, devices = need.total, list[Any]()
+    if mesh is not None:
+        devices = mesh.local_devices
+        copies = len(devices) / math.prod(mesh.shape[axis] for axis in sharding.WEIGHT_AXES)
+        working = need.working * (1 if devices[0].platform == "cpu" else len(devices))
+        total = int((need.weights + need.state) * copies) + working
+    free = available(devices)
+    if free is not None and total > free:
         raise GemwrightError(
-            f"{name} needs {need.total / 1e9:.1f} GB ({need.weights / 1e9:.1f} GB of weights, "
+            f"{name} needs {total / 1e9:.1f} GB ({need.weights / 1e9:.1f} GB of weights, "
             f"{need.state / 1e9:.1f} GB of state, {need.working / 1e9:.1f} GB to compute with) "
             f"and {free / 1e9:.1f} GB are free; free some memory or use a smaller model."
         )

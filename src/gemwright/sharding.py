@@ -25,6 +25,8 @@ MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 """Axes of a mesh, the slowest links first."""
 BATCH_AXES = ("slice", "data", "fsdp")
 """Axes of a mesh that divide the sequences of a batch."""
+WEIGHT_AXES = ("fsdp", "sequence", "tensor")
+"""Axes of a mesh that divide weights."""
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "batch": BATCH_AXES,
@@ -36,6 +38,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "hidden": ("tensor",),
+        "vision_out": ("tensor",),
         "recurrent": ("tensor",),
         "blocks": ("tensor",),
     }
@@ -108,6 +111,24 @@ def _group_by_slice(devices: Sequence[Any]) -> list[list[Any]]:
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0) if device.platform == "tpu" else 0, []).append(device)
     return list(slices.values())
+
+
+def take_mesh(text: str) -> Mesh:
+    """Return a mesh of as many of the first devices as its sizes have; see `parse_mesh`.
+
+    Raises:
+        GemwrightError: The text is not valid, or there are fewer devices.
+    """
+    sizes, devices = parse_mesh(text), jax.devices()
+    count = math.prod(sizes.values())
+    return make_mesh(sizes, devices[:count] if jax.process_count() == 1 else devices)
+
+
+def mesh_of(array: Any) -> Mesh | None:
+    """Return the mesh among whose devices an array is divided; None if it is on one device, or is being traced."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return None
+    return array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -184,4 +205,10 @@ def put(array: Any, place: NamedSharding | None) -> Array:
     """Copy an array that all processes have to a sharding; to the default device if it is None."""
     if place is None:
         return jax.device_put(array)
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    def part(index: Any) -> Any:
+        found = array[index]
+        # A CPU device may keep the memory that it is given: a copy lets go of the rest of the array.
+        return found if found.size == array.size else found.copy()
+
+    return jax.make_array_from_callback(array.shape, place, part)

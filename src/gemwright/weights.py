@@ -7,11 +7,16 @@ activations; those of `PackedTensor` are of exact products, and decode some rows
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
 from gemwright import tree
 from gemwright.kernels import native, panels
@@ -22,6 +27,8 @@ from gemwright.typing import Array, Float, Int
 VALUES_PER_PRODUCT = 1 << 24
 """Number of values that a product with a `PanelTensor` decodes at a time."""
 
+TENSOR = "tensor"
+"""Axis of a mesh that divides packed weights."""
 THIN = 64
 """Largest number of columns of a thin matrix, such as a factor of a low-rank update."""
 
@@ -123,7 +130,7 @@ def to_matrix(weight: Weight, outputs: int) -> Float[Array, "outputs inputs"]:
     """Return the values of a weight as a matrix of `outputs` rows."""
     if isinstance(weight, Array):
         return weight.reshape(outputs, -1)
-    assert isinstance(weight, PackedTensor | PanelTensor)
+    assert isinstance(weight, PackedTensor | PanelTensor | DividedTensor)
     shape = (outputs, math.prod(weight.shape) // outputs)
     return dataclasses.replace(weight, shape=shape).rows(jnp.arange(outputs))
 
@@ -143,8 +150,11 @@ def top(
 
 def largest(x: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
     """Return the `count` largest entries of each row and their indices, in descending order; the first if equal."""
+    found = jax.lax.top_k(x, count)
+    if not jax.sharding.get_abstract_mesh().empty:  # XLA's CPU backend fails to divide the barrier
+        return found[0], found[1]
     # Without the barrier, XLA's CPU backend sorts all of x if a slice of the result is taken.
-    values, places = jax.lax.optimization_barrier(jax.lax.top_k(x, count))
+    values, places = jax.lax.optimization_barrier(found)
     return values, places
 
 
@@ -306,3 +316,95 @@ class PanelTensor:
 
     def _panels(self, width: int) -> Array:
         return self.packed.reshape(-1, width // panels.GROUP * panels.block_bytes(self.encoding))
+
+
+@tree.node
+class DividedTensor:
+    """A packed weight of which each device on the axis `tensor` of a mesh has some rows, and multiplies those.
+
+    No sum is divided, so products are those of the whole weight. The rows are divided by panels, the last of which are
+    padding, so that any number of rows can be divided.
+
+    Attributes:
+        part: A part, of shape (rows, width); its bytes are those of all parts, [parts, bytes].
+        shape: Shape of the represented array, outputs first.
+        mesh: The mesh; its other axes have copies.
+    """
+
+    part: PackedTensor | PanelTensor
+    shape: tuple[int, ...] = tree.static()
+    mesh: Mesh = tree.static()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of activations."""
+        return self.part.dtype
+
+    def matmul(self, x: Array, inputs: int) -> Array:
+        """Contract the last `inputs` axes of x; the result is float32."""
+        outputs = self.shape[:-inputs]
+        flat = x.reshape(-1, self.part.shape[1])
+
+        def product(packed: Array, flat: Array) -> Array:
+            return self._own(packed).matmul(flat, 1)
+
+        y = self._map(product, P(None, TENSOR))(self.part.packed, flat)[:, : math.prod(outputs)]
+        return y.reshape(*x.shape[: x.ndim - inputs], *outputs)
+
+    def rows(self, ids: Array) -> Array:
+        """Decode rows; ids outside the table give NaN."""
+        flat = ids.reshape(-1)
+
+        def look_up(packed: Array, flat: Array) -> Array:
+            own, count = self._own(packed), self.part.shape[0]
+            row = flat - jax.lax.axis_index(TENSOR) * count
+            has = (row >= 0) & (row < count)
+            found = own.rows(jnp.where(has, row, 0))
+            return jax.lax.psum(jnp.where(has[:, None], found, 0), TENSOR)
+
+        found = self._map(look_up, P())(self.part.packed, flat)
+        known = (flat >= 0) & (flat < self.shape[0])
+        return jnp.where(known[:, None], found, jnp.nan).reshape(*ids.shape, -1)
+
+    def top(self, x: Array, limit: int, count: int) -> tuple[Array, Array]:
+        """Return the `count` largest products of each row of x [B, in] with the first `limit` rows, and their ids."""
+        products = self.matmul(x, 1)
+        return largest(jnp.where(jnp.arange(self.shape[0]) < limit, products, -jnp.inf), count)
+
+    def _own(self, packed: Array) -> PackedTensor | PanelTensor:
+        """Return a device's part, from its bytes [1, bytes]."""
+        return dataclasses.replace(self.part, packed=packed.reshape(-1))
+
+    def _map(self, function: Callable[..., Array], out: P) -> Callable[..., Array]:
+        """Return a function that runs on each device with its bytes and all of the other argument."""
+        return jax.jit(
+            jax.shard_map(
+                function, mesh=self.mesh, in_specs=(P(TENSOR), P()), out_specs=out, axis_names={TENSOR}, check_vma=False
+            )
+        )
+
+    @classmethod
+    def to_devices(
+        cls, packed: NDArray[np.uint8], whole: PackedTensor | PanelTensor, rows: int, mesh: Mesh
+    ) -> "DividedTensor":
+        """Copy a packed weight to the devices that have parts of it.
+
+        Args:
+            packed: The bytes of all panels.
+            whole: The weight; its bytes are not used.
+            rows: The number of its rows.
+            mesh: The mesh.
+        """
+        parts, count = mesh.shape[TENSOR], -(-rows // panels.LANES)
+        each = -(-count // parts)  # panels of a part
+        size = len(packed) // count * each
+
+        def part(index: tuple[slice, ...]) -> NDArray[np.uint8]:
+            start = index[0].start or 0
+            found = packed[start * size : (start + 1) * size]
+            # A CPU device may keep the memory that it is given: a copy lets go of the rest.
+            return np.pad(found, (0, size - len(found)))[None]
+
+        bytes_ = jax.make_array_from_callback((parts, size), NamedSharding(mesh, P(TENSOR)), part)
+        shape = (each * panels.LANES, math.prod(whole.shape) // rows)
+        return cls(dataclasses.replace(whole, packed=bytes_, shape=shape), whole.shape, mesh)

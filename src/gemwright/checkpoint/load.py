@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.checkpoint.arena import Arena, aligned
 from gemwright.checkpoint.files.atomic import file_error
 from gemwright.checkpoint.files.tensor_file import TensorFile
@@ -25,14 +26,17 @@ from gemwright.checkpoint.updates import Updates, fit, replacement, sum_updates
 from gemwright.kernels import native, panels
 from gemwright.kernels.native import Repacked, encodings
 from gemwright.model.config import Config
-from gemwright.model.params import ModelWeights, param_specs
+from gemwright.model.params import ModelWeights, ParamSpec, param_specs
 from gemwright.precision import Precision, activation_dtype
-from gemwright.weights import LoraTensor, PackedTensor, PanelTensor, Weight, to_matrix
+from gemwright.weights import DividedTensor, LoraTensor, PackedTensor, PanelTensor, Weight, to_matrix
 
 READ_CHUNK = 1 << 21
 """Number of elements read per task: few enough for a core's cache, enough to hide the overhead of a task."""
 SIXTEEN_BIT_ACTIVATIONS = (".down", ".q", ".k", ".v")
 """Suffixes of the paths of weights whose inputs have 16 bits, as the head's have: 8 bits lose most accuracy here."""
+
+_LATER: Any = None
+"""The bytes of a packed weight that is not on the device yet."""
 
 Progress = Callable[[int, int], None]
 """A callback with the number of bytes read and the total."""
@@ -47,7 +51,7 @@ def load_weights(
     repacked: Mapping[str, Repacked] | None = None,
     updates: Sequence[Updates] = (),
 ) -> ModelWeights:
-    """Load the weights of a mapping onto the default device.
+    """Load the weights of a mapping onto the default device, or straight into their parts in the current mesh.
 
     Args:
         file: The file.
@@ -66,12 +70,26 @@ def load_weights(
     leaves: dict[str, Weight] = {}
     for path, param in tree.flatten(specs).items():
         if (whole := replacement(path, updates)) is not None:
-            leaves[path] = jax.device_put(fit(whole, param.shape).astype(dtype))
+            leaves[path] = _put(fit(whole, param.shape).astype(dtype), param)
     leaves |= dict(_leaves(file, mapping, config, precision, progress, repacked or {}, leaves.keys()))
-    return tree.build(specs, {path: _update(path, leaf, updates, dtype) for path, leaf in leaves.items()})
+    params = tree.flatten(specs)
+    return tree.build(specs, {path: _update(path, leaf, params[path], updates, dtype) for path, leaf in leaves.items()})
 
 
-def _update(path: str, leaf: Weight, updates: Sequence[Updates], dtype: jnp.dtype) -> Weight:
+def _put(array: NDArray[Any], param: ParamSpec) -> jax.Array:
+    """Copy a weight to the device, or its parts to those of the current mesh."""
+    return sharding.put(array, sharding.sharding_of(param.axes, param.shape))
+
+
+def _put_packed(packed: NDArray[np.uint8], whole: PackedTensor | PanelTensor, rows: int) -> Weight:
+    """Copy the bytes of a packed weight to the device, or its parts to those of the current mesh."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return replace(whole, packed=jax.device_put(packed))
+    return DividedTensor.to_devices(packed, whole, rows, mesh)
+
+
+def _update(path: str, leaf: Weight, param: ParamSpec, updates: Sequence[Updates], dtype: jnp.dtype) -> Weight:
     """Return a weight with the low-rank updates of adapters, whose factors have the dtype of activations."""
 
     def matrix() -> NDArray[np.float32]:
@@ -82,7 +100,13 @@ def _update(path: str, leaf: Weight, updates: Sequence[Updates], dtype: jnp.dtyp
     if found is None:
         return leaf
     a, b, gain = found
-    return LoraTensor(leaf, jnp.asarray(a, dtype), jnp.asarray(b, dtype), None if gain is None else jnp.asarray(gain))
+    inputs = next(n for n in range(len(param.shape)) if math.prod(param.shape[n:]) == a.shape[-1])
+    return LoraTensor(
+        leaf,
+        sharding.put(np.asarray(a, dtype), sharding.sharding_of((None, param.axes[inputs]), a.shape)),
+        sharding.put(np.asarray(b, dtype), sharding.sharding_of((param.axes[0], None), b.shape)),
+        None if gain is None else sharding.put(np.asarray(gain), sharding.replicated()),
+    )
 
 
 def _leaves(
@@ -98,7 +122,10 @@ def _leaves(
     names = checked_names(file, mapping)
     total, done = _total(file, mapping, names), 0
     native_encodings = encodings() if precision == "stored" else ()
-    plain, arena = jnp.dtype(activation_dtype(precision)), Arena()
+    plain = jnp.dtype(activation_dtype(precision))
+    # Parts are copies: the memory of a whole weight is freed after it.
+    is_divided = not jax.sharding.get_mesh().empty
+    allocate = aligned if is_divided else Arena().allocate
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, param in tree.flatten(param_specs(config)).items():
             if path in skipped:
@@ -108,42 +135,34 @@ def _leaves(
             as_ours = not tensor.index and tensor.permute is None
             head = path == ("embed" if config.tied else "head")
             activation_bits = 16 if head or path.endswith(SIXTEEN_BIT_ACTIVATIONS) else 8
+            rows = tensor.shape[0]
             if param.linear and as_ours and info.panels:
-                yield (
-                    path,
-                    _mapped(
-                        file.raw(name), info.encoding, tensor, param.shape, precision, activation_bits=activation_bits
-                    ),
-                )
+                packed = file.raw(name)[: panels.packed_bytes(info.encoding, *tensor.shape)]
+                yield path, _put_packed(packed, _panels(info.encoding, param.shape, precision, activation_bits), rows)
             elif param.linear and as_ours and name in repacked and info.shape == tensor.shape:
                 yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
             elif param.linear and as_ours and info.encoding in native_encodings:
-                raw = file.raw(name)[: info.nbytes // info.shape[0] * tensor.shape[0]]
-                shape, release = (tensor.shape[0], math.prod(tensor.shape[1:])), functools.partial(file.release, name)
+                raw = file.raw(name)[: info.nbytes // info.shape[0] * rows]
+                shape, release = (rows, math.prod(tensor.shape[1:])), functools.partial(file.release, name)
+                # The layout for heads has no panels, which a mesh divides.
                 repacked_now = native.repack(
-                    info.encoding, raw, shape, allocate=arena.allocate, on_rows_read=release, head=head
+                    info.encoding, raw, shape, allocate=allocate, on_rows_read=release, head=head and not is_divided
                 )
-                yield path, PackedTensor.to_device(repacked_now, param.shape, activation_bits=activation_bits)
+                whole = PackedTensor(_LATER, repacked_now.layout, param.shape, activation_bits)
+                yield path, _put_packed(repacked_now.packed, whole, rows)
             else:
-                yield path, jax.device_put(_read(pool, arena.allocate, file, name, tensor, param.shape, plain))
+                yield path, _put(_read(pool, allocate, file, name, tensor, param.shape, plain), param)
             done += _nbytes(file, tensor, name)
             progress(done, total)
 
 
-def _mapped(
-    raw: NDArray[np.uint8],
-    encoding: str,
-    tensor: TensorMapping,
-    shape: tuple[int, ...],
-    precision: Precision,
-    *,
-    activation_bits: int,
-) -> Weight:
-    """Return the panels of the mapped file, which a CPU device uses without a copy."""
-    packed = jax.device_put(raw[: panels.packed_bytes(encoding, *tensor.shape)])
+def _panels(
+    encoding: str, shape: tuple[int, ...], precision: Precision, activation_bits: int
+) -> PackedTensor | PanelTensor:
+    """Return a weight of the panels of a mapped file, which a CPU device uses without a copy; its bytes come later."""
     if precision == "stored":
-        return PackedTensor(packed, encoding, shape, activation_bits)
-    return PanelTensor(packed, encoding, shape, jnp.dtype(precision))
+        return PackedTensor(_LATER, encoding, shape, activation_bits)
+    return PanelTensor(_LATER, encoding, shape, jnp.dtype(precision))
 
 
 def read_weights(

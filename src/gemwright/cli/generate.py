@@ -60,6 +60,7 @@ def generate(
     policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
     variant: o.VariantOption = None,
+    mesh: o.ModelMeshOption = None,
     threads: o.ThreadsOption = None,
     echo: Annotated[
         bool | None,
@@ -81,7 +82,7 @@ def generate(
     inputs = [_parse_ids(text) if ids else _converse(text, system) if chat else text for text in prompts]
     from gemwright.cli.loading import load, reading
 
-    with reading(model, dtype) as prefetch:
+    with reading(model, dtype, mesh) as prefetch:
         wanted = o.settings(
             max_tokens=max_tokens,
             stop=stop,
@@ -105,6 +106,7 @@ def generate(
             verbose=verbose,
             adapters=o.adapters(adapter),
             draft=draft,
+            mesh=mesh,
             prefetch=prefetch,
         )
     if verbose:

@@ -55,6 +55,7 @@ def load(
     verbose: bool,
     draft: str | None = None,
     adapters: Mapping[str, float] = MappingProxyType({}),
+    mesh: str | None = None,
     prefetch: "GgufPrefetch | None" = None,
 ) -> Loaded:
     """Locate and load a model with a progress bar.
@@ -66,18 +67,19 @@ def load(
         verbose: Whether to print the memory forecast first.
         draft: Draft model for speculative decoding.
         adapters: LoRA adapters by name, with the weight of each.
+        mesh: How devices share the model; None for one device.
         prefetch: Prefetched file of `reading`.
 
     Raises:
         GemwrightError: the model cannot be found or read, or does not fit in memory.
     """
     if prefetch is None:
-        with reading(name, dtype) as prefetch:
-            return _load(name, dtype, variant, draft, adapters, prefetch, verbose=verbose)
-    return _load(name, dtype, variant, draft, adapters, prefetch, verbose=verbose)
+        with reading(name, dtype, mesh) as prefetch:
+            return _load(name, dtype, variant, draft, adapters, mesh, prefetch, verbose=verbose)
+    return _load(name, dtype, variant, draft, adapters, mesh, prefetch, verbose=verbose)
 
 
-def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetch | None]":
+def reading(name: str, dtype: str | None, mesh: str | None = None) -> "AbstractContextManager[GgufPrefetch | None]":
     """Start reading a local model while options are checked and JAX is imported; say so on a terminal."""
     render.status(f"Loading {Path(name).name} ...")
     with importing():
@@ -87,7 +89,7 @@ def reading(name: str, dtype: str | None) -> "AbstractContextManager[GgufPrefetc
         path = locate(name, may_download=False)
     except GemwrightError:  # reported by load
         return nullcontext()
-    return nullcontext() if is_adapter(path) else read(path, native=dtype in (None, "stored"))
+    return nullcontext() if is_adapter(path) else read(path, native=mesh is None and dtype in (None, "stored"))
 
 
 def _load(
@@ -96,6 +98,7 @@ def _load(
     variant: str | None,
     draft: str | None,
     adapters: Mapping[str, float],
+    mesh: str | None,
     prefetch: "GgufPrefetch | None",
     *,
     verbose: bool,
@@ -114,7 +117,14 @@ def _load(
     render.status(f"Loading {Path(name).name} ...")
     with Bar(f"Loading {Path(name).name}") as bar:
         model = load_model(
-            path, precision, variant=variant, draft=draft_path, adapters=updates, progress=bar, prefetch=prefetch
+            path,
+            precision,
+            variant=variant,
+            draft=draft_path,
+            adapters=updates,
+            mesh=mesh,
+            progress=bar,
+            prefetch=prefetch,
         )
     return Loaded(model, name, precision, time.perf_counter() - start)
 

@@ -93,6 +93,14 @@ MeshOption = Annotated[
         help="How devices share the work: sizes of slice, data, fsdp, sequence and tensor. Default: fsdp, all devices.",
     ),
 ]
+ModelMeshOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="How devices share the model, such as tensor=8: docs/scale.md. Default: one device has all of it.",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")]
 DTypeOption = Annotated[
     str | None,

@@ -79,6 +79,7 @@ def serve(
     shield: o.ShieldOption = None,
     policy: o.PolicyOption = None,
     dtype: o.DTypeOption = None,
+    mesh: o.ModelMeshOption = None,
     threads: o.ThreadsOption = None,
 ) -> None:
     """Serve models over HTTP.
@@ -112,7 +113,7 @@ def serve(
     render.note(f"Listening on http://{bound}:{listener.getsockname()[1]}")
     if not keys and not _is_loopback(address):
         render.warn("Anyone in the network can use the server; require a key with --api-key-file.")
-    load = partial(_load, names, served_names, dtype, limits, shield, policy)
+    load = partial(_load, names, served_names, dtype, mesh, limits, shield, policy)
     Server(settings, load, shutdown_timeout).run_until_signal(listener)
 
 
@@ -145,6 +146,7 @@ def _load(
     names: list[str],
     served_names: list[str],
     dtype: str | None,
+    mesh: str | None,
     limits: dict[str, int],
     shield: str | None,
     policy: Path | None,
@@ -154,7 +156,9 @@ def _load(
 
     screening = _start_shield(shield, policy)
     sources = [
-        ModelSource(served, partial(_start, name, served, dtype, limits, screening), (name,) if name != served else ())
+        ModelSource(
+            served, partial(_start, name, served, dtype, mesh, limits, screening), (name,) if name != served else ()
+        )
         for name, served in zip(names, served_names, strict=True)
     ]
     sources[0].served = sources[0].start()
@@ -176,14 +180,19 @@ def _start_shield(shield: str | None, policy: Path | None) -> "ServedShield | No
 
 
 def _start(
-    name: str, served_name: str, dtype: str | None, limits: dict[str, int], shield: "ServedShield | None"
+    name: str,
+    served_name: str,
+    dtype: str | None,
+    mesh: str | None,
+    limits: dict[str, int],
+    shield: "ServedShield | None",
 ) -> "ServedModel":
     """Load a model, compile its programs and start its scheduler."""
     from gemwright.cli.loading import load
     from gemwright.serve.batching.scheduler import Limits, Scheduler
     from gemwright.serve.models import ServedModel
 
-    loaded = load(name, dtype=dtype, variant=None, verbose=False)
+    loaded = load(name, dtype=dtype, variant=None, verbose=False, mesh=mesh)
     scheduler = Scheduler(loaded.model, Limits(**limits))
     for _ in scheduler.warm_up():
         render.status(f"Compiling programs of {served_name} ...")

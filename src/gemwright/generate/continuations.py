@@ -22,7 +22,7 @@ from gemwright.generate.step import require_finite
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
-from gemwright.model.state import DecodeState, empty_state, with_room
+from gemwright.model.state import DecodeState, with_room
 from gemwright.typing import Array, Bool, Float, Int
 
 MAX_TEXTS = 16
@@ -121,7 +121,7 @@ class SharedPrefix:
 def _empty_state(engine: Engine, count: int, room: int) -> DecodeState:
     """Return a state of the smallest capacity with room for a number of tokens."""
     capacity = next((size for size in CAPACITIES if size >= room), buckets.capacity(room, engine.config.max_length))
-    return empty_state(engine.config, count, min(capacity, engine.config.max_length), engine.state_dtype)
+    return engine.allocate_state(count, min(capacity, engine.config.max_length))
 
 
 def _longest(text: _Text, pairs: Sequence[tuple[Ids, Ids]]) -> int:
@@ -248,6 +248,7 @@ def _score_tokens(
     return np.concatenate(logprobs)[: len(at)], np.concatenate(likeliest)[: len(at)]
 
 
+@programs.on_mesh
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def _forward(
     config: Config,
@@ -281,6 +282,7 @@ def _first_tokens(engine: Engine, hidden: Array, wanted: Sequence[tuple[int, int
     return [Likelihood(float(found[place]), int(likeliest[place[0]]) == targets[place]) for place in places]
 
 
+@programs.on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "vocabulary"))
 def _token_logprobs(
     config: Config, vocabulary: int, params: ModelWeights, hidden: Float[Array, "B D"], targets: Int[Array, "B N"]

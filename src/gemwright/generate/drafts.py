@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from gemwright import sharding
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs
 from gemwright.generate.programs import NOT_FINITE, DecodeOptions
@@ -125,7 +126,8 @@ class Draft:
     def _catch_up(self, texts: Sequence[Ids], length: int) -> DecodeState:
         """Return the state after all but the last token of each text, with room for `length` tokens."""
         capacity = buckets.capacity(length, self._config.max_length)
-        state = self._state or empty_state(self._with_slack, len(texts), capacity, self._dtype)
+        with sharding.use(sharding.mesh_of(self._params.final_norm)):
+            state = self._state or empty_state(self._with_slack, len(texts), capacity, self._dtype)
         held = list(map(_agreed, self._taken, texts, self._sure))
         state = DecodeState(jnp.asarray(held, jnp.int32), state.layers)
         state = with_room(state, self._with_slack, length, capacity)

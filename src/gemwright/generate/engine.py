@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
+from gemwright import sharding
 from gemwright.errors import GemwrightError
 from gemwright.generate import buckets, programs, speculation
 from gemwright.generate.drafts import SLACK, Proposer, refuse_recurrent
@@ -47,9 +48,10 @@ class Engine:
     @property
     def summary(self) -> str:
         """Number of parameters, dtype and device in a few words."""
-        weight, device = self.params.layers[0].mlp.gate, jax.tree.leaves(self.params)[0].devices().pop()
-        dtype = str(weight.dtype) if isinstance(weight, jax.Array) else "stored"
-        return f"{parameter_count(self.config):,} parameters, {dtype}, {device.device_kind}"
+        weight, devices = self.params.layers[0].mlp.gate, jax.tree.leaves(self.params)[0].devices()
+        dtype, kind = str(weight.dtype) if isinstance(weight, jax.Array) else "stored", next(iter(devices)).device_kind
+        on = kind if len(devices) == 1 else f"{len(devices)} x {kind}"
+        return f"{parameter_count(self.config):,} parameters, {dtype}, {on}"
 
     def generate(
         self,
@@ -280,8 +282,12 @@ class Engine:
 
     def empty_state(self, count: int, length: int, slack: int = 0) -> DecodeState:
         """Return a state with room for `length` tokens of each of `count` sequences."""
-        capacity = buckets.capacity(length, self.config.max_length)
-        return empty_state(with_slack(self.config, slack), count, capacity, self.state_dtype)
+        return self.allocate_state(count, buckets.capacity(length, self.config.max_length), slack)
+
+    def allocate_state(self, count: int, capacity: int, slack: int = 0) -> DecodeState:
+        """Return an empty state of a capacity in tokens, divided among the devices of the weights."""
+        with sharding.use(sharding.mesh_of(self.params.final_norm)):
+            return empty_state(with_slack(self.config, slack), count, capacity, self.state_dtype)
 
     def prefill(self, prompts: Sequence[Ids | Prompt], state: DecodeState) -> tuple[DecodeState, jax.Array]:
         """Return the state after the prompts, and the hidden state of the last token of each."""

@@ -1,13 +1,14 @@
 """The compiled programs of a model: prefill a chunk, decode tokens, verify draft tokens, score a chunk."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from gemwright import tree, weights
+from gemwright import sharding, tree, weights
 from gemwright.generate import sampling
 from gemwright.generate.sampling import BatchedSampling, TokenCounts
 from gemwright.generate.slots import Slots
@@ -16,7 +17,7 @@ from gemwright.generate.tournament import Tournament, TournamentKeys, Tournament
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
-from gemwright.model.state import DecodeState
+from gemwright.model.state import DecodeState, divide
 from gemwright.model.transformer import SoftTokens
 from gemwright.typing import Array, Bool, Float, Int
 
@@ -28,6 +29,24 @@ NO_TOKEN = -1
 """The token of a sequence that has ended."""
 NOT_FINITE = -2
 """The token of a sequence whose logits are not finite."""
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def on_mesh(program: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a program that runs on the mesh of the weights among its arguments."""
+
+    @functools.wraps(program)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        mesh = next(sharding.mesh_of(arg.final_norm) for arg in args if isinstance(arg, ModelWeights))
+        if mesh is None:
+            return program(*args, **kwargs)
+        with sharding.use(mesh):
+            return program(*args, **kwargs)
+
+    return run
 
 
 class DecodeOptions(NamedTuple):
@@ -61,6 +80,7 @@ class SampledTokens:
     top_logprobs: Float[Array, "B A"] | None
 
 
+@on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "last"), donate_argnames="state")
 def prefill(
     config: Config,
@@ -83,6 +103,7 @@ def prefill(
 _Carry: TypeAlias = tuple[Array, SampledTokens, Array, Array, DecodeState, TokenCounts | None, TournamentState | None]
 
 
+@on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
 def decode(
     config: Config,
@@ -158,7 +179,7 @@ def forward(
     shown = DecodeState(lengths, state.layers)
     hidden, after = transformer.forward(config, params, tokens, shown, valid=valid, soft_tokens=soft_tokens)
     assert after is not None
-    return hidden, DecodeState(state.lengths + jnp.sum(valid, axis=1), after.layers)
+    return hidden, divide(DecodeState(state.lengths + jnp.sum(valid, axis=1), after.layers))
 
 
 def _put(at: Array, steps: Array, step: Array) -> Array:
@@ -175,6 +196,7 @@ def _unmade(options: DecodeOptions, *shape: int) -> SampledTokens:
     )
 
 
+@on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "options"), donate_argnames="slots")
 def verify(
     config: Config,
@@ -232,6 +254,7 @@ def _counts_after_each(counts: TokenCounts, tokens: Int[Array, "B T"], valid: Bo
     return TokenCounts(jnp.broadcast_to(counts.in_prompt[:, None], shape), generated)
 
 
+@on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "options"))
 def choose(
     config: Config,
@@ -289,6 +312,7 @@ class TokenScores:
     top_logprobs: Float[Array, "B T A"]
 
 
+@on_mesh
 @functools.partial(jax.jit, static_argnames=("config", "vocabulary", "top_logprobs"), donate_argnames="state")
 def score(
     config: Config,
@@ -343,6 +367,7 @@ def _last(hidden: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Arr
 
 def real_logits(logits: Float[Array, "B V"], vocabulary: int) -> Float[Array, "B V"]:
     """Mask the logits of padding ids, which are neither chosen nor have a probability."""
+    logits = sharding.constrain(logits, "batch", None)
     if vocabulary >= logits.shape[-1]:
         return logits
     return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)

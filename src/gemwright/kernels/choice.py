@@ -142,7 +142,14 @@ class PlatformOperation:
         def lower_cpu(context: Any, *leaves: Any, **static: Any) -> Any:
             if tpu is not None and static["impl"] == "pallas":
                 return lower(functools.partial(tpu, interpret=True), context, *leaves, **static)
-            return lower(cpu or reference, context, *leaves, **static)
+            # The kernel computes whole arrays: XLA would collect them from all devices.
+            if cpu is None or is_divided(context):
+                if static["impl"] == "native" and cpu is not None:
+                    raise GemwrightError(
+                        f"{name} cannot run natively on several devices; use the implementation auto or reference."
+                    )
+                return lower(reference, context, *leaves, **static)
+            return lower(cpu, context, *leaves, **static)
 
         def differentiate(primals: Any, tangents: Any, **static: Any) -> Any:
             tangents = tuple(map(ad.instantiate_zeros, tangents))
@@ -173,6 +180,12 @@ class PlatformOperation:
 
     def _run(self, *leaves: Array, **static: Any) -> list[Array]:
         return self._compiled(*leaves, **static)
+
+
+def is_divided(context: Any) -> bool:
+    """Return whether the program that is being lowered divides its arrays among several devices."""
+    axes = context.module_context.axis_context
+    return (getattr(axes, "num_devices", None) or 1) > 1
 
 
 def require_cpu(packed: Array) -> Array:

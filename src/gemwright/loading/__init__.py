@@ -31,6 +31,7 @@ def load(
     variant: str | None = None,
     draft: str | Path | None = None,
     adapter: AdapterNames = (),
+    mesh: str | None = None,
     progress: "Progress" = lambda done, total: None,
     **unknown: Never,
 ) -> "Model":
@@ -44,21 +45,29 @@ def load(
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary, which proposes draft tokens; a path, name or hub id.
         adapter: A LoRA adapter (PEFT folder or GGUF file), several, or several with their weights.
+        mesh: How devices share the model, such as "tensor=8" (docs/scale.md); by default one device has all of it.
         progress: Called with the number of bytes read and the total.
         **unknown: No other argument is accepted.
 
     Raises:
         GemwrightError: A model is not found, cannot be read or does not fit in memory, the precision is not supported,
-            the draft model has another vocabulary, or an argument is unknown.
+            the draft model has another vocabulary, the mesh does not fit the devices, or an argument is unknown.
     """
-    refuse_unknown(unknown, ("model", "dtype", "variant", "draft", "adapter", "progress"))
+    refuse_unknown(unknown, ("model", "dtype", "variant", "draft", "adapter", "mesh", "progress"))
     precision = None if dtype is None else parse_precision(dtype)
     path, adapters = find_model(model, adapter)
-    with reading(path, native=precision in (None, "stored")) as prefetch, startup.paused():
+    with reading(path, native=mesh is None and precision in (None, "stored")) as prefetch, startup.paused():
         from gemwright.loading.model import load_model
 
         loaded = load_model(
-            path, precision, variant=variant, draft=draft, adapters=adapters, progress=progress, prefetch=prefetch
+            path,
+            precision,
+            variant=variant,
+            draft=draft,
+            adapters=adapters,
+            mesh=mesh,
+            progress=progress,
+            prefetch=prefetch,
         )
         return replace(loaded, name=str(model))
 

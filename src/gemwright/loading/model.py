@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemwright import memory
+from gemwright import memory, sharding
 from gemwright.api import Model
 from gemwright.checkpoint.load import Progress, load_weights
 from gemwright.checkpoint.locate import locate
@@ -40,6 +40,7 @@ def load_model(
     variant: str | None = None,
     draft: str | Path | None = None,
     adapters: Mapping[Path, float] = MappingProxyType({}),
+    mesh: str | None = None,
     progress: Progress = lambda done, total: None,
     prefetch: GgufPrefetch | None = None,
 ) -> Model:
@@ -51,6 +52,7 @@ def load_model(
         variant: Name of the published variant, for an Orbax tree or an `.npz`.
         draft: A smaller model with the same vocabulary.
         adapters: Path and weight of each adapter of the model.
+        mesh: Sizes of the mesh's axes; None for one device.
         progress: Called with the number of bytes read and the total.
         prefetch: A running prefetch of the model's file, whose results are used.
 
@@ -66,17 +68,19 @@ def load_model(
     )
     check_variant(checkpoint, variant)
     precision = choose_precision(dtype)
-    memory.require(forecast(checkpoint, precision), str(model))
+    devices = None if mesh is None else sharding.take_mesh(mesh)
+    memory.require(forecast(checkpoint, precision), str(model), devices)
     checkpoint, updates = adapt(checkpoint, adapters)
     config = checkpoint.config
-    repacked = prefetch.repacked() if prefetch and precision == "stored" else None
+    repacked = prefetch.repacked() if prefetch and precision == "stored" and mesh is None else None
     # Making the tokenizer keeps one core busy, while reading weights mostly waits.
     with startup.paused(), ThreadPoolExecutor(1) as pool:
         cached = prefetch.tokenizer if prefetch and checkpoint.tokenizer is None else None
         pending = cached or pool.submit(lambda: Tokenizer(checkpoint.vocabulary()))
-        params = load_weights(
-            checkpoint.file, checkpoint.mapping, config, precision, progress, repacked, updates=updates
-        )
+        with sharding.use(devices):
+            params = load_weights(
+                checkpoint.file, checkpoint.mapping, config, precision, progress, repacked, updates=updates
+            )
         tokenizer = pending.result()
     checkpoint.check_vocabulary(tokenizer.size, tokenizer.is_control, checkpoint.tokenizer or checkpoint.path)
     vocabulary = min(tokenizer.size, config.vocab)
@@ -91,7 +95,7 @@ def load_model(
         image_prompter=_image_prompter(checkpoint, params, tokenizer),
     )
     heap.trim()
-    return loaded if draft is None else replace(loaded, draft=_draft(load_model(draft, dtype), loaded))
+    return loaded if draft is None else replace(loaded, draft=_draft(load_model(draft, dtype, mesh=mesh), loaded))
 
 
 def choose_precision(given: Any = None) -> Precision:

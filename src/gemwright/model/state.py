@@ -5,13 +5,13 @@ Lengths and positions are stored once, in `DecodeState` and `Positions`, and not
 
 import functools
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gemwright import tree
+from gemwright import sharding, tree
 from gemwright.model.config import Attention, Config, Layer, Mixer, Recurrent
 from gemwright.typing import Array, Float, Int
 
@@ -68,16 +68,49 @@ class DecodeState:
 @functools.partial(jax.jit, static_argnames=("config", "batch", "capacity", "dtype"))
 def empty_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """Return a state for up to `capacity` tokens per sequence. A local layer never holds more than its window."""
-    return DecodeState(
-        lengths=jnp.zeros((batch,), jnp.int32),
-        layers=tuple(_empty(layer.mixer, batch, capacity, dtype) for layer in config.layers),
+    return divide(
+        DecodeState(
+            lengths=jnp.zeros((batch,), jnp.int32),
+            layers=tuple(_empty(layer.mixer, batch, capacity, dtype) for layer in config.layers),
+        )
     )
+
+
+def state_axes(layer: MixerState) -> MixerState:
+    """Return the names of the axes of each array of a layer's state, which `sharding.RULES` divides."""
+    if isinstance(layer, KVCache):
+        axes: Any = ("batch", "kv_heads", None, None)
+        return KVCache(axes, axes)
+    hidden: Any = ("batch", "recurrent")
+    inputs: Any = ("batch", None, "recurrent")
+    return RecurrentState(hidden, inputs)
+
+
+def divide(state: DecodeState) -> DecodeState:
+    """Return a state, divided among the devices of the current mesh; as it is without one."""
+
+    def constrain(leaf: Array, axes: tuple[str | None, ...]) -> Array:
+        return sharding.constrain(leaf, *axes)
+
+    layers = tuple(jax.tree.map(constrain, layer, state_axes(layer)) for layer in state.layers)
+    return DecodeState(sharding.constrain(state.lengths, None), layers)
 
 
 def abstract_state(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> DecodeState:
     """Return the shapes of `empty_state`, without allocating it."""
     make = functools.partial(empty_state, config=config, batch=batch, capacity=capacity, dtype=jnp.dtype(dtype))
     return jax.eval_shape(make)
+
+
+def divided_shapes(state: DecodeState) -> DecodeState:
+    """Return the shapes of a state with the shardings of `divide` in the current mesh."""
+
+    def divided(leaf: Any, axes: tuple[str | None, ...]) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding_of(axes, leaf.shape))
+
+    layers = tuple(jax.tree.map(divided, layer, state_axes(layer)) for layer in state.layers)
+    lengths: Any = divided(state.lengths, (None,))
+    return DecodeState(lengths, layers)
 
 
 def state_bytes(config: Config, batch: int, capacity: int, dtype: DTypeLike) -> int:

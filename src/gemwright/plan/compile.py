@@ -15,7 +15,7 @@ from gemwright.errors import GemwrightError
 from gemwright.model import transformer
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights, ParamSpec, param_specs
-from gemwright.model.state import DecodeState, abstract_state
+from gemwright.model.state import DecodeState, abstract_state, divided_shapes
 from gemwright.plan.estimate import Estimate
 from gemwright.plan.hardware import Machine
 from gemwright.plan.job import Job
@@ -139,14 +139,8 @@ def _compile_decoding(job: Job) -> jax.stages.Compiled:
     def place(_: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding.sharding_of(spec.axes, spec.shape))
 
-    def divide(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = (
-            ("batch", "kv_heads", *(None,) * (leaf.ndim - 2)) if leaf.ndim == 4 else ("batch", None, None)[: leaf.ndim]
-        )
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding_of(axes, leaf.shape))
-
     params = tree.map_with_path(place, param_specs(job.config))
-    state = jax.tree.map(divide, abstract_state(job.config, job.batch, job.length, "bfloat16"))
+    state = divided_shapes(abstract_state(job.config, job.batch, job.length, "bfloat16"))
     tokens = jax.ShapeDtypeStruct(
         (job.batch, 1), jnp.int32, sharding=sharding.sharding_of(("batch", None), (job.batch, 1))
     )

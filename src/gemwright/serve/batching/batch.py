@@ -22,7 +22,7 @@ from gemwright.generate.prompts import token_ids
 from gemwright.generate.sampling import USUAL, BatchedSampling, Sampling, TokenCounts
 from gemwright.generate.slots import Slots
 from gemwright.generate.token_bias import TokenBias
-from gemwright.model.state import DecodeState, empty_state
+from gemwright.model.state import DecodeState
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.request import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, TokenLogprob, Update
 from gemwright.serve.structured.grammar import Matcher
@@ -220,7 +220,7 @@ class Batch:
 
     def warm_up(self) -> Iterator[None]:
         """Compile all programs, and yield after each."""
-        single = empty_state(self.engine.config, 1, self.context, self.engine.state_dtype)
+        single = self.engine.allocate_state(1, self.context)
         for size in self.sizes:
             if size > len(self._sequences):
                 self._resize(size)
@@ -304,8 +304,7 @@ class Batch:
         """Return the state, and forget what else the device has of the batch."""
         state = self._state if self._slots is None else self._slots.state
         if state is None:
-            config, dtype = self.engine.config, self.engine.state_dtype
-            state = empty_state(config, len(self._sequences), self.context, dtype)
+            state = self.engine.allocate_state(len(self._sequences), self.context)
         self._state, self._slots = state, None
         return state
 

@@ -9,7 +9,7 @@ from gemwright.generate import programs
 from gemwright.generate.engine import Engine
 from gemwright.generate.programs import TokenScores
 from gemwright.generate.prompts import Prompt, next_chunk, token_ids
-from gemwright.model.state import DecodeState, empty_state
+from gemwright.model.state import DecodeState
 from gemwright.serve.batching.generation import Generation
 from gemwright.serve.batching.prefix_cache import Key, PrefixCache, load_prefix, prompt_key
 from gemwright.serve.batching.request import MAX_TOP_LOGPROBS, TokenLogprob
@@ -95,7 +95,7 @@ class Prefiller:
         """Return a state of length 0, with the buffers of an earlier one if they are free."""
         state, self._free = self._free, None
         if state is None:
-            return empty_state(self._engine.config, 1, self._context, self._engine.state_dtype)
+            return self._engine.allocate_state(1, self._context)
         return DecodeState(jax.device_put(np.zeros(1, np.int32)), state.layers)
 
     def _run_chunk(self, prefill: Prefill, most: int) -> jax.Array | None:

@@ -19,7 +19,6 @@ from gemwright.generate.sampling import Sampling
 from gemwright.model.config import Config
 from gemwright.model.params import ModelWeights
 from gemwright.model.stack import StackedWeights, stacked_paths, unstack
-from gemwright.model.state import empty_state
 from gemwright.train.lora import Adapters, Factors
 from gemwright.train.recipe import Recipe
 from gemwright.weights import LoraTensor, WeightLeaf
@@ -94,7 +93,7 @@ class Sampler:
             stop_ids: Ids that end a reply.
         """
         engine = self.engine(trained)
-        state = empty_state(engine.config, len(prompts), self._length, engine.state_dtype)
+        state = engine.allocate_state(len(prompts), self._length)
         repeated = [ids for ids in prompts for _ in range(copies)]
         # The whole distribution: no top-k, top-p, min-p or penalty.
         samplings = [Sampling(temperature=1.0, seed=seed) for seed in seeds]
