@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -126,9 +127,10 @@ def take_mesh(text: str) -> Mesh:
 
 def mesh_of(array: Any) -> Mesh | None:
     """Return the mesh among whose devices an array is divided; None if it is on one device, or is being traced."""
-    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+    if isinstance(array, Tracer) or not isinstance(array, jax.Array):
         return None
-    return array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
+    found = array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
+    return found if isinstance(found, Mesh) else None
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:

@@ -399,7 +399,7 @@ class DividedTensor:
         each = -(-count // parts)  # panels of a part
         size = len(packed) // count * each
 
-        def part(index: tuple[slice, ...]) -> NDArray[np.uint8]:
+        def part(index: Any) -> NDArray[np.uint8]:
             start = index[0].start or 0
             found = packed[start * size : (start + 1) * size]
             # A CPU device may keep the memory that it is given: a copy lets go of the rest.
