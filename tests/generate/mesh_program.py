@@ -1,8 +1,9 @@
 """Tiny models on meshes of eight simulated devices: `python -m tests.generate.mesh_program NAME MESH...`.
 
+With NAME `score:FILE`, prints the loss of a text with the stored weights, on one device and on each mesh. Otherwise
 NAME is a model of `CONFIGS`, or `file:FOLDER:PRECISION` with an optional `:ADAPTER`. Prints, for each mesh: whether the
-greedy tokens are those of one device, the largest difference of their log-probabilities, of the image's soft tokens
-and of products of packed weights, and the shares of the weights and of the state that a device holds.
+greedy tokens are those of one device; the largest difference of log-probabilities, of the image's soft tokens and of
+products of packed weights; and the shares of the weights and of the state that a device holds.
 """
 
 import json
@@ -23,6 +24,7 @@ from gemwright.model import vision
 from gemwright.model.config import Attention, Config, Layer, Mlp, Recurrent, Rope, Vision, pattern
 from gemwright.model.params import param_specs
 from gemwright.text.image_format import SOFT_TOKEN
+from tests.documents import ROOT
 from tests.helpers import random_ids
 from tests.tiny.config import make_weights
 
@@ -52,9 +54,18 @@ CONFIGS = {
 
 def main() -> None:
     name, meshes = sys.argv[1], sys.argv[2:]
+    if name.startswith("score:"):
+        sys.stdout.write(json.dumps([_score(name.removeprefix("score:"), mesh) for mesh in (None, *meshes)]))
+        return
     engine = _load(name, None)
     expected = (*_generate(engine), _multiply(engine))
     sys.stdout.write(json.dumps({mesh: _compare(name, mesh, expected) for mesh in meshes}))
+
+
+def _score(file: str, mesh: str | None) -> float:
+    model = gemwright.load(file, mesh=mesh)
+    (score,) = model.score([(ROOT / "README.md").read_text(encoding="utf-8")[:1000]])
+    return -float(np.mean(score.logprobs[1:]))
 
 
 def _load(name: str, mesh: str | None) -> Engine:
@@ -94,10 +105,11 @@ def _generate(engine: Engine) -> tuple[Any, Any, Any]:
 def _compare(name: str, mesh: str, expected: Any) -> dict[str, Any]:
     engine = _load(name, mesh)
     found = _generate(engine)
+    differences = _differ(found, expected)
     state = engine.empty_state(4, 32)
     return {
         "same": bool(np.array_equal(found[0], expected[0])),
-        "logprobs": float(np.abs(found[1] - expected[1]).max()),
+        "logprobs": float(differences.max()),
         "image": float(np.abs(found[2] - expected[2]).max()),
         "products": max(
             [0.0, *(float(np.abs(a - b).max()) for a, b in zip(_multiply(engine), expected[3], strict=True))]
@@ -106,6 +118,13 @@ def _compare(name: str, mesh: str, expected: Any) -> dict[str, Any]:
         "state": _share(state.layers),
         "leaves": sorted({type(leaf).__name__ for _, leaf in tree.leaves(engine.params, _is_weight)}),
     }
+
+
+def _differ(found: Any, expected: Any) -> Any:
+    """Return the differences of the log-probabilities above -10, up to the first other token of each text."""
+    equal = np.cumprod(found[0] == expected[0], axis=0)
+    before = np.concatenate([np.ones_like(equal[:1]), equal[:-1]]) > 0
+    return np.abs(found[1] - expected[1])[before[:, :, None] & (expected[1] > -10)]
 
 
 def _multiply(engine: Engine) -> list[Any]:
