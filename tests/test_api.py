@@ -525,7 +525,7 @@ def test_default_sampling_is_read_as_transformers_reads_it(
 
 
 def test_too_little_memory_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "available", lambda: 8_000_000_000)
+    monkeypatch.setattr(memory, "available", lambda devices: 8_000_000_000)
     need = memory.forecast(VARIANTS["gemma-3-27b"].config, "float32")
     assert need.weights == 4 * 27_432_062_576
     with pytest.raises(

@@ -88,7 +88,7 @@ def test_free_memory_is_that_of_the_kernel() -> None:
 
 
 def test_too_little_memory_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 3_000_000_000)
+    monkeypatch.setattr(memory, "available", lambda devices: 3_000_000_000)
     memory.require(Forecast(1_600_000_000, 600_000_000), "small")
     message = (
         r"^big needs 3\.1 GB \(1\.7 GB of weights, 0\.6 GB of state, 0\.8 GB to compute with\) "
@@ -97,7 +97,7 @@ def test_too_little_memory_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(GemwrightError, match=message):
         memory.require(Forecast(1_700_000_000, 600_000_000), "big")
-    monkeypatch.setattr(memory, "available", lambda: None)  # unknown memory permits an attempt
+    monkeypatch.setattr(memory, "available", lambda devices: None)  # unknown memory permits an attempt
     memory.require(Forecast(10**15, 0), "huge")
 
 

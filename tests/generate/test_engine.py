@@ -132,10 +132,10 @@ def test_a_cache_of_local_layers_alone_need_not_grow(monkeypatch: pytest.MonkeyP
     engine = Engine(config, make_weights(config, seed=3), VOCAB)
     prompts = [random_ids(VOCAB, 3).tolist(), random_ids(VOCAB, 6, seed=1).tolist()]
     roomy = _tokens(_steps(engine, prompts, 40))
-    compiled = programs.decode._cache_size()
+    compiled = programs.decode.__wrapped__._cache_size()
     monkeypatch.setattr(buckets, "CAPACITIES", (8, 64))
     assert _tokens(_steps(engine, prompts, 40)) == roomy
-    assert programs.decode._cache_size() == compiled
+    assert programs.decode.__wrapped__._cache_size() == compiled
 
 
 def test_score_equals_one_pass(engine: Engine):
@@ -167,22 +167,22 @@ def test_few_programs_are_compiled():
         CONFIGS["local only"], max_length=200
     )  # a configuration of its own, so that nothing is compiled yet
     engine = Engine(config, make_weights(config), VOCAB)
-    prefilled, decoded, scored = (f._cache_size() for f in (programs.prefill, programs.decode, programs.score))
+    prefilled, decoded, scored = (f.__wrapped__._cache_size() for f in (programs.prefill, programs.decode, programs.score))
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
         _steps(engine, [random_ids(VOCAB, length).tolist()], 3)
         _steps(engine, [random_ids(VOCAB, length).tolist()], 2)
     used = {buckets.chunk(length) for length in range(1, 200)}
-    assert 0 < programs.prefill._cache_size() - prefilled <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
-    assert programs.decode._cache_size() - decoded == 1
+    assert 0 < programs.prefill.__wrapped__._cache_size() - prefilled <= 2 * len(used) <= 2 * len(buckets.CHUNKS)
+    assert programs.decode.__wrapped__._cache_size() - decoded == 1
     hot = [
         Sampling(temperature=t, top_k=k, top_p=p, seed=k) for t, k, p in [(1.0, 3, 0.5), (0.0, 0, 1.0), (2.0, 9, 0.9)]
     ]
     for sampling in hot:  # other settings are other numbers, not other programs
         _steps(engine, [random_ids(VOCAB, 5).tolist()], 2, sampling)
-    assert programs.decode._cache_size() - decoded == 2
+    assert programs.decode.__wrapped__._cache_size() - decoded == 2
     for length in (2, 30, 100, 190):
         engine.score([random_ids(VOCAB, length).tolist()])
-    assert programs.score._cache_size() - scored <= len(used)
+    assert programs.score.__wrapped__._cache_size() - scored <= len(used)
 
 
 def test_a_caller_may_stop_asking(engine: Engine):

@@ -192,9 +192,9 @@ def test_a_sequence_without_an_allowed_token_ends(engine: Engine):
 
 def test_any_mix_runs_in_one_program(engine: Engine):
     _run(engine, _bias(), 4)
-    compiled = programs.decode._cache_size(), programs.choose._cache_size()
+    compiled = programs.decode.__wrapped__._cache_size(), programs.choose.__wrapped__._cache_size()
     _run(engine, _bias([{1: 2.0}, {}, {}], [None, {3, 4}, None], [0, 0, 2]), 4)
-    assert (programs.decode._cache_size(), programs.choose._cache_size()) == compiled
+    assert (programs.decode.__wrapped__._cache_size(), programs.choose.__wrapped__._cache_size()) == compiled
 
 
 def test_scores_of_a_prompt_and_the_state_to_continue_from(engine: Engine):

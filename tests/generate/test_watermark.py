@@ -154,10 +154,10 @@ def test_sequences_of_a_batch_are_independent():
 
 def test_nothing_changes_without_a_watermark():
     before, marked = _tokens(None, 0, 1, 2), _tokens(MARK, 0, 1, 2)
-    compiled = programs.decode._cache_size()
+    compiled = programs.decode.__wrapped__._cache_size()
     _generate.cache_clear()
     assert _tokens(None, 0, 1, 2) == before != marked
-    assert programs.decode._cache_size() == compiled
+    assert programs.decode.__wrapped__._cache_size() == compiled
 
 
 def test_marked_text_is_detected_with_its_keys_only():

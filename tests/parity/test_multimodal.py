@@ -18,7 +18,7 @@ import torch
 
 from gemwright import ops, tree
 from gemwright.checkpoint.names.huggingface import map_huggingface
-from gemwright.kernels import attention
+from gemwright.kernels import self_attention
 from gemwright.model import vision
 from gemwright.model.state import DecodeState, empty_state
 from gemwright.model.transformer import SoftTokens, forward, logits
@@ -321,7 +321,7 @@ def _gates(pair: VisionPair) -> Any:
 
 def _windowed(window: int) -> Callable[[VisionPair], Any]:
     """A window that parts the block, too."""
-    together = attention.same_group
+    together = self_attention.same_group
 
     def parted(queries: jax.Array, keys: jax.Array) -> jax.Array:
         place = jnp.arange(queries.shape[1])
@@ -331,7 +331,7 @@ def _windowed(window: int) -> Callable[[VisionPair], Any]:
         # An epsilon that differs in the last bit forces a compilation, with the mistake.
         config = replace(pair.config, norm_eps=float(np.nextafter(pair.config.norm_eps, 1)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attention, "same_group", parted)
+            patch.setattr(self_attention, "same_group", parted)
             return our_logits(replace(pair, config=config))
 
     return wrong
