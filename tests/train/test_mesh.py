@@ -23,7 +23,7 @@ from tests.train.tiny_run import prepare_tiny
 LOSS, GRADIENT = 1e-6, 1e-5
 """Relative tolerances of float32 sums in another order."""
 TIMEOUT = 300
-RUN = {"method": "full", "batch_size": 8, "learning_rate": 3e-3, "held_out": 0, "ema": None, "steps": 60}
+RUN = {"method": "full", "batch_size": 8, "learning_rate": 3e-3, "held_out": 0, "ema": None, "steps": 80}
 
 
 def _environment(**variables: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_a_mesh_that_is_not_valid_is_named(text: str):
 
 def _start(tiny: Path, out: Path, mesh: str | None, **variables: str) -> subprocess.Popen[str]:
     """Start a run that trains all weights, in a process of its own."""
-    options = json.dumps({**RUN, "save_every": 20, "mesh": mesh})
+    options = json.dumps({**RUN, "save_every": 40, "mesh": mesh})
     command = [sys.executable, "-m", "tests.train.tiny_run", str(tiny), str(out), options]
     environment = _environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1", **variables)
     pipe = subprocess.PIPE
@@ -113,7 +113,7 @@ def _lose_one(processes: list[subprocess.Popen[str]], out: Path) -> None:
     first, last = processes[0], processes[-1]
     try:
         assert first.stdout is not None
-        saved = (out / "checkpoints" / "20").is_dir
+        saved = (out / "checkpoints" / "40").is_dir
         assert any(line.startswith("step") and saved() for line in first.stdout), first.communicate()[1]
         last.kill()
         errors = first.communicate(timeout=TIMEOUT)[1]
@@ -130,7 +130,7 @@ def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(
 ):
     _lose_one(_start_several(2, tiny, tmp_path), tmp_path)
     printed = _finish([_start(tiny, tmp_path, "fsdp=2,tensor=2", XLA_FLAGS=_devices(4))])
-    assert re.search(r"Continuing after step [24]0 of 60", printed)
+    assert re.search(r"Continuing after step 40 of 80", printed)
     np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)
 
 
@@ -138,5 +138,5 @@ def test_two_processes_of_which_one_is_killed_continue_as_one_with_four_devices(
 def test_four_processes_of_which_one_is_killed_are_started_again(tiny: Path, tmp_path: Path, whole: list[float]):
     _lose_one(_start_several(4, tiny, tmp_path, "fsdp=4"), tmp_path)
     printed = _finish(_start_several(4, tiny, tmp_path, "data=2,tensor=2"))
-    assert re.search(r"Continuing after step [24]0 of 60", printed)
+    assert re.search(r"Continuing after step 40 of 80", printed)
     np.testing.assert_allclose(_losses(tmp_path), whole, rtol=1e-4)

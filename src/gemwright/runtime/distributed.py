@@ -111,7 +111,7 @@ def noticing_loss(remedy: str) -> Generator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, GemwrightError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # JAX raises both, by the place of the call
         if jax.process_count() == 1 or not any(word in str(error) for word in _LOSSES):
             raise
         raise GemwrightError(f"Another process of the run has ended; {remedy}.") from error
