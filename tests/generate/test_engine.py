@@ -167,7 +167,8 @@ def test_few_programs_are_compiled():
         CONFIGS["local only"], max_length=200
     )  # a configuration of its own, so that nothing is compiled yet
     engine = Engine(config, make_weights(config), VOCAB)
-    prefilled, decoded, scored = (f.__wrapped__._cache_size() for f in (programs.prefill, programs.decode, programs.score))
+    counted = programs.prefill, programs.decode, programs.score
+    prefilled, decoded, scored = (program.__wrapped__._cache_size() for program in counted)
     for length in (1, 2, 17, 33, 34, 65, 100, 129, 160, 190):
         _steps(engine, [random_ids(VOCAB, length).tolist()], 3)
         _steps(engine, [random_ids(VOCAB, length).tolist()], 2)

@@ -87,7 +87,8 @@ def test_frozen_weights_are_shared_and_steps_compile_nothing_new():
     for scale in (0.0, 1.0, 0.0):
         trained = {path: lora.Factors(of.a, scale * 0.1 + of.b) for path, of in adapters.items()}
         replies.append(sampler.roll_out(trained, PROMPTS, 2, seeds_of(0, 1, [4, 9], 2), 6, [7]))
-        compiled.append(tuple(f.__wrapped__._cache_size() for f in (programs.prefill, programs.decode, programs.choose)))  # pyright: ignore
+        counted = programs.prefill, programs.decode, programs.choose
+        compiled.append(tuple(program.__wrapped__._cache_size() for program in counted))  # pyright: ignore
     assert compiled[0] == compiled[1] == compiled[2]
     assert not np.array_equal(replies[0].tokens, replies[1].tokens)
     jax.tree.map(np.testing.assert_array_equal, vars(replies[0]), vars(replies[2]))
