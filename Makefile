@@ -121,7 +121,7 @@ bench-serve: .venv/dev.installed  ## Compare serving with llama.cpp's server: LL
 	$(BIN)/python bench/serve.py $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
 
 bench-plan: .venv/dev.installed  ## Compile steps of published runs for TPUs, without the hardware (an hour; docs/scale.md)
-	$(INSTALL) libtpu
+	$(INSTALL) 'libtpu>=0.0.52,<0.1'
 	$(BIN)/python bench/plan.py
 
 bench-accelerator: .venv/dev.installed  ## Compare with transformers on a GPU or TPU (needs the extra cuda or tpu)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gemwright import sharding, tree
 from gemwright.generate import programs
 from gemwright.model.config import Attention, Config, Layer, Mlp, pattern
-from gemwright.model.params import param_specs
+from gemwright.model.params import ParamSpec, param_specs
 from gemwright.model.state import abstract_state, divided_shapes
 from gemwright.train.objectives.objective import weight_shapes
 from gemwright.train.optimizer import make_optimizer
@@ -26,21 +26,22 @@ from gemwright.train.recipe import Recipe
 from gemwright.train.step import describe_state
 
 DEPTHS = (18, 46)
+MESH = "fsdp=8"
 BATCH, LENGTH = 8, 256
 
 
 def main() -> None:
-    for name in ("fsdp=8",):
-        mesh = sharding.take_mesh(name)
-        for title, compile_program in (("training step", compile_training), ("decoding", compile_decoding)):
-            times: list[str] = []
-            for depth in DEPTHS:
-                jax.clear_caches()
-                begin = time.process_time()
-                with sharding.use(mesh):
-                    compile_program(make_config(depth))
-                times.append(f"{time.process_time() - begin:.1f} s of CPU for {depth} layers")
-            print(f"{name}, {title}: {', '.join(times)}", flush=True)
+    """Print the durations."""
+    mesh = sharding.make_mesh_from_text(MESH)
+    for title, compile_program in (("training step", compile_training), ("decoding", compile_decoding)):
+        times: list[str] = []
+        for depth in DEPTHS:
+            jax.clear_caches()
+            begin = time.process_time()
+            with sharding.use(mesh):
+                compile_program(make_config(depth))
+            times.append(f"{time.process_time() - begin:.1f} s of CPU for {depth} layers")
+        print(f"{MESH}, {title}: {', '.join(times)}", flush=True)
 
 
 def make_config(depth: int) -> Config:
@@ -62,7 +63,7 @@ def compile_training(config: Config) -> None:
 def compile_decoding(config: Config) -> None:
     """Compile a pass of one token."""
 
-    def shape(_: str, spec: object) -> jax.ShapeDtypeStruct:
+    def shape(_: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=sharding.sharding_of(spec.axes, spec.shape))
 
     params = tree.map_with_path(shape, param_specs(config))

@@ -36,7 +36,7 @@ def main() -> None:
         write(path, {tensor.name: tensor.shape for tensor in mapping.values()})
     jax.block_until_ready(jax.device_put(np.zeros(8)))
     before = resident()
-    with sharding.use(sharding.take_mesh(mesh)), Peak() as peak:
+    with sharding.use(sharding.make_mesh_from_text(mesh)), Peak() as peak:
         params = load_weights(open_safetensors(path), mapping, config, dtype)
         jax.block_until_ready(params)
     leaves = jax.tree.leaves(params)

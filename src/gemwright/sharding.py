@@ -22,11 +22,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gemwright.errors import GemwrightError
 from gemwright.typing import Array
 
-MESH_AXES = ("slice", "data", "fsdp", "sequence", "tensor")
+TENSOR = "tensor"
+"""Axis of a mesh that divides heads and hidden widths, and the rows of packed weights."""
+MESH_AXES = ("slice", "data", "fsdp", "sequence", TENSOR)
 """Axes of a mesh, the slowest links first."""
 BATCH_AXES = ("slice", "data", "fsdp")
 """Axes of a mesh that divide the sequences of a batch."""
-WEIGHT_AXES = ("fsdp", "sequence", "tensor")
+WEIGHT_AXES = ("fsdp", "sequence", TENSOR)
 """Axes of a mesh that divide weights."""
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -35,13 +37,13 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "embed": ("fsdp", "sequence"),
         "vision": ("fsdp", "sequence"),
         "recurrent_in": ("fsdp", "sequence"),
-        "vocab": ("tensor",),
-        "heads": ("tensor",),
-        "kv_heads": ("tensor",),
-        "hidden": ("tensor",),
-        "vision_out": ("tensor",),
-        "recurrent": ("tensor",),
-        "blocks": ("tensor",),
+        "vocab": (TENSOR,),
+        "heads": (TENSOR,),
+        "kv_heads": (TENSOR,),
+        "hidden": (TENSOR,),
+        "vision_out": (TENSOR,),
+        "recurrent": (TENSOR,),
+        "blocks": (TENSOR,),
     }
 )
 """Axes of a mesh by the names of an array's axes; an axis without a rule is not divided."""
@@ -114,7 +116,7 @@ def _group_by_slice(devices: Sequence[Any]) -> list[list[Any]]:
     return list(slices.values())
 
 
-def take_mesh(text: str) -> Mesh:
+def make_mesh_from_text(text: str) -> Mesh:
     """Return a mesh of as many of the first devices as its sizes have; see `parse_mesh`.
 
     Raises:

@@ -22,13 +22,12 @@ from gemwright import tree
 from gemwright.kernels import native, panels
 from gemwright.kernels.choice import require_cpu
 from gemwright.kernels.native import Repacked
+from gemwright.sharding import TENSOR
 from gemwright.typing import Array, Float, Int
 
 VALUES_PER_PRODUCT = 1 << 24
 """Number of values that a product with a `PanelTensor` decodes at a time."""
 
-TENSOR = "tensor"
-"""Axis of a mesh that divides packed weights."""
 THIN = 64
 """Largest number of columns of a thin matrix, such as a factor of a low-rank update."""
 
@@ -384,17 +383,15 @@ class DividedTensor:
         )
 
     @classmethod
-    def to_devices(
-        cls, packed: NDArray[np.uint8], whole: PackedTensor | PanelTensor, rows: int, mesh: Mesh
-    ) -> "DividedTensor":
+    def to_devices(cls, whole: PackedTensor | PanelTensor, rows: int, mesh: Mesh) -> "DividedTensor":
         """Copy a packed weight to the devices that have parts of it.
 
         Args:
-            packed: The bytes of all panels.
-            whole: The weight; its bytes are not used.
+            whole: The weight, its bytes in numpy.
             rows: The number of its rows.
             mesh: The mesh.
         """
+        packed: Any = whole.packed
         parts, count = mesh.shape[TENSOR], -(-rows // panels.LANES)
         each = -(-count // parts)  # panels of a part
         size = len(packed) // count * each

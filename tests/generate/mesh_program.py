@@ -73,7 +73,7 @@ def _load(name: str, mesh: str | None) -> Engine:
         folder, precision, *adapter = name.removeprefix("file:").split(":")
         return gemwright.load(folder, dtype=precision, adapter=adapter, mesh=mesh).engine
     config, specs = CONFIGS[name], param_specs(CONFIGS[name])
-    with sharding.use(None if mesh is None else sharding.take_mesh(mesh)):
+    with sharding.use(None if mesh is None else sharding.make_mesh_from_text(mesh)):
 
         def put(array: Any, spec: Any) -> Any:
             return sharding.put(np.asarray(array), sharding.sharding_of(spec.axes, spec.shape))

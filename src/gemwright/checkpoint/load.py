@@ -35,9 +35,6 @@ READ_CHUNK = 1 << 21
 SIXTEEN_BIT_ACTIVATIONS = (".down", ".q", ".k", ".v")
 """Suffixes of the paths of weights whose inputs have 16 bits, as the head's have: 8 bits lose most accuracy here."""
 
-_LATER: Any = None
-"""The bytes of a packed weight that is not on the device yet."""
-
 Progress = Callable[[int, int], None]
 """A callback with the number of bytes read and the total."""
 
@@ -81,12 +78,12 @@ def _put(array: NDArray[Any], param: ParamSpec) -> jax.Array:
     return sharding.put(array, sharding.sharding_of(param.axes, param.shape))
 
 
-def _put_packed(packed: NDArray[np.uint8], whole: PackedTensor | PanelTensor, rows: int) -> Weight:
-    """Copy the bytes of a packed weight to the device, or its parts to those of the current mesh."""
+def _put_packed(weight: PackedTensor | PanelTensor, rows: int) -> Weight:
+    """Copy the bytes of a packed weight from the host to the device, or its parts to those of the current mesh."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return replace(whole, packed=jax.device_put(packed))
-    return DividedTensor.to_devices(packed, whole, rows, mesh)
+        return replace(weight, packed=jax.device_put(weight.packed))
+    return DividedTensor.to_devices(weight, rows, mesh)
 
 
 def _update(path: str, leaf: Weight, param: ParamSpec, updates: Sequence[Updates], dtype: jnp.dtype) -> Weight:
@@ -137,8 +134,8 @@ def _leaves(
             activation_bits = 16 if head or path.endswith(SIXTEEN_BIT_ACTIVATIONS) else 8
             rows = tensor.shape[0]
             if param.linear and as_ours and info.panels:
-                packed = file.raw(name)[: panels.packed_bytes(info.encoding, *tensor.shape)]
-                yield path, _put_packed(packed, _panels(info.encoding, param.shape, precision, activation_bits), rows)
+                raw = file.raw(name)[: panels.packed_bytes(info.encoding, *tensor.shape)]
+                yield path, _put_packed(_panels(raw, info.encoding, param.shape, precision, activation_bits), rows)
             elif param.linear and as_ours and name in repacked and info.shape == tensor.shape:
                 yield path, PackedTensor.to_device(repacked[name], param.shape, activation_bits=activation_bits)
             elif param.linear and as_ours and info.encoding in native_encodings:
@@ -148,8 +145,8 @@ def _leaves(
                 repacked_now = native.repack(
                     info.encoding, raw, shape, allocate=allocate, on_rows_read=release, head=head and not is_divided
                 )
-                whole = PackedTensor(_LATER, repacked_now.layout, param.shape, activation_bits)
-                yield path, _put_packed(repacked_now.packed, whole, rows)
+                packed: Any = repacked_now.packed
+                yield path, _put_packed(PackedTensor(packed, repacked_now.layout, param.shape, activation_bits), rows)
             else:
                 yield path, _put(_read(pool, allocate, file, name, tensor, param.shape, plain), param)
             done += _nbytes(file, tensor, name)
@@ -157,12 +154,12 @@ def _leaves(
 
 
 def _panels(
-    encoding: str, shape: tuple[int, ...], precision: Precision, activation_bits: int
+    packed: Any, encoding: str, shape: tuple[int, ...], precision: Precision, activation_bits: int
 ) -> PackedTensor | PanelTensor:
-    """Return a weight of the panels of a mapped file, which a CPU device uses without a copy; its bytes come later."""
+    """Return a weight of the panels of a mapped file, which a CPU device uses without a copy."""
     if precision == "stored":
-        return PackedTensor(_LATER, encoding, shape, activation_bits)
-    return PanelTensor(_LATER, encoding, shape, jnp.dtype(precision))
+        return PackedTensor(packed, encoding, shape, activation_bits)
+    return PanelTensor(packed, encoding, shape, jnp.dtype(precision))
 
 
 def read_weights(

@@ -143,7 +143,7 @@ class PlatformOperation:
             if tpu is not None and static["impl"] == "pallas":
                 return lower(functools.partial(tpu, interpret=True), context, *leaves, **static)
             # The kernel computes whole arrays: XLA would collect them from all devices.
-            if cpu is None or is_divided(context):
+            if cpu is None or _is_divided(context):
                 if static["impl"] == "native" and cpu is not None:
                     raise GemwrightError(
                         f"{name} cannot run natively on several devices; use the implementation auto or reference."
@@ -182,7 +182,7 @@ class PlatformOperation:
         return self._compiled(*leaves, **static)
 
 
-def is_divided(context: Any) -> bool:
+def _is_divided(context: Any) -> bool:
     """Return whether the program that is being lowered divides its arrays among several devices."""
     axes = context.module_context.axis_context
     return (getattr(axes, "num_devices", None) or 1) > 1

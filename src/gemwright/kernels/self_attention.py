@@ -6,6 +6,7 @@ queries and heads.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,8 @@ class _Layout:
 
     def parts(self, axis: int) -> int:
         """Return the number of parts of an axis of the queries."""
-        sizes, parts = dict(self.sizes), 1
-        for name in self.queries[axis]:
-            parts *= sizes[name]
-        return parts
+        sizes = dict(self.sizes)
+        return math.prod(sizes[name] for name in self.queries[axis])
 
     @property
     def head_parts(self) -> int:
@@ -113,13 +112,13 @@ def _lay_out(q: Array, k: Array) -> _Layout:
     if mesh.empty:
         return _Layout(((),) * 4, ())
     found = sharding.divide(("batch", "length", "heads", None), q.shape, mesh.shape)
-    batch, length, heads, rest = ((names,) if isinstance(names, str) else names or () for names in found)
-    layout = _Layout((batch, length, heads, rest), tuple(mesh.shape.items()))
+    batch, length, heads, width = ((names,) if isinstance(names, str) else names or () for names in found)
+    layout = _Layout((batch, length, heads, width), tuple(mesh.shape.items()))
     if k.shape[2] % layout.head_parts and layout.head_parts % k.shape[2]:
         heads = ()
     if q.shape[1] % (layout.parts(1) * splash.LANES):
         length = ()
-    return _Layout((batch, length, heads, rest), layout.sizes)
+    return _Layout((batch, length, heads, width), layout.sizes)
 
 
 def _obstacle(q: Array, groups: Array | None, layout: _Layout) -> str | None:

@@ -68,7 +68,7 @@ def load_model(
     )
     check_variant(checkpoint, variant)
     precision = choose_precision(dtype)
-    devices = None if mesh is None else sharding.take_mesh(mesh)
+    devices = None if mesh is None else sharding.make_mesh_from_text(mesh)
     memory.require(forecast(checkpoint, precision), str(model), devices)
     checkpoint, updates = adapt(checkpoint, adapters)
     config = checkpoint.config

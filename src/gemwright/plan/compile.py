@@ -40,8 +40,9 @@ class Compiled:
         arguments: Bytes of weights, states and batch.
         temporaries: Bytes of gradients and activations.
         seconds: Duration of the compilation.
-        flops: Floating-point operations.
+        flops: Floating-point operations, without those inside kernels.
         collectives: Bytes that collectives send, by their name.
+        has_kernels: Whether attention is a kernel, whose operations the program's text does not tell.
     """
 
     arguments: int
@@ -49,6 +50,7 @@ class Compiled:
     seconds: float
     flops: float
     collectives: Mapping[str, float]
+    has_kernels: bool
 
     @property
     def total(self) -> int:
@@ -74,16 +76,19 @@ def compile_job(job: Job) -> Compiled:
     analysis: Any = compiled.memory_analysis()
     arguments, temporaries = int(analysis.argument_size_in_bytes), int(analysis.temp_size_in_bytes)
     counts = count(compiled.as_text() or "")
-    return Compiled(arguments, temporaries, time.monotonic() - begin, counts.flops, counts.collectives)
+    seconds = time.monotonic() - begin
+    return Compiled(arguments, temporaries, seconds, counts.flops, counts.collectives, counts.has_kernels)
 
 
 def refine(needs: Estimate, compiled: Compiled) -> Estimate:
     """Return an estimate with the compiler's operations and bytes to other chips in place of its own.
 
-    Traffic with a chip's own memory stays an estimate: the compiler does not say how much of it a cache saves.
+    Traffic with a chip's own memory stays an estimate: the compiler does not say how much of it a cache saves. The
+    operations of attention in a kernel do, too.
     """
     links = sum(compiled.collectives.values()) if needs.links else 0.0
-    return replace(needs, flops=compiled.flops or needs.flops, links=links)
+    flops = compiled.flops + (needs.attention if compiled.has_kernels else 0.0)
+    return replace(needs, flops=flops or needs.flops, links=links)
 
 
 def find_devices(machine: Machine) -> Sequence[Any]:

@@ -26,6 +26,7 @@ class Estimate:
         network: Bytes that are sent to other slices.
         tokens: Tokens of all chips.
         useful: Share of the operations that are not computed a second time.
+        attention: Operations of training that are products of queries, keys and values.
     """
 
     memory: Mapping[str, float]
@@ -35,6 +36,7 @@ class Estimate:
     network: float
     tokens: int
     useful: float
+    attention: float = 0.0
 
     @property
     def total(self) -> float:
@@ -129,6 +131,7 @@ def _estimate_training(job: Job) -> Estimate:
         tokens=job.batch * job.length,
         useful=(layer_flops * passes / (passes + 1) + head_flops + images.useful_flops)
         / (layer_flops + head_flops + images.flops),
+        attention=4 * attention,
     )
 
 

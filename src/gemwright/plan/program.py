@@ -24,7 +24,9 @@ VALUE = re.compile(r"(\d+)\)")
 WINDOW = re.compile(r"window=\{([^}]*)\}")
 LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
+BITS = {"pred": 8, "f8e4m3fn": 8, "f8e5m2": 8}
+"""Bits of dtypes whose names do not end with them."""
+KERNEL = 'custom_call_target="tpu_custom_call"'
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -47,13 +49,15 @@ class Counts:
     """What a program does, of one chip.
 
     Attributes:
-        flops: Operations of matrix products.
+        flops: Operations of matrix products, without those inside Pallas kernels.
         collectives: Bytes that collectives send, by their name. On a ring an all-reduce sends its result twice, a
             reduce-scatter its operand, and others their result; all but a share of one over the number of chips.
+        has_kernels: Whether the program calls Pallas kernels.
     """
 
     flops: float
     collectives: dict[str, float]
+    has_kernels: bool
 
 
 def count(text: str) -> Counts:
@@ -71,7 +75,8 @@ def count(text: str) -> Counts:
             collective = each.operation.removesuffix("-start")
             if collective in found and name not in continued:
                 found[collective] += times * _sent(each, shapes[name])
-    return Counts(flops, {name: nbytes for name, nbytes in found.items() if nbytes})
+    sent = {name: nbytes for name, nbytes in found.items() if nbytes}
+    return Counts(flops, sent, KERNEL in text)
 
 
 def _find_continued(computations: Computations) -> set[str]:
@@ -177,8 +182,10 @@ def _dimensions(kind: str) -> tuple[int, ...]:
 
 def _sizes(kind: str) -> list[float]:
     """Return the bytes of every array of a type."""
-    return [_bits(dtype) / 8 * math.prod(int(size) for size in sizes.split(",") if size)
-            for dtype, sizes in SHAPE.findall(kind)] or [0.0]  # fmt: skip
+    found = SHAPE.findall(kind)
+    return [_bits(dtype) / 8 * math.prod(int(size) for size in sizes.split(",") if size) for dtype, sizes in found] or [
+        0.0
+    ]
 
 
 def _bits(dtype: str) -> int:
