@@ -68,7 +68,7 @@ def test_pretraining_is_training():
     ("model", "kind", "machine", "length"),
     [
         ("gemma-7b", "train", "v5e:2x2", 2048),
-        ("gemma-7b", "train", "v5e:16x16", 8192),
+        ("gemma-7b", "train", "v5e:4x4", 8192),
         ("gemma-2-27b", "train", "v5e:8x8", 2048),
         ("gemma-2-27b", "tune", "v5e:4x4", 8192),
         ("gemma-3-27b", "serve", "h100", 32768),

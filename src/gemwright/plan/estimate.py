@@ -104,17 +104,21 @@ def _estimate_training(job: Job) -> Estimate:
     widest = max(layer.mlp.hidden for layer in config.layers)
     images = _estimate_images(job, passes)
     mixer = max(_mixer_width(layer.mixer) for layer in config.layers)
+    activations = (
+        item * tokens * width * depth
+        + tokens * (TOKEN_WIDTHS * width + MLP_WIDTHS * widest / tensor + MIXER_WIDTHS * mixer / tensor) * item
+        + 2 * gathered
+        + images.activations
+    )
+    loss = 3 * 4 * min(LOGITS, tokens * config.vocab) / tensor
     memory = {
         "weights": weights,
         "optimizer": 2 * _held(job, 4) if full else 8 * rank,
         "gradients": _held(job, 4) if full else 4 * rank,
-        "table": (item + 8 * full) * table / tensor if full or job.size("fsdp", "sequence") > 1 else 0.0,
-        "activations": item * tokens * width * depth
-        + tokens * (TOKEN_WIDTHS * width + MLP_WIDTHS * widest / tensor + MIXER_WIDTHS * mixer / tensor) * item
-        + 2 * gathered
-        + images.activations,
-        "loss": 3 * 4 * min(LOGITS, tokens * config.vocab) / tensor,
+        **(_peak(table / tensor, activations, loss) if full else {"activations": activations, "loss": loss}),
     }
+    if not full and job.size("fsdp", "sequence") > 1:
+        memory["table"] = item * table / tensor
     attention = job.sequences * _attention_flops(config, job.length) / job.size("sequence") / tensor
     layer_flops = 2 * (passes + 1) * tokens * layers / tensor + 4 * attention  # forward, again, and the gradients
     head_flops = 2 * passes * tokens * table / tensor
@@ -125,7 +129,7 @@ def _estimate_training(job: Job) -> Estimate:
     return Estimate(
         memory=memory,
         flops=layer_flops + head_flops + images.flops,
-        traffic=3 * 2 * (layers + table) / tensor + (20 if full else 2) * weights / 4 + 12 * memory["activations"],
+        traffic=3 * 2 * (layers + table) / tensor + (20 if full else 2) * weights / 4 + 12 * activations,
         links=links,
         network=2 * weights * (1 - 1 / job.size("slice", "data")) if full and job.size("slice") > 1 else 0.0,
         tokens=job.batch * job.length,
@@ -133,6 +137,16 @@ def _estimate_training(job: Job) -> Estimate:
         / (layer_flops + head_flops + images.flops),
         attention=4 * attention,
     )
+
+
+def _peak(table: float, activations: float, loss: float) -> dict[str, float]:
+    """Return what a chip holds at the peak of a step that trains all weights.
+
+    The gradient of the embedding is whole until it is divided: twice in the loss (that of the head, and the sum), and
+    once while the layers have theirs.
+    """
+    phases = {"table": 8 * table, "loss": loss}, {"table": 4 * table, "activations": activations}
+    return max(phases, key=lambda phase: sum(phase.values()))
 
 
 @dataclass(frozen=True)
